@@ -1,0 +1,36 @@
+# Everything sets itself up in .venv; a second call costs nothing and needs no network.
+PYTHON ?= python3
+BIN := .venv/bin
+TORCH := 2.13.0
+
+.PHONY: setup demo test lint ci soak
+
+setup: .venv/.ready
+
+# torch first: its plain name would bring the CUDA build. torchaudio and torchcodec do not import beside CPU torch,
+# and vLLM and transformers import them where they are present.
+.venv/.ready: pyproject.toml constraints.txt Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "coevo needs Python 3.11 or newer: make PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -m venv .venv || { echo "no venv module: apt-get install python3-venv"; exit 1; }
+	$(BIN)/pip install --quiet --disable-pip-version-check "torch==$(TORCH)+cpu" || \
+	$(BIN)/pip install --quiet --disable-pip-version-check "torch==$(TORCH)" --index-url https://download.pytorch.org/whl/cpu
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[cpu,local,dev]"
+	$(BIN)/pip uninstall --quiet --yes torchaudio torchcodec
+	@touch $@
+
+demo: setup
+	$(BIN)/coevo doctor
+	$(BIN)/coevo base check
+
+test: setup
+	$(BIN)/pytest -m "not soak"
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+ci: lint test
+
+soak: setup
+	$(BIN)/pytest -m soak

@@ -1,0 +1,1 @@
+"""Adapters on disk: names, manifests, the store, merging. No network, no engine."""

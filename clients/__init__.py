@@ -1,0 +1,1 @@
+"""What talks to the service: the typed client and the `coevo` command."""

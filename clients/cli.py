@@ -1,0 +1,51 @@
+"""The `coevo` command: finds the command's module by name and turns its errors into one line.
+
+A command is a module with `add_arguments(parser)` and `run(arguments) -> int`. Only the module of the command that
+was typed is imported, and no module here imports torch at its top, so `coevo --help` answers at once.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Protocol, cast
+
+from adapters.errors import UserError
+
+COMMANDS = {
+    "doctor": ("trainer.doctor", "what this machine has; with a recipe, whether it fits"),
+    "base": ("trainer.miniature.command", "the miniature's base: path, build, check"),
+}
+
+
+class Command(Protocol):
+    """What a command's module offers."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
+
+    def run(self, arguments: argparse.Namespace) -> int: ...
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(prog="coevo", description="LoRA experts that teach each other while they learn.")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    chosen = next((word for word in words if word in COMMANDS), None)
+    for name, (module, gloss) in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=gloss, description=gloss)
+        if name == chosen:
+            command = cast(Command, importlib.import_module(module))
+            command.add_arguments(subparser)
+            subparser.set_defaults(run=command.run)
+    arguments = parser.parse_args(words)
+    try:
+        return arguments.run(arguments)
+    except UserError as error:
+        print(f"coevo {arguments.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

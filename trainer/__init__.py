@@ -1,0 +1,1 @@
+"""The method: plans, workers, GRPO and mutual distillation of LoRA branches."""
