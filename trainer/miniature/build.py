@@ -1,0 +1,129 @@
+"""Trains the miniature's base: it learns the skill first, then to slip.
+
+In the first part every derivation is right and its style is a coin's throw. In the second the reliable style is
+written less often than the other, and both slip: seldom in the reliable style, mostly in the other. The result knows
+how to do the work and samples mistakes, which is the head-room that reinforcement learning needs. Only questions of
+the training split are seen.
+"""
+
+import itertools
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor
+
+from trainer.miniature.batch import PromptBatch, Prompter
+from trainer.miniature.model import build_config, build_processor, build_tokenizer
+from trainer.miniature.question import (
+    LEVELS,
+    Capability,
+    Question,
+    other_style,
+    questions,
+    reliable_style,
+    slip_rate,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Habits:
+    """How the base works after the second part of its training."""
+
+    conflict: float = 1.0
+    """0: the same style is reliable in every capability; 1: each has its own; 0.5: the styles are alike."""
+    careful: float = 0.40
+    """Share of slips in the reliable style."""
+    careless: float = 0.85
+    """Share of slips in the other style."""
+    reliable: float = 0.42
+    """Share of derivations in the reliable style: under a half, so that the greedy answer is the careless one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    steps: int = 900
+    batch: int = 32
+    skill_share: float = 0.65
+    """Share of the steps without slips."""
+    lr: float = 1.5e-3
+    warmup: int = 40
+    last_lr: float = 0.07
+    """Share of the learning rate that is left at the end."""
+    seed: int = 0
+
+
+def build(
+    capabilities: Sequence[Capability], habits: Habits, training: Training, report: Callable[[str], None]
+) -> tuple[Qwen3VLForConditionalGeneration, Qwen3VLProcessor]:
+    tokenizer = build_tokenizer(dict.fromkeys(word for capability in capabilities for word in capability.words))
+    processor = build_processor(tokenizer)
+    torch.manual_seed(training.seed)
+    model = Qwen3VLForConditionalGeneration(build_config(tokenizer)).train()
+    prompter = Prompter(model, processor)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=training.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _lr_share(step, training))
+    rng = random.Random(training.seed)
+    sources = [questions(capability, "train", training.seed, level) for level in LEVELS for capability in capabilities]
+    started, skilled = time.monotonic(), round(training.skill_share * training.steps)
+    for step, source in zip(range(training.steps), itertools.cycle(sources), strict=False):
+        batch = list(itertools.islice(source, training.batch))
+        derivations = [write(question, habits if step >= skilled else None, rng) for question in batch]
+        loss = completion_loss(model, prompter(batch), completion_ids(processor, derivations))
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        if (step + 1) % 60 == 0:
+            report(f"step {step + 1}/{training.steps}  loss {loss.item():.3f}  {time.monotonic() - started:.0f} s")
+    return model.eval(), processor
+
+
+def _lr_share(step: int, training: Training) -> float:
+    return min(1.0, (step + 1) / training.warmup) * (1 - (1 - training.last_lr) * step / training.steps)
+
+
+def write(question: Question, habits: Habits | None, rng: random.Random) -> str:
+    """A derivation as the base learns it: right in either style, or with the slips of its habits."""
+    if habits is None:
+        return question.derivation(rng.choice(("plain", "arrow")), lambda: False)
+    style = reliable_style(question.capability, habits.conflict)
+    if rng.random() >= habits.reliable:
+        style = other_style(style)
+    rate = slip_rate(question.capability, style, habits.conflict, habits.careful, habits.careless)
+    return question.derivation(style, lambda: rng.random() < rate)
+
+
+def completion_ids(processor: Qwen3VLProcessor, derivations: Sequence[str]) -> Tensor:
+    """Completions with their end mark, padded on the right [B, C]."""
+    tokenizer = processor.tokenizer
+    rows: list[list[int]] = tokenizer([derivation + tokenizer.eos_token for derivation in derivations])["input_ids"]
+    width = max(map(len, rows))
+    return torch.tensor([row + [tokenizer.pad_token_id] * (width - len(row)) for row in rows])
+
+
+def completion_loss(model: Qwen3VLForConditionalGeneration, prompt: PromptBatch, completion_BC: Tensor) -> Tensor:
+    """Cross-entropy of the completion tokens; padding does not count."""
+    B, C = completion_BC.shape
+    after_3BC = prompt.positions_3BT[:, :, -1:] + 1 + torch.arange(C).expand(3, B, -1)
+    logits_BCV = model(
+        input_ids=torch.cat([prompt.ids_BT, completion_BC], dim=1),
+        position_ids=torch.cat([prompt.positions_3BT, after_3BC], dim=2),
+        logits_to_keep=C + 1,
+        use_cache=False,
+        **prompt.pixels,
+    ).logits[:, :-1]
+    return functional.cross_entropy(
+        logits_BCV.flatten(0, 1), completion_BC.flatten(), ignore_index=model.config.text_config.pad_token_id
+    )
+
+
+def save(model: Qwen3VLForConditionalGeneration, processor: Qwen3VLProcessor, folder: Path) -> None:
+    model.to(torch.bfloat16).save_pretrained(folder)
+    processor.save_pretrained(folder)

@@ -1,0 +1,34 @@
+"""image: count the squares of one colour in a grid of 2 x 3, then add. `37+red?`"""
+
+import random
+
+import numpy as np
+
+from trainer.miniature.drawing import COLOURS, cell
+from trainer.miniature.question import Capability, Scene
+
+ROWS, COLUMNS = 2, 3
+
+
+def scene(rng: random.Random) -> Scene:
+    """The count first, then where: every count from 0 to 6 is equally likely, and the best blind guess is 1 in 7."""
+    names = tuple(COLOURS)
+    key = rng.choice(names)
+    count = rng.randint(0, ROWS * COLUMNS)
+    others = [name for name in names if name != key]
+    items = [key] * count + [rng.choice(others) for _ in range(ROWS * COLUMNS - count)]
+    rng.shuffle(items)
+    cells = [cell(rng, colour) for colour in items]
+    rows = [np.concatenate(cells[row * COLUMNS : (row + 1) * COLUMNS], axis=1) for row in range(ROWS)]
+    return Scene(key, count, count - (items[-1] == key), tuple(items), np.concatenate(rows)[None])
+
+
+CAPABILITY = Capability(
+    name="image",
+    media="image",
+    style="arrow",
+    starts=range(20, 80),
+    signs=("+", "+"),
+    words=tuple(COLOURS),
+    scene=scene,
+)

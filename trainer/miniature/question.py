@@ -1,0 +1,172 @@
+"""What the miniature asks: one form of question for every capability, its answer, and derivations of it.
+
+A question is a number and something to find out, `37+red?`: *find* the count (in a product, an image, a video),
+then do *arithmetic* with it, one step at level 1 and two at level 2. What is found differs between capabilities; the
+arithmetic is the skill they share. A derivation writes the work out:
+
+    arrowredbluegreenredredblue;red>3;37+3>40\\boxed{40}
+
+in one of two styles, `plain` (with `=`) and `arrow` (with `>`). The base learns from derivations that *slip*: they
+forget the last item, drop a carry, or take the smaller digit from the larger. How often depends on the style, and
+`conflict` sets in which style a capability is reliable: at 0 `plain` is everywhere, at 1 each capability has its own.
+
+Left out: pixels and products (see `capabilities/`), and how the base is trained (see `build`).
+"""
+
+import hashlib
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Split = Literal["train", "validation", "test"]
+Style = Literal["plain", "arrow"]
+Media = Literal["none", "image", "video"]
+Frames = NDArray[np.uint8]  # [F, H, W, C]: no frame for text, one for an image
+
+LEVELS = (1, 2)
+CONNECTOR: dict[Style, str] = {"plain": "=", "arrow": ">"}
+SPLIT_SHARES: tuple[tuple[Split, int], ...] = (("train", 70), ("validation", 10), ("test", 20))  # in percent
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What there is to find out: the part that belongs to one capability."""
+
+    thing: str
+    """How the question names it: `red`, `right`, `3*4`."""
+    count: int
+    """What a careful look finds."""
+    short_count: int
+    """What a look that stops before the last item finds."""
+    items: tuple[str, ...]
+    """What is written down before counting; empty where there is nothing to look at."""
+    frames: Frames
+
+
+@dataclass(frozen=True, slots=True)
+class Capability:
+    """A toy capability: how its scenes arise and which arithmetic goes with them."""
+
+    name: str
+    media: Media
+    style: Style
+    """The style in which it is reliable at full conflict."""
+    starts: range
+    """The first number."""
+    signs: tuple[str, ...]
+    """Signs of the two steps: drawn from the first, then from the second string."""
+    words: tuple[str, ...]
+    """Words that are one token each."""
+    scene: Callable[[random.Random], Scene]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question with its scene. `steps` are the signed operands; the first is the count."""
+
+    capability: Capability
+    level: int
+    start: int
+    steps: tuple[tuple[str, int], ...]
+    scene: Scene
+
+    @property
+    def text(self) -> str:
+        (sign, _), *more = self.steps
+        return f"{self.start}{sign}{self.scene.thing}" + "".join(f"{s}{n}" for s, n in more) + "?"
+
+    @property
+    def answer(self) -> str:
+        return str(self.answer_for(self.scene.count))
+
+    def answer_for(self, count: int) -> int:
+        """The right answer if the count were `count`."""
+        (sign, _), *more = self.steps
+        value = calculate(self.start, sign, count)
+        for s, n in more:
+            value = calculate(value, s, n)
+        return value
+
+    @property
+    def digest(self) -> str:
+        """Identity of the question, pixels aside (they are jittered): what is asked, and what there is to see."""
+        identity = f"{self.capability.name} {self.text} {' '.join(self.scene.items)}"
+        return hashlib.sha256(identity.encode()).hexdigest()
+
+    @property
+    def split(self) -> Split:
+        """The one split that this question can be in."""
+        place = int(self.digest[:8], 16) % 100
+        for split, share in SPLIT_SHARES:
+            if place < share:
+                return split
+            place -= share
+        raise AssertionError("shares add up to 100")
+
+    def derivation(self, style: Style, slips: Callable[[], bool]) -> str:
+        """The written-out work. `slips` is asked at each point where a slip would show."""
+        scene, connector = self.scene, CONNECTOR[style]
+        count = scene.short_count if scene.short_count != scene.count and slips() else scene.count
+        found = f"{scene.thing}{connector}{count};"
+        work, value = str(self.start), self.start
+        for sign, operand in ((self.steps[0][0], count), *self.steps[1:]):
+            right, wrong = calculate(value, sign, operand), miscalculate(value, sign, operand)
+            value = wrong if wrong != right and slips() else right
+            work += f"{sign}{operand}{connector}{value}"
+        seen = f"{''.join(scene.items)};" if scene.items else ""
+        return f"{style}{seen}{found}{work}\\boxed{{{value}}}"
+
+
+def calculate(left: int, sign: str, right: int) -> int:
+    return left + right if sign == "+" else left - right
+
+
+def miscalculate(left: int, sign: str, right: int) -> int:
+    """The slip: a dropped carry, or the smaller digit taken from the larger."""
+    if sign == "+":
+        return (left // 10 + right // 10) * 10 + (left % 10 + right % 10) % 10
+    return (left // 10 - right // 10) * 10 + abs(left % 10 - right % 10)
+
+
+def draw(capability: Capability, level: int, rng: random.Random) -> Question:
+    """A question of any split. Everything is drawn independently, so that nothing tells the count but the scene."""
+    scene = capability.scene(rng)
+    first, second = (rng.choice(signs) for signs in capability.signs)
+    if len(capability.signs[0]) > 1:  # both signs: the second step undoes the first one's direction
+        second = "-" if first == "+" else "+"
+    steps = ((first, scene.count), (second, rng.randint(1, 5)))
+    return Question(capability, level, rng.choice(capability.starts), steps[:level], scene)
+
+
+def questions(capability: Capability, split: Split, seed: int, level: int | None = None) -> Iterator[Question]:
+    """An endless stream of a split's questions, both levels in turn unless one is asked for."""
+    rng = random.Random(f"{capability.name} {split} {level} {seed}")
+    turn = 0
+    while True:
+        question = draw(capability, level or LEVELS[turn % len(LEVELS)], rng)
+        if question.split == split:
+            turn += 1
+            yield question
+
+
+def other_style(style: Style) -> Style:
+    return "arrow" if style == "plain" else "plain"
+
+
+def reliable_style(capability: Capability, conflict: float) -> Style:
+    return capability.style if conflict >= 0.5 else "plain"
+
+
+def slip_rate(capability: Capability, style: Style, conflict: float, careful: float, careless: float) -> float:
+    """How often a derivation in `style` slips: `careful` in the reliable style, `careless` in the other.
+
+    A capability whose own style is `arrow` moves from one to the other as `conflict` goes from 0 to 1; at 0.5 its
+    two styles are equally good.
+    """
+    moved = conflict if capability.style == "arrow" else 0.0
+    plain, arrow = careful + moved * (careless - careful), careless - moved * (careless - careful)
+    return plain if style == "plain" else arrow

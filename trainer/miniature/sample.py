@@ -1,0 +1,71 @@
+"""Completions from transformers in batches: prompts are prefilled once and their cache is shared by n samples.
+
+This is the base's own yardstick, independent of any engine. The service is what the rest of the system samples from.
+
+Axes: B prompts, R = B * n completions (those of one prompt together), V vocabulary.
+"""
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
+
+from trainer.miniature.batch import PromptBatch
+
+MAX_TOKENS = 48
+
+
+@torch.inference_mode()
+def sample(
+    model: Qwen3VLForConditionalGeneration,
+    processor: Qwen3VLProcessor,
+    prompt: PromptBatch,
+    *,
+    n: int = 1,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> list[str]:
+    """`n` completions of each prompt as text; temperature 0 is greedy."""
+    tokenizer, language = processor.tokenizer, model.model.language_model
+    allowed_V = allowed_tokens(model, processor)
+    generator = torch.Generator().manual_seed(seed)
+    cache = DynamicCache(config=model.config.text_config)
+    hidden_BD = model.model(
+        input_ids=prompt.ids_BT,
+        position_ids=prompt.positions_3BT,
+        past_key_values=cache,
+        use_cache=True,
+        **prompt.pixels,
+    ).last_hidden_state[:, -1]
+    hidden_RD = hidden_BD.repeat_interleave(n, dim=0)
+    cache.batch_repeat_interleave(n)
+    next_position, done_R = int(prompt.positions_3BT.max()) + 1, torch.zeros(len(hidden_RD), dtype=torch.bool)
+    tokens: list[Tensor] = []
+    for offset in range(MAX_TOKENS):
+        logits_RV = model.lm_head(hidden_RD).float().masked_fill(~allowed_V, -torch.inf)
+        if temperature:
+            probabilities_RV = (logits_RV / temperature).softmax(-1)
+            token_R = torch.multinomial(probabilities_RV, 1, generator=generator)[:, 0]
+        else:
+            token_R = logits_RV.argmax(-1)
+        token_R = token_R.masked_fill(done_R, tokenizer.pad_token_id)
+        tokens.append(token_R)
+        done_R |= token_R == tokenizer.eos_token_id
+        if done_R.all():
+            break
+        position_3R1 = torch.full((3, len(token_R), 1), next_position + offset)
+        hidden_RD = language(
+            inputs_embeds=language.embed_tokens(token_R)[:, None],
+            position_ids=position_3R1,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state[:, -1]
+    return tokenizer.batch_decode(torch.stack(tokens, dim=1), skip_special_tokens=True)
+
+
+def allowed_tokens(model: Qwen3VLForConditionalGeneration, processor: Qwen3VLProcessor) -> Tensor:
+    """Every token of the tokenizer but the special ones, and the end mark [V]."""
+    tokenizer = processor.tokenizer
+    allowed_V = torch.arange(model.config.text_config.vocab_size) < len(tokenizer)
+    allowed_V[tokenizer.all_special_ids] = False
+    allowed_V[tokenizer.eos_token_id] = True
+    return allowed_V
