@@ -23,6 +23,7 @@ from trainer.miniature.model import build_config, build_processor, build_tokeniz
 from trainer.miniature.question import (
     LEVELS,
     Capability,
+    Media,
     Question,
     other_style,
     questions,
@@ -45,10 +46,13 @@ class Habits:
     """Share of derivations in the reliable style: under a half, so that the greedy answer is the careless one."""
 
 
+BATCH: dict[Media, int] = {"none": 64, "image": 40, "video": 32}  # questions a step: short ones cost little
+FIRST = Habits(careful=0.0, careless=1.0, reliable=0.5)
+
+
 @dataclass(frozen=True, slots=True)
 class Training:
     steps: int = 900
-    batch: int = 32
     skill_share: float = 0.65
     """Share of the steps without slips."""
     lr: float = 1.5e-3
@@ -69,11 +73,15 @@ def build(
     optimiser = torch.optim.AdamW(model.parameters(), lr=training.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _lr_share(step, training))
     rng = random.Random(training.seed)
-    sources = [questions(capability, "train", training.seed, level) for level in LEVELS for capability in capabilities]
+    sources = [
+        (capability, questions(capability, "train", training.seed, level))
+        for level in LEVELS
+        for capability in capabilities
+    ]
     started, skilled = time.monotonic(), round(training.skill_share * training.steps)
-    for step, source in zip(range(training.steps), itertools.cycle(sources), strict=False):
-        batch = list(itertools.islice(source, training.batch))
-        derivations = [write(question, habits if step >= skilled else None, rng) for question in batch]
+    for step, (capability, source) in zip(range(training.steps), itertools.cycle(sources), strict=False):
+        batch = list(itertools.islice(source, BATCH[capability.media]))
+        derivations = [write(question, habits if step >= skilled else FIRST, rng) for question in batch]
         loss = completion_loss(model, prompter(batch), completion_ids(processor, derivations))
         optimiser.zero_grad()
         loss.backward()
@@ -89,10 +97,7 @@ def _lr_share(step: int, training: Training) -> float:
     return min(1.0, (step + 1) / training.warmup) * (1 - (1 - training.last_lr) * step / training.steps)
 
 
-def write(question: Question, habits: Habits | None, rng: random.Random) -> str:
-    """A derivation as the base learns it: right in either style, or with the slips of its habits."""
-    if habits is None:
-        return question.derivation(rng.choice(("plain", "arrow")), lambda: False)
+def write(question: Question, habits: Habits, rng: random.Random) -> str:
     style = reliable_style(question.capability, habits.conflict)
     if rng.random() >= habits.reliable:
         style = other_style(style)

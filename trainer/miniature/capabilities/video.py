@@ -27,7 +27,10 @@ def scene(rng: random.Random) -> Scene:
     for is_key in counted:
         places.append((places[-1] + (step if is_key else -step)) % len(PLACES))
     frames = [frame for place in places for frame in [_draw(rng, place)] * FRAMES_PER_PLACE]
-    return Scene(key, count, count - counted[-1], tuple(str(place + 1) for place in places), np.stack(frames))
+    other = "left" if key == "right" else "right"
+    turns = ("", *(key if is_key else other for is_key in counted))
+    items = tuple(f"{turn}{place + 1}" for turn, place in zip(turns, places, strict=True))
+    return Scene(key, count, count - counted[-1], items, np.stack(frames))
 
 
 def _draw(rng: random.Random, place: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:

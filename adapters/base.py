@@ -1,0 +1,31 @@
+"""Where a base lies. Left out: loading it, and its digest in a store."""
+
+from pathlib import Path
+
+from adapters.errors import UserError
+
+MINIATURE = Path(__file__).parents[1] / "trainer" / "miniature" / "base"
+
+
+def locate(name: str) -> Path:
+    """The folder of a base: `miniature`, a folder with a `config.json`, or a hub name that was downloaded before."""
+    if name == "miniature":
+        return MINIATURE
+    folder = Path(name)
+    if (folder / "config.json").is_file():
+        return folder.resolve()
+    if folder.is_dir():
+        raise UserError(f"{name}: no config.json in this folder; name the folder of a Hugging Face checkpoint")
+    return _cached(name)
+
+
+def _cached(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except HFValidationError:
+        raise UserError(f"{name}: no such folder, and no hub name either (OWNER/NAME)") from None
+    except LocalEntryNotFoundError:
+        raise UserError(f"{name}: neither a folder nor downloaded yet; `hf download {name}` fetches it") from None

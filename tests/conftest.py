@@ -1,0 +1,26 @@
+"""Settings that must stand before torch and vLLM are imported, and the tier of every test."""
+
+import os
+
+import pytest
+
+os.environ |= {
+    "OMP_NUM_THREADS": "1",  # two spinning OpenMP pools on two cores cost a factor of twenty
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TORCHDYNAMO_DISABLE": "1",  # else the first log-probs compile for 12 s
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+TIERS = ("engine", "e2e", "soak")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test without a tier is a unit test."""
+    for item in items:
+        if not any(item.get_closest_marker(tier) for tier in TIERS):
+            item.add_marker("unit")

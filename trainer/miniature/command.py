@@ -1,0 +1,99 @@
+"""`coevo base`: where a base lies, the miniature's base made anew, and what a base of the miniature can do."""
+
+import argparse
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from adapters.base import locate
+from adapters.errors import UserError
+
+THREADS = min(4, os.cpu_count() or 1)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    path = actions.add_parser("path", help="print the folder of a base")
+    path.add_argument("name", nargs="?", default="miniature", help="miniature, a folder, or a hub name")
+
+    build = actions.add_parser("build", help="train the miniature's base (minutes on two cores)")
+    build.add_argument("--out", type=Path, required=True, metavar="DIR", help="a folder that does not exist yet")
+    build.add_argument("--capabilities", nargs="+", default=["text", "image", "video"], metavar="NAME")
+    build.add_argument(
+        "--conflict", type=float, default=1.0, help="0: one style is reliable everywhere; 1: each its own"
+    )
+    build.add_argument("--steps", type=int, help="training steps (default: the shipped base's)")
+    build.add_argument("--seed", type=int, default=0)
+
+    check = actions.add_parser("check", help="accuracy by capability and level, beside the blind levels")
+    check.add_argument("--base", default="miniature", metavar="NAME", help="miniature, or a folder that build made")
+    check.add_argument("--capabilities", nargs="+", default=["text", "image", "video"], metavar="NAME")
+    check.add_argument("--split", choices=("train", "validation", "test"), default="validation")
+    check.add_argument("--questions", type=int, default=256, metavar="N", help="questions a level")
+    check.add_argument("--samples", type=int, default=8, metavar="N", help="samples a question")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.action == "path":
+        print(locate(arguments.name))
+        return 0
+    return _build(arguments) if arguments.action == "build" else _check(arguments)
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from trainer.miniature.build import Habits, Training, build, save
+    from trainer.miniature.capabilities import capability
+
+    out: Path = arguments.out
+    if out.exists():
+        raise UserError(f"{out} exists: name a new folder with --out, or remove this one")
+    if not 0 <= arguments.conflict <= 1:
+        raise UserError(f"--conflict {arguments.conflict}: it is a number from 0 (none) to 1 (strong)")
+    capabilities = [capability(name) for name in arguments.capabilities]
+    training = Training(seed=arguments.seed, **({"steps": arguments.steps} if arguments.steps else {}))
+    torch.set_num_threads(THREADS)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        model, processor = build(
+            capabilities, Habits(conflict=arguments.conflict), training, lambda line: print(line, flush=True)
+        )
+        save(model, processor, staging)
+        staging.rename(out)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    print(f"base: {out}")
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    import torch
+    from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor
+
+    from trainer.miniature.capabilities import capability
+    from trainer.miniature.check import check
+
+    capabilities = [capability(name) for name in arguments.capabilities]
+    if arguments.questions < 1 or arguments.samples < 1:
+        raise UserError("--questions and --samples must be at least 1")
+    folder = locate(arguments.base)
+    torch.set_num_threads(THREADS)
+    model = Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    processor = Qwen3VLProcessor.from_pretrained(folder)
+    table = Table(title=f"{arguments.base}: {arguments.questions} {arguments.split} questions a level")
+    passed = f"pass@{arguments.samples}"
+    for column in ("capability", "level", "greedy", "sampled", passed, "other media", "blind guess", "constant"):
+        table.add_column(column, justify="left" if column == "capability" else "right")
+    rows = check(model, processor, capabilities, split=arguments.split, count=arguments.questions, n=arguments.samples)
+    for row in rows:
+        figures = (row.greedy, row.sampled, row.passed, row.swapped, row.guess, row.constant)
+        name, level = (row.capability, str(row.level)) if row.level else (f"[bold]{row.capability}[/bold]", "all")
+        table.add_row(name, level, *(f"{100 * figure:.1f}" for figure in figures), end_section=not row.level)
+    Console().print(table)
+    return 0
