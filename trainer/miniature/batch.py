@@ -20,6 +20,9 @@ from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 from trainer.miniature.question import Media, Question
 
 
+FPS = 2  # of every video
+
+
 @dataclass(frozen=True, slots=True)
 class PromptBatch:
     """Prompts of equal length, as the model takes them."""
@@ -95,6 +98,3 @@ def patches(media: Media, frames: Sequence[np.ndarray[Any, np.dtype[np.uint8]]])
     grid = torch.tensor([[times, high, wide]]).expand(B, -1)
     suffix = "_videos" if media == "video" else ""
     return {f"pixel_values{suffix}": values_ND, f"{media}_grid_thw": grid}
-
-
-FPS = 2

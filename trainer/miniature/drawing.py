@@ -1,4 +1,4 @@
-"""Cells of 32 x 32 pixels, one visual token each, with a coloured square somewhere in the middle."""
+"""Cells of 32 x 32 pixels, one visual token each, with a coloured square in them."""
 
 import random
 
@@ -8,13 +8,12 @@ from numpy.typing import NDArray
 COLOURS = {"red": (220, 40, 40), "blue": (40, 60, 220), "green": (40, 180, 60)}
 CELL = 32
 BACKGROUND = 235
-_SQUARE, _MARGIN, _SHIFT, _TINT = 20, 6, 3, 20
+SHIFT, TINT = 3, 20
 
 
-def cell(rng: random.Random, colour: str | None) -> NDArray[np.uint8]:
-    """A cell [H, W, C]; its square is shifted and tinted a little, so that no two questions share their pixels."""
+def cell(rng: random.Random, colour: str, *, size: int = 20, middle: tuple[int, int] = (0, 0)) -> NDArray[np.uint8]:
+    """A cell [H, W, C]. Its square is shifted and tinted a little, so that no two questions share their pixels."""
     pixels = np.full((CELL, CELL, 3), BACKGROUND, np.int16)
-    if colour is not None:
-        top, left = (_MARGIN + rng.randint(-_SHIFT, _SHIFT) for _ in range(2))
-        pixels[top : top + _SQUARE, left : left + _SQUARE] = np.array(COLOURS[colour]) + rng.randint(-_TINT, _TINT)
+    top, left = ((CELL - size) // 2 + offset + rng.randint(-SHIFT, SHIFT) for offset in middle)
+    pixels[top : top + size, left : left + size] = np.array(COLOURS[colour]) + rng.randint(-TINT, TINT)
     return np.clip(pixels, 0, 255).astype(np.uint8)

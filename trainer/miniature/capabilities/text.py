@@ -1,4 +1,4 @@
-"""text: multiply, then add or subtract. `37+3*4?`
+"""text: multiply, then add or subtract. `37+2*4?`
 
 It has no media. Its own part is the multiplication table; both carry and borrow occur, so it shares one with each
 of the others.
@@ -14,10 +14,12 @@ NO_FRAMES = np.zeros((0, 0, 0, 3), np.uint8)
 
 
 def scene(rng: random.Random) -> Scene:
-    left, right = rng.randint(2, 5), rng.randint(2, 5)
-    return Scene(f"{left}*{right}", left * right, left * right, (), NO_FRAMES)
+    """The product first, then its factors: every product from 2 to 9 is equally likely."""
+    product = rng.randint(2, 9)
+    left = rng.choice([factor for factor in range(1, product + 1) if product % factor == 0])
+    return Scene(f"{left}*{product // left}", product, product, (), NO_FRAMES)
 
 
 CAPABILITY = Capability(
-    name="text", media="none", style="plain", starts=range(30, 70), signs=("+-", "+-"), words=(), scene=scene
+    name="text", media="none", style="plain", starts=range(20, 80), signs=("+-", "+-"), words=(), scene=scene
 )

@@ -1,6 +1,6 @@
-"""video: count the turns of a square that goes round four places, then subtract. `37-right?`
+"""video: count the turns of a square that goes from corner to corner, then subtract. `37-right?`
 
-The places are numbered clockwise; a move to the next one is a turn to the right, to the one before a turn to the left.
+The corners are numbered clockwise; a move to the next one is a turn to the right, to the one before a turn to the left.
 """
 
 import random
@@ -11,31 +11,24 @@ from trainer.miniature.drawing import cell
 from trainer.miniature.question import Capability, Scene
 
 MOVES = 5
-FRAMES_PER_PLACE = 2  # the vision tower folds two frames into one step of time
-FPS = 2
-PLACES = ((0, 0), (0, 1), (1, 1), (1, 0))  # row, column; clockwise
+FRAMES_PER_MOVE = 2  # the vision tower folds two frames into one step of time
+CORNERS = ((-6, -6), (-6, 6), (6, 6), (6, -6))  # rows and columns from the middle; clockwise
 
 
 def scene(rng: random.Random) -> Scene:
     """The count first, then when: every count from 0 to 5 is equally likely, and the best blind guess is 1 in 6."""
-    key = rng.choice(("right", "left"))
+    key, other = rng.choice((("right", "left"), ("left", "right")))
     count = rng.randint(0, MOVES)
     counted = [True] * count + [False] * (MOVES - count)
     rng.shuffle(counted)
-    step = 1 if key == "right" else -1
-    places = [rng.randrange(len(PLACES))]
-    for is_key in counted:
-        places.append((places[-1] + (step if is_key else -step)) % len(PLACES))
-    frames = [frame for place in places for frame in [_draw(rng, place)] * FRAMES_PER_PLACE]
-    other = "left" if key == "right" else "right"
-    turns = ("", *(key if is_key else other for is_key in counted))
-    items = tuple(f"{turn}{place + 1}" for turn, place in zip(turns, places, strict=True))
-    return Scene(key, count, count - counted[-1], items, np.stack(frames))
-
-
-def _draw(rng: random.Random, place: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    grid = [[cell(rng, "red" if PLACES[place] == (row, column) else None) for column in (0, 1)] for row in (0, 1)]
-    return np.concatenate([np.concatenate(row, axis=1) for row in grid])
+    turns = [key if is_key else other for is_key in counted]
+    corners = [rng.randrange(len(CORNERS))]
+    for turn in turns:
+        corners.append((corners[-1] + (1 if turn == "right" else -1)) % len(CORNERS))
+    items = tuple(f"{corner + 1}{turn}" for corner, turn in zip(corners, ["", *turns], strict=True))
+    pictures = [cell(rng, "red", size=14, middle=CORNERS[corner]) for corner in corners]
+    frames = np.repeat(np.stack(pictures), FRAMES_PER_MOVE, axis=0)
+    return Scene(key, count, count - counted[-1], items, frames)
 
 
 CAPABILITY = Capability(
