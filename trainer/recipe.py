@@ -85,6 +85,7 @@ class Recipe(Section):
     engine: Engine = Engine()
     media: Media = Media()
     capabilities: dict[Name, Capability] = Field(min_length=1)
+    """What there is to get good at, by name."""
     branches: dict[Name, Branch] = Field(min_length=1)
     """Left out: one for each capability, with its name."""
     method: Method = Method()

@@ -26,7 +26,10 @@ _SHOWN = 3  # problems in one line; the rest is counted
 
 
 class RecipeError(UserError):
-    """A recipe that cannot be read, or that says something that cannot be."""
+    """A recipe that cannot be read, or that says something that cannot be. One line, whatever it quotes."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.splitlines()))
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -130,7 +133,7 @@ def _one_line(error: ValidationError, tree: Tree, changes: Sequence[Override]) -
     details = error.errors(include_url=False)
     problems = [problem for one in details for problem in _problems(one, tree, known, changes)]
     more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
-    return "; ".join(problems[:_SHOWN]).replace("\n", " ") + more
+    return "; ".join(problems[:_SHOWN]) + more
 
 
 def _problems(details: ErrorDetails, tree: Tree, known: Sequence[str], changes: Sequence[Override]) -> Iterator[str]:

@@ -22,7 +22,9 @@ class ExplicitEdge(Section):
     """An edge as written: `"text <- image"`, or a table with its own beta."""
 
     student: str
+    """Who learns."""
     teacher: str
+    """From whom."""
     beta: float | None = Field(default=None, gt=0)
     """null = `method.beta`."""
 

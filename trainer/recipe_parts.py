@@ -155,7 +155,9 @@ class Columns(Section):
     """Which column of a data set holds what. A mark such as `<image>` in the prompt says where the next image goes."""
 
     prompt: str = "prompt"
+    """What is asked."""
     answer: str = "answer"
+    """The right answer, bare."""
     images: str | None = None
     """One image or a list, as bytes or as paths under `media_root`; null = none."""
     videos: str | None = None
@@ -173,6 +175,7 @@ class DatasetData(Section):
     files: str | None = None
     """The file of the data set to take, where it has several; may be a pattern."""
     split: str = "train"
+    """The split of the data set."""
     columns: Columns = Columns()
     limit: int | None = Field(default=None, ge=1)
     """Take the first so many rows; null = all."""
@@ -297,8 +300,11 @@ class Optimiser(Section):
     """AdamW, one for each branch, on float32 masters."""
 
     lr: float = Field(default=1e-5, gt=0)
+    """Learning rate. 1e-5 is for LoRA; all weights want about a tenth."""
     weight_decay: float = Field(default=0.01, ge=0)
+    """Pulls A and B to 0, apart from the gradient."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    """Decay of the two moments."""
     grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this norm."""
     warmup_steps: int = Field(default=0, ge=0)
@@ -313,7 +319,9 @@ class Answers(Section):
     samples: int = Field(default=0, ge=0)
     """Sampled answers of each question; their mean is avg@n."""
     temperature: float = Field(default=1.0, gt=0, le=2)
+    """Of the sampled answers."""
     top_p: float = Field(default=1.0, gt=0, le=1)
+    """Of the sampled answers."""
 
     @model_validator(mode="after")
     def _answers_at_all(self) -> Self:
@@ -364,7 +372,9 @@ class Tracking(Section):
     """Where metrics go beside the run's own JSONL files."""
 
     to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Trackers; each must be installed."""
     project: str = "coevo"
+    """Under which name they file the run."""
 
 
 def engine_rank(rank: int) -> int:
