@@ -24,7 +24,7 @@ def base():
 
 
 def request(processor: Qwen3VLProcessor, question: Question) -> dict[str, object]:
-    media, frames = question.capability.media, question.scene.frames
+    media, frames = question.capability.media, question.scene.render()
     prompt: dict[str, object] = {"prompt": chat(processor, media, question.text)}
     if media == "image":
         prompt["multi_modal_data"] = {"image": Image.fromarray(frames[0])}

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
-from trainer.miniature.question import Media, Question
-
+from trainer.miniature.question import Frames, Media, Question
 
 FPS = 2  # of every video
 
@@ -39,21 +38,22 @@ class Prompter:
     def __init__(self, model: Qwen3VLForConditionalGeneration, processor: Qwen3VLProcessor) -> None:
         self._model = model
         self._processor = processor
-        self._frames = cache(self._frame_of)
+        self._around = cache(self._tokens_around)
 
     def __call__(self, questions: Sequence[Question]) -> PromptBatch:
         first = questions[0]
-        head_T, tail_T = self._frames(first.capability.media, first.scene.frames.shape)
+        media, frames = first.capability.media, [question.scene.render() for question in questions]
+        head_T, tail_T = self._around(media, frames[0].shape)
         bodies: list[list[int]] = self._processor.tokenizer([question.text for question in questions])["input_ids"]
         ids_BT = torch.tensor([head_T + body + tail_T for body in bodies])
-        pixels = patches(first.capability.media, [question.scene.frames for question in questions])
+        pixels = patches(media, frames)
         one = {name: values[:1] for name, values in pixels.items() if name.endswith("grid_thw")}
         kinds_1T = (ids_BT[:1] == self._model.config.image_token_id).int()
         kinds_1T += 2 * (ids_BT[:1] == self._model.config.video_token_id).int()
         positions_31T, _ = self._model.model.get_rope_index(ids_BT[:1], kinds_1T, **one)
         return PromptBatch(ids_BT, positions_31T.expand(3, len(questions), -1), pixels)
 
-    def _frame_of(self, media: Media, shape: tuple[int, ...]) -> tuple[list[int], list[int]]:
+    def _tokens_around(self, media: Media, shape: tuple[int, ...]) -> tuple[list[int], list[int]]:
         """The tokens before and after the question, from the processor's own output."""
         mark = "?"
         inputs = self._processor(
@@ -74,7 +74,7 @@ def chat(processor: Qwen3VLProcessor, media: Media, text: str) -> str:
     return processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
 
-def media_arguments(media: Media, frames: np.ndarray[Any, np.dtype[np.uint8]]) -> dict[str, Any]:
+def media_arguments(media: Media, frames: Frames) -> dict[str, Any]:
     """Frames as the processor takes them."""
     if media == "image":
         return {"images": [frames[0]]}
@@ -84,7 +84,7 @@ def media_arguments(media: Media, frames: np.ndarray[Any, np.dtype[np.uint8]]) -
     return {}
 
 
-def patches(media: Media, frames: Sequence[np.ndarray[Any, np.dtype[np.uint8]]]) -> dict[str, Tensor]:
+def patches(media: Media, frames: Sequence[Frames]) -> dict[str, Tensor]:
     """Pixels in the order of Qwen's processor: 2 x 2 patches of one visual token after another."""
     if media == "none":
         return {}

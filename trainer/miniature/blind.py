@@ -46,8 +46,8 @@ def _likeliest_count(
 
 def swapped(questions: Sequence[Question]) -> list[Question]:
     """The same questions and answers, each with the media of the next."""
-    frames = [question.scene.frames for question in questions]
+    others = [*questions[1:], *questions[:1]]
     return [
-        replace(question, scene=replace(question.scene, frames=other))
-        for question, other in zip(questions, frames[1:] + frames[:1], strict=True)
+        replace(question, scene=replace(question.scene, render=other.scene.render))
+        for question, other in zip(questions, others, strict=True)
     ]

@@ -44,7 +44,8 @@ class Scene:
     """What a look that stops before the last item finds."""
     items: tuple[str, ...]
     """What is written down before counting; empty where there is nothing to look at."""
-    frames: Frames
+    render: Callable[[], Frames]
+    """Draws the pixels, the same at every call."""
 
 
 @dataclass(frozen=True, slots=True)

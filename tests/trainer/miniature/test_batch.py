@@ -38,7 +38,7 @@ def test_a_batch_equals_the_processors_output_and_the_models_own_positions(name,
             inputs = processor(
                 text=[chat(processor, media, question.text)],
                 return_tensors="pt",
-                **media_arguments(media, question.scene.frames),
+                **media_arguments(media, question.scene.render()),
             )
             assert inputs["input_ids"][0].tolist() == prompt.ids_BT[row].tolist()
             torch.testing.assert_close(model(**inputs).logits[0, -1], logits_BV[row], atol=1e-5, rtol=1e-4)
@@ -49,7 +49,7 @@ def test_patches_equal_the_processors(name, model, processor) -> None:
     batch = list(itertools.islice(questions(CAPABILITIES[name], "train", 0, 1), 2))
     pixels = Prompter(model, processor)(batch).pixels
     alone = [processor(text=[chat(processor, name, "?")], return_tensors="pt",
-                       **media_arguments(name, question.scene.frames)) for question in batch]  # fmt: skip
+                       **media_arguments(name, question.scene.render())) for question in batch]  # fmt: skip
     for key, values in pixels.items():
         torch.testing.assert_close(values, torch.cat([inputs[key] for inputs in alone]), atol=1e-6, rtol=0)
 
@@ -65,7 +65,7 @@ def test_words_and_marks_are_one_token_and_any_text_comes_back(processor) -> Non
 def test_greedy_samples_equal_transformers_generate(model, processor) -> None:
     (question,) = itertools.islice(questions(CAPABILITIES["image"], "train", 0, 1), 1)
     inputs = processor(text=[chat(processor, "image", question.text)], return_tensors="pt",
-                       **media_arguments("image", question.scene.frames))  # fmt: skip
+                       **media_arguments("image", question.scene.render()))  # fmt: skip
     banned = (~allowed_tokens(model, processor)).nonzero()[:, 0].tolist()
     ids = model.generate(**inputs, max_new_tokens=48, do_sample=False, suppress_tokens=banned)
     expected = processor.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -74,9 +74,7 @@ def test_greedy_samples_equal_transformers_generate(model, processor) -> None:
 
 def test_sampling_is_a_function_of_its_seed(model, processor) -> None:
     prompt = Prompter(model, processor)(list(itertools.islice(questions(CAPABILITIES["text"], "train", 0, 1), 2)))
-    first, again, other = (
-        sample(model, processor, prompt, n=3, temperature=1.0, seed=seed) for seed in (1, 1, 2)
-    )
+    first, again, other = (sample(model, processor, prompt, n=3, temperature=1.0, seed=seed) for seed in (1, 1, 2))
     assert len(first) == 6
     assert first == again != other
 

@@ -1,11 +1,12 @@
 """image: count the squares of one colour in a grid of 2 x 3, then add. `37+red?`"""
 
 import random
+from functools import partial
 
 import numpy as np
 
 from trainer.miniature.drawing import COLOURS, cell
-from trainer.miniature.question import Capability, Scene
+from trainer.miniature.question import Capability, Frames, Scene
 
 ROWS, COLUMNS = 2, 3
 
@@ -18,9 +19,15 @@ def scene(rng: random.Random) -> Scene:
     others = [name for name in names if name != key]
     items = [key] * count + [rng.choice(others) for _ in range(ROWS * COLUMNS - count)]
     rng.shuffle(items)
+    render = partial(_render, rng.getrandbits(32), items)
+    return Scene(key, count, count - (items[-1] == key), tuple(items), render)
+
+
+def _render(seed: int, items: list[str]) -> Frames:
+    rng = random.Random(seed)
     cells = [cell(rng, colour) for colour in items]
     rows = [np.concatenate(cells[row * COLUMNS : (row + 1) * COLUMNS], axis=1) for row in range(ROWS)]
-    return Scene(key, count, count - (items[-1] == key), tuple(items), np.concatenate(rows)[None])
+    return np.concatenate(rows)[None]
 
 
 CAPABILITY = Capability(

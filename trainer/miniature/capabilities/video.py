@@ -4,11 +4,12 @@ The corners are numbered clockwise; a move to the next one is a turn to the righ
 """
 
 import random
+from functools import partial
 
 import numpy as np
 
 from trainer.miniature.drawing import cell
-from trainer.miniature.question import Capability, Scene
+from trainer.miniature.question import Capability, Frames, Scene
 
 MOVES = 5
 FRAMES_PER_MOVE = 2  # the vision tower folds two frames into one step of time
@@ -26,9 +27,13 @@ def scene(rng: random.Random) -> Scene:
     for turn in turns:
         corners.append((corners[-1] + (1 if turn == "right" else -1)) % len(CORNERS))
     items = tuple(f"{corner + 1}{turn}" for corner, turn in zip(corners, ["", *turns], strict=True))
+    return Scene(key, count, count - counted[-1], items, partial(_render, rng.getrandbits(32), corners))
+
+
+def _render(seed: int, corners: list[int]) -> Frames:
+    rng = random.Random(seed)
     pictures = [cell(rng, "red", size=14, middle=CORNERS[corner]) for corner in corners]
-    frames = np.repeat(np.stack(pictures), FRAMES_PER_MOVE, axis=0)
-    return Scene(key, count, count - counted[-1], items, frames)
+    return np.repeat(np.stack(pictures), FRAMES_PER_MOVE, axis=0)
 
 
 CAPABILITY = Capability(
