@@ -1,0 +1,340 @@
+"""Scores completions in children that can be killed, so that no reward can hang, crash or poison its caller.
+
+    with RewardPool(processes=2) as pool:
+        pool.check(Rule("my_rewards:brevity"))  # a wrong name fails here, before anything starts
+        scored = pool.score(items, Rule("math", format_share=0.1), deadline_s=30)
+
+One pool serves any number of rewards: the rule travels with the batch. Results come in the order of the items.
+A completion that raises, hangs, kills its child or returns no number is unscorable (trainer.rewards), and costs the
+others nothing but time: trainer.reward_batch says who gets how much of it.
+
+`start()` returns at once and is the first thing to call, before torch is imported: the fork server is a fresh
+interpreter whatever this process has loaded, so it is never too late, but early it loads while torch does, its
+address space is counted out before the big one exists, and a recipe's rewards are checked before a model is.
+
+Left out: a sandbox. A reward runs with the trainer's rights; files and network are not blocked. Memory is bounded
+per process (`memory_mb`, of address space), not for what a reward starts in processes of its own; those are killed
+with their child.
+"""
+
+import json
+import logging
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import astuple, dataclass, field
+from itertools import count
+from os import environ, pathsep
+from types import TracebackType
+from typing import Any, Self
+
+from adapters.errors import UserError
+from trainer.reward_batch import Batch
+from trainer.rewards import Item, Rule, Scored
+
+_START_S = (
+    30.0  # a fork takes milliseconds, the server's own start about a second: longer than this is a stopped server
+)
+_WARN_SHARE = 0.02
+
+# What a child says: {"ready": pid}, {"loaded": None or why not}, {"value", "why"[, "leaves"]}. None: it is gone.
+Message = dict[str, Any] | None
+
+log = logging.getLogger(__name__)
+
+
+class ForkServer:
+    """The process that forks and reaps the reward children (trainer.reward_children)."""
+
+    def __init__(self) -> None:
+        self._orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._orders.setblocking(False)
+        # -P and PYTHONPATH: the children import a user's module from where this process would. A fixed hash seed:
+        # sympy's order of terms, and with it a verdict at the edge, must not change between runs.
+        paths = pathsep.join(path or "." for path in sys.path)
+        settings = {"PYTHONPATH": paths, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "trainer.reward_children", str(theirs.fileno())],
+            env=environ | settings,
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        theirs.close()
+
+    def fork(self, key: int, memory_mb: int) -> socket.socket:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            order = json.dumps({"fork": key, "memory_mb": memory_mb}).encode()
+            socket.send_fds(self._orders, [order], [theirs.fileno()])
+        ours.setblocking(False)
+        return ours
+
+    def reap(self, key: int) -> None:
+        self._orders.send(json.dumps({"reap": key}).encode())
+
+    def close(self) -> None:
+        """Ends the server, which kills its children first."""
+        self._orders.close()
+        try:
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def kill(self) -> None:
+        """For a server that does not obey. The kernel kills its children with it."""
+        self._orders.close()
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+
+@dataclass(eq=False, slots=True)
+class Child:
+    """One child as the pool sees it: what it is doing, and since when."""
+
+    key: int
+    channel: socket.socket
+    since: float
+    is_ready: bool = False
+    is_loading: bool = False
+    work: list[int] = field(default_factory=list[int])
+    inbox: bytes = b""
+    outbox: bytes = b""
+
+    @property
+    def is_busy(self) -> bool:
+        return self.is_loading or bool(self.work)
+
+    def order(self, rule: Rule, items: Sequence[Item], work: list[int]) -> None:
+        pairs = [(items[index].completion, items[index].answer) for index in work]
+        self.outbox = json.dumps({"rule": astuple(rule), "items": pairs}).encode() + b"\n"
+        self.is_loading, self.work, self.since = True, work, time.monotonic()
+        self.send()
+
+    def send(self) -> None:
+        """As much of the outbox as the child takes now: one that was stopped takes nothing, and must not stop us."""
+        with suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):  # the last two are read as its end
+            self.outbox = self.outbox[self.channel.send(self.outbox) :]
+
+    def read(self) -> list[Message]:
+        """Its new messages; None as the last one when it is gone."""
+        try:
+            data = self.channel.recv(1 << 16)
+        except BlockingIOError:
+            return []
+        except ConnectionResetError:
+            data = b""
+        *lines, self.inbox = (self.inbox + data).split(b"\n")
+        messages: list[Message] = [json.loads(line) for line in lines]
+        return messages if data else [*messages, None]
+
+
+class RewardPool:
+    """`num_children` children that score batches, one batch at a time; other threads wait for their turn."""
+
+    def __init__(self, *, num_children: int = 2, memory_mb: int = 4096) -> None:
+        self._num_children = num_children
+        self._memory_mb = memory_mb
+        self._lock = threading.Lock()
+        self._keys = count()
+        self._server: ForkServer | None = None
+        self._children: list[Child] = []
+        self._selector = selectors.DefaultSelector()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Starts the fork server and orders the children, without waiting for either. A second call does nothing."""
+        with self._lock:
+            if self._server is None:
+                self._server = ForkServer()
+                for _ in range(self._num_children):
+                    self._spawn()
+
+    def close(self) -> None:
+        """Kills the children and ends the server, for good. No process is left behind."""
+        with self._lock:
+            for child in self._children:
+                child.channel.close()
+            self._children.clear()
+            self._selector.close()
+            if self._server is not None:
+                self._server.close()
+
+    def check(self, rule: Rule, deadline_s: float = 60.0) -> None:
+        """Loads the reward in a child: a UserError when that fails, or takes longer than `deadline_s`."""
+        self.start()
+        with self._lock, self._no_child_left_busy():
+            child = self._wait_for_a_child()
+            child.order(rule, [], [])
+            ends = time.monotonic() + deadline_s
+            while (left_s := ends - time.monotonic()) > 0:
+                for sender, message in self._listen(left_s):
+                    if sender is not child:
+                        continue
+                    if message is None:
+                        raise UserError(f"reward {rule.kind}: its import ended the process; mend the module")
+                    if message["loaded"] is not None:
+                        raise UserError(message["loaded"])
+                    return
+            raise UserError(f"reward {rule.kind}: its import took longer than {deadline_s:g} s; mend the module")
+
+    def score(self, items: Sequence[Item], rule: Rule, deadline_s: float) -> list[Scored]:
+        """One result for each item, in their order, at most `deadline_s` after the batch's turn has come."""
+        if not items:
+            return []
+        self.start()
+        with self._lock, self._no_child_left_busy():
+            self._wait_for_a_child()
+            batch = Batch(len(items), self._num_children)
+            ends = time.monotonic() + deadline_s
+            while batch.num_unfinished and time.monotonic() < ends:
+                self._feed(batch, items, rule)
+                for child, message in self._listen(self._patience_s(batch, ends)):
+                    self._note(batch, child, message)
+                self._cut(batch, ends)
+            batch.give_up(f"no result within the deadline of {deadline_s:g} s")
+        scored = batch.results()
+        _warn_of_unscorable(scored, rule)
+        return scored
+
+    # ---- one batch ----
+
+    def _feed(self, batch: Batch, items: Sequence[Item], rule: Rule) -> None:
+        for child in self._children:
+            if child.is_ready and not child.is_busy and (work := batch.take()):
+                child.order(rule, items, work)
+                self._watch(child)
+
+    def _note(self, batch: Batch, child: Child, message: Message) -> None:
+        if not batch.num_unfinished:
+            return  # given up: what still comes in is of no use
+        if message is None:
+            self._lose(batch, child, "its process died (crash, kill or exit)")
+        elif "why" in message:
+            batch.settle(child.work.pop(0), Scored(message["value"], message["why"]))
+            if "leaves" in message:
+                batch.put_back(child.work)
+                child.work, child.is_ready = [], False
+
+    def _lose(self, batch: Batch, child: Child, why: str) -> None:
+        """The child is no more: its work goes back to the batch."""
+        if child.is_loading:
+            batch.fail_to_load(child.work, f"loading the reward: {why}")
+        elif child.work:
+            batch.fail(child.work, why)
+        child.work = []
+
+    def _cut(self, batch: Batch, ends: float) -> None:
+        """Replaces the children whose time is up."""
+        now = time.monotonic()
+        for child in list(self._children):
+            if child.is_busy and now >= self._time_is_up(batch, child, ends):
+                self._replace(child)
+                self._lose(batch, child, f"it was stopped after {now - child.since:.2g} s")
+        self._mend_server()
+
+    def _patience_s(self, batch: Batch, ends: float) -> float:
+        ups = [self._time_is_up(batch, child, ends) for child in self._children if child.is_busy]
+        return max(0.0, min([ends, *ups]) - time.monotonic())
+
+    def _time_is_up(self, batch: Batch, child: Child, ends: float) -> float:
+        left_s = ends - child.since
+        return child.since + (left_s / 2 if child.is_loading else batch.allowance(child.work[0], left_s))
+
+    # ---- the children ----
+
+    def _listen(self, patience_s: float) -> list[tuple[Child, Message]]:
+        """Waits for news of the children; who has come up is marked ready, who is gone is replaced."""
+        news: list[tuple[Child, Message]] = []
+        for key, events in self._selector.select(patience_s):
+            child: Child = key.data
+            if events & selectors.EVENT_WRITE:
+                child.send()
+                self._watch(child)
+            if events & selectors.EVENT_READ:
+                news += [(child, message) for message in child.read()]
+        now = time.monotonic()
+        for child, message in news:
+            if message is None:
+                self._replace(child)
+            else:
+                child.since = now
+                child.is_ready = child.is_ready or "ready" in message
+                child.is_loading = child.is_loading and "loaded" not in message
+        return [(child, message) for child, message in news if message is None or "ready" not in message]
+
+    def _wait_for_a_child(self) -> Child:
+        ends = time.monotonic() + 2 * _START_S
+        self._listen(0)  # some may have died since the last batch
+        while True:
+            if ready := [child for child in self._children if child.is_ready]:
+                return ready[0]
+            if time.monotonic() > ends:
+                raise RuntimeError("the fork server of the rewards has started no child; its stderr says why")
+            self._listen(1.0)
+            self._mend_server()
+
+    @contextmanager
+    def _no_child_left_busy(self) -> Generator[None]:
+        """Whatever ends a batch, nobody goes on with it: a late result would be taken for one of the next batch."""
+        try:
+            yield
+        finally:
+            for child in list(self._children):
+                if child.is_busy:
+                    self._replace(child)
+
+    def _replace(self, child: Child) -> None:
+        self._selector.unregister(child.channel)
+        child.channel.close()
+        self._children.remove(child)
+        assert self._server is not None
+        with suppress(OSError):  # a server that is gone took its children with it
+            self._server.reap(child.key)
+        self._spawn()
+
+    def _spawn(self) -> None:
+        assert self._server is not None
+        key = next(self._keys)
+        try:
+            channel = self._server.fork(key, self._memory_mb)
+        except OSError:  # killed, or stopped for so long that its socket is full
+            self._server.kill()
+            self._server = ForkServer()
+            channel = self._server.fork(key, self._memory_mb)
+        child = Child(key, channel, since=time.monotonic())
+        self._children.append(child)
+        self._selector.register(channel, selectors.EVENT_READ, child)
+
+    def _mend_server(self) -> None:
+        """A server that lets a child wait for its birth for so long is replaced, and the children that it owes."""
+        late = [child for child in self._children if not child.is_ready and time.monotonic() > child.since + _START_S]
+        if late:
+            assert self._server is not None
+            self._server.kill()
+            for child in late:
+                self._replace(child)
+
+    def _watch(self, child: Child) -> None:
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if child.outbox else 0)
+        self._selector.modify(child.channel, events, child)
+
+
+def _warn_of_unscorable(scored: Sequence[Scored], rule: Rule) -> None:
+    reasons = Counter(one.why for one in scored if one.value is None)
+    if reasons.total() > _WARN_SHARE * len(scored):
+        most = "; ".join(f"{times} x {why}" for why, times in reasons.most_common(3))
+        log.warning("reward %s: %d of %d completions unscorable: %s", rule.kind, reasons.total(), len(scored), most)

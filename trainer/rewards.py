@@ -1,0 +1,231 @@
+r"""Rewards by name: a completion and its gold answer in, a number out, or the reason why there is none.
+
+`math`      equal to the gold answer as mathematics (trainer.math_reward)
+`choice`    the gold letter, and no other one
+`numeric`   a number within `tolerance` of the gold one: absolute below 1, relative above; percent, fractions, units
+`exact`     the text of the last \boxed{...}, white space aside
+`module:function`  your own, called as `function(completion, answer)`
+
+"No answer found" is a 0. A reward that raises, or that returns anything but a finite real number, leaves the
+completion *unscorable*: `Scored.value` is None and `Scored.why` says what happened. It is not a 0, because nobody
+has judged the completion.
+
+**Your own function** takes two strings by position and returns a finite real number (`numbers.Real`: int, float,
+NumPy's scalars; True and False count as 1 and 0, since `return found == answer` is what one writes first). What it
+needs beyond the gold answer travels in `answer`, as JSON for instance. It is called many times in the same process,
+which may be killed and replaced between any two calls: keep nothing there but caches. Its module is imported in
+each of those processes, with stdout and stderr on /dev/null, and never in the trainer's.
+
+Left out: time limits, crashes and memory, which need a process of their own: trainer.reward_pool.
+"""
+
+import importlib
+import inspect
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from numbers import Real
+from typing import cast
+
+from adapters.errors import UserError
+from trainer.answers import Quantity, is_boxed_once, last_box, last_quantity, only_letter, only_quantity
+from trainer.answers import choice_letter as _choice_letter
+
+KINDS = ("math", "choice", "numeric", "exact")
+
+Scorer = Callable[[str, str], object]
+
+
+class BadAnswerError(UserError):
+    """A gold answer with which this kind of reward cannot judge anything."""
+
+
+class NotANumberError(Exception):
+    """A reward returned something else than a finite real number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A completion and the gold answer of its prompt."""
+
+    completion: str
+    answer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What a completion got; or None, and why it could not be scored."""
+
+    value: float | None
+    why: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    r"""How a completion is scored: (1 - format_share) * accuracy + format_share * format.
+
+    `format` is 1 when `format_pattern` matches the whole completion (newlines count as any character); without a
+    pattern, when the completion holds exactly one \boxed{...}, closed and not empty.
+    """
+
+    kind: str
+    format_share: float = 0.0
+    format_pattern: str | None = None
+    tolerance: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS and not re.fullmatch(r"[\w.]+:\w+", self.kind):
+            raise UserError(f"reward {self.kind!r}: unknown; use {', '.join(KINDS)}, or module:function for your own")
+        if not 0 <= self.format_share <= 1:
+            raise UserError(f"reward {self.kind}: format_share is {self.format_share}; choose it between 0 and 1")
+        if not 0 <= self.tolerance < math.inf:
+            raise UserError(f"reward {self.kind}: tolerance is {self.tolerance}; choose 0 or a small positive number")
+        try:
+            re.compile(self.format_pattern or "")
+        except re.error as error:
+            raise UserError(f"reward {self.kind}: format_pattern is no regular expression: {error}") from error
+
+
+def choice_reward(completion: str, answer: str) -> float:
+    """1 when the completion answers with the gold letter and with no other."""
+    return float(_choice_letter(completion) == _gold_letter(answer))
+
+
+def numeric_reward(completion: str, answer: str, tolerance: float = 0.0) -> float:
+    """1 when |x - gold| <= tolerance * max(1, |gold|).
+
+    A unit may be missing on either side; two different known units are wrong. A percent sign on one side only is
+    read both as a factor (50% for 0.5) and as a unit (50% for 50): gold answers are written either way.
+    """
+    gold = _gold_quantity(answer)
+    found = last_quantity(completion)
+    if found is None or (found.unit and gold.unit and found.unit != gold.unit):
+        return 0.0
+    limit = Fraction(tolerance)
+    pairs = [(found.value, gold.value)]
+    if found.is_percent != gold.is_percent:
+        pairs.append((_as_factor(found), _as_factor(gold)))
+    return float(any(abs(x - y) <= limit * max(1, abs(y)) for x, y in pairs))
+
+
+def exact_reward(completion: str, answer: str) -> float:
+    r"""1 when the last \boxed{...} holds the gold answer, runs of white space counting as one blank."""
+    gold = _gold_text(answer)
+    box = last_box(completion)
+    return float(box is not None and box.split() == gold.split())
+
+
+def check_answer(kind: str, answer: str) -> None:
+    """Raises a UserError for a gold answer that this kind of reward cannot work with: for those who load data."""
+    if kind in _GOLD:
+        _GOLD[kind](answer)
+
+
+def load(rule: Rule) -> Callable[[str, str], float]:
+    """The reward as one function of completion and answer. Imports the user's module, if it is one of the user's."""
+    accuracy = _accuracy(rule)
+    share = rule.format_share
+    if not share:
+        return lambda completion, answer: _finite(accuracy(completion, answer))
+    pattern = re.compile(rule.format_pattern, re.DOTALL) if rule.format_pattern is not None else None
+
+    def total(completion: str, answer: str) -> float:
+        value = _finite(accuracy(completion, answer))
+        well_formed = pattern.fullmatch(completion) is not None if pattern else is_boxed_once(completion)
+        return (1 - share) * value + share * well_formed
+
+    return total
+
+
+def judge(scorer: Callable[[str, str], float], item: Item) -> Scored:
+    """Scores one completion, whatever the reward throws, SystemExit and KeyboardInterrupt included.
+
+    A MemoryError passes: it says that this process is no longer fit to judge.
+    """
+    try:
+        return Scored(scorer(item.completion, item.answer))
+    except MemoryError:
+        raise
+    except (BadAnswerError, NotANumberError) as error:
+        return Scored(None, str(error))
+    except BaseException as error:
+        return Scored(None, f"it raised {describe(error)}")
+
+
+def describe(error: BaseException) -> str:
+    """Type and message in one short line, even when the message itself raises."""
+    try:
+        message = " ".join(str(error).split())[:200]
+    except BaseException:
+        message = ""
+    name = type(error).__name__
+    return f"{name}: {message}" if message else name
+
+
+def _accuracy(rule: Rule) -> Scorer:
+    if rule.kind == "math":
+        from trainer.math_reward import math_reward  # sympy: a third of a second that only the children need
+
+        return math_reward
+    if rule.kind == "numeric":
+        return lambda completion, answer: numeric_reward(completion, answer, rule.tolerance)
+    return {"choice": choice_reward, "exact": exact_reward}.get(rule.kind) or _user_function(rule.kind)
+
+
+def _user_function(path: str) -> Scorer:
+    module_name, _, name = path.partition(":")
+    try:
+        function = getattr(importlib.import_module(module_name), name)
+        inspect.signature(function).bind("completion", "answer")
+    except ModuleNotFoundError as error:
+        raise UserError(f"reward {path}: {error}; run where it can be imported, or set PYTHONPATH") from error
+    except AttributeError as error:
+        raise UserError(f"reward {path}: {error}; name a function of that module") from error
+    except TypeError as error:
+        raise UserError(f"reward {path}: {error}; it is called as {name}(completion, answer)") from error
+    except Exception as error:
+        raise UserError(f"reward {path}: its import raised {describe(error)}; mend the module") from error
+    return cast(Scorer, function)
+
+
+def _finite(value: object) -> float:
+    if not isinstance(value, Real):
+        raise NotANumberError(f"it returned {type(value).__name__}, not a number")
+    number = float(value)
+    if not math.isfinite(number):
+        raise NotANumberError(f"it returned {number}")
+    return number
+
+
+def _gold_letter(answer: str) -> str:
+    letter = only_letter(answer)
+    if letter is None:
+        raise BadAnswerError(f"answer {answer[:80]!r}: reward choice needs one letter, such as B")
+    return letter
+
+
+def _gold_quantity(answer: str) -> Quantity:
+    quantity = last_quantity(answer) if "\\boxed" in answer else only_quantity(answer)
+    if quantity is None:
+        raise BadAnswerError(f"answer {answer[:80]!r}: reward numeric needs one number, such as 12.5 or 3/4")
+    return quantity
+
+
+def _gold_text(answer: str) -> str:
+    if not answer.strip():
+        raise BadAnswerError(f"answer {answer!r}: it is empty; give the text that the box must hold")
+    return answer
+
+
+_GOLD: dict[str, Callable[[str], object]] = {
+    "math": _gold_text,
+    "choice": _gold_letter,
+    "numeric": _gold_quantity,
+    "exact": _gold_text,
+}
+
+
+def _as_factor(quantity: Quantity) -> Fraction:
+    return quantity.value / 100 if quantity.is_percent else quantity.value
