@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 
+from adapters.base import locate
 from adapters.errors import UserError
 from trainer import memory
 from trainer.machine import GIB, Card, Row, found_cards, free_bytes, gib, imported_row, machine_rows
@@ -61,27 +62,13 @@ def shape_of_base(name: str) -> memory.Shape:
     """Of a base that is known, lies here, or was downloaded before."""
     if name in memory.KNOWN_SHAPES:
         return memory.KNOWN_SHAPES[name]
-    config = _config_of(name)
-    if config is None or not config.is_file():
-        known = ", ".join(memory.KNOWN_SHAPES)
-        raise UserError(f"base.name: the shape of {name!r} is unknown; download it first, or take one of {known}")
+    config = locate(name) / "config.json"
     try:
         return memory.shape_of(json.loads(config.read_text()))
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{config}: not the config of a Qwen3-VL ({error!r}); set base.name to one") from None
-
-
-def _config_of(name: str) -> Path | None:
-    if name == "miniature":
-        from trainer.miniature import base_path
-
-        return base_path() / "config.json"
-    if Path(name).is_dir():
-        return Path(name) / "config.json"
-    from huggingface_hub import try_to_load_from_cache
-
-    cached = try_to_load_from_cache(name, "config.json")
-    return Path(cached) if isinstance(cached, str) else None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{config}: cannot be read as the config of a Qwen3-VL ({error!r}); set base.name to one"
+        ) from None
 
 
 def parts_of(recipe: Recipe, shape: memory.Shape, *, on_gpu: bool) -> tuple[memory.Part, ...]:

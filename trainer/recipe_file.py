@@ -97,15 +97,21 @@ def _parse_override(override: str) -> Override:
     key, equals, value = (part.strip() for part in override.partition("="))
     if not equals:
         raise RecipeError(f"--set {override}: no value; write it as KEY=VALUE, such as rollout.group_size=4")
-    try:
-        node: Any = tomllib.loads(f"{key} = 0")
-    except tomllib.TOMLDecodeError:
-        raise RecipeError(f"--set {override}: {key!r} is no key; write it as rollout.group_size") from None
     keys: list[str] = []
-    while isinstance(node, dict):
+    node: Any = _parse_key(key)
+    while isinstance(node, dict) and len(cast(Tree, node)) == 1:
         ((name, node),) = cast(Tree, node).items()
         keys.append(name)
+    if not keys or node != 0:
+        raise RecipeError(f"--set {override}: {key!r} is no key; write it as rollout.group_size")
     return tuple(keys), _parse_value(value)
+
+
+def _parse_key(key: str) -> Tree:
+    try:
+        return tomllib.loads(f"{key} = 0")
+    except tomllib.TOMLDecodeError:
+        return {}
 
 
 def _parse_value(text: str) -> Any:

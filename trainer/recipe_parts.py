@@ -36,6 +36,14 @@ def _check_reward(value: str) -> str:
     return value
 
 
+def _check_pattern(value: str) -> str:
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise ValueError(f"{value!r} is no regular expression ({error}); mend it or remove it") from None
+    return value
+
+
 def _check_group(value: int) -> int:
     if value < 2:
         raise ValueError(f"a group of {value} has no baseline, every advantage would be 0; take at least 2")
@@ -119,6 +127,8 @@ class Media(Section):
     """A larger image is scaled down to this."""
     fps: float = Field(default=2.0, gt=0)
     """Frames taken from a second of video."""
+    min_frames: int = Field(default=4, ge=2)
+    """Frames of one video; a shorter one is sampled more densely."""
     max_frames: int = Field(default=128, ge=2)
     """Frames of one video; a longer one is sampled more thinly."""
     video_min_pixels: int = Field(default=4096, ge=1)
@@ -129,11 +139,12 @@ class Media(Section):
     @model_validator(mode="after")
     def _limits_are_ranges(self) -> Self:
         for kind, low, high in (
-            ("image", self.image_min_pixels, self.image_max_pixels),
-            ("video", self.video_min_pixels, self.video_max_pixels),
+            ("image_{}_pixels", self.image_min_pixels, self.image_max_pixels),
+            ("video_{}_pixels", self.video_min_pixels, self.video_max_pixels),
+            ("{}_frames", self.min_frames, self.max_frames),
         ):
             if low > high:
-                raise ValueError(f"{kind}_min_pixels {low} is above {kind}_max_pixels {high}; lower the first")
+                raise ValueError(f"{kind.format('min')} {low} is above {kind.format('max')} {high}; lower the first")
         return self
 
 
@@ -186,7 +197,9 @@ class DatasetData(Section):
     media_root: str | None = None
     """The folder that paths of images and videos start from; nothing outside it is read."""
     on_unreadable: Literal["error", "drop"] = "error"
-    """What to do with a row whose image or video cannot be read; dropped rows are counted."""
+    """What to do with a row that cannot be used, such as one with a damaged image; dropped rows are counted."""
+    frames_fps: float = Field(default=2.0, gt=0)
+    """Frames a second of a video that is given as a list of images."""
 
 
 Data = Annotated[MiniatureData | DatasetData, Field(discriminator="type")]
@@ -199,8 +212,10 @@ class Reward(Section):
     """math, choice, numeric, exact, or a function of your own as `module:function`."""
     format_share: float = Field(default=0.1, ge=0, lt=1)
     """Share of the reward that is for giving the answer in the asked form."""
+    format_pattern: Annotated[str, AfterValidator(_check_pattern)] | None = None
+    """What a completion in the asked form matches from end to end; null = it has exactly one full \\boxed{}."""
     tolerance: float = Field(default=0.0, ge=0)
-    """`numeric`: the largest relative error that is still right."""
+    """`numeric`: right is an error of at most this, times the answer where that is above 1."""
     deadline_s: float = Field(default=60.0, gt=0)
     """For one batch. What is not scored by then is unscorable and leaves its group."""
 

@@ -118,7 +118,7 @@ def test_a_base_that_is_not_known_yet_is_a_warning():
     assert done.returncode == 0
     status, text = rows(done)["recipe fits"]
     assert status == "WARN"
-    assert "the shape of 'nobody/nothing' is unknown" in text
+    assert "nobody/nothing: neither a folder nor downloaded yet" in text
 
 
 @pytest.mark.parametrize(
@@ -165,10 +165,10 @@ def test_something_stays_free():
 
 
 def test_a_folders_config_gives_its_shape(tmp_path):
-    with pytest.raises(ValueError, match="is unknown; download it first"):
+    with pytest.raises(ValueError, match=r"no config\.json in this folder"):
         shape_of_base(str(tmp_path))
     config = tmp_path / "config.json"
     config.write_text(json.dumps({"model_type": "llama", "hidden_size": 64}))
-    with pytest.raises(ValueError, match="not the config of a Qwen3-VL"):
+    with pytest.raises(ValueError, match="cannot be read as the config of a Qwen3-VL"):
         shape_of_base(str(tmp_path))
     assert shape_of_base("Qwen/Qwen3-VL-4B-Instruct") == KNOWN_SHAPES["Qwen/Qwen3-VL-4B-Instruct"]

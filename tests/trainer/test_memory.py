@@ -1,7 +1,9 @@
 import json
+import math
 
 import pytest
 
+from adapters.base import locate
 from trainer import memory
 from trainer.memory import Knob, Lowered
 
@@ -94,6 +96,15 @@ def test_a_config_gives_the_shape_that_is_in_the_table():
         },
     }
     assert memory.shape_of(json.loads(json.dumps(config))) == SHAPE
+
+
+def test_the_miniatures_config_counts_its_weights():
+    """Against the header of its weights: eight bytes of length, then each tensor's shape."""
+    folder = locate("miniature")
+    with (folder / "model.safetensors").open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    weights = sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+    assert memory.shape_of(json.loads((folder / "config.json").read_text())).parameters == weights
 
 
 def test_the_host_pays_no_card_overhead():

@@ -216,6 +216,8 @@ def test_a_wrong_file_is_told_where_and_how_to_mend_it(small, line, expected):
         (["branches.text.capabilities=[]"], "branches.text.capabilities: empty; name at least one"),
         (["branches.text.init=text-expert"], "'text-expert' is no start; take \"base\", or a fork as BRANCH@REVISION"),
         (["capabilities.text.reward.kind=maths"], "'maths' is no reward; take one of math, choice, numeric, exact"),
+        (["capabilities.text.reward.format_pattern=(<think>"], "'(<think>' is no regular expression"),
+        (["media.min_frames=200"], "media: min_frames 200 is above max_frames 128"),
         (["capabilities.text.reward.kind=my_rewards:"], "or a function of your own as module:function"),
         (
             ["capabilities.image.data={type='dataset',name='d',columns={images='image'}}", "media.max_images=0"],
@@ -246,7 +248,7 @@ TREES = st.recursive(
     max_leaves=12,
 )
 fuzzed = settings(
-    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=75, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 
