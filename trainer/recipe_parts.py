@@ -86,9 +86,9 @@ class Lora(Section):
 
     @model_validator(mode="after")
     def _scale_is_a_power_of_two(self) -> Self:
-        alphas = [self.rank << up for up in range(20)] + [
-            self.rank >> d for d in range(20) if self.rank % (1 << d) == 0
-        ]
+        doubled = [self.rank << bits for bits in range(10)]
+        halved = [self.rank >> bits for bits in range(1, 10) if self.rank % (1 << bits) == 0]
+        alphas = (*doubled, *halved)
         if self.alpha not in alphas:
             nearest = min(alphas, key=lambda alpha: abs(alpha - self.alpha))
             raise ValueError(f"alpha {self.alpha} / rank {self.rank} is no power of two; take alpha = {nearest}")

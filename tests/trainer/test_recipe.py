@@ -93,6 +93,11 @@ def test_engine_numbers_follow_from_the_recipe(small):
     assert len(TARGET_MODULES) == 7
 
 
+@pytest.mark.parametrize(("rank", "alpha", "scale"), [(64, 64, 1.0), (64, 16, 0.25), (16, 32, 2.0), (24, 12, 0.5)])
+def test_the_scale_of_an_adapter_is_a_power_of_two(small, rank, alpha, scale):
+    assert load(small, [f"lora.rank={rank}", f"lora.alpha={alpha}"]).lora.scale == scale
+
+
 def test_branches_default_to_one_for_each_capability(small):
     branches = load(small).branches
     assert {name: branch.capabilities for name, branch in branches.items()} == {
