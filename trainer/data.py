@@ -19,7 +19,7 @@ from adapters.errors import UserError
 from service.media import Limits
 from trainer.prompts import Prompt, PromptError
 from trainer.records import Records, read_records
-from trainer.rows import Check, Reading, build, check_draft, draft
+from trainer.rows import Check, Reading, build, check_draft, draft_of
 
 COLUMNS = {"prompt": "prompt", "answer": "answer"}
 KEYS = ("prompt", "answer", "images", "videos")
@@ -45,7 +45,7 @@ class PromptSet:
         number, row = self.places[index]
         records = self.records[number]
         with _at(self.place(index)):
-            return build(draft(records.rows[row], self.reading, records.folder), self.reading)
+            return build(draft_of(records.rows[row], self.reading, records.folder), self.reading)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -143,7 +143,7 @@ def _scan(
         if len(places) == limit:
             break
         try:
-            digests.append(check_draft(draft(cells, reading, records[number].folder), reading, check))
+            digests.append(check_draft(draft_of(cells, reading, records[number].folder), reading, check))
         except PromptError as error:
             if on_bad_row == "error":
                 raise UserError(f"{records[number].label}: row {row + 1}: {error}") from None

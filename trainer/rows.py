@@ -58,7 +58,7 @@ class Draft:
     videos: tuple[Clip, ...]
 
 
-def draft(row: Row, reading: Reading, folder: Path) -> Draft:
+def draft_of(row: Row, reading: Reading, folder: Path) -> Draft:
     """The cells of a row; `folder` is where paths start from unless the reading says so."""
     columns, root = reading.columns, reading.media_root or folder
     images: tuple[Source, ...] = ()
