@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,7 +46,7 @@ class PromptSet:
         with _at(self.place(index)):
             return build(draft_of(records.rows[row], self.reading, records.folder), self.reading)
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """A hash of the rows as prompts: not of where they lie, nor of how they are stored."""
         return hashlib.sha256(b"".join(self.digests)).hexdigest()

@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any, Literal, Protocol, TypedDict
 
 import numpy as np
@@ -84,7 +84,7 @@ class PromptList:
     def __getitem__(self, index: int) -> Prompt:
         return self.prompts[index]
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         return digest([prompt.id for prompt in self.prompts])
 
@@ -95,9 +95,9 @@ def draw(prompts: Prompts, *, seed: int, branch: str, step: int, count: int) -> 
     All steps together walk through one random order of the prompts after the other, so every prompt comes once before
     any comes again. A step that crosses from one order into the next may hold a prompt twice.
     """
-    size, first = len(prompts), step * count
+    size, fingerprint, first = len(prompts), prompts.fingerprint, step * count
     order = {
-        epoch: _order(size, prompts.fingerprint, seed, branch, epoch)
+        epoch: _order(size, fingerprint, seed, branch, epoch)
         for epoch in range(first // size, (first + count - 1) // size + 1)
     }
     return tuple(int(order[place // size][place % size]) for place in range(first, first + count))
