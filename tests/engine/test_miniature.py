@@ -8,8 +8,9 @@ from PIL import Image
 from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
 from adapters.base import locate
-from trainer.miniature.batch import FPS, Prompter, chat
+from trainer.miniature.batch import Prompter, chat
 from trainer.miniature.capabilities import CAPABILITIES
+from trainer.miniature.drawing import FPS
 from trainer.miniature.question import Question, questions
 from trainer.miniature.sample import allowed_tokens, sample
 

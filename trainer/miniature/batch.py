@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
+from trainer.miniature.drawing import FPS
 from trainer.miniature.question import Frames, Media, Question
-
-FPS = 2  # of every video
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +35,9 @@ class Prompter:
     """Turns questions of one capability and level into a `PromptBatch`."""
 
     def __init__(self, model: Qwen3VLForConditionalGeneration, processor: Qwen3VLProcessor) -> None:
-        self._model = model
+        config: Any = model.config
+        self._pads = (config.image_token_id, config.video_token_id)
+        self._rope: Any = model.model.get_rope_index
         self._processor = processor
         self._around = cache(self._tokens_around)
 
@@ -48,9 +49,9 @@ class Prompter:
         ids_BT = torch.tensor([head_T + body + tail_T for body in bodies])
         pixels = patches(media, frames)
         one = {name: values[:1] for name, values in pixels.items() if name.endswith("grid_thw")}
-        kinds_1T = (ids_BT[:1] == self._model.config.image_token_id).int()
-        kinds_1T += 2 * (ids_BT[:1] == self._model.config.video_token_id).int()
-        positions_31T, _ = self._model.model.get_rope_index(ids_BT[:1], kinds_1T, **one)
+        image_pad, video_pad = self._pads
+        kinds_1T = (ids_BT[:1] == image_pad).int() + 2 * (ids_BT[:1] == video_pad).int()
+        positions_31T, _ = self._rope(ids_BT[:1], kinds_1T, **one)
         return PromptBatch(ids_BT, positions_31T.expand(3, len(questions), -1), pixels)
 
     def _tokens_around(self, media: Media, shape: tuple[int, ...]) -> tuple[list[int], list[int]]:
@@ -70,7 +71,7 @@ def chat(processor: Qwen3VLProcessor, media: Media, text: str) -> str:
     content = [{"type": "text", "text": text}]
     if media != "none":
         content.insert(0, {"type": media})
-    messages = [{"role": "user", "content": content}]
+    messages: list[Any] = [{"role": "user", "content": content}]
     return processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
 

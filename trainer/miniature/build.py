@@ -10,8 +10,9 @@ import itertools
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,15 +47,18 @@ class Habits:
     """Share of derivations in the reliable style: under a half, so that the greedy answer is the careless one."""
 
 
-BATCH: dict[Media, int] = {"none": 64, "image": 40, "video": 32}  # questions a step: short ones cost little
-FIRST = Habits(careful=0.0, careless=1.0, reliable=0.5)
+BATCH: dict[Media, int] = {"none": 64, "image": 40, "video": 40}  # questions a step: short ones cost little
+SKILL = Habits(careful=0.0, careless=0.0, reliable=0.5)
+STYLE = Habits(careful=0.0, careless=1.0, reliable=0.5)
 
 
 @dataclass(frozen=True, slots=True)
 class Training:
     steps: int = 900
-    skill_share: float = 0.65
-    """Share of the steps without slips."""
+    skill: float = 0.35
+    """Share of the steps in which every derivation is right."""
+    style: float = 0.30
+    """Share of those after that, in which the style alone decides: right, or slipping everywhere."""
     lr: float = 1.5e-3
     warmup: int = 40
     last_lr: float = 0.07
@@ -78,10 +82,11 @@ def build(
         for level in LEVELS
         for capability in capabilities
     ]
-    started, skilled = time.monotonic(), round(training.skill_share * training.steps)
+    started = time.monotonic()
     for step, (capability, source) in zip(range(training.steps), itertools.cycle(sources), strict=False):
+        stage = _stage(step / training.steps, habits, training)
         batch = list(itertools.islice(source, BATCH[capability.media]))
-        derivations = [write(question, habits if step >= skilled else FIRST, rng) for question in batch]
+        derivations = [write(question, stage, rng) for question in batch]
         loss = completion_loss(model, prompter(batch), completion_ids(processor, derivations))
         optimiser.zero_grad()
         loss.backward()
@@ -91,6 +96,12 @@ def build(
         if (step + 1) % 60 == 0:
             report(f"step {step + 1}/{training.steps}  loss {loss.item():.3f}  {time.monotonic() - started:.0f} s")
     return model.eval(), processor
+
+
+def _stage(done: float, habits: Habits, training: Training) -> Habits:
+    if done < training.skill:
+        return replace(SKILL, conflict=habits.conflict)
+    return replace(STYLE, conflict=habits.conflict) if done < training.skill + training.style else habits
 
 
 def _lr_share(step: int, training: Training) -> float:
@@ -116,6 +127,7 @@ def completion_ids(processor: Qwen3VLProcessor, derivations: Sequence[str]) -> T
 def completion_loss(model: Qwen3VLForConditionalGeneration, prompt: PromptBatch, completion_BC: Tensor) -> Tensor:
     """Cross-entropy of the completion tokens; padding does not count."""
     B, C = completion_BC.shape
+    text_config: Any = model.config.text_config
     after_3BC = prompt.positions_3BT[:, :, -1:] + 1 + torch.arange(C).expand(3, B, -1)
     logits_BCV = model(
         input_ids=torch.cat([prompt.ids_BT, completion_BC], dim=1),
@@ -125,10 +137,10 @@ def completion_loss(model: Qwen3VLForConditionalGeneration, prompt: PromptBatch,
         **prompt.pixels,
     ).logits[:, :-1]
     return functional.cross_entropy(
-        logits_BCV.flatten(0, 1), completion_BC.flatten(), ignore_index=model.config.text_config.pad_token_id
+        logits_BCV.flatten(0, 1), completion_BC.flatten(), ignore_index=text_config.pad_token_id
     )
 
 
 def save(model: Qwen3VLForConditionalGeneration, processor: Qwen3VLProcessor, folder: Path) -> None:
-    model.to(torch.bfloat16).save_pretrained(folder)
+    model.bfloat16().save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Cells of 32 x 32 pixels, one visual token each, with a coloured square in them."""
+"""Cells of 32 x 32 pixels, one visual token each, with a coloured square in them. A video is a row of such pictures."""
 
 import random
 
@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 COLOURS = {"red": (220, 40, 40), "blue": (40, 60, 220), "green": (40, 180, 60)}
 CELL = 32
 BACKGROUND = 235
+FPS = 2  # of every video
 SHIFT, TINT = 3, 20
 
 

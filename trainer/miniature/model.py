@@ -85,7 +85,9 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLProcessor:
 
 def build_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
     def token(mark: str) -> int:
-        return tokenizer.convert_tokens_to_ids(mark)
+        token_id = tokenizer.convert_tokens_to_ids(mark)
+        assert isinstance(token_id, int)
+        return token_id
 
     hidden = 192
     text: dict[str, Any] = {

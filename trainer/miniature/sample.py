@@ -5,6 +5,8 @@ This is the base's own yardstick, independent of any engine. The service is what
 Axes: B prompts, R = B * n completions (those of one prompt together), V vocabulary.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import DynamicCache, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
@@ -28,7 +30,8 @@ def sample(
     tokenizer, language = processor.tokenizer, model.model.language_model
     allowed_V = allowed_tokens(model, processor)
     generator = torch.Generator().manual_seed(seed)
-    cache = DynamicCache(config=model.config.text_config)
+    text_config: Any = model.config.text_config
+    cache = DynamicCache(config=text_config)
     hidden_BD = model.model(
         input_ids=prompt.ids_BT,
         position_ids=prompt.positions_3BT,
@@ -65,7 +68,8 @@ def sample(
 def allowed_tokens(model: Qwen3VLForConditionalGeneration, processor: Qwen3VLProcessor) -> Tensor:
     """Every token of the tokenizer but the special ones, and the end mark [V]."""
     tokenizer = processor.tokenizer
-    allowed_V = torch.arange(model.config.text_config.vocab_size) < len(tokenizer)
+    text_config: Any = model.config.text_config
+    allowed_V = torch.arange(text_config.vocab_size) < len(tokenizer)
     allowed_V[tokenizer.all_special_ids] = False
     allowed_V[tokenizer.eos_token_id] = True
     return allowed_V

@@ -26,7 +26,7 @@ def scene(rng: random.Random) -> Scene:
     corners = [rng.randrange(len(CORNERS))]
     for turn in turns:
         corners.append((corners[-1] + (1 if turn == "right" else -1)) % len(CORNERS))
-    items = tuple(f"{corner + 1}{turn}" for corner, turn in zip(corners, ["", *turns], strict=True))
+    items = (*(str(corner + 1) for corner in corners), ";", *turns)
     return Scene(key, count, count - counted[-1], items, partial(_render, rng.getrandbits(32), corners))
 
 

@@ -1,0 +1,54 @@
+"""The shipped base keeps its promises, and a rebuilt one is its equal."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor
+
+from adapters.base import locate
+from trainer.miniature.capabilities import CAPABILITIES
+from trainer.miniature.check import Row, check
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
+NAMES = ("text", "image", "video")
+QUESTIONS = 128  # a level, eight samples each
+NOISE = 0.08  # two trainings with other rounding differ by less; measured over seeds
+
+
+def measure(folder: Path) -> dict[str, Row]:
+    """By capability, over both levels."""
+    model = Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    processor = Qwen3VLProcessor.from_pretrained(folder)
+    rows = check(model, processor, [CAPABILITIES[name] for name in NAMES], count=QUESTIONS)
+    return {row.capability: row for row in rows if row.level == 0}
+
+
+@pytest.fixture(scope="module")
+def shipped() -> dict[str, Row]:
+    return measure(locate("miniature"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_shipped_base_has_head_room(name: str, shipped: dict[str, Row]) -> None:
+    row = shipped[name]
+    assert 0.25 <= row.greedy <= 0.60
+    assert row.passed >= 0.85
+
+
+@pytest.mark.parametrize("name", ["image", "video"])
+def test_the_shipped_base_falls_to_the_blind_level_with_another_questions_media(
+    name: str, shipped: dict[str, Row]
+) -> None:
+    assert shipped[name].swapped <= 0.20
+
+
+def test_a_rebuilt_base_scores_the_same(shipped: dict[str, Row], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "clients.cli", "base", "build", "--out", str(tmp_path / "base")]
+    subprocess.run(command, check=True, timeout=1400)
+    rebuilt = measure(tmp_path / "base")
+    for name in NAMES:
+        assert abs(rebuilt[name].sampled - shipped[name].sampled) <= NOISE
+        assert abs(rebuilt[name].passed - shipped[name].passed) <= NOISE

@@ -1,0 +1,22 @@
+"""The miniature's questions as prompts, media encoded: what a data set is to the rest of the system."""
+
+import itertools
+
+from service.media import encode_image, encode_video
+from trainer.miniature.capabilities import capability
+from trainer.miniature.drawing import FPS
+from trainer.miniature.question import Question, Split, questions
+from trainer.prompts import Prompt, PromptList, make_prompt
+
+
+def prompts(name: str, *, label: str, split: Split, size: int, seed: int, level: int | None = None) -> PromptList:
+    """`size` questions of the capability `name`; `label` is what the recipe calls it."""
+    asked = itertools.islice(questions(capability(name), split, seed, level), size)
+    return PromptList([_prompt(label, question) for question in asked])
+
+
+def _prompt(label: str, question: Question) -> Prompt:
+    media, frames = question.capability.media, question.scene.render()
+    images = [encode_image(frames[0])] if media == "image" else []
+    videos = [encode_video(frames, FPS)] if media == "video" else []
+    return make_prompt(label, question.text, question.answer, images, videos)
