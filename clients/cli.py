@@ -13,7 +13,7 @@ from typing import Protocol, cast
 from adapters.errors import UserError
 
 COMMANDS = {
-    "doctor": ("trainer.doctor", "what this machine has; with a recipe, whether it fits"),
+    "doctor": ("trainer.doctor.command", "what this machine has; with a recipe, whether it fits"),
     "base": ("trainer.miniature.command", "the miniature's base: path, build, check"),
 }
 

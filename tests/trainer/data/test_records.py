@@ -10,7 +10,7 @@ import pytest
 from datasets import Dataset, Features, Image, List, Value
 
 from adapters.errors import UserError
-from trainer.records import read_records
+from trainer.data.records import read_records
 
 ROWS = [{"prompt": "1+1?", "answer": "2"}, {"prompt": "2+2?", "answer": "4"}]
 

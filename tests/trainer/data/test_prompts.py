@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.prompts import PromptError, PromptList, draw, make_prompt
+from trainer.data.prompts import PromptError, PromptList, draw, make_prompt
 
 
 def text(words: str) -> dict[str, str]:

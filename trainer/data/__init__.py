@@ -1,0 +1,1 @@
+"""What a prompt is, and how data sets and generated questions become prompts."""

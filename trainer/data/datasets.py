@@ -1,0 +1,167 @@
+"""Data sets as prompts: rows through a column mapping, checked at load and built when asked for.
+
+Media stay on disk, encoded, until a prompt is asked for; at load only their headers are read. What is found wrong is
+one line that names the file, the row and the column.
+
+Left out: decoding to pixels (service.media), cutting of long prompts (`PromptSet.keep` drops them), streaming.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from adapters.errors import UserError
+from service.media import Limits
+from trainer.data.prompts import Prompt, PromptError
+from trainer.data.records import Records, read_records
+from trainer.data.rows import Check, Reading, build, check_draft, draft_of
+
+COLUMNS = {"prompt": "prompt", "answer": "answer"}
+KEYS = ("prompt", "answer", "images", "videos")
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """The usable rows of a data set. Indexing builds a prompt and reads its media."""
+
+    records: tuple[Records, ...]
+    reading: Reading
+    places: tuple[tuple[int, int], ...]
+    """Of each prompt: which records, which row in them."""
+    digests: tuple[bytes, ...]
+    """Of each prompt: a hash of what it is made of. A file counts with its path and size, bytes with themselves."""
+    dropped: Counter[str]
+    """Rows left out, by reason."""
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> Prompt:
+        number, row = self.places[index]
+        records = self.records[number]
+        with _at(self.place(index)):
+            return build(draft_of(records.rows[row], self.reading, records.folder), self.reading)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the rows as prompts: not of where they lie, nor of how they are stored."""
+        return hashlib.sha256(b"".join(self.digests)).hexdigest()
+
+    def place(self, index: int) -> str:
+        """Where a prompt comes from, for an error about it."""
+        number, row = self.places[index]
+        return f"{self.records[number].label}: row {row + 1}"
+
+    def keep(self, why_not: Callable[[Prompt], str | None]) -> "PromptSet":
+        """The set without the prompts that `why_not` gives a reason against; they are counted under it."""
+        dropped, kept = self.dropped.copy(), list[int]()
+        for index in range(len(self)):
+            reason = why_not(self[index])
+            if reason is None:
+                kept.append(index)
+            else:
+                dropped[reason] += 1
+        places, digests = (tuple(values[index] for index in kept) for values in (self.places, self.digests))
+        return replace(self, places=places, digests=digests, dropped=dropped)
+
+
+def load(
+    name: str,
+    *,
+    capability: str,
+    columns: Mapping[str, str | None] | None = None,
+    split: str = "train",
+    subset: str | None = None,
+    files: str | None = None,
+    limit: int | None = None,
+    system: str | None = None,
+    suffix: str | None = None,
+    media_root: str | Path | None = None,
+    on_bad_row: Literal["error", "drop"] = "error",
+    check: Check = "header",
+    frames_fps: float = 2.0,
+    limits: Limits | None = None,
+    cache: Path | None = None,
+) -> PromptSet:
+    """The usable rows of a file, a folder or a data set of the hub (see `read_records` for which).
+
+    `columns` says which column holds the `prompt` (a text or chat messages), the `answer`, the `images` and the
+    `videos`; a dot reaches into a column of objects. Media are bytes, `datasets` features, or paths; paths start from
+    the folder of the file that names them, or from `media_root`, and nothing outside it is read. A list of images in
+    the column of videos is one video of `frames_fps` frames a second. `limit` takes the first so many usable rows.
+
+    A row that cannot be used is an error, or is dropped and counted. `check="pixels"` decodes all media to find the
+    damage that a header does not show.
+    """
+    reading = Reading(
+        capability,
+        _mapping(columns, capability),
+        system,
+        suffix,
+        Path(media_root).expanduser().resolve() if media_root is not None else None,
+        frames_fps,
+        limits or Limits(),
+    )
+    wanted = {top for column in reading.columns.values() for top in (column, column.split(".")[0])}
+    records = read_records(name, split=split, subset=subset, files=files, columns=wanted, cache=cache)
+    _check_columns(name, records, reading)
+    return _scan(name, records, reading, limit, on_bad_row, check)
+
+
+def _mapping(columns: Mapping[str, str | None] | None, capability: str) -> dict[str, str]:
+    for key in columns or {}:
+        if key not in KEYS:
+            raise UserError(f"capabilities.{capability}.data.columns: unknown key {key!r}; the keys are {_list(KEYS)}")
+    return COLUMNS | {key: column for key, column in (columns or {}).items() if column is not None}
+
+
+def _check_columns(name: str, records: Sequence[Records], reading: Reading) -> None:
+    known = dict.fromkeys(column for one in records for column in one.columns)
+    for key, column in reading.columns.items():
+        if known and column not in known and column.split(".")[0] not in known:
+            where = f"capabilities.{reading.capability}.data.columns.{key}"
+            raise UserError(f"{name}: no column {column!r}; set {where} to one of {_list(known)}")
+
+
+def _scan(
+    name: str,
+    records: Sequence[Records],
+    reading: Reading,
+    limit: int | None,
+    on_bad_row: Literal["error", "drop"],
+    check: Check,
+) -> PromptSet:
+    places: list[tuple[int, int]] = []
+    digests: list[bytes] = []
+    dropped: Counter[str] = Counter()
+    for number, row, cells in ((n, r, cells) for n, one in enumerate(records) for r, cells in enumerate(one.rows)):
+        if len(places) == limit:
+            break
+        try:
+            digests.append(check_draft(draft_of(cells, reading, records[number].folder), reading, check))
+        except PromptError as error:
+            if on_bad_row == "error":
+                raise UserError(f"{records[number].label}: row {row + 1}: {error}") from None
+            dropped[error.reason] += 1
+        else:
+            places.append((number, row))
+    if not places:
+        why = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common())
+        raise UserError(f"{name}: no usable row" + (f"; dropped: {why}" if why else ": it is empty"))
+    return PromptSet(tuple(records), reading, tuple(places), tuple(digests), dropped)
+
+
+@contextmanager
+def _at(place: str) -> Generator[None]:
+    try:
+        yield
+    except PromptError as error:
+        raise UserError(f"{place}: {error}") from None
+
+
+def _list(names: Mapping[str, Any] | Sequence[str]) -> str:
+    return ", ".join(repr(name) for name in names)

@@ -1,0 +1,30 @@
+"""From the data that a recipe names to prompts."""
+
+from service.media import Limits
+from trainer.data import datasets
+from trainer.data.prompts import Prompts
+from trainer.miniature.prompts import prompts as miniature_prompts
+from trainer.recipe import DatasetData, MiniatureData
+
+
+def open_prompts(capability: str, data: MiniatureData | DatasetData, *, seed: int, limits: Limits) -> Prompts:
+    """The prompts of a capability; `seed` decides which questions the miniature makes up."""
+    if isinstance(data, MiniatureData):
+        return miniature_prompts(
+            data.name, label=capability, split=data.split, size=data.size, seed=seed, level=data.level
+        )
+    return datasets.load(
+        data.name,
+        capability=capability,
+        columns=data.columns.model_dump(),
+        split=data.split,
+        subset=data.subset,
+        files=data.files,
+        limit=data.limit,
+        system=data.system,
+        suffix=data.suffix or None,
+        media_root=data.media_root,
+        on_bad_row=data.on_unreadable,
+        frames_fps=data.frames_fps,
+        limits=limits,
+    )

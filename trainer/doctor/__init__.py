@@ -1,0 +1,1 @@
+"""`coevo doctor`: what this machine has, and whether a recipe fits it."""

@@ -1,0 +1,159 @@
+"""The section of a recipe that names the system: which steps, in which order, and who learns from whom."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from trainer.recipe.parts import Section
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """A student that learns from a teacher, with a weight. `edges` makes them from a method."""
+
+    student: str
+    teacher: str
+    beta: float
+
+
+class ExplicitEdge(Section):
+    """An edge as written: `"text <- image"`, or a table with its own beta."""
+
+    student: str
+    """Who learns."""
+    teacher: str
+    """From whom."""
+    beta: float | None = Field(default=None, gt=0)
+    """null = `method.beta`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_arrow(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        student, arrow, teacher = (part.strip() for part in value.partition("<-"))
+        if not (student and arrow and teacher):
+            raise ValueError(f'{value!r} is no edge; write "student <- teacher"')
+        return {"student": student, "teacher": teacher}
+
+
+class Negative(Section):
+    """`negative`: what stands in for the teacher."""
+
+    advantage: float = Field(default=0.1, gt=0)
+    """Taken from each token that the student itself finds unlikely."""
+    probability: float = Field(default=0.1, gt=0, lt=1)
+    """Unlikely = below this probability under the student."""
+
+
+class Method(Section):
+    """The system: which steps are made in which order, and who learns from whom."""
+
+    kind: Literal["base", "rlvr", "static-opd", "mopd", "copd", "pilot", "negative"] = "copd"
+    """base: no training. rlvr: each branch on its own data (experts; a branch with several capabilities is mixed RLVR;
+    several branches that are merged are the merge of experts). static-opd: experts first, then each edge's student
+    learns from its frozen teacher. mopd: experts first, then `student` learns from all. copd: mutual, in cycles.
+    pilot: experts first, then a fresh `student` for each of their checkpoints. negative: copd's steps, no teachers."""
+    cycles: int = Field(default=8, ge=1)
+    """copd, negative: rounds of both phases."""
+    rlvr_steps: int = Field(default=3, ge=0)
+    """Steps of GRPO in a cycle."""
+    opd_steps: int = Field(default=2, ge=0)
+    """Steps of mutual distillation in a cycle."""
+    steps: int | None = Field(default=None, ge=1)
+    """Steps of one expert, where there are no cycles; null = cycles x (rlvr_steps + opd_steps), for a fair table."""
+    topology: Literal["pairwise", "hub", "ring", "explicit"] = "pairwise"
+    """pairwise: all from all. hub: `hub` and the others from each other. ring: each from the one before. explicit:
+    `edges`."""
+    hub: str | None = None
+    """The branch in the middle of topology hub."""
+    edges: tuple[ExplicitEdge, ...] = ()
+    """The edges of topology explicit; leaving one out is the ablation of it."""
+    beta: float = Field(default=1.0, gt=0)
+    """Weight of a teacher's signal on an edge without its own."""
+    student: str | None = None
+    """mopd, pilot: the fresh branch that learns from the experts."""
+    checkpoints: int = Field(default=5, ge=1)
+    """pilot: revisions of each expert that teach."""
+    negative: Negative = Negative()
+    sync: Literal["step", "phase"] = "step"
+    """Teachers as they were before this step (live), or at the start of the phase (frozen)."""
+    rule: Literal["paper", "equal"] = "paper"
+    """How steps are matched between systems: as the paper's table does, or to an equal total."""
+    rhythm: Literal["fixed", "adaptive"] = "fixed"
+    """adaptive: shift steps between the phases to keep the overlap of the branches in its band."""
+    mix: Literal["equal", "proportional"] = "equal"
+    """Prompts of a mixed branch: equal numbers from each capability, or as many as it has."""
+
+    @property
+    def expert_steps(self) -> int:
+        return self.steps or self.cycles * (self.rlvr_steps + self.opd_steps)
+
+    @property
+    def cyclic(self) -> bool:
+        """Whether the steps come in cycles of two phases."""
+        return self.kind in ("copd", "negative")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        problems = [*_topology_problems(self), *_kind_problems(self)]
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+
+def _topology_problems(method: Method) -> Iterator[str]:
+    if method.topology == "explicit" and not method.edges:
+        yield 'topology explicit has no edges; add edges = ["student <- teacher"]'
+    if method.edges and method.topology != "explicit":
+        yield f'edges are given, but topology is {method.topology}; set topology = "explicit" or remove edges'
+    if method.topology == "hub" and method.hub is None:
+        yield 'topology hub has no hub; set hub = "BRANCH"'
+    if method.hub is not None and method.topology != "hub":
+        yield f'hub is given, but topology is {method.topology}; set topology = "hub" or remove hub'
+    pairs = [(edge.student, edge.teacher) for edge in method.edges]
+    for student, teacher in dict.fromkeys(pairs):
+        if student == teacher:
+            yield f"edge {student} <- {teacher}: a branch cannot teach itself; remove the edge"
+        if pairs.count((student, teacher)) > 1:
+            yield f"edge {student} <- {teacher} is there twice; keep one and set its beta"
+
+
+def _kind_problems(method: Method) -> Iterator[str]:
+    if method.cyclic and method.steps is not None:
+        yield f"steps is not read by {method.kind}; remove it and set cycles, rlvr_steps and opd_steps"
+    if method.cyclic and method.opd_steps == 0:
+        yield f'{method.kind} without opd_steps teaches nothing; set opd_steps, or kind = "rlvr"'
+    if not method.cyclic and method.expert_steps == 0:
+        yield "no steps to make; set steps"
+    if method.kind in ("mopd", "pilot") and method.student is None:
+        yield f'{method.kind} has no student; set student = "BRANCH", a branch that is not one of the experts'
+    if method.student is not None and method.kind not in ("mopd", "pilot"):
+        yield f"student is not read by {method.kind}; remove it, or take kind mopd or pilot"
+
+
+def edges(method: Method, branches: Sequence[str]) -> tuple[Edge, ...]:
+    """Who learns from whom, whichever way the recipe says it."""
+    if method.kind in ("base", "rlvr"):
+        return ()
+    if method.kind in ("mopd", "pilot"):
+        return _between(method.student, branches, both_ways=False, beta=method.beta)
+    if method.topology == "hub":
+        return _between(method.hub, branches, both_ways=True, beta=method.beta)
+    if method.topology == "explicit":
+        return tuple(Edge(e.student, e.teacher, method.beta if e.beta is None else e.beta) for e in method.edges)
+    if method.topology == "ring":
+        pairs = [(student, branches[number - 1]) for number, student in enumerate(branches)]
+    else:
+        pairs = [(student, teacher) for student in branches for teacher in branches]
+    return tuple(Edge(student, teacher, method.beta) for student, teacher in pairs if student != teacher)
+
+
+def _between(centre: str | None, branches: Sequence[str], *, both_ways: bool, beta: float) -> tuple[Edge, ...]:
+    """From all others to the centre, and back if asked."""
+    assert centre is not None, "a valid method names it"
+    others = [branch for branch in branches if branch != centre]
+    inward = [Edge(centre, other, beta) for other in others]
+    return (*inward, *(Edge(other, centre, beta) for other in others)) if both_ways else tuple(inward)
