@@ -1,0 +1,193 @@
+"""What travels over HTTP: one frozen model for each request and each answer, shared with the client.
+
+Arrays of an answer may travel as one safetensors body instead (`Accept: application/vnd.safetensors`, see `wire`).
+Left out: the OpenAI-compatible routes, whose shapes are theirs.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SAFETENSORS = "application/vnd.safetensors"
+
+Base64 = Annotated[str, Field(description="the bytes of a file, base64; or sha256:HEX of one that was PUT to /media")]
+TokenId = Annotated[int, Field(ge=0)]
+
+
+class Body(BaseModel):
+    """Closed to unknown keys, so that a misspelt one is an error and not a silent default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class TextPart(Body):
+    type: Literal["text"]
+    text: str
+
+
+class MediaPart(Body):
+    """Stands where the next image, or the next video, belongs."""
+
+    type: Literal["image", "video"]
+
+
+class Message(Body):
+    role: Literal["system", "user", "assistant"]
+    content: str | list[TextPart | MediaPart]
+
+
+class Chat(Body):
+    """A prompt as messages: the chat template and the tokenizer of the base make ids of it."""
+
+    messages: list[Message] = Field(min_length=1)
+
+
+class Sequence(Body):
+    """A prompt and what follows it."""
+
+    prompt: list[TokenId] | Chat
+    """Ids are unexpanded: one pad token for each image or video."""
+    completion: list[TokenId] | str
+    """A text is tokenised alone, without an end mark."""
+    images: list[Base64] = []
+    videos: list[Base64] = []
+    token_ids: list[list[TokenId]] | None = None
+    """For each position of the completion the ids to score there, beside the completion's own."""
+
+
+class LogprobsRequest(Body):
+    sequences: list[Sequence] = Field(min_length=1)
+    top_k: int = Field(default=0, ge=0)
+    """How many of the likeliest tokens of each position to tell."""
+
+
+class ScoredSequence(Body):
+    """Log-probabilities of the completion's tokens only: raw, at temperature 1."""
+
+    token_ids: list[int]
+    logprobs: list[float]
+    prompt_tokens: int
+    """After expansion."""
+    top_ids: list[list[int]] | None = None
+    """The likeliest tokens, or the `token_ids` that were asked for."""
+    top_logprobs: list[list[float]] | None = None
+
+
+class AdapterScores(Body):
+    adapter: str
+    revision: int
+    digest: str
+    """Of the adapter's files; of the base for `base`."""
+    sequences: list[ScoredSequence]
+
+
+class LogprobsResponse(Body):
+    adapters: list[AdapterScores]
+
+
+class Prompt(Body):
+    prompt: list[TokenId] | Chat
+    images: list[Base64] = []
+    videos: list[Base64] = []
+    seed: int | None = None
+    """Of the first completion; the others take the numbers after it."""
+
+
+class GenerateRequest(Body):
+    prompts: list[Prompt] = Field(min_length=1)
+    n: int = Field(default=1, ge=1)
+    """Completions of each prompt."""
+    temperature: float = Field(default=1.0, ge=0, le=2)
+    """0 is greedy."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Left out: as many as the model's length leaves room for."""
+    logprobs: int = Field(default=0, ge=0)
+    """How many of the likeliest tokens to tell beside the sampled one's log-probability."""
+    stop: list[str] = []
+
+
+class Completion(Body):
+    token_ids: list[int]
+    """With the end mark, if it was sampled."""
+    logprobs: list[float]
+    """Raw, at temperature 1, whatever the sampling temperature was."""
+    finish_reason: Literal["stop", "length"]
+    top_ids: list[list[int]] | None = None
+    top_logprobs: list[list[float]] | None = None
+
+
+class Generated(Body):
+    prompt_token_ids: list[int]
+    """Expanded: exactly what the model saw, pad tokens of media included."""
+    completions: list[Completion]
+
+
+class GenerateResponse(Body):
+    adapter: str
+    revision: int
+    digest: str
+    prompts: list[Generated]
+
+
+class RevisionInfo(Body):
+    """A published revision, from its manifest."""
+
+    branch: str
+    revision: int
+    digest: str
+    parent: int | None
+    meta: dict[str, Any] = {}
+
+
+class BranchInfo(Body):
+    head: int
+    digest: str
+    revisions: list[int]
+    """Those that are kept."""
+
+
+class BaseInfo(Body):
+    name: str
+    digest: str
+
+
+class LimitsInfo(Body):
+    rank: int
+    max_model_len: int
+    top_k: int
+    body_bytes: int
+    sequences: int
+
+
+class EngineInfo(Body):
+    version: str
+    dtype: str
+
+
+class AdaptersResponse(Body):
+    base: BaseInfo
+    branches: dict[str, BranchInfo]
+    limits: LimitsInfo
+    engine: EngineInfo
+
+
+class ForkRequest(Body):
+    from_: str = Field(alias="from")
+    """`branch@revision`"""
+
+
+class MediaResponse(Body):
+    id: str
+    """`sha256:HEX`"""
+
+
+class Problem(BaseModel):
+    """RFC 9457. `type` is stable, `detail` is for people; more members may stand beside them."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    type: str
+    title: str
+    status: int
+    detail: str
