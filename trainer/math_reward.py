@@ -47,7 +47,7 @@ def warm_up() -> None:
     math_reward("Hence the final answer is $x = 3$, or 7/2.", "4")
 
 
-@lru_cache(maxsize=4096)  # the completions of a group give the same few answers to the same question
+@lru_cache(maxsize=1024)  # the completions of a group give the same few answers to the same question
 def _boxed_reward(found: str, gold: str) -> float:
     # Certain without sympy: the same text is the same answer; two plain integers or fractions are equal when their
     # values are, which is what math-verify finds after parsing both to sympy.Rational.

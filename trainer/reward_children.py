@@ -2,8 +2,8 @@
 
 The server is a fresh interpreter with math-verify loaded and warm; it never imports torch, so a child that died is
 replaced in milliseconds and no child inherits threads or a CUDA context. It obeys two orders on its socket: fork a
-child on the socket that comes with the order, and reap a child (SIGKILL to its process group, then wait). Nobody
-else waits for the children, so a process id cannot have passed to a stranger when it is killed.
+child on the socket that comes with the order, and reap a child (SIGKILL to its process group, then wait for all of
+it). Nobody else waits for the children, so a process id cannot have passed to a stranger when it is killed.
 
 Nothing outlives the trainer: the server ends when its socket closes or when its parent has changed, and kills every
 group first; a child ends when its socket closes, and the kernel kills it when the server dies (PR_SET_PDEATHSIG).
@@ -24,6 +24,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from adapters.errors import UserError
@@ -31,6 +32,7 @@ from trainer.math_reward import warm_up
 from trainer.rewards import Item, Rule, Scored, describe, judge, load
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
 _PARENT_CHECK_S = 1.0
 
 Message = dict[str, Any]
@@ -41,6 +43,7 @@ def main(fd: int) -> None:
     orders = socket.socket(fileno=fd)
     parent = os.getppid()
     prctl = ctypes.CDLL(None).prctl
+    prctl(_PR_SET_CHILD_SUBREAPER, 1)  # what a reward started and left behind becomes our child when its parent dies
     warm_up()
     gc.freeze()  # the children share these pages as long as no collector writes into them
     pids: dict[int, int] = {}
@@ -83,7 +86,9 @@ def _fork(fd: int, orders: socket.socket, memory_mb: int, prctl: Callable[[int, 
 
 def _reap(pid: int) -> None:
     os.killpg(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
+    with suppress(ChildProcessError):
+        while True:
+            os.waitpid(-pid, 0)
 
 
 def _confine(memory_mb: int) -> None:

@@ -1,6 +1,6 @@
 """Scores completions in children that can be killed, so that no reward can hang, crash or poison its caller.
 
-    with RewardPool(processes=2) as pool:
+    with RewardPool(num_children=2) as pool:
         pool.check(Rule("my_rewards:brevity"))  # a wrong name fails here, before anything starts
         scored = pool.score(items, Rule("math", format_share=0.1), deadline_s=30)
 
@@ -8,9 +8,9 @@ One pool serves any number of rewards: the rule travels with the batch. Results 
 A completion that raises, hangs, kills its child or returns no number is unscorable (trainer.rewards), and costs the
 others nothing but time: trainer.reward_batch says who gets how much of it.
 
-`start()` returns at once and is the first thing to call, before torch is imported: the fork server is a fresh
-interpreter whatever this process has loaded, so it is never too late, but early it loads while torch does, its
-address space is counted out before the big one exists, and a recipe's rewards are checked before a model is.
+`start()` returns at once. Call it first, before torch is imported: the fork server needs a second or two to load
+sympy, which then passes while torch loads, and a recipe's rewards are checked before its model is there. Called late
+it costs that time and nothing else: the server is a fresh interpreter, whatever this process has loaded.
 
 Left out: a sandbox. A reward runs with the trainer's rights; files and network are not blocked. Memory is bounded
 per process (`memory_mb`, of address space), not for what a reward starts in processes of its own; those are killed
@@ -39,9 +39,8 @@ from adapters.errors import UserError
 from trainer.reward_batch import Batch
 from trainer.rewards import Item, Rule, Scored
 
-_START_S = (
-    30.0  # a fork takes milliseconds, the server's own start about a second: longer than this is a stopped server
-)
+# A fork takes milliseconds, the server's own start one or two seconds: what takes longer than this will never come.
+_START_S = 30.0
 _WARN_SHARE = 0.02
 
 # What a child says: {"ready": pid}, {"loaded": None or why not}, {"value", "why"[, "leaves"]}. None: it is gone.
@@ -71,10 +70,14 @@ class ForkServer:
 
     def fork(self, key: int, memory_mb: int) -> socket.socket:
         ours, theirs = socket.socketpair()
-        with theirs:
-            order = json.dumps({"fork": key, "memory_mb": memory_mb}).encode()
-            socket.send_fds(self._orders, [order], [theirs.fileno()])
         ours.setblocking(False)
+        order = json.dumps({"fork": key, "memory_mb": memory_mb}).encode()
+        with theirs:
+            try:
+                socket.send_fds(self._orders, [order], [theirs.fileno()])
+            except OSError:
+                ours.close()
+                raise
         return ours
 
     def reap(self, key: int) -> None:
@@ -111,12 +114,6 @@ class Child:
     @property
     def is_busy(self) -> bool:
         return self.is_loading or bool(self.work)
-
-    def order(self, rule: Rule, items: Sequence[Item], work: list[int]) -> None:
-        pairs = [(items[index].completion, items[index].answer) for index in work]
-        self.outbox = json.dumps({"rule": astuple(rule), "items": pairs}).encode() + b"\n"
-        self.is_loading, self.work, self.since = True, work, time.monotonic()
-        self.send()
 
     def send(self) -> None:
         """As much of the outbox as the child takes now: one that was stopped takes nothing, and must not stop us."""
@@ -178,7 +175,7 @@ class RewardPool:
         self.start()
         with self._lock, self._no_child_left_busy():
             child = self._wait_for_a_child()
-            child.order(rule, [], [])
+            self._order(child, [], rule, [])
             ends = time.monotonic() + deadline_s
             while (left_s := ends - time.monotonic()) > 0:
                 for sender, message in self._listen(left_s):
@@ -192,7 +189,11 @@ class RewardPool:
             raise UserError(f"reward {rule.kind}: its import took longer than {deadline_s:g} s; mend the module")
 
     def score(self, items: Sequence[Item], rule: Rule, deadline_s: float) -> list[Scored]:
-        """One result for each item, in their order, at most `deadline_s` after the batch's turn has come."""
+        """One result for each item, in their order, `deadline_s` after the batch's turn at the latest.
+
+        The turn has come when no other batch is being scored and a child is up. A batch in which something hangs
+        takes its whole deadline.
+        """
         if not items:
             return []
         self.start()
@@ -215,8 +216,7 @@ class RewardPool:
     def _feed(self, batch: Batch, items: Sequence[Item], rule: Rule) -> None:
         for child in self._children:
             if child.is_ready and not child.is_busy and (work := batch.take()):
-                child.order(rule, items, work)
-                self._watch(child)
+                self._order(child, items, rule, work)
 
     def _note(self, batch: Batch, child: Child, message: Message) -> None:
         if not batch.num_unfinished:
@@ -327,6 +327,13 @@ class RewardPool:
             self._server.kill()
             for child in late:
                 self._replace(child)
+
+    def _order(self, child: Child, items: Sequence[Item], rule: Rule, work: list[int]) -> None:
+        pairs = [(items[index].completion, items[index].answer) for index in work]
+        child.outbox = json.dumps({"rule": astuple(rule), "items": pairs}).encode() + b"\n"
+        child.is_loading, child.work, child.since = True, work, time.monotonic()
+        child.send()
+        self._watch(child)
 
     def _watch(self, child: Child) -> None:
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if child.outbox else 0)

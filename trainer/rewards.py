@@ -30,8 +30,15 @@ from numbers import Real
 from typing import cast
 
 from adapters.errors import UserError
-from trainer.answers import Quantity, is_boxed_once, last_box, last_quantity, only_letter, only_quantity
-from trainer.answers import choice_letter as _choice_letter
+from trainer.answers import (
+    Quantity,
+    choice_letter,
+    is_boxed_once,
+    last_box,
+    last_quantity,
+    only_letter,
+    only_quantity,
+)
 
 KINDS = ("math", "choice", "numeric", "exact")
 
@@ -90,7 +97,7 @@ class Rule:
 
 def choice_reward(completion: str, answer: str) -> float:
     """1 when the completion answers with the gold letter and with no other."""
-    return float(_choice_letter(completion) == _gold_letter(answer))
+    return float(choice_letter(completion) == _gold_letter(answer))
 
 
 def numeric_reward(completion: str, answer: str, tolerance: float = 0.0) -> float:

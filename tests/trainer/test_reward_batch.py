@@ -1,0 +1,82 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trainer.reward_batch import Batch
+from trainer.rewards import Scored
+
+
+@settings(max_examples=40)
+@given(num_items=st.integers(0, 100), num_children=st.integers(1, 8), data=st.data())
+def test_every_item_gets_one_result_whatever_the_children_do(
+    num_items: int, num_children: int, data: st.DataObject
+) -> None:
+    batch = Batch(num_items, num_children)
+    killers = data.draw(st.sets(st.integers(0, max(0, num_items - 1)), max_size=20))
+    while batch.num_unfinished:
+        work = batch.take()
+        assert work, "unfinished items that nobody works on must be in the queue"
+        while work:
+            if data.draw(st.integers(0, 9), label="fault") == 0:
+                batch.put_back(work)
+                break
+            if work[0] in killers:
+                batch.fail(work, "killed")
+                break
+            batch.settle(work[0], Scored(float(work.pop(0))))
+    assert batch.take() == []
+    for index, scored in enumerate(batch.results()):
+        assert scored == (Scored(None, "killed") if index in killers else Scored(float(index)))
+
+
+def test_a_failed_item_comes_again_after_the_others_and_only_once() -> None:
+    batch = Batch(3, 2)
+    first, second, third = batch.take(), batch.take(), batch.take()
+    assert (first, second, third) == ([0], [1], [2])
+    batch.fail(first, "died")
+    batch.settle(1, Scored(1.0))
+    batch.settle(2, Scored(1.0))
+    assert batch.take() == [0]
+    batch.fail([0], "died again")
+    assert batch.results()[0] == Scored(None, "died again")
+    assert batch.num_unfinished == 0
+
+
+def test_those_behind_a_failed_item_come_before_it() -> None:
+    batch = Batch(8, 1)
+    assert batch.take() == [0, 1, 2, 3]
+    batch.fail([1, 2, 3], "died")
+    assert batch.take()[:2] == [2, 3]
+
+
+def test_a_reward_that_cannot_be_loaded_ends_the_batch() -> None:
+    batch = Batch(4, 2)
+    for _ in range(3):
+        assert batch.num_unfinished == 4
+        batch.fail_to_load(batch.take(), "no such luck")
+    assert batch.results() == [Scored(None, "no such luck")] * 4
+    assert batch.take() == []
+
+
+def test_giving_up_keeps_the_results_that_are_there() -> None:
+    batch = Batch(2, 1)
+    batch.settle(1, Scored(0.5))
+    batch.give_up("late")
+    assert batch.results() == [Scored(None, "late"), Scored(0.5)]
+
+
+@given(num_items=st.integers(1, 1000), num_children=st.integers(1, 8), left_s=st.floats(0.01, 100))
+def test_a_first_try_leaves_time_for_a_second_and_never_waits_for_less_than_its_share(
+    num_items: int, num_children: int, left_s: float
+) -> None:
+    batch = Batch(num_items, num_children)
+    allowance = batch.allowance(0, left_s)
+    assert allowance <= left_s / 2
+    share = left_s * num_children / num_items
+    assert allowance == pytest.approx(min(left_s / 2, max(share, left_s / 8)))
+
+
+def test_the_last_try_may_take_all_the_time() -> None:
+    batch = Batch(1, 2)
+    batch.fail(batch.take(), "slow")
+    assert batch.allowance(0, 10.0) == 10.0
