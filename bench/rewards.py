@@ -23,9 +23,9 @@ from typing import Any, TypeVar, cast
 
 from math_verify import parse, verify
 
-from trainer.math_reward import warm_up
-from trainer.reward_pool import RewardPool
 from trainer.rewards import Item, Rule
+from trainer.rewards.mathematics import warm_up
+from trainer.rewards.pool import RewardPool
 
 PAIRS = Path(__file__).parent / "latex_pairs.jsonl"
 LEARNING = (1, 2, 3)

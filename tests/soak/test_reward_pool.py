@@ -9,8 +9,8 @@ import time
 import psutil
 import pytest
 
-from trainer.reward_pool import RewardPool
 from trainer.rewards import Item, Rule, Scored
+from trainer.rewards.pool import RewardPool
 
 SOAK_S = float(os.environ.get("COEVO_SOAK_S", "120"))
 DEADLINE_S = 5.0

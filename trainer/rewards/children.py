@@ -1,4 +1,4 @@
-"""The fork server of the reward pool, and the life of its children. Started as `python -m trainer.reward_children FD`.
+"""The fork server of the reward pool, and the life of its children. Started as `python -m trainer.rewards.children FD`.
 
 The server is a fresh interpreter with math-verify loaded and warm; it never imports torch, so a child that died is
 replaced in milliseconds and no child inherits threads or a CUDA context. It obeys two orders on its socket: fork a
@@ -28,8 +28,8 @@ from contextlib import suppress
 from typing import Any
 
 from adapters.errors import UserError
-from trainer.math_reward import warm_up
 from trainer.rewards import Item, Rule, Scored, describe, judge, load
+from trainer.rewards.mathematics import warm_up
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36

@@ -6,7 +6,7 @@
 
 One pool serves any number of rewards: the rule travels with the batch. Results come in the order of the items.
 A completion that raises, hangs, kills its child or returns no number is unscorable (trainer.rewards), and costs the
-others nothing but time: trainer.reward_batch says who gets how much of it.
+others nothing but time: trainer.rewards.batch says who gets how much of it.
 
 `start()` returns at once. Call it first, before torch is imported: the fork server needs a second or two to load
 sympy, which then passes while torch loads, and a recipe's rewards are checked before its model is there. Called late
@@ -36,8 +36,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from adapters.errors import UserError
-from trainer.reward_batch import Batch
 from trainer.rewards import Item, Rule, Scored
+from trainer.rewards.batch import Batch
 
 # A fork takes milliseconds, the server's own start one or two seconds: what takes longer than this will never come.
 _START_S = 30.0
@@ -50,7 +50,7 @@ log = logging.getLogger(__name__)
 
 
 class ForkServer:
-    """The process that forks and reaps the reward children (trainer.reward_children)."""
+    """The process that forks and reaps the reward children (trainer.rewards.children)."""
 
     def __init__(self) -> None:
         self._orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -60,7 +60,7 @@ class ForkServer:
         paths = pathsep.join(path or "." for path in sys.path)
         settings = {"PYTHONPATH": paths, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "trainer.reward_children", str(theirs.fileno())],
+            [sys.executable, "-P", "-m", "trainer.rewards.children", str(theirs.fileno())],
             env=environ | settings,
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,

@@ -3,7 +3,7 @@ r"""The reward of competition mathematics: is the completion's answer equal to t
 The last \boxed{...} is the answer; without a box math-verify looks for LaTeX and plain expressions itself. The gold
 answer is LaTeX, with or without a box or dollar signs. math-verify's own time limits are off: they are SIGALRM
 handlers whose exception sympy's bare `except` clauses may swallow, and one that arrives is answered with "not
-equal", a 0 for a completion that nobody has judged. A hang belongs to whoever can kill it: trainer.reward_pool.
+equal", a 0 for a completion that nobody has judged. A hang belongs to whoever can kill it: trainer.rewards.pool.
 
 Left out, as in math-verify: units, and whether (1, 2) is a point or an open interval.
 """
@@ -16,8 +16,8 @@ from typing import Any, cast
 
 from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 
-from trainer.answers import last_box
 from trainer.rewards import BadAnswerError
+from trainer.rewards.answers import last_box
 
 # They log every expression that they cannot read, and once that their time limits are off.
 for _name in ("math_verify", "latex2sympy2_extended"):

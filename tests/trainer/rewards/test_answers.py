@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.answers import boxes, choice_letter, is_boxed_once, last_box, last_quantity, only_quantity
+from trainer.rewards.answers import boxes, choice_letter, is_boxed_once, last_box, last_quantity, only_quantity
 
 # Text in which boxes, braces, digits and letters meet more often than by chance.
 LATEX = st.lists(

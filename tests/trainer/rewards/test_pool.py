@@ -13,10 +13,10 @@ import psutil
 import pytest
 
 from adapters.errors import UserError
-from trainer.reward_pool import RewardPool
 from trainer.rewards import Item, Rule, Scored
+from trainer.rewards.pool import RewardPool
 
-PAIRS = Path(__file__).parents[2] / "bench" / "latex_pairs.jsonl"
+PAIRS = Path(__file__).parents[3] / "bench" / "latex_pairs.jsonl"
 
 # What people's own rewards do. The completion says which; any other one is a number, and its own score.
 FAULTY_REWARDS = r"""
@@ -117,7 +117,7 @@ def wait_until(holds: Callable[[], bool], patience_s: float = 30.0) -> None:
 
 def fork_server(but: psutil.Process | None = None) -> psutil.Process:
     (server,) = [
-        one for one in psutil.Process().children() if "trainer.reward_children" in one.cmdline() and one != but
+        one for one in psutil.Process().children() if "trainer.rewards.children" in one.cmdline() and one != but
     ]
     return server
 
@@ -321,7 +321,7 @@ def test_a_pool_that_never_started_closes() -> None:
 
 def test_when_the_trainer_is_killed_its_children_die_even_while_they_hang(modules: Path) -> None:
     program = """if True:
-        from trainer.reward_pool import RewardPool
+        from trainer.rewards.pool import RewardPool
         from trainer.rewards import Item, Rule
         items = [Item(name, "") for name in ("grandchild", "spin", "deaf")] * 4
         RewardPool(num_children=2).score(items, Rule("faulty_rewards:reward"), 1000)

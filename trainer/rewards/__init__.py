@@ -1,6 +1,6 @@
 r"""Rewards by name: a completion and its gold answer in, a number out, or the reason why there is none.
 
-`math`      equal to the gold answer as mathematics (trainer.math_reward)
+`math`      equal to the gold answer as mathematics (trainer.rewards.mathematics)
 `choice`    the gold letter, and no other one
 `numeric`   a number within `tolerance` of the gold one: absolute below 1, relative above; percent, fractions, units
 `exact`     the text of the last \boxed{...}, white space aside
@@ -16,7 +16,7 @@ needs beyond the gold answer travels in `answer`, as JSON for instance. It is ca
 which may be killed and replaced between any two calls: keep nothing there but caches. Its module is imported in
 each of those processes, with stdout and stderr on /dev/null, and never in the trainer's.
 
-Left out: time limits, crashes and memory, which need a process of their own: trainer.reward_pool.
+Left out: time limits, crashes and memory, which need a process of their own: trainer.rewards.pool.
 """
 
 import importlib
@@ -30,7 +30,7 @@ from numbers import Real
 from typing import cast
 
 from adapters.errors import UserError
-from trainer.answers import (
+from trainer.rewards.answers import (
     Quantity,
     choice_letter,
     is_boxed_once,
@@ -173,7 +173,7 @@ def describe(error: BaseException) -> str:
 
 def _accuracy(rule: Rule) -> Scorer:
     if rule.kind == "math":
-        from trainer.math_reward import math_reward  # sympy: a third of a second that only the children need
+        from trainer.rewards.mathematics import math_reward  # sympy: a third of a second that only the children need
 
         return math_reward
     if rule.kind == "numeric":

@@ -7,7 +7,7 @@ child costs two children, and those that were queued behind it go back to the fr
 A try may take a part of the time that is left: as long as others wait, their equal share, but no less than an
 eighth; at most half on the first try, so that there is time for a second one; the last one may take all of it.
 
-Left out: processes and clocks (trainer.reward_pool). Everything here is arithmetic on indices.
+Left out: processes and clocks (trainer.rewards.pool). Everything here is arithmetic on indices.
 """
 
 from collections import deque

@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.reward_batch import Batch
 from trainer.rewards import Scored
+from trainer.rewards.batch import Batch
 
 
 @settings(max_examples=40)

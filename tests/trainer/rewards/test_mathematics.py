@@ -1,8 +1,8 @@
 import pytest
 from math_verify import parse, verify
 
-from trainer.math_reward import math_reward
 from trainer.rewards import BadAnswerError
+from trainer.rewards.mathematics import math_reward
 
 
 @pytest.mark.parametrize(

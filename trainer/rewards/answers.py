@@ -1,6 +1,6 @@
 r"""Where the answer stands in a text: boxes, choice letters, numbers. Pure functions of strings that never raise.
 
-Left out: algebra (trainer.math_reward) and any comparison with a gold answer (trainer.rewards).
+Left out: algebra (trainer.rewards.mathematics) and any comparison with a gold answer (trainer.rewards).
 """
 
 import re
