@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
-from trainer.math_reward import math_reward
 from trainer.miniature.batch import Prompter
 from trainer.miniature.blind import best_constant, best_guess, swapped
 from trainer.miniature.question import LEVELS, Capability, Question, Split, questions
 from trainer.miniature.sample import sample
+from trainer.rewards.mathematics import math_reward
 
 BATCH = 128
 KNOWN = 2000  # training questions that the blind levels are fitted to

@@ -45,7 +45,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _build(arguments: argparse.Namespace) -> int:
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a shared machine threads that spin halve the speed
     import torch
 
     from trainer.miniature.build import Habits, Training, build, save

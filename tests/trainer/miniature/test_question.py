@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.math_reward import math_reward
 from trainer.miniature.blind import best_constant, best_guess
 from trainer.miniature.capabilities import CAPABILITIES, capability
 from trainer.miniature.question import (
@@ -21,6 +20,7 @@ from trainer.miniature.question import (
     reliable_style,
     slip_rate,
 )
+from trainer.rewards.mathematics import math_reward
 
 NAMES = sorted(CAPABILITIES)
 SPLITS = [split for split, _ in SPLIT_SHARES]
