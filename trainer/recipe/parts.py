@@ -8,23 +8,17 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from adapters.names import check_name, is_start
+
 TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 ENGINE_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 REWARDS = ("math", "choice", "numeric", "exact")
 
-_NAME = re.compile(r"^[a-z][a-z0-9_-]{0,47}$")
-_FORK = re.compile(r"^[a-z][a-z0-9_-]{0,47}@[0-9]{1,9}$")
 _FUNCTION = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")
 
 
-def _check_name(value: str) -> str:
-    if not _NAME.match(value):
-        raise ValueError(f"{value!r} is no name; take a lower-case letter, then at most 47 of a-z, 0-9, _ and -")
-    return value
-
-
-def _check_fork(value: str) -> str:
-    if value != "base" and not _FORK.match(value):
+def _check_start(value: str) -> str:
+    if not is_start(value):
         raise ValueError(f'{value!r} is no start; take "base", or a fork as BRANCH@REVISION ("text-expert@120")')
     return value
 
@@ -50,7 +44,7 @@ def _check_group(value: int) -> int:
     return value
 
 
-Name = Annotated[str, AfterValidator(_check_name)]
+Name = Annotated[str, AfterValidator(check_name)]
 
 
 class Section(BaseModel):
@@ -240,7 +234,7 @@ class Branch(Section):
 
     capabilities: tuple[str, ...] = Field(min_length=1)
     """What it trains on; several make it a mixed branch."""
-    init: Annotated[str, AfterValidator(_check_fork)] = "base"
+    init: Annotated[str, AfterValidator(_check_start)] = "base"
     """`base` (B = 0), or a fork of a revision in the store, such as `text-expert@120`."""
 
 

@@ -1,0 +1,175 @@
+"""What a revision is, beside its files: `manifest.json`, written last, and the digests that everything is checked by.
+
+    digest = SHA-256 over the sorted lines `NAME SHA256` of the two adapter files, each line with its end
+
+which a shell computes too: `sha256sum adapter_* | awk '{print $2" "$1}' | sort | sha256sum`. The optimiser's moments
+are listed with their hash, but are no part of the digest: they are dropped from old revisions.
+
+Left out: where revisions lie (`store`), and what an adapter must look like (`validate`).
+"""
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+
+from adapters.errors import UserError
+from adapters.names import Ref
+
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+OPTIMISER = "optimizer.safetensors"
+MANIFEST = "manifest.json"
+ADAPTER_FILES = (CONFIG, WEIGHTS)
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+Count = Annotated[int, Field(ge=0)]
+
+
+def _check_json(meta: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    json.dumps(meta, allow_nan=False)  # pydantic lets NaN through here, and no other reader of JSON knows it
+    return meta
+
+
+class DamagedError(UserError):
+    """Files that are not what their manifest says, or a manifest that is none."""
+
+
+class Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class FileEntry(Frozen):
+    sha256: Sha256
+    bytes: Count
+
+
+class Manifest(Frozen):
+    """Everything that is known of a revision for good."""
+
+    branch: str
+    revision: Count
+    parent: Count | None
+    """The revision before; null for revision 0."""
+    origin: str | None = None
+    """Of a fork: the `branch@revision` that revision 0 is."""
+    base: Digest
+    digest: Digest
+    """Of the two adapter files; of the base where there are none."""
+    files: dict[str, FileEntry]
+    """Empty for a revision 0 that is the base itself (B = 0)."""
+    token: Count | None = None
+    """The fencing token that it was published under."""
+    job: str | None = None
+    meta: Annotated[dict[str, JsonValue], AfterValidator(_check_json)] = {}
+    """The publisher's own: `seed`, `metrics`, `canary`, and `phase_end` (true keeps the optimiser's moments)."""
+    created: datetime
+    """By the service's clock."""
+
+    @property
+    def ref(self) -> Ref:
+        return Ref(self.branch, self.revision)
+
+    @property
+    def is_phase_end(self) -> bool:
+        return self.meta.get("phase_end") is True
+
+    @property
+    def adapter_files(self) -> dict[str, FileEntry]:
+        return {name: entry for name, entry in self.files.items() if name != OPTIMISER}
+
+    @model_validator(mode="after")
+    def _digest_is_that_of_the_files(self) -> Self:
+        if self.files and not set(ADAPTER_FILES) <= self.files.keys() <= {*ADAPTER_FILES, OPTIMISER}:
+            raise ValueError(f"files: {', '.join(ADAPTER_FILES)} belong here, and {OPTIMISER} may")
+        if self.digest != (adapter_digest(self.files) if self.files else self.base):
+            raise ValueError("digest: not that of the files")
+        return self
+
+
+def adapter_digest(files: Mapping[str, FileEntry]) -> str:
+    return _digest((name, files[name].sha256) for name in ADAPTER_FILES)
+
+
+def base_digest(folder: Path) -> str:
+    """The same rule over what decides a base's numbers: its config.json, *.safetensors and tokenizer.json.
+
+    Left out: the chat template and the processor's settings, which an adapter does not depend on. Every byte is read:
+    about 1 s for each 1.2 GB and core.
+    """
+    names = [name for name in ("config.json", "tokenizer.json") if (folder / name).is_file()]
+    weights = [path.name for path in folder.glob("*.safetensors")]
+    if "config.json" not in names or not weights:
+        raise UserError(f"{folder}: no config.json with *.safetensors beside it; name the folder of a checkpoint")
+    names += weights
+    with ThreadPoolExecutor() as pool:
+        return _digest(zip(names, pool.map(_sha256, [folder / name for name in names]), strict=True))
+
+
+def read_manifest(folder: Path) -> Manifest:
+    try:
+        with _open_regular(folder / MANIFEST) as file:
+            return Manifest.model_validate_json(file.read())
+    except (OSError, ValidationError) as error:
+        reason = error.strerror if isinstance(error, OSError) else _first(error)
+        raise DamagedError(f"{folder}: {MANIFEST}: {reason}; this is no whole revision") from None
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Last of a revision's files; the caller makes it durable and visible."""
+    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n")
+
+
+def verify(folder: Path, files: Mapping[str, FileEntry]) -> None:
+    """Hash the files again. A safetensors file with a flipped bit loads without a word, so this is the only guard."""
+    for name, entry in files.items():
+        try:
+            with _open_regular(folder / name) as file:
+                same = os.fstat(file.fileno()).st_size == entry.bytes
+                same = same and hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256
+        except OSError as error:
+            raise DamagedError(f"{folder}: {name}: {error.strerror}; restore it or publish again") from None
+        if not same:
+            raise DamagedError(f"{folder}: {name} is not what the manifest says; restore it or publish again")
+
+
+def _open_regular(path: Path):
+    """A link in the store is followed nowhere, and no pipe is waited for."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(0, "no regular file")
+    return os.fdopen(descriptor, "rb")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(hashes: Iterable[tuple[str, str]]) -> str:
+    lines = sorted(f"{name} {sha256}\n" for name, sha256 in hashes)
+    return "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return f"{where}: {first['msg']}" if where else first["msg"]
