@@ -1,0 +1,145 @@
+"""What a service is started with: flags before `COEVO_...` variables before a recipe's numbers before the defaults.
+
+Secrets come from the environment only, because every user of a machine can read the flags of its processes. A wrong
+value is told in one line that names where it came from. Left out: where a base of a name lies, and what the machine
+can hold.
+"""
+
+import argparse
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from adapters.errors import UserError
+
+PREFIX = "COEVO_"
+SECRETS = frozenset({"api_key", "redis_url"})
+
+_KEY = re.compile(r"[\x21-\x7e]+")
+
+
+class SettingsError(UserError):
+    """A flag or a variable that cannot be used."""
+
+
+def _check_key(value: SecretStr) -> SecretStr:
+    if not _KEY.fullmatch(value.get_secret_value()):
+        raise ValueError("take visible ASCII characters without blanks, it travels in a header")
+    return value
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, hide_input_in_errors=True)
+
+
+class EngineNumbers(_Frozen):
+    """What the engine may hold."""
+
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Of the base and of the served copies of the adapters."""
+    max_model_len: int = Field(default=2048, ge=2)
+    """Tokens of a prompt, expanded, and its completion together, plus one."""
+    max_num_seqs: int = Field(default=64, ge=1)
+    """Sequences decoded together."""
+    max_num_batched_tokens: int = Field(default=4096, ge=256)
+    """Tokens in one engine step."""
+    block_size: int = Field(default=32, ge=1)
+    """Tokens in one block of the KV cache."""
+    kv_cache_gib: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    """KV cache in GiB, a fixed amount."""
+    max_loras: int = Field(default=8, ge=2)
+    """Adapter slots on the device."""
+    max_lora_rank: int = Field(default=64, ge=1, le=512)
+    """The largest rank that can be served."""
+    top_k: int = Field(default=20, ge=1)
+    """The most likeliest tokens that a request may ask for."""
+
+
+class Settings(_Frozen):
+    """The service around the engine."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+    port: int = Field(default=8000, ge=0, le=65535)
+    """Port to listen on; 0 is any free one."""
+    base: str = "miniature"
+    """`miniature`, a folder, or a name on the Hugging Face hub."""
+    store: Path = Path("store")
+    """Folder of the published revisions; one base's, one service's."""
+    adapter_cache: Path = Path("/dev/shm")
+    """Where the served copies of the adapters lie, in a folder of the service's own."""
+    body_bytes: int = Field(default=512 * 2**20, ge=1)
+    """The largest body of a request but an upload."""
+    upload_bytes: int = Field(default=16 * 2**30, ge=1)
+    """The largest body of a published revision."""
+    media_bytes: int = Field(default=8 * 2**30, ge=1)
+    """All uploaded images and videos together; the least recently used go."""
+    max_requests: int = Field(default=256, ge=1)
+    """Requests in the engine at a time."""
+    max_tokens: int = Field(default=1_000_000, ge=1)
+    """Their tokens, estimated; a larger request runs alone."""
+    max_waiting: int = Field(default=1024, ge=0)
+    """Requests that may wait for them; one more is answered 429."""
+    max_wait_s: float = Field(default=60.0, gt=0, allow_inf_nan=False)
+    """How long one waits before it is answered 429."""
+    request_timeout_s: float = Field(default=600.0, gt=0, allow_inf_nan=False)
+    """How long the engine may take for one request."""
+    api_key: Annotated[SecretStr, AfterValidator(_check_key)] | None = None
+    """Asked for on every route but /healthz."""
+    redis_url: SecretStr | None = None
+    """Of the queue; without one, publishes are fenced in this process. Holds a password."""
+    engine: EngineNumbers = EngineNumbers()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """A flag for every setting that is no secret. A default of None tells a flag that was not given."""
+    for name, field in _fields():
+        if name not in SECRETS:
+            default = field.get_default()
+            help = f"{(field.description or '').replace('%', '%%')} [{default}]"
+            parser.add_argument(_flag(name), metavar=name.rpartition("_")[2].upper(), help=help)
+
+
+def read(flags: Mapping[str, Any], environ: Mapping[str, str], recipe: Mapping[str, Any] | None = None) -> Settings:
+    """`flags` as argparse has them and `recipe` by the names of the settings; others in `flags` are ignored."""
+    given: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for name, _ in _fields():
+        for origin, value in (
+            (_flag(name), flags.get(name) if name not in SECRETS else None),
+            (_variable(name), environ.get(_variable(name)) or None),  # set to nothing is not set: compose does that
+            (f"recipe: {name}", (recipe or {}).get(name)),
+        ):
+            if value is not None:
+                given[name], origins[name] = value, origin
+                break
+    numbers = {name: given.pop(name) for name in EngineNumbers.model_fields if name in given}
+    try:
+        return Settings(**given, engine=cast(EngineNumbers, numbers))
+    except ValidationError as error:
+        wrong = (_describe(one, origins) for one in error.errors(include_url=False, include_input=False))
+        raise SettingsError("; ".join(wrong)) from None
+
+
+def _fields() -> Iterator[tuple[str, FieldInfo]]:
+    yield from ((name, field) for name, field in Settings.model_fields.items() if name != "engine")
+    yield from EngineNumbers.model_fields.items()
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _variable(name: str) -> str:
+    return f"{PREFIX}{name.upper()}"
+
+
+def _describe(error: ErrorDetails, origins: Mapping[str, str]) -> str:
+    name = next(str(part) for part in error["loc"] if part != "engine")
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{origins[name]}: {message[:1].lower()}{message[1:]}"
