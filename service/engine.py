@@ -14,6 +14,7 @@ Left out: which revision is which (`registry`), limits of requests (`admission`)
 """
 
 import itertools
+import json
 import os
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -28,6 +29,11 @@ from PIL.Image import Image
 from service.media import Video
 
 LORA_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+# `media` has sized the pixels and chosen the frames; the processor only cuts patches.
+PROCESSING = {
+    "images_kwargs": {"do_resize": False},
+    "videos_kwargs": {"do_resize": False, "do_sample_frames": False, "cap_pixels_per_frame": False},
+}
 NOTHING = -100.0  # added to the logit of a banned token
 
 
@@ -229,6 +235,10 @@ class Engine:
 
     # ---- health ----
 
+    def drop(self) -> None:
+        """Forget vLLM's client, which else ends itself while the interpreter shuts down."""
+        self._client = None
+
     @property
     def dead(self) -> bool:
         return bool(self._client.errored)
@@ -311,7 +321,11 @@ async def start_engine(settings: EngineSettings) -> AsyncGenerator[Engine]:
 
     args: Any = make_arg_parser(FlexibleArgumentParser()).parse_args(_arguments(settings))
     async with build_async_engine_client(args) as client:
-        yield Engine(client, args, settings)
+        engine = Engine(client, args, settings)
+        try:
+            yield engine
+        finally:
+            engine.drop()
 
 
 def on_cpu() -> bool:
@@ -346,7 +360,8 @@ def _arguments(settings: EngineSettings) -> list[str]:
         "max-lora-rank": settings.max_lora_rank,
         "max-logprobs": -1 if on_cpu() else settings.top_k,  # fixed token ids take the whole row there
         "generation-config": "vllm",  # defaults come from the request, never from the checkpoint
-        "limit-mm-per-prompt": str(limits).replace("'", '"'),
+        "limit-mm-per-prompt": json.dumps(limits),
+        "mm-processor-kwargs": json.dumps(PROCESSING),
         "seed": 0,
     }
     flags = ["--enable-lora", "--enable-prefix-caching", "--disable-log-stats", "--disable-uvicorn-access-log"]

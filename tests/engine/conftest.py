@@ -1,21 +1,87 @@
-"""One real vLLM for the whole test session."""
+"""One real engine in float32 for the whole session, in an event loop of its own, and three PEFT adapters."""
+
+import asyncio
+import gc
+import threading
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
 from adapters.base import locate
+from service.engine import LORA_MODULES, Engine, EngineSettings, start_engine
+
+ADAPTERS = {"thin": (2, 4), "plain": (8, 8), "strong": (16, 32)}  # rank, alpha
+
+
+class EngineThread:
+    """Runs an engine's coroutines from plain tests."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self._stack = AsyncExitStack()
+        self.engine: Engine = self.run(self._stack.enter_async_context(start_engine(settings)))
+
+    def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout=280)
+
+    def close(self) -> None:
+        self.run(self._stack.aclose())
+        del self.engine
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+        gc.collect()  # vLLM's client must not outlive the modules that its end needs
+
+
+def settings(dtype: str) -> EngineSettings:
+    return EngineSettings(
+        base=locate("miniature"), dtype=dtype, max_model_len=512, max_lora_rank=16, max_images=2, max_videos=2
+    )
 
 
 @pytest.fixture(scope="session")
-def engine():
-    from vllm import LLM
+def engine_thread():
+    thread = EngineThread(settings("float32"))
+    yield thread
+    thread.close()
 
-    return LLM(
-        str(locate("miniature")),
-        dtype="bfloat16",
-        max_model_len=256,
-        max_num_seqs=64,
-        block_size=32,
-        enforce_eager=True,
-        limit_mm_per_prompt={"image": 1, "video": 1},
-        seed=0,
-    )
+
+@pytest.fixture(scope="session")
+def base():
+    model = Qwen3VLForConditionalGeneration.from_pretrained(locate("miniature"), dtype=torch.float32).eval()
+    return model, Qwen3VLProcessor.from_pretrained(locate("miniature"))
+
+
+@pytest.fixture(scope="session")
+def adapter_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Adapters with random A and B, as PEFT saves them."""
+    folders = {}
+    for seed, (name, (rank, alpha)) in enumerate(ADAPTERS.items()):
+        torch.manual_seed(seed)
+        model = Qwen3VLForConditionalGeneration.from_pretrained(locate("miniature"), dtype=torch.float32)
+        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(LORA_MODULES), init_lora_weights=False)
+        peft = get_peft_model(model, config)
+        for parameter_name, parameter in peft.named_parameters():
+            if "lora_B" in parameter_name:  # as strong as after some hundred steps
+                parameter.data.mul_(0.1)
+        folders[name] = tmp_path_factory.mktemp(name)
+        peft.save_pretrained(folders[name])
+    return folders
+
+
+@pytest.fixture(scope="session")
+def loaded(engine_thread: EngineThread, adapter_folders: dict[str, Path]):
+    """The adapters in the engine; None is the base."""
+    adapters = {
+        name: engine_thread.run(engine_thread.engine.load(f"{name}@1", folder))
+        for name, folder in adapter_folders.items()
+    }
+    return adapters | {"base": None}

@@ -1,0 +1,70 @@
+"""Teacher log-probabilities: several adapters over the same sequences, each (sequence, revision) scored once.
+
+All sequences of all adapters go to the engine together. It computes the first one's prompt and the others of that
+prompt and adapter hit its prefix cache; media are encoded once, for they do not depend on the adapter.
+"""
+
+import asyncio
+import hashlib
+import json
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from service.engine import Adapter, Engine, Media, Scores
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """A sequence as the engine takes it."""
+
+    prompt: tuple[int, ...]
+    completion: tuple[int, ...]
+    media: Media
+    token_ids: tuple[tuple[int, ...], ...] | None = None
+
+    def key(self, digest: str, top_k: int) -> str:
+        names = [name for name, _ in (*self.media.images, *self.media.videos)]
+        what = json.dumps([digest, top_k, self.prompt, self.completion, self.token_ids, names])
+        return hashlib.sha256(what.encode()).hexdigest()
+
+
+class Scorer:
+    """Scores through the engine, remembering the last `keep` results."""
+
+    def __init__(self, engine: Engine, keep: int = 8192) -> None:
+        self._engine = engine
+        self._keep = keep
+        self._known: OrderedDict[str, Scores] = OrderedDict()
+        self.hits = 0
+        self.misses = 0
+        self.rescored = 0
+
+    async def score(
+        self, sequences: Sequence[Scoring], adapter: Adapter | None, digest: str, top_k: int
+    ) -> list[Scores]:
+        """In the order of `sequences`; `digest` names the weights that answer."""
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(self._one(sequence, adapter, digest, top_k)) for sequence in sequences]
+        return [task.result() for task in tasks]
+
+    async def _one(self, sequence: Scoring, adapter: Adapter | None, digest: str, top_k: int) -> Scores:
+        key = sequence.key(digest, top_k)
+        if key in self._known:
+            self.hits += 1
+            self._known.move_to_end(key)
+            return self._known[key]
+        self.misses += 1
+        scores = await self._engine.score(
+            sequence.prompt,
+            sequence.media,
+            sequence.completion,
+            adapter,
+            top_k=top_k,
+            token_ids=sequence.token_ids,
+        )
+        self.rescored += scores.rescored
+        self._known[key] = scores
+        while len(self._known) > self._keep:
+            self._known.popitem(last=False)
+        return scores
