@@ -17,7 +17,7 @@ RESERVED = frozenset({BASE, MERGED})
 # No leading zeros: `image@7` and `image@07` would be two names of one revision.
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,47}")
 _REVISION = re.compile(r"0|[1-9][0-9]{0,8}")
-_SHOWN = 60
+_SHOWN = 100
 
 
 @dataclass(frozen=True, order=True, slots=True)

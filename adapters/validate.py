@@ -1,0 +1,292 @@
+"""What an adapter must be before anything loads it, with all its problems at once; and the copy that is served.
+
+The engine says nothing about an adapter with a wrong prefix, keys of the vision tower or missing layers: it ignores
+what it does not know and serves the rest. So the set of keys is compared here, with every shape.
+
+Files are judged by their bytes: only safetensors is read, its header is bounded before it is parsed, and no pickle is
+ever opened. Masters are float32, nothing else: an update of a small learning rate rounds to nothing in 16 bits, and a
+publisher that has only those converts them knowingly.
+
+Left out: whether the adapter computes what its publisher thinks (the canary of `service.publish`).
+"""
+
+import json
+import shutil
+import struct
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeGuard, cast
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from adapters.errors import UserError
+from adapters.manifest import ADAPTER_FILES, CONFIG, OPTIMISER, WEIGHTS
+from adapters.names import shown
+
+Shape = tuple[int, ...]
+
+CONFIG_BYTES = 2**20
+_HEADER_BYTES = 2**24  # 4,000 tensors of long names have 1 MB
+_NAMED = 5  # problems of one kind are named so many times, and counted
+
+# Pickles of protocol 2 to 5, and the archives that torch.save writes.
+_PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"\x1f\x8b")
+_PREFIX = "base_model.model.model.language_model.layers."
+_PROJECTIONS = {
+    "self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"),
+    "mlp": ("gate_proj", "up_proj", "down_proj"),
+}
+TARGETS: frozenset[str] = frozenset(name for names in _PROJECTIONS.values() for name in names)
+
+# Of PEFT's settings those that change nothing here; every other one must be empty, those of later versions too.
+_HARMLESS = frozenset(
+    {
+        "auto_mapping",
+        "base_model_name_or_path",
+        "inference_mode",
+        "lora_dropout",
+        "megatron_core",
+        "peft_version",
+        "qalora_group_size",
+        "revision",
+        "task_type",
+    }
+)
+# None: not set. PiSSA, OLoRA and their like change the base as they are loaded.
+_ALLOWED: dict[str, tuple[object, ...]] = {
+    "peft_type": ("LORA",),
+    "bias": ("none", None),
+    "use_rslora": (False, True, None),
+    "init_lora_weights": (True, False, None, "gaussian", "orthogonal"),
+}
+_CHECKED = frozenset({*_ALLOWED, "r", "lora_alpha", "target_modules"})
+
+
+class InvalidAdapterError(UserError):
+    """Everything that is wrong with an upload."""
+
+    def __init__(self, problems: Iterable[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__(f"no adapter of this base: {'; '.join(self.problems)}")
+
+
+@dataclass(frozen=True, slots=True)
+class BaseShape:
+    """The language model's sizes, as far as adapters depend on them."""
+
+    num_layers: int
+    projections: Mapping[str, tuple[int, int]]
+    """Inputs and outputs of `self_attn.q_proj` and the other six."""
+
+    def shapes(self, rank: int) -> dict[str, Shape]:
+        """Of every tensor of an adapter, by its key."""
+        shapes: dict[str, Shape] = {}
+        for layer in range(self.num_layers):
+            for name, (num_inputs, num_outputs) in self.projections.items():
+                shapes[f"{_PREFIX}{layer}.{name}.lora_A.weight"] = (rank, num_inputs)
+                shapes[f"{_PREFIX}{layer}.{name}.lora_B.weight"] = (num_outputs, rank)
+        return shapes
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """What a valid adapter says of itself."""
+
+    rank: int
+    alpha: float
+    is_rank_stabilised: bool = False
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / (self.rank**0.5 if self.is_rank_stabilised else self.rank)
+
+
+def base_shape(folder: Path) -> BaseShape:
+    """Of a Qwen3-VL checkpoint, from its config.json."""
+    config = cast(dict[str, Any], json.loads((folder / "config.json").read_text()))
+    if config.get("model_type") != "qwen3_vl":
+        raise UserError(f"{folder}: model_type {config.get('model_type')!r}; take a base of type 'qwen3_vl'")
+    text = cast(dict[str, Any], config["text_config"])
+    hidden, inner, heads = int(text["hidden_size"]), int(text["intermediate_size"]), int(text["num_attention_heads"])
+    head = int(text.get("head_dim") or hidden // heads)
+    values = int(text["num_key_value_heads"]) * head
+    sizes = {
+        "q_proj": (hidden, heads * head),
+        "k_proj": (hidden, values),
+        "v_proj": (hidden, values),
+        "o_proj": (heads * head, hidden),
+        "gate_proj": (hidden, inner),
+        "up_proj": (hidden, inner),
+        "down_proj": (inner, hidden),
+    }
+    projections = {f"{part}.{name}": sizes[name] for part, names in _PROJECTIONS.items() for name in names}
+    return BaseShape(int(text["num_hidden_layers"]), projections)
+
+
+def upload_limits(base: BaseShape, max_rank: int) -> dict[str, int]:
+    """The files that an upload may have, and the most bytes of each: two moments for each weight, and headers."""
+    weights = 4 * sum(int(np.prod(shape)) for shape in base.shapes(max_rank).values())
+    return {CONFIG: CONFIG_BYTES, WEIGHTS: weights + _HEADER_BYTES, OPTIMISER: 2 * weights + _HEADER_BYTES}
+
+
+def check_adapter(folder: Path, base: BaseShape, max_rank: int) -> Adapter:
+    """The adapter in a folder, read to the last value. InvalidAdapterError if it is none of this base."""
+    missing = [name for name in ADAPTER_FILES if not (folder / name).is_file()]
+    if missing:
+        raise InvalidAdapterError(f"{name}: missing" for name in missing)
+    adapter, problems = _check_config(folder / CONFIG, max_rank)
+    problems += _check_weights(folder / WEIGHTS, base, adapter)
+    if (folder / OPTIMISER).is_file():
+        problems += _check_moments(folder / OPTIMISER)
+    if problems:
+        raise InvalidAdapterError(problems)
+    assert adapter is not None
+    return adapter
+
+
+def served_copy(source: Path, target: Path, dtype: Literal["bfloat16", "float32"]) -> None:
+    """The adapter in the engine's dtype, in a new folder that appears whole or not at all."""
+    draft = target.with_name(f"{target.name}.tmp")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    try:
+        shutil.copyfile(source / CONFIG, draft / CONFIG)
+        if dtype == "float32":
+            shutil.copyfile(source / WEIGHTS, draft / WEIGHTS)
+        else:
+            _write_bfloat16(source / WEIGHTS, draft / WEIGHTS)
+        draft.rename(target)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+
+
+def _write_bfloat16(source: Path, target: Path) -> None:
+    import torch
+    from safetensors.torch import save
+
+    with safe_open(source, framework="pt") as file:
+        tensors = {key: file.get_tensor(key).to(torch.bfloat16) for key in file.keys()}  # noqa: SIM118
+    target.write_bytes(save(tensors))  # save_file would hide a full disk in an error of its own
+
+
+def _check_config(path: Path, max_rank: int) -> tuple[Adapter | None, list[str]]:
+    """What the config says, where it says enough to compare tensors with."""
+    try:
+        config = json.loads(path.read_bytes()) if path.stat().st_size <= CONFIG_BYTES else None
+    except (ValueError, RecursionError):
+        config = None
+    if not isinstance(config, dict):
+        return None, [f"{CONFIG}: no JSON object of at most {CONFIG_BYTES} bytes"]
+    settings = cast(dict[str, Any], config)
+    problems = [*_kind_problems(settings), *_foreign_settings(settings)]
+    rank, alpha = settings.get("r"), settings.get("lora_alpha")
+    if not _is_number(alpha) or not 0 < alpha < 1e6:
+        problems.append(f"{CONFIG}: lora_alpha is {_value(alpha)}, not a number above 0")
+        alpha = 1.0
+    if not _is_number(rank) or not isinstance(rank, int) or rank < 1:
+        return None, [*problems, f"{CONFIG}: r is {_value(rank)}, not a whole number from 1"]
+    if rank > max_rank:
+        return None, [*problems, f"{CONFIG}: r is {_value(rank)}, the engine's limit is {max_rank}"]
+    return Adapter(rank, alpha, settings.get("use_rslora") is True), problems
+
+
+def _kind_problems(settings: dict[str, Any]) -> Iterator[str]:
+    for key, allowed in _ALLOWED.items():
+        value = settings.get(key)
+        if not any(value is choice or (isinstance(value, str) and value == choice) for choice in allowed):
+            yield f"{CONFIG}: {key} is {_value(value)}, not {' or '.join(map(_value, allowed))}"
+    targets: Any = settings.get("target_modules")
+    if not isinstance(targets, list) or not all(isinstance(name, str) for name in cast(list[Any], targets)):
+        yield f"{CONFIG}: target_modules is {_value(targets)}, not the list of the seven projections"
+    elif frozenset(cast(list[str], targets)) != TARGETS:
+        yield f"{CONFIG}: target_modules is {_value(targets)}, not the seven: {', '.join(sorted(TARGETS))}"
+
+
+def _foreign_settings(settings: dict[str, Any]) -> Iterator[str]:
+    foreign = [key for key, value in settings.items() if value and key not in _CHECKED | _HARMLESS]
+    yield from _few(f"{CONFIG}: {shown(key)} is set, and is no part of a plain LoRA" for key in foreign)
+
+
+def _check_weights(path: Path, base: BaseShape, adapter: Adapter | None) -> list[str]:
+    if (problem := header_problem(path)) is not None:
+        return [problem]
+    with safe_open(path, framework="numpy") as file:
+        slices = {key: file.get_slice(key) for key in sorted(file.keys())}
+        found = {key: (str(part.get_dtype()), tuple(part.get_shape())) for key, part in slices.items()}
+    problems = [*_key_problems(found.keys(), base), *_dtype_problems(found)]
+    if adapter is not None:
+        problems += _shape_problems(found, base.shapes(adapter.rank))
+    return [*problems, *_value_problems(path)]
+
+
+def _check_moments(path: Path) -> list[str]:
+    """That they can be read and continued from; their names and shapes are the trainer's."""
+    if (problem := header_problem(path)) is not None:
+        return [problem]
+    return list(_value_problems(path))
+
+
+def header_problem(path: Path) -> str | None:
+    """Why a file is not safetensors, before any of its tensors is read."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(9)
+    if len(head) < 9 or head[8:] != b"{" or struct.unpack("<Q", head[:8])[0] > min(_HEADER_BYTES, size - 8):
+        if head.startswith(_PICKLES):
+            return f"{path.name}: a pickle or an archive, not safetensors; write it with safetensors.torch.save_file"
+        return f"{path.name}: no safetensors header of at most {_HEADER_BYTES} bytes; cut off, or another kind of file"
+    try:
+        with safe_open(path, framework="numpy"):
+            return None
+    except (SafetensorError, OSError):
+        return f"{path.name}: damaged: header and data do not fit together"
+
+
+def _key_problems(found: Collection[str], base: BaseShape) -> Iterator[str]:
+    wanted = base.shapes(1).keys()
+    extra = sorted(set(found) - wanted)
+    tower = [key for key in extra if "visual" in key]
+    layers = [key for key in extra if key not in tower and key.startswith(_PREFIX)]
+    others = [key for key in extra if key not in tower and not key.startswith(_PREFIX)]
+    yield from _few(f"{WEIGHTS}: {shown(key)} is missing" for key in sorted(wanted - set(found)))
+    yield from _few(f"{WEIGHTS}: {shown(key)} belongs to the vision tower, which is frozen" for key in tower)
+    yield from _few(f"{WEIGHTS}: {shown(key)} is no projection of this base" for key in layers)
+    yield from _few(f"{WEIGHTS}: {shown(key)} does not begin with {_PREFIX}" for key in others)
+
+
+def _dtype_problems(found: Mapping[str, tuple[str, Shape]]) -> Iterator[str]:
+    wrong = {key: dtype for key, (dtype, _) in found.items() if dtype != "F32"}
+    yield from _few(f"{WEIGHTS}: {shown(key)} is {dtype}, masters are F32; convert it" for key, dtype in wrong.items())
+
+
+def _shape_problems(found: Mapping[str, tuple[str, Shape]], wanted: Mapping[str, Shape]) -> Iterator[str]:
+    wrong = {key: shape for key, (_, shape) in found.items() if wanted.get(key, shape) != shape}
+    yield from _few(
+        f"{WEIGHTS}: {shown(key)} has the shape {list(shape)}, not {list(wanted[key])}" for key, shape in wrong.items()
+    )
+
+
+def _value_problems(path: Path) -> Iterator[str]:
+    with safe_open(path, framework="numpy") as file:
+        keys = [key for key in sorted(file.keys()) if file.get_slice(key).get_dtype() == "F32"]
+        bad = [key for key in keys if not np.isfinite(file.get_tensor(key)).all()]
+    yield from _few(f"{path.name}: {shown(key)} holds a value that is not finite" for key in bad)
+
+
+def _few(problems: Iterable[str]) -> Iterator[str]:
+    """A wrong prefix is wrong five hundred times: the first are named, the rest counted."""
+    found = list(problems)
+    yield from found[:_NAMED]
+    if len(found) > _NAMED:
+        yield f"and {len(found) - _NAMED} more like the last"
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _value(value: object) -> str:
+    return shown(json.dumps(value))[1:-1]
