@@ -1,0 +1,152 @@
+"""The parent of the service: starts it, passes signals on, and starts it again when its engine died.
+
+The child's exit status decides. 70 (the engine is dead or frozen) and death by a signal are worth another try; any
+other status is the child's last word and becomes the parent's own. After too many tries it ends loudly.
+
+The child leads a process group of its own: what it leaves behind (an engine that still holds the device's memory) is
+killed before the next start, and Ctrl-C reaches it once, through here. It ends when its parent does, however that
+ended. Left out: health checks. The service watches itself and exits with 70.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import time
+from asyncio.subprocess import Process
+from collections import deque
+from collections.abc import Callable, Sequence
+
+ENGINE_DIED = 70
+RESTARTS_VARIABLE = "COEVO_RESTARTS"
+"""Tells the child how often it was started again within the window."""
+
+_FORWARDED = (signal.SIGTERM, signal.SIGINT)
+
+# Run by a fresh interpreter that then becomes the service: a thread-safe way to set what dies with whom.
+_DIE_WITH_PARENT = f"""
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(1, {int(signal.SIGTERM)})  # PR_SET_PDEATHSIG
+if os.getppid() == int(sys.argv[1]):
+    os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
+
+def supervise(
+    command: Sequence[str],
+    *,
+    max_restarts: int = 3,
+    window_s: float = 600.0,
+    backoff_s: float = 1.0,
+    stop_within_s: float = 60.0,
+) -> int:
+    """Run `command` until it ends for good; gives the exit status for this process. Call it in the main thread."""
+    supervisor = _Supervisor(command, _Budget(max_restarts, window_s), backoff_s, stop_within_s)
+    return asyncio.run(supervisor.run())
+
+
+class _Budget:
+    """So many restarts in a window of time."""
+
+    def __init__(self, restarts: int, window_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._restarts = restarts
+        self._window_s = window_s
+        self._clock = clock
+        self._times: deque[float] = deque()
+
+    def spent(self) -> int:
+        while self._times and self._clock() - self._times[0] > self._window_s:
+            self._times.popleft()
+        return len(self._times)
+
+    def take(self) -> bool:
+        if self.spent() >= self._restarts:
+            return False
+        self._times.append(self._clock())
+        return True
+
+
+class _Supervisor:
+    def __init__(self, command: Sequence[str], budget: _Budget, backoff_s: float, stop_within_s: float) -> None:
+        self._command = command
+        self._budget = budget
+        self._backoff_s = backoff_s
+        self._stop_within_s = stop_within_s
+        self._stop = asyncio.Event()
+        self._signal = signal.SIGTERM
+        self._child: Process | None = None
+
+    async def run(self) -> int:
+        loop = asyncio.get_running_loop()
+        for number in _FORWARDED:
+            loop.add_signal_handler(number, self._on_signal, number)
+        while True:
+            status = await self._run_child()
+            if self._stop.is_set() or not (status == ENGINE_DIED or status < 0):
+                return _exit_status(status)
+            tries = self._budget.spent()
+            if not self._budget.take():
+                _say(f"the service ended {tries + 1} times in a short while, last {_words(status)}; giving up")
+                return ENGINE_DIED
+            pause_s = self._backoff_s * 2**tries
+            _say(f"the service ended, {_words(status)}; starting it again in {pause_s:g} s")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._stop.wait()
+                return _exit_status(-self._signal)
+
+    async def _run_child(self) -> int:
+        child = self._child = await asyncio.create_subprocess_exec(
+            *_dying_with_us(self._command),
+            env=os.environ | {RESTARTS_VARIABLE: str(self._budget.spent())},
+            stdin=asyncio.subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        if self._stop.is_set():  # it came while the child was being made
+            child.send_signal(self._signal)
+        stopping = asyncio.ensure_future(self._kill_when_late(child))
+        try:
+            return await child.wait()
+        finally:
+            self._child = None
+            stopping.cancel()
+            _kill_group(child.pid)
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        self._signal = number
+        self._stop.set()
+        if self._child is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._child.send_signal(number)
+
+    async def _kill_when_late(self, child: Process) -> None:
+        await self._stop.wait()
+        await asyncio.sleep(self._stop_within_s)
+        _say(f"the service did not stop within {self._stop_within_s:g} s; killing it")
+        child.kill()
+
+
+def _dying_with_us(command: Sequence[str]) -> list[str]:
+    if sys.platform != "linux":
+        return [*command]
+    return [sys.executable, "-S", "-E", "-c", _DIE_WITH_PARENT, str(os.getpid()), *command]
+
+
+def _kill_group(group: int) -> None:
+    """Right after its leader has gone: the number is still the group's, or nobody's yet."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
+
+
+def _exit_status(status: int) -> int:
+    """A death by a signal as shells tell it."""
+    return status if status >= 0 else 128 - status
+
+
+def _words(status: int) -> str:
+    return f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
+
+
+def _say(message: str) -> None:
+    print(f"coevo serve: {message}", file=sys.stderr, flush=True)
