@@ -86,9 +86,12 @@ def _check(arguments: argparse.Namespace) -> int:
     torch.set_num_threads(THREADS)
     model = Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     processor = Qwen3VLProcessor.from_pretrained(folder)
-    table = Table(title=f"{arguments.base}: {arguments.questions} {arguments.split} questions a level")
+    table = Table(
+        title=f"{arguments.base}: {arguments.questions} {arguments.split} questions a level, accuracy in %",
+        caption="swapped: greedy with another question's media; guess, constant: the best answers without looking",
+    )
     passed = f"pass@{arguments.samples}"
-    for column in ("capability", "level", "greedy", "sampled", passed, "other media", "blind guess", "constant"):
+    for column in ("capability", "level", "greedy", "sampled", passed, "swapped", "guess", "constant"):
         table.add_column(column, justify="left" if column == "capability" else "right")
     rows = check(model, processor, capabilities, split=arguments.split, count=arguments.questions, n=arguments.samples)
     for row in rows:
