@@ -16,6 +16,7 @@ All functions block: call them in threads. Branches are independent; two writes 
 order. Left out: who may publish what (`service.publish`), and media.
 """
 
+import errno
 import fcntl
 import json
 import logging
@@ -49,6 +50,22 @@ RETIRED = "retired"
 _KEPT_OPTIMISERS = 2
 
 log = logging.getLogger(__name__)
+
+
+class DiskFullError(UserError):
+    """There is no room. What was being written is not there."""
+
+
+@contextmanager
+def room(where: Path) -> Generator[None]:
+    """A full disk becomes one line; every other failure of a disk stays what it is."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DiskFullError(f"{where}: the disk is full; free some room and try again") from None
+
 
 # A child that is forked without exec would hold the lock on after our death, and nobody could open the store again.
 _lock_descriptors: set[int] = set()

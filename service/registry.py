@@ -1,0 +1,243 @@
+"""Which revisions the engine holds, and who is using them.
+
+    async with registry.acquire("image@17") as served:   # or "image" (its head), or "base"
+        ...                                              # served.handle stays loaded in here, whatever is published
+
+Kept revisions are loaded from the store when they are first asked for; those asked for longest ago leave when there
+are more than `capacity`. What is in use never leaves: a request ends on the revision that it began on, a retired
+revision goes when its last request ends, and above the capacity are only adapters in use. One name of the engine
+never means two contents, since the engine's caches go by the name.
+
+Everything here runs on one event loop; files are touched in threads. Left out: the engine itself (`Loader`), and what
+may become a revision (`publish`).
+"""
+
+import asyncio
+import logging
+import re
+import shutil
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from adapters.errors import UserError
+from adapters.manifest import FileEntry, Manifest, verify
+from adapters.names import BASE, Ref
+from adapters.store import Store, room
+from adapters.validate import served_copy
+
+Dtype = Literal["bfloat16", "float32"]
+
+_CACHED = re.compile(r"[a-z][a-z0-9_-]{0,47}@[0-9]{1,9}(~[0-9]+)?(\.tmp)?")
+
+log = logging.getLogger(__name__)
+
+
+class AdapterLoadError(UserError):
+    """The engine does not take the adapter; it goes on without it."""
+
+
+class UnavailableError(UserError):
+    """No such adapter (404), or none any more (410)."""
+
+    def __init__(self, kind: Literal["unknown-adapter", "retired-adapter"], message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class Loader(Protocol):
+    """The engine, as far as adapters go."""
+
+    async def load(self, name: str, folder: Path) -> object:
+        """A handle for requests. `name` never comes again with other content. Raises AdapterLoadError."""
+        ...
+
+    async def unload(self, handle: object) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A revision that can be used now."""
+
+    branch: str
+    revision: int
+    digest: str
+    handle: object | None
+    """None: the base itself."""
+
+
+@dataclass(eq=False, slots=True)
+class _Entry:
+    ref: Ref
+    name: str
+    folder: Path
+    loading: asyncio.Task[Served]
+    num_users: int = 0
+
+
+class Registry:
+    """`cache` is a folder of this registry's own; what an earlier one left there is removed."""
+
+    def __init__(self, store: Store, loader: Loader, cache: Path, *, dtype: Dtype, capacity: int) -> None:
+        self.heads = {name: branch.head for name, branch in store.branches.items()}
+        """What a branch's name alone stands for."""
+        self._store = store
+        self._loader = loader
+        self._cache = cache
+        self._dtype: Dtype = dtype
+        self._capacity = capacity
+        self._entries: OrderedDict[Ref, _Entry] = OrderedDict()  # the one asked for longest ago is first
+        self._leaving: dict[str, asyncio.Task[None]] = {}
+        self._retired: set[Ref] = set()
+        self._digests: dict[Ref, list[str]] = {}
+        cache.mkdir(parents=True, exist_ok=True)
+        for folder in cache.iterdir():
+            if _CACHED.fullmatch(folder.name):
+                shutil.rmtree(folder)
+
+    @property
+    def users(self) -> Mapping[Ref, int]:
+        """Of every adapter that the engine holds."""
+        return {ref: entry.num_users for ref, entry in self._entries.items()}
+
+    def find(self, ref: Ref) -> Manifest:
+        """The manifest of a revision that can be served, of the head if none is named."""
+        branch = self._store.branch(ref.branch)
+        head = self.heads.get(ref.branch)
+        if head is None:
+            raise UnavailableError("unknown-adapter", f"{ref}: there is no branch {ref.branch}")
+        revision = head if ref.revision is None else ref.revision
+        if revision in branch.retired or ref in self._retired:
+            raise UnavailableError("retired-adapter", f"{ref} was retired; the head is {ref.branch}@{head}")
+        if revision not in branch.kept:
+            raise UnavailableError("unknown-adapter", f"{ref}: there is no such revision; the head is {head}")
+        return branch.kept[revision]
+
+    @asynccontextmanager
+    async def acquire(self, name: str) -> AsyncGenerator[Served]:
+        """A revision, loaded, until the block ends. A branch's name is its head as it is now."""
+        ref = Ref.parse(name)
+        if ref.branch == BASE:
+            yield Served(BASE, 0, self._store.base, None)
+            return
+        manifest = self.find(ref)
+        if not manifest.files:
+            yield Served(manifest.branch, manifest.revision, manifest.digest, None)
+            return
+        entry = self._entries.get(manifest.ref)
+        if entry is None:
+            entry = self._enter(manifest.ref, manifest.digest, self._store.folder(manifest.ref), manifest.adapter_files)
+        self._entries.move_to_end(manifest.ref)
+        async with self._using(entry) as served:
+            yield served
+
+    @asynccontextmanager
+    async def trial(self, ref: Ref, digest: str, folder: Path) -> AsyncGenerator[Served]:
+        """An adapter that is no revision yet, loaded from a staging folder. It stays if it has become one in here."""
+        entry = self._enter(ref, digest, folder, {})
+        try:
+            async with self._using(entry) as served:
+                yield served
+        finally:
+            if ref.revision not in self._store.branch(ref.branch).kept:
+                self._remove(entry)
+                await asyncio.gather(*filter(None, [self._leaving.get(entry.name)]), return_exceptions=True)
+
+    def flip(self, ref: Ref) -> None:
+        """From here on the branch's name means this revision."""
+        assert ref.revision is not None
+        self.heads[ref.branch] = max(ref.revision, self.heads.get(ref.branch, 0))
+
+    async def retire(self, ref: Ref) -> None:
+        """Nobody gets it from here on; who has it keeps it. On return nothing is read from the store any more."""
+        self._retired.add(ref)
+        if ref in self._entries:
+            await asyncio.wait([self._entries[ref].loading])
+        self._tidy()
+
+    async def close(self) -> None:
+        """When no request is left: unload everything, leave nothing in the cache."""
+        for entry in list(self._entries.values()):
+            await asyncio.wait([entry.loading])
+            self._remove(entry)
+        await asyncio.gather(*self._leaving.values(), return_exceptions=True)
+
+    @asynccontextmanager
+    async def _using(self, entry: _Entry) -> AsyncGenerator[Served]:
+        entry.num_users += 1
+        try:
+            yield await asyncio.shield(entry.loading)  # one user that gives up does not stop the load for the others
+        finally:
+            entry.num_users -= 1
+            self._tidy()
+
+    def _enter(self, ref: Ref, digest: str, source: Path, files: Mapping[str, FileEntry]) -> _Entry:
+        name = self._name(ref, digest)
+        served = self._load(name, ref, digest, source, files)
+        entry = _Entry(ref, name, self._cache / name, asyncio.create_task(served, name=f"load {name}"))
+        entry.loading.add_done_callback(lambda task: self._loaded(entry, task))
+        self._entries[ref] = entry
+        self._tidy()
+        return entry
+
+    def _name(self, ref: Ref, digest: str) -> str:
+        """`image@17`; `image@17~2` for other content after a first `image@17` was refused or found damaged."""
+        digests = self._digests.setdefault(ref, [])
+        if digest not in digests:
+            digests.append(digest)
+        number = digests.index(digest) + 1
+        return str(ref) if number == 1 else f"{ref}~{number}"
+
+    async def _load(self, name: str, ref: Ref, digest: str, source: Path, files: Mapping[str, FileEntry]) -> Served:
+        if name in self._leaving:
+            await self._leaving[name]
+        folder = self._cache / name
+        try:
+            await asyncio.to_thread(_copy, source, folder, files, self._dtype)
+            handle = await self._loader.load(name, folder)
+        except BaseException:
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            raise
+        assert ref.revision is not None
+        return Served(ref.branch, ref.revision, digest, handle)
+
+    def _loaded(self, entry: _Entry, task: asyncio.Task[Served]) -> None:
+        """A load that failed is forgotten, so that the next user tries again."""
+        if (task.cancelled() or task.exception() is not None) and self._entries.get(entry.ref) is entry:
+            del self._entries[entry.ref]
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Of what nobody uses, the retired leave, and then the oldest until the others fit."""
+        idle = [entry for entry in self._entries.values() if entry.num_users == 0 and entry.loading.done()]
+        for entry in idle:
+            if entry.ref in self._retired or len(self._entries) > self._capacity:
+                self._remove(entry)
+
+    def _remove(self, entry: _Entry) -> None:
+        if self._entries.get(entry.ref) is not entry:
+            return
+        del self._entries[entry.ref]
+        task = asyncio.create_task(self._unload(entry), name=f"unload {entry.name}")
+        self._leaving[entry.name] = task
+        task.add_done_callback(lambda task: self._left(entry, task))
+
+    async def _unload(self, entry: _Entry) -> None:
+        await asyncio.wait([entry.loading])
+        if entry.loading.exception() is None:
+            await self._loader.unload(entry.loading.result().handle)
+            await asyncio.to_thread(shutil.rmtree, entry.folder)
+
+    def _left(self, entry: _Entry, task: asyncio.Task[None]) -> None:
+        del self._leaving[entry.name]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("%s could not be unloaded: %s", entry.name, error)
+
+
+def _copy(source: Path, target: Path, files: Mapping[str, FileEntry], dtype: Dtype) -> None:
+    verify(source, files)
+    with room(target.parent):
+        served_copy(source, target, dtype)
