@@ -13,6 +13,7 @@ from typing import Protocol, cast
 from adapters.errors import UserError
 
 COMMANDS = {
+    "serve": ("service.command", "the service: one frozen base, many adapters, exact log-probs"),
     "doctor": ("trainer.doctor.command", "what this machine has; with a recipe, whether it fits"),
     "base": ("trainer.miniature.command", "the miniature's base: path, build, check"),
 }

@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 
+from adapters.store import Store
 from service.admission import Admission
 from service.engine import Adapter, Engine
 from service.inputs import Decoder, Vocabulary
 from service.mediastore import MediaStore
 from service.metrics import Metrics
+from service.publish import Publisher
 from service.registry import Registry, Served
 from service.scoring import Scorer
 from service.settings import Settings
@@ -18,7 +20,9 @@ MEDIA_TOKENS = 1024  # what one image or video is taken for before it is decoded
 class Door:
     settings: Settings
     engine: Engine
+    store: Store
     registry: Registry
+    publisher: Publisher
     scorer: Scorer
     decoder: Decoder
     vocabulary: Vocabulary

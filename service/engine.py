@@ -20,6 +20,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from service.media import Video
+from service.registry import AdapterLoadError
 
 LORA_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # `media` has sized the pixels and chosen the frames; the processor only cuts patches.
@@ -96,16 +98,13 @@ class Sampled:
     finish_reason: str
 
 
-class AdapterLoadError(RuntimeError):
-    """vLLM would not take the adapter; it goes on serving what it has."""
-
-
 class Engine:
     """One frozen base in vLLM."""
 
-    def __init__(self, client: Any, args: Any, settings: EngineSettings) -> None:
-        self._client = client
-        self._args = args
+    def __init__(self, client: Any, openai: Any, settings: EngineSettings) -> None:
+        self._client: Any = client
+        self.openai: Any = openai
+        """vLLM's own application, for its OpenAI-compatible routes."""
         self._requests = itertools.count()
         self._numbers = itertools.count(100_000)  # vLLM's own counter starts at 1
         self.settings = settings
@@ -113,6 +112,7 @@ class Engine:
         self.eos_id: int = self.tokenizer.eos_token_id
         config = client.model_config.hf_config
         self.pads: dict[str, int] = {"image": config.image_token_id, "video": config.video_token_id}
+        self.vocabulary_size: int = config.text_config.vocab_size
         self._banned = dict.fromkeys(self._unspeakable(config.text_config.vocab_size), NOTHING)
 
     def _unspeakable(self, vocabulary: int) -> list[int]:
@@ -128,6 +128,16 @@ class Engine:
         """Messages through the base's chat template; one pad token for each image or video."""
         return list(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
 
+    def text_ids(self, text: str) -> list[int]:
+        """A text alone, without any mark."""
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+    @property
+    def image_pixels(self) -> tuple[int, int]:
+        """The least and the most pixels of an image, by the base's own processor."""
+        size = self._client.renderer.get_mm_processor().info.get_image_processor().size
+        return int(size["shortest_edge"]), int(size["longest_edge"])
+
     # ---- adapters ----
 
     async def load(self, name: str, folder: Path) -> Adapter:
@@ -135,11 +145,21 @@ class Engine:
         try:
             await self._client.add_lora(_lora_request(adapter))
         except Exception as error:
-            raise AdapterLoadError(f"the engine refused {name}") from error
+            raise AdapterLoadError(f"{name}: the engine refused it; its log says why") from error
         return adapter
 
-    async def unload(self, adapter: Adapter) -> None:
-        await self._client.remove_lora(adapter.number)
+    async def unload(self, handle: object) -> None:
+        assert isinstance(handle, Adapter)
+        self._openai_models().pop(handle.name, None)
+        await self._client.remove_lora(handle.number)
+
+    def name_model(self, name: str, adapter: Adapter | None) -> None:
+        """What `model` means in the OpenAI-compatible routes."""
+        if adapter is not None:
+            self._openai_models()[name] = _lora_request(adapter)
+
+    def _openai_models(self) -> dict[str, Any]:
+        return self.openai.state.openai_serving_models.lora_requests
 
     # ---- sampling and scoring ----
 
@@ -237,7 +257,7 @@ class Engine:
 
     def drop(self) -> None:
         """Forget vLLM's client, which else ends itself while the interpreter shuts down."""
-        self._client = None
+        self._client = self.openai = None
 
     @property
     def dead(self) -> bool:
@@ -321,11 +341,22 @@ async def start_engine(settings: EngineSettings) -> AsyncGenerator[Engine]:
 
     args: Any = make_arg_parser(FlexibleArgumentParser()).parse_args(_arguments(settings))
     async with build_async_engine_client(args) as client:
-        engine = Engine(client, args, settings)
+        engine = Engine(client, await _openai_app(client, args), settings)
         try:
             yield engine
         finally:
             engine.drop()
+
+
+async def _openai_app(client: Any, args: Any) -> Any:
+    from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+    from vllm.entrypoints.launchers.app import build_app
+
+    tasks = await client.get_supported_tasks()
+    app: Any = build_app(args, tasks, client.model_config)
+    await init_app_state(client, app.state, args, tasks)
+    app.state.server = SimpleNamespace(should_exit=False)  # its handlers of a dead engine set this
+    return app
 
 
 def on_cpu() -> bool:
@@ -350,6 +381,7 @@ def _arguments(settings: EngineSettings) -> list[str]:
     limits = {"image": settings.max_images, "video": settings.max_videos}
     arguments: dict[str, object] = {
         "model": settings.base,
+        "served-model-name": "base",
         "dtype": settings.dtype,
         "max-model-len": settings.max_model_len,
         "max-num-seqs": settings.max_num_seqs,

@@ -92,7 +92,7 @@ class _Forwarded(Response):
             sent = json.dumps(body | {"model": name}).encode()
             headers = [(key, value) for key, value in scope["headers"] if key != b"content-length"]
             headers.append((b"content-length", str(len(sent)).encode()))
-            await door.engine.openai(scope | {"headers": headers}, _replayed(sent, receive), send)
+            await door.engine.openai({**scope, "headers": headers}, _replayed(sent, receive), send)
 
 
 def _model_name(served: Served) -> str:

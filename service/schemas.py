@@ -4,7 +4,7 @@ Arrays of an answer may travel as one safetensors body instead (`Accept: applica
 Left out: the OpenAI-compatible routes, whose shapes are theirs.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -130,16 +130,6 @@ class GenerateResponse(Body):
     prompts: list[Generated]
 
 
-class RevisionInfo(Body):
-    """A published revision, from its manifest."""
-
-    branch: str
-    revision: int
-    digest: str
-    parent: int | None
-    meta: dict[str, Any] = {}
-
-
 class BranchInfo(Body):
     head: int
     digest: str
@@ -157,7 +147,6 @@ class LimitsInfo(Body):
     max_model_len: int
     top_k: int
     body_bytes: int
-    sequences: int
 
 
 class EngineInfo(Body):

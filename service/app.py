@@ -1,0 +1,138 @@
+"""The service as one ASGI application: opens the store and the engine, then answers.
+
+Outermost stand the clock, the key and the limits of bodies; then the routes of this package. vLLM's own application
+is behind `routes_openai` alone, so none of its other routes can be reached.
+"""
+
+import asyncio
+import tempfile
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from adapters.base import locate
+from adapters.manifest import base_digest
+from adapters.store import Store
+from adapters.validate import BaseShape, base_shape
+from service import problems, routes_adapters, routes_health, routes_media, routes_openai, routes_scores
+from service.admission import Admission
+from service.auth import ApiKey, BodyLimit
+from service.door import Door
+from service.engine import Adapter, Engine, EngineSettings, Media, start_engine
+from service.inputs import Decoder, Pixels, Vocabulary
+from service.media import Limits, Sampling, Sizing
+from service.mediastore import MediaStore
+from service.metrics import Metrics, Timed
+from service.publish import Publisher, RefusedError
+from service.registry import Registry, UnavailableError
+from service.scoring import Scorer
+from service.settings import Settings
+
+CANARY = tuple(range(24))  # ids that every tokenizer has: 8 of prompt, 16 of completion
+CACHED_ADAPTERS = 32  # that the engine keeps, in its slots and beside them
+
+
+@asynccontextmanager
+async def open_door(settings: Settings) -> AsyncGenerator[Door]:
+    """Everything the routes need; the store's lock and the engine's processes end with the block."""
+    folder = locate(settings.base)
+    digest = await asyncio.to_thread(base_digest, folder)
+    numbers = settings.engine
+    engine_settings = EngineSettings(
+        base=folder,
+        dtype=numbers.dtype,
+        max_model_len=numbers.max_model_len,
+        max_num_seqs=numbers.max_num_seqs,
+        max_num_batched_tokens=numbers.max_num_batched_tokens,
+        block_size=numbers.block_size,
+        kv_cache_gib=numbers.kv_cache_gib,
+        max_loras=numbers.max_loras,
+        max_cpu_loras=CACHED_ADAPTERS,
+        max_lora_rank=numbers.max_lora_rank,
+        top_k=numbers.top_k,
+    )
+    with (
+        Store(settings.store, digest) as store,
+        tempfile.TemporaryDirectory(prefix="coevo-", dir=settings.adapter_cache) as cache,
+    ):
+        async with start_engine(engine_settings) as engine:
+            registry = Registry(store, engine, Path(cache), dtype=numbers.dtype, capacity=CACHED_ADAPTERS)
+            yield _door(settings, engine, store, registry, base_shape(folder))
+            await registry.close()
+
+
+def _door(settings: Settings, engine: Engine, store: Store, registry: Registry, shape: BaseShape) -> Door:
+    limits = Limits()
+    pixels = Pixels(limits, *pixel_bounds(engine), Sampling())
+    metrics = Metrics()
+    admission = Admission(
+        max_requests=settings.max_requests,
+        max_tokens=settings.max_tokens,
+        max_waiting=settings.max_waiting,
+        max_wait_s=settings.max_wait_s,
+    )
+    metrics.watch(admission)
+    return Door(
+        settings=settings,
+        engine=engine,
+        store=store,
+        registry=registry,
+        publisher=Publisher(
+            store, registry, shape, max_rank=settings.engine.max_lora_rank, canary=partial(canary, engine)
+        ),
+        scorer=Scorer(engine),
+        decoder=Decoder(pixels),
+        vocabulary=Vocabulary(
+            size=engine.vocabulary_size, pads=engine.pads, chat=engine.chat_ids, encode=engine.text_ids
+        ),
+        media=MediaStore(settings.store / "media", settings.media_bytes, limits),
+        admission=admission,
+        metrics=metrics,
+        base_name=settings.base,
+        base_digest=store.base,
+    )
+
+
+async def canary(engine: Engine, handle: object) -> list[float]:
+    """Log-probabilities of the canary sequence under an adapter that is to be published."""
+    assert handle is None or isinstance(handle, Adapter)
+    scores = await engine.score(CANARY[:8], Media(), CANARY[8:], handle, cached=False)
+    return scores.logprobs_C.tolist()
+
+
+def pixel_bounds(engine: Engine) -> tuple[Sizing, Sizing]:
+    """Of images and of frames: the bounds of the base's own processor."""
+    low, high = engine.image_pixels
+    return Sizing(min_pixels=low, max_pixels=high), Sizing(min_pixels=low, max_pixels=high)
+
+
+def build_app(door: Door) -> ASGIApp:
+    app = FastAPI(title="coevo", description="One frozen base, many adapters, exact log-probabilities.")
+    app.state.door = door
+    problems.install(app)
+    app.add_exception_handler(UnavailableError, _on_unavailable)
+    app.add_exception_handler(RefusedError, _on_refused)
+    for module in (routes_scores, routes_adapters, routes_media, routes_openai, routes_health):
+        app.include_router(module.router)
+    guarded: Any = BodyLimit(app, door.settings.body_bytes, {"/adapters/": door.settings.upload_bytes})
+    return Timed(ApiKey(guarded, door.settings.api_key), door.metrics)
+
+
+async def _on_unavailable(_: Request, error: Exception) -> Response:
+    assert isinstance(error, UnavailableError)
+    status = 404 if error.kind == "unknown-adapter" else 410
+    return problems.response(problems.ProblemError(error.kind, status, str(error)))
+
+
+async def _on_refused(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RefusedError)
+    status = {"invalid-adapter": 422, "canary": 422, "too-large": 413}.get(error.kind, 409)
+    members: dict[str, Any] = dict(error.members)
+    return problems.response(problems.ProblemError(error.kind, status, str(error), **members))

@@ -1,0 +1,76 @@
+"""`coevo serve`: the service, with a parent that starts it again when its engine dies."""
+
+import argparse
+import asyncio
+import os
+import sys
+import time
+from collections.abc import Sequence
+
+from adapters.errors import UserError
+from service.settings import Settings, add_arguments, read
+from service.supervisor import ENGINE_DIED, supervise
+
+__all__ = ["add_arguments", "run"]
+
+WATCH_S = 1.0
+
+
+def run(arguments: argparse.Namespace) -> int:
+    read(vars(arguments), os.environ)  # a wrong value is told before anything starts
+    return supervise([sys.executable, "-m", "service.command", *_as_flags(arguments)])
+
+
+def _as_flags(arguments: argparse.Namespace) -> list[str]:
+    """The flags that were given, for the child."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    known = vars(parser.parse_args([]))
+    given = {name: value for name, value in vars(arguments).items() if name in known and value is not None}
+    return [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """The child: the service itself."""
+    parser = argparse.ArgumentParser(prog="coevo serve")
+    add_arguments(parser)
+    try:
+        settings = read(vars(parser.parse_args(words)), os.environ)
+        return asyncio.run(_serve(settings))
+    except UserError as error:
+        print(f"coevo serve: {error}", file=sys.stderr)
+        return 2
+
+
+async def _serve(settings: Settings) -> int:
+    import uvicorn
+
+    from service.app import build_app, open_door
+
+    began = time.monotonic()
+    print(f"coevo serve: loading {settings.base} ...", flush=True)
+    async with open_door(settings) as door:
+        config = uvicorn.Config(
+            build_app(door), host=settings.host, port=settings.port, log_level="warning", lifespan="off"
+        )
+        server = uvicorn.Server(config)
+        serving = asyncio.create_task(server.serve())
+        while not server.started and not serving.done():
+            await asyncio.sleep(0.05)
+        if serving.done():
+            raise UserError(f"--port {settings.port}: cannot listen there; it is taken, choose another")
+        port = server.servers[0].sockets[0].getsockname()[1]
+        names = ", ".join(["base", *sorted(door.registry.heads)])
+        took = time.monotonic() - began
+        print(f"coevo serve: http://{settings.host}:{port} serves {names} after {took:.0f} s", flush=True)
+        while not serving.done():
+            await asyncio.wait([serving], timeout=WATCH_S)
+            if door.engine.dead:
+                print("coevo serve: the engine is dead", file=sys.stderr, flush=True)
+                os._exit(ENGINE_DIED)
+        await serving
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
