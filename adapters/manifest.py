@@ -129,7 +129,7 @@ def read_manifest(folder: Path) -> Manifest:
             return Manifest.model_validate_json(file.read())
     except (OSError, ValidationError) as error:
         reason = error.strerror if isinstance(error, OSError) else _first(error)
-        raise DamagedError(f"{folder}: {MANIFEST}: {reason}; this is no whole revision") from None
+        raise DamagedError(f"{_short(folder)}: {MANIFEST}: {reason}; this is no whole revision") from None
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -145,9 +145,9 @@ def verify(folder: Path, files: Mapping[str, FileEntry]) -> None:
                 same = os.fstat(file.fileno()).st_size == entry.bytes
                 same = same and hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256
         except OSError as error:
-            raise DamagedError(f"{folder}: {name}: {error.strerror}; restore it or publish again") from None
+            raise DamagedError(f"{_short(folder)}: {name}: {error.strerror}; restore it or publish again") from None
         if not same:
-            raise DamagedError(f"{folder}: {name} is not what the manifest says; restore it or publish again")
+            raise DamagedError(f"{_short(folder)}: {name} is not what the manifest says; restore it or publish again")
 
 
 def _open_regular(path: Path):
@@ -167,6 +167,11 @@ def _sha256(path: Path) -> str:
 def _digest(hashes: Iterable[tuple[str, str]]) -> str:
     lines = sorted(f"{name} {sha256}\n" for name, sha256 in hashes)
     return "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _short(folder: Path) -> str:
+    """BRANCH/REVISION: the words may leave this machine, its paths need not."""
+    return f"{folder.parent.name}/{folder.name}"
 
 
 def _first(error: ValidationError) -> str:

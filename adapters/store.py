@@ -57,14 +57,14 @@ class DiskFullError(UserError):
 
 
 @contextmanager
-def room(where: Path) -> Generator[None]:
+def room(where: str) -> Generator[None]:
     """A full disk becomes one line; every other failure of a disk stays what it is."""
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise DiskFullError(f"{where}: the disk is full; free some room and try again") from None
+        raise DiskFullError(f"the disk of {where} is full; free some room and try again") from None
 
 
 # A child that is forked without exec would hold the lock on after our death, and nobody could open the store again.
@@ -265,13 +265,13 @@ class Store:
         """The manifest of a whole revision, or what is wrong with it."""
         folder = self.root / ref.branch / str(ref.revision)
         if folder.is_symlink():
-            return f"{folder}: a link; nothing outside the store is read"
+            return f"{ref}: a link; nothing outside the store is read"
         try:
             manifest = read_manifest(folder)
             if manifest.ref != ref:
-                return f"{folder}: its manifest is that of {manifest.ref}"
+                return f"{ref}: its manifest is that of {manifest.ref}"
             if manifest.base != self.base:
-                return f"{folder}: its manifest names another base"
+                return f"{ref}: its manifest names another base"
             if not (folder / RETIRED).exists():
                 verify(folder, manifest.adapter_files)
         except DamagedError as error:

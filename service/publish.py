@@ -44,7 +44,8 @@ META_BYTES = 2**16
 _CHUNK = 2**20
 
 Kind = Literal[
-    "invalid-adapter",  # 422
+    "invalid",  # 422
+    "other-base",  # 422
     "too-large",  # 413
     "canary",  # 422
     "revision-exists",  # 409
@@ -54,7 +55,7 @@ Kind = Literal[
     "head-revision",  # 409
 ]
 T = TypeVar("T")
-Canary = Callable[[object], Awaitable[Sequence[float]]]
+Canary = Callable[[Any], Awaitable[Sequence[float]]]
 
 _FAULT = os.environ.get("COEVO_FAULT")
 
@@ -134,9 +135,9 @@ def parse_meta(text: str) -> dict[str, JsonValue]:
     try:
         meta = TypeAdapter(dict[str, JsonValue]).validate_json(text)
     except ValidationError:
-        raise RefusedError("invalid-adapter", "meta: no JSON object") from None
+        raise RefusedError("invalid", "meta: no JSON object") from None
     if _has_odd_number(meta):
-        raise RefusedError("invalid-adapter", "meta: holds a number that is not finite; leave it out or write null")
+        raise RefusedError("invalid", "meta: holds a number that is not finite; leave it out or write null")
     return meta
 
 
@@ -215,11 +216,11 @@ class Stage:
         """One file, from first to last byte; refused by its name, as a second one of that name, or by its size."""
         if name not in self._limits:
             allowed = ", ".join(self._limits)
-            raise RefusedError("invalid-adapter", f"{shown(name)} is no file of an adapter; send {allowed}")
+            raise RefusedError("invalid", f"{shown(name)} is no file of an adapter; send {allowed}")
         path = self.folder / name
         if await asyncio.to_thread(path.exists):
-            raise RefusedError("invalid-adapter", f"{name}: sent twice")
-        with room(self.folder):
+            raise RefusedError("invalid", f"{name}: sent twice")
+        with room("the store"):
             sink = await asyncio.to_thread(Sink, path, self._limits[name])
             with closing(sink):
                 async for chunk in chunks:
@@ -254,7 +255,7 @@ class Publisher:
     @asynccontextmanager
     async def stage(self) -> AsyncGenerator[Stage]:
         """Step 1, first half. The folder is gone after the block, unless a revision was made of it."""
-        with room(self._store.root):
+        with room("the store"):
             folder = await asyncio.to_thread(self._store.stage)
         stage = Stage(folder, self._limits)
         try:
@@ -322,12 +323,12 @@ class Publisher:
             async with self._registry.trial(manifest.ref, manifest.digest, stage.folder) as served:
                 difference = canary_difference(await self._canary(served.handle), manifest.meta.get("canary"))
                 fault("after-load")
-                with room(self._store.root):
+                with room("the store"):
                     await asyncio.to_thread(self._commit, stage.folder, manifest)
                 fault("after-commit")
                 return difference
         except AdapterLoadError as error:
-            raise RefusedError("invalid-adapter", f"the engine does not take it: {error}") from None
+            raise RefusedError("invalid", f"the engine does not take it: {error}") from None
 
     async def _announce(self, manifest: Manifest) -> None:
         """Step 5. Of a head only: what came before it was announced before it, or needs it no more."""
@@ -348,7 +349,7 @@ class Publisher:
                 return Published(first, is_new=False)
             if origin.branch != BASE:
                 self._registry.find(origin)
-            with room(self._store.root):
+            with room("the store"):
                 manifest = await asyncio.to_thread(self._begin, name, origin)
             await self._announce(manifest)
             return Published(manifest, is_new=True)
@@ -363,7 +364,8 @@ class Publisher:
             if ref.revision not in branch.kept:
                 raise UnavailableError("unknown-adapter", f"{ref}: there is no such revision")
             await self._registry.retire(ref)
-            await asyncio.to_thread(self._store.retire, ref)
+            with room("the store"):
+                await asyncio.to_thread(self._store.retire, ref)
 
     async def _to_the_end(self, work: Coroutine[Any, Any, T]) -> T:
         """A caller that hangs up stops waiting and nothing else: half a publish is none that could be retried."""
@@ -373,9 +375,11 @@ class Publisher:
         return await asyncio.shield(task)
 
     def _check(self, stage: Stage, base: str | None, meta: Mapping[str, JsonValue]) -> None:
+        kind: Kind = "invalid"
         problems: list[str] = []
-        if base is not None and base != self._store.base:
-            problems.append(f"trained on the base {shown(base)}, this is {self._store.base}")
+        if base not in (None, self._store.base):
+            kind = "other-base"
+            problems.append(f"trained on the base {shown(str(base))}, this is {self._store.base}")
         if "canary" in meta and not _is_numbers(meta["canary"]):
             problems.append("meta.canary: no list of finite numbers")
         try:
@@ -383,8 +387,7 @@ class Publisher:
         except InvalidAdapterError as error:
             problems += error.problems
         if problems:
-            listed = cast(list[JsonValue], problems)
-            raise RefusedError("invalid-adapter", str(InvalidAdapterError(problems)), problems=listed)
+            raise RefusedError(kind, str(InvalidAdapterError(problems)), problems=cast(list[JsonValue], problems))
 
     def _commit(self, staged: Path, manifest: Manifest) -> None:
         if manifest.branch not in self._store.branches:

@@ -21,7 +21,7 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from adapters.errors import UserError
 from adapters.manifest import FileEntry, Manifest, verify
@@ -45,17 +45,17 @@ class UnavailableError(UserError):
 
     def __init__(self, kind: Literal["unknown-adapter", "retired-adapter"], message: str) -> None:
         super().__init__(message)
-        self.kind = kind
+        self.kind: Literal["unknown-adapter", "retired-adapter"] = kind
 
 
 class Loader(Protocol):
     """The engine, as far as adapters go."""
 
-    async def load(self, name: str, folder: Path) -> object:
+    async def load(self, name: str, folder: Path) -> Any:
         """A handle for requests. `name` never comes again with other content. Raises AdapterLoadError."""
         ...
 
-    async def unload(self, handle: object) -> None: ...
+    async def unload(self, handle: Any) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +65,8 @@ class Served:
     branch: str
     revision: int
     digest: str
-    handle: object | None
-    """None: the base itself."""
+    handle: Any
+    """The engine's own; None: the base itself."""
 
 
 @dataclass(eq=False, slots=True)
@@ -239,5 +239,5 @@ class Registry:
 
 def _copy(source: Path, target: Path, files: Mapping[str, FileEntry], dtype: Dtype) -> None:
     verify(source, files)
-    with room(target.parent):
+    with room("the adapter cache"):
         served_copy(source, target, dtype)
