@@ -11,6 +11,7 @@ Left out: whether the adapter computes what its publisher thinks (the canary of 
 """
 
 import json
+import math
 import shutil
 import struct
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -127,7 +128,7 @@ def base_shape(folder: Path) -> BaseShape:
 
 def upload_limits(base: BaseShape, max_rank: int) -> dict[str, int]:
     """The files that an upload may have, and the most bytes of each: two moments for each weight, and headers."""
-    weights = 4 * sum(int(np.prod(shape)) for shape in base.shapes(max_rank).values())
+    weights = 4 * sum(math.prod(shape) for shape in base.shapes(max_rank).values())
     return {CONFIG: CONFIG_BYTES, WEIGHTS: weights + _HEADER_BYTES, OPTIMISER: 2 * weights + _HEADER_BYTES}
 
 
@@ -164,12 +165,21 @@ def served_copy(source: Path, target: Path, dtype: Literal["bfloat16", "float32"
 
 
 def _write_bfloat16(source: Path, target: Path) -> None:
+    """Tensor by tensor: safetensors' own writers hold the interpreter's lock, and the whole file in memory."""
     import torch
-    from safetensors.torch import save
 
-    with safe_open(source, framework="pt") as file:
-        tensors = {key: file.get_tensor(key).to(torch.bfloat16) for key in file.keys()}  # noqa: SIM118
-    target.write_bytes(save(tensors))  # save_file would hide a full disk in an error of its own
+    with safe_open(source, framework="pt") as masters, target.open("wb") as file:
+        header: dict[str, Any] = {}
+        end = 0
+        for key in sorted(masters.keys()):
+            shape = cast(list[int], masters.get_slice(key).get_shape())
+            begin, end = end, end + 2 * math.prod(shape)
+            header[key] = {"dtype": "BF16", "shape": shape, "data_offsets": [begin, end]}
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        file.write(struct.pack("<Q", len(text)) + text)
+        for key in header:
+            file.write(masters.get_tensor(key).to(torch.bfloat16).view(torch.uint8).numpy())
 
 
 def _check_config(path: Path, max_rank: int) -> tuple[Adapter | None, list[str]]:

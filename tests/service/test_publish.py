@@ -481,3 +481,8 @@ def test_the_decision_is_the_table(branch, revision, digit, parent, is_current):
     assert (decision.kind if isinstance(decision, RefusedError) else decision) == expected
     if isinstance(decision, RefusedError):
         assert decision.members == {"head": head}
+
+
+def test_publishing_loads_neither_torch_nor_the_engine():
+    heavy = "import sys, service.publish; sys.exit(bool({'torch', 'vllm', 'transformers'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", heavy], cwd=ROOT, check=False).returncode == 0
