@@ -1,0 +1,107 @@
+"""What goes wrong between a client and the service, as one error; and when it is worth another try.
+
+Tried again until one deadline: connections refused, reset or cut off, 503, and 429 when its Retry-After says. Nothing
+else is, and a pause that would end after the deadline is not begun. Everything a client asks may be asked twice.
+
+The loop is not stamina's: the pauses come from the server and the deadline, so it would only count, and it looks at
+its own time limit after a pause, not before.
+"""
+
+import logging
+import random
+import time
+from typing import Any
+
+import httpx
+
+from adapters.errors import UserError
+
+_FIRST_PAUSE_S = 0.1
+_LONGEST_PAUSE_S = 2.0
+
+log = logging.getLogger(__name__)
+
+
+class ServiceError(Exception):
+    """An answer that is an error, or none. `type` is stable; `more` is what stood beside it in the answer."""
+
+    def __init__(self, type: str, status: int | None, detail: str) -> None:
+        super().__init__(type, status, detail)
+        self.type = type
+        self.status = status
+        self.detail = detail
+        self.more: dict[str, Any] = {}
+        self.retry_after_s: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.detail} ({self.type})"
+
+
+class RefusedError(ServiceError, UserError):
+    """One that whoever asked can mend."""
+
+
+def error_of(type: str, status: int | None, detail: str) -> ServiceError:
+    """4xx is for the one who asked, but for 429; so is a service that is not there."""
+    mendable = status is None or (400 <= status < 500 and status != 429)
+    return (RefusedError if mendable else ServiceError)(type, status, detail)
+
+
+class Patience:
+    """One call's time, and how long to pause between its tries."""
+
+    def __init__(self, url: str, timeout_s: float) -> None:
+        self._url = url
+        self._timeout_s = timeout_s
+        self._deadline = time.monotonic() + timeout_s
+        self._tries = 0
+
+    def left_s(self) -> float:
+        return max(self._deadline - time.monotonic(), 0.0)
+
+    def pause_after(self, error: Exception) -> float:
+        """Raises when there is no point, or no time, in trying again."""
+        if not _is_passing(error):
+            raise error if isinstance(error, ServiceError) else _of_no_use(self._url, error) from None
+        self._tries += 1
+        longest = min(_FIRST_PAUSE_S * 2 ** min(self._tries - 1, 10), _LONGEST_PAUSE_S)
+        pause_s = random.uniform(longest / 2, longest)
+        if isinstance(error, ServiceError):
+            pause_s = max(pause_s, error.retry_after_s or 0.0)
+        if pause_s >= self.left_s():
+            raise self._given_up(error) from error
+        log.info("%s: %s; trying again in %.1f s", self._url, _words(error), pause_s)
+        return pause_s
+
+    def _given_up(self, error: Exception) -> ServiceError:
+        if isinstance(error, ServiceError):
+            final = ServiceError(error.type, error.status, f"{error.detail}; gave up after {self._timeout_s:g} s")
+            final.more, final.retry_after_s = error.more, error.retry_after_s
+            return final
+        why = f"no answer within {self._timeout_s:g} s, {_words(error)}"
+        return error_of("no-answer", None, f"{self._url}: {why}; start the service, or mend COEVO_SERVICE_URL")
+
+
+def _is_passing(error: Exception) -> bool:
+    if isinstance(error, ServiceError):
+        return error.status in (429, 503)
+    local = isinstance(error, httpx.LocalProtocolError | httpx.UnsupportedProtocol)
+    return isinstance(error, httpx.TransportError) and not local
+
+
+def _of_no_use(url: str, error: Exception) -> ServiceError:
+    if isinstance(error, httpx.TransportError):
+        return error_of("invalid", None, f"{url}: cannot be asked; write http://HOST:PORT")
+    return ServiceError("bad-answer", None, f"{url}: the answer cannot be decoded")
+
+
+def _words(error: Exception) -> str:
+    match error:
+        case ServiceError():
+            return f"status {error.status} ({error.type})"
+        case httpx.ConnectError():
+            return "connection refused"
+        case httpx.TimeoutException():
+            return "timed out"
+        case _:
+            return "connection lost"
