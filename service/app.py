@@ -133,6 +133,6 @@ async def _on_unavailable(_: Request, error: Exception) -> Response:
 
 async def _on_refused(_: Request, error: Exception) -> Response:
     assert isinstance(error, RefusedError)
-    status = {"invalid-adapter": 422, "canary": 422, "too-large": 413}.get(error.kind, 409)
+    status = {"invalid": 422, "other-base": 422, "canary": 422, "too-large": 413}.get(error.kind, 409)
     members: dict[str, Any] = dict(error.members)
     return problems.response(problems.ProblemError(error.kind, status, str(error), **members))

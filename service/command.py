@@ -13,8 +13,6 @@ from service.supervisor import ENGINE_DIED, supervise
 
 __all__ = ["add_arguments", "run"]
 
-WATCH_S = 1.0
-
 
 def run(arguments: argparse.Namespace) -> int:
     read(vars(arguments), os.environ)  # a wrong value is told before anything starts
@@ -46,6 +44,7 @@ async def _serve(settings: Settings) -> int:
     import uvicorn
 
     from service.app import build_app, open_door
+    from service.health import watch
 
     began = time.monotonic()
     print(f"coevo serve: loading {settings.base} ...", flush=True)
@@ -63,11 +62,12 @@ async def _serve(settings: Settings) -> int:
         names = ", ".join(["base", *sorted(door.registry.heads)])
         took = time.monotonic() - began
         print(f"coevo serve: http://{settings.host}:{port} serves {names} after {took:.0f} s", flush=True)
-        while not serving.done():
-            await asyncio.wait([serving], timeout=WATCH_S)
-            if door.engine.dead:
-                print("coevo serve: the engine is dead", file=sys.stderr, flush=True)
-                os._exit(ENGINE_DIED)
+        watching = asyncio.create_task(watch(door))
+        await asyncio.wait([serving, watching], return_when=asyncio.FIRST_COMPLETED)
+        if watching.done():
+            print(f"coevo serve: {watching.result()}", file=sys.stderr, flush=True)
+            os._exit(ENGINE_DIED)  # what waits for the engine would wait for ever
+        watching.cancel()
         await serving
     return 0
 

@@ -1,19 +1,19 @@
 """Is the process up, does the engine answer, what has it counted."""
 
 import asyncio
+import time
 
 from fastapi import APIRouter, Request
 from starlette.responses import PlainTextResponse, Response
 
 from service.door import Door
-from service.engine import Media
+from service.health import FROZEN_S, ask_canary
 from service.metrics import CONTENT_TYPE
 from service.problems import ProblemError
 
 router = APIRouter(tags=["health"])
 
 CANARY_S = 5.0
-STALLED_S = 30.0
 
 
 @router.get("/healthz")
@@ -28,13 +28,14 @@ async def readyz(request: Request) -> Response:
     door: Door = request.app.state.door
     if door.engine.dead:
         raise ProblemError("not-ready", 503, "the engine is dead", retry_after_s=5)
-    if door.admission.stalled_s() > STALLED_S:
+    if door.admission.stalled_s() > FROZEN_S:
         raise ProblemError("not-ready", 503, "requests wait and nothing finishes", retry_after_s=5)
     try:
         async with asyncio.timeout(CANARY_S):
-            await door.engine.score([0, 1], Media(), [2], None, cached=False)
+            await ask_canary(door)
     except TimeoutError:
-        raise ProblemError("not-ready", 503, "the engine does not answer", retry_after_s=5) from None
+        if time.monotonic() - door.admission.last_finish > CANARY_S:  # else it is only busy
+            raise ProblemError("not-ready", 503, "the engine does not answer", retry_after_s=5) from None
     return PlainTextResponse("ready\n")
 
 

@@ -69,11 +69,11 @@ def build_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def build_processor(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLProcessor:
-    """Pixels as they are: the limits leave one cell to 16 as drawn, and frames are sampled by our own decoder."""
+    """Pixels as they are: the limits leave one cell to 256 as drawn, and frames are sampled by our own decoder."""
     normalisation: dict[str, Any] = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "patch_size": 16}
-    image = Qwen2VLImageProcessor(size={"shortest_edge": CELL**2, "longest_edge": 16 * CELL**2}, **normalisation)
+    image = Qwen2VLImageProcessor(size={"shortest_edge": CELL**2, "longest_edge": 256 * CELL**2}, **normalisation)
     video = Qwen3VLVideoProcessor(
-        size={"shortest_edge": CELL**2, "longest_edge": 64 * CELL**2},
+        size={"shortest_edge": CELL**2, "longest_edge": 512 * CELL**2},
         do_sample_frames=False,
         cap_pixels_per_frame=False,
         **normalisation,
