@@ -13,6 +13,8 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.admission import Admission
+from service.problems import MEDIA_TYPE
+from service.schemas import Problem
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -67,8 +69,9 @@ class Metrics:
         if canary_difference is not None:
             self._canary.labels(self._branch(branch)).set(canary_difference)
 
-    def count_rejection(self, type: str) -> None:
-        self._rejections.labels(type).inc()
+    def count_problem(self, body: bytes) -> None:
+        """An answer of ours that is an error; its types are a fixed few."""
+        self._rejections.labels(Problem.model_validate_json(body).type).inc()
 
     def observe(self, route: str, status: int, seconds: float) -> None:
         """`status` by its class: `2xx`."""
@@ -87,7 +90,7 @@ class Metrics:
 
 
 class Timed:
-    """Plain ASGI around the application: how long every answer took, by route."""
+    """Plain ASGI around the application: how long every answer took, by route, and the errors by type."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -98,11 +101,15 @@ class Timed:
             await self._app(scope, receive, send)
             return
         status = 500  # what the server answers when nothing was sent
+        is_problem = False
 
         async def noting(message: Message) -> None:
-            nonlocal status
+            nonlocal status, is_problem
             if message["type"] == "http.response.start":
                 status = message["status"]
+                is_problem = (b"content-type", MEDIA_TYPE.encode()) in message["headers"]
+            elif is_problem:  # always sent in one piece
+                self._metrics.count_problem(message["body"])
             await send(message)
 
         began = time.monotonic()

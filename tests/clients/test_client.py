@@ -91,10 +91,23 @@ def serving(app, port=0):
         listener.close()
 
 
+@pytest.fixture(scope="module")
+def server():
+    """One server for all tests; starting and stopping one takes longer than most of them."""
+    current = {}
+
+    async def answer(scope, receive, send):
+        await current["app"](scope, receive, send)
+
+    with serving(answer) as url:
+        yield url, current
+
+
 @pytest.fixture
-def url(app):
-    with serving(app) as url:
-        yield url
+def url(app, server):
+    url, current = server
+    current["app"] = app
+    return url
 
 
 def wait_until(condition):

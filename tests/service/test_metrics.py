@@ -3,9 +3,12 @@ import asyncio
 import httpx
 import pytest
 from fastapi import FastAPI
+from pydantic import SecretStr
 
 from service.admission import Admission
+from service.auth import ApiKey
 from service.metrics import Metrics, Timed
+from service.problems import ProblemError, install
 
 
 @pytest.fixture
@@ -40,11 +43,6 @@ def test_a_publish_and_its_canary(metrics):
     assert value(metrics, "coevo_canary_difference", branch="text") == 0.03
 
 
-def test_rejections_are_counted_by_type(metrics):
-    metrics.count_rejection("fenced")
-    assert value(metrics, "coevo_rejections_total", type="fenced") == 1
-
-
 def test_the_queue_is_shown_as_it_is_when_asked(metrics):
     async def scenario():
         gate = Admission(max_requests=2, max_tokens=10, max_waiting=1, max_wait_s=1)
@@ -64,22 +62,34 @@ def test_two_services_in_one_process_do_not_meet(metrics):
     assert value(other, "coevo_score_cache_hits_total") == 0
 
 
-def test_answers_are_timed_by_the_routes_template(metrics):
+def ask(app, *paths):
+    async def scenario():
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
+            for path in paths:
+                await client.get(path)
+
+    asyncio.run(scenario())
+
+
+@pytest.fixture
+def app():
     app = FastAPI()
+    install(app)
 
     @app.get("/adapters/{branch}")
     async def describe(branch: str) -> str:
         if branch == "fails":
             raise RuntimeError
+        if branch == "fenced":
+            raise ProblemError("fenced", 409, "another worker has the lease")
         return branch
 
-    async def ask(*paths):
-        transport = httpx.ASGITransport(Timed(app, metrics), raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
-            for path in paths:
-                await client.get(path)
+    return app
 
-    asyncio.run(ask("/adapters/text", "/adapters/image", "/adapters/fails", "/x", "/y"))
+
+def test_answers_are_timed_by_the_routes_template(app, metrics):
+    ask(Timed(app, metrics), "/adapters/text", "/adapters/image", "/adapters/fails", "/x", "/y")
 
     def count(route, status):
         return value(metrics, "coevo_request_seconds_count", route=route, status=status)
@@ -87,3 +97,14 @@ def test_answers_are_timed_by_the_routes_template(metrics):
     assert count("/adapters/{branch}", "2xx") == 2
     assert count("/adapters/{branch}", "5xx") == 1
     assert count("other", "4xx") == 2
+
+
+def test_errors_are_counted_by_their_type(app, metrics):
+    guarded = ApiKey(app, SecretStr("sesame"))
+    ask(Timed(app, metrics), "/adapters/text", "/adapters/fenced", "/adapters/fenced", "/adapters/fails", "/x")
+    ask(Timed(guarded, metrics), "/adapters/text")
+    counts = {
+        type: value(metrics, "coevo_rejections_total", type=type)
+        for type in ("fenced", "internal", "not-found", "unauthorised", "busy")
+    }
+    assert counts == {"fenced": 2, "internal": 1, "not-found": 1, "unauthorised": 1, "busy": None}
