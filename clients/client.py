@@ -134,7 +134,11 @@ class Client:
         """Asked once, without patience."""
         try:
             self._send(calls.ready(), _CONNECT_S)
-        except (httpx.RequestError, ServiceError):
+        except httpx.TransportError:
+            return False
+        except ServiceError as error:
+            if error.status != 503:
+                raise  # a wrong key does not pass
             return False
         return True
 
@@ -288,7 +292,11 @@ class AsyncClient:
         """Asked once, without patience."""
         try:
             await self._send(calls.ready(), _CONNECT_S)
-        except (httpx.RequestError, ServiceError):
+        except httpx.TransportError:
+            return False
+        except ServiceError as error:
+            if error.status != 503:
+                raise  # a wrong key does not pass
             return False
         return True
 
