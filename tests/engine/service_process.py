@@ -6,9 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
+import psutil
+
+PATIENCE_S = 120.0
 
 
 class ServiceProcess:
@@ -37,18 +41,50 @@ class ServiceProcess:
         self.url = self._wait_for_url()
 
     def _wait_for_url(self) -> str:
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline:
-            tail = self._log.read_text().rsplit("--- start ---", 1)[1]
-            if found := re.search(r"coevo serve: (http://\S+) serves", tail):
-                return found[1]
-            assert self._process.poll() is None, tail
-            time.sleep(0.1)
-        raise AssertionError(f"the service did not start: {self._log.read_text()}")
+        self.wait_until(lambda: self.lives > 0)
+        (url,) = set(re.findall(r"coevo serve: (http://\S+) serves", self.log))
+        return url
+
+    @property
+    def log(self) -> str:
+        """Since the last `start`."""
+        return self._log.read_text().rsplit("--- start ---", 1)[1]
+
+    @property
+    def lives(self) -> int:
+        """How often the service has come up since then."""
+        return len(re.findall(r"coevo serve: http://\S+ serves", self.log))
+
+    def wait_until(self, is_so: Callable[[], bool]) -> None:
+        """Waits for a condition while the parent lives."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not is_so():
+            assert self._process.poll() is None, self.log
+            assert time.monotonic() < deadline, self.log
+            time.sleep(0.05)
+
+    def wait_for_end(self) -> int:
+        """The exit status of the parent."""
+        return self._process.wait(timeout=PATIENCE_S)
 
     def stop(self) -> None:
         self._process.send_signal(signal.SIGTERM)
         self._process.wait(timeout=60)
 
-    def client(self) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=60)
+    def client(self, **headers: str) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=60, headers=headers)
+
+    @property
+    def family(self) -> list[psutil.Process]:
+        """The parent, the service, the engine."""
+        parent = psutil.Process(self._process.pid)
+        return [parent, *parent.children(recursive=True)]
+
+    @property
+    def engine_core(self) -> psutil.Process:
+        (found,) = [process for process in self.family if process.name() == "VLLM::EngineCore"]
+        return found
+
+    @property
+    def memory_mib(self) -> int:
+        return sum(process.memory_info().rss for process in self.family) >> 20
