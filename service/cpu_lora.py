@@ -12,7 +12,7 @@ from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
 
 class CpuLora(PunicaWrapperCPU):
-    """Loaded by name inside the engine; the name is given in `engine.install_cpu_lora`."""
+    """Loaded by name inside the engine; the name is given in `engine.prepare_cpu`."""
 
     _masks: dict[tuple[int, int, int], Tensor]
 

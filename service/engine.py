@@ -406,13 +406,21 @@ def _arguments(settings: EngineSettings) -> list[str]:
     return [*named, *flags, "--lora-target-modules", *LORA_MODULES]
 
 
-# ---- the CPU kernel ----
+# ---- on CPU ----
 
 
-def install_cpu_lora() -> None:
+def prepare_cpu() -> None:
     """vLLM calls this in each of its processes (entry point `vllm.general_plugins`)."""
     from vllm.platforms import current_platform
 
-    if current_platform.is_cpu():
-        platform: Any = type(current_platform)
-        platform.get_punica_wrapper = classmethod(lambda cls: "service.cpu_lora.CpuLora")
+    if not current_platform.is_cpu():
+        return
+    platform: Any = type(current_platform)
+    platform.get_punica_wrapper = classmethod(lambda cls: "service.cpu_lora.CpuLora")
+    import torch
+
+    # Linux grants AMX's tiles only to processes that ask, and vLLM's attention uses them unasked. oneDNN asks before
+    # its first large product, so without this the engine dies of an illegal instruction if the first prompt is short.
+    cpu: Any = torch.cpu
+    if cpu._is_amx_tile_supported():
+        cpu._init_amx()
