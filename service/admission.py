@@ -37,8 +37,7 @@ class Admission:
         self._max_wait_s = max_wait_s
         self._waiters: deque[_Waiter] = deque()
         self._mean_s = 1.0
-        self.last_finish = 0.0
-        """On the monotonic clock."""
+        self._last_finish = 0.0
         self.requests = 0
         """In the engine."""
         self.tokens = 0
@@ -52,7 +51,7 @@ class Admission:
         """For how long something has waited while nothing finished."""
         if not self._waiters:
             return 0.0
-        return time.monotonic() - max(self.last_finish, self._waiters[0].since)
+        return time.monotonic() - max(self._last_finish, self._waiters[0].since)
 
     @asynccontextmanager
     async def admit(self, tokens: int) -> AsyncGenerator[None]:
@@ -63,8 +62,8 @@ class Admission:
         try:
             yield
         finally:
-            self.last_finish = time.monotonic()
-            self._mean_s = _MEMORY * self._mean_s + (1 - _MEMORY) * (self.last_finish - began)
+            self._last_finish = time.monotonic()
+            self._mean_s = _MEMORY * self._mean_s + (1 - _MEMORY) * (self._last_finish - began)
             self._leave(tokens)
 
     async def _enter(self, tokens: int) -> None:

@@ -5,6 +5,7 @@ is behind `routes_openai` alone, so none of its other routes can be reached.
 """
 
 import asyncio
+import os
 import tempfile
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -19,13 +20,13 @@ from starlette.types import ASGIApp
 
 from adapters.base import locate
 from adapters.manifest import base_digest
-from adapters.store import Store
+from adapters.store import DiskFullError, Store
 from adapters.validate import BaseShape, base_shape
 from service import problems, routes_adapters, routes_health, routes_media, routes_openai, routes_scores
 from service.admission import Admission
 from service.auth import ApiKey, BodyLimit
 from service.door import Door
-from service.engine import Adapter, Engine, EngineSettings, Media, start_engine
+from service.engine import Adapter, Engine, EngineDiedError, EngineSettings, Media, start_engine
 from service.inputs import Decoder, Pixels, Vocabulary
 from service.media import Limits, Sampling, Sizing
 from service.mediastore import MediaStore
@@ -34,6 +35,7 @@ from service.publish import Publisher, RefusedError
 from service.registry import Registry, UnavailableError
 from service.scoring import Scorer
 from service.settings import Settings
+from service.supervisor import RESTARTS_VARIABLE
 
 CANARY = tuple(range(24))  # ids that every tokenizer has: 8 of prompt, 16 of completion
 CACHED_ADAPTERS = 32  # that the engine keeps, in its slots and beside them
@@ -79,6 +81,7 @@ def _door(settings: Settings, engine: Engine, store: Store, registry: Registry, 
         max_wait_s=settings.max_wait_s,
     )
     metrics.watch(admission)
+    metrics.restarts.set(int(os.environ.get(RESTARTS_VARIABLE, "0")))
     return Door(
         settings=settings,
         engine=engine,
@@ -87,12 +90,12 @@ def _door(settings: Settings, engine: Engine, store: Store, registry: Registry, 
         publisher=Publisher(
             store, registry, shape, max_rank=settings.engine.max_lora_rank, canary=partial(canary, engine)
         ),
-        scorer=Scorer(engine),
+        scorer=Scorer(engine, metrics),
         decoder=Decoder(pixels),
         vocabulary=Vocabulary(
             size=engine.vocabulary_size, pads=engine.pads, chat=engine.chat_ids, encode=engine.text_ids
         ),
-        media=MediaStore(settings.store / "media", settings.media_bytes, limits),
+        media=MediaStore(settings.store / ".media", settings.media_bytes, limits),
         admission=admission,
         metrics=metrics,
         base_name=settings.base,
@@ -119,6 +122,10 @@ def build_app(door: Door) -> ASGIApp:
     problems.install(app)
     app.add_exception_handler(UnavailableError, _on_unavailable)
     app.add_exception_handler(RefusedError, _on_refused)
+    app.add_exception_handler(EngineDiedError, _on_engine_died)
+    app.add_exception_handler(TimeoutError, _on_timeout)
+    app.add_exception_handler(ExceptionGroup, _on_group)
+    app.add_exception_handler(DiskFullError, _on_disk_full)
     for module in (routes_scores, routes_adapters, routes_media, routes_openai, routes_health):
         app.include_router(module.router)
     guarded: Any = BodyLimit(app, door.settings.body_bytes, {"/adapters/": door.settings.upload_bytes})
@@ -131,8 +138,31 @@ async def _on_unavailable(_: Request, error: Exception) -> Response:
     return problems.response(problems.ProblemError(error.kind, status, str(error)))
 
 
+async def _on_disk_full(_: Request, error: Exception) -> Response:
+    return problems.response(problems.ProblemError("disk-full", 507, str(error)))
+
+
 async def _on_refused(_: Request, error: Exception) -> Response:
     assert isinstance(error, RefusedError)
     status = {"invalid": 422, "other-base": 422, "canary": 422, "too-large": 413}.get(error.kind, 409)
     members: dict[str, Any] = dict(error.members)
     return problems.response(problems.ProblemError(error.kind, status, str(error), **members))
+
+
+async def _on_engine_died(_: Request, error: Exception) -> Response:
+    return problems.response(problems.ProblemError("not-ready", 503, "the engine died", retry_after_s=5))
+
+
+async def _on_timeout(_: Request, error: Exception) -> Response:
+    return problems.response(problems.ProblemError("busy", 503, "the engine took too long", retry_after_s=5))
+
+
+async def _on_group(request: Request, error: Exception) -> Response:
+    """Of tasks that were started together: the first that failed speaks for all."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    handlers = request.app.exception_handlers
+    handler = next((handlers[kind] for kind in type(error).__mro__ if kind in handlers), None)
+    if handler is None or handler is handlers[Exception]:  # the log holds what nobody has foreseen
+        raise error
+    return await handler(request, error)

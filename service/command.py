@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import os
+import socket
 import sys
 import time
 from collections.abc import Sequence
@@ -15,8 +16,17 @@ __all__ = ["add_arguments", "run"]
 
 
 def run(arguments: argparse.Namespace) -> int:
-    read(vars(arguments), os.environ)  # a wrong value is told before anything starts
-    return supervise([sys.executable, "-m", "service.command", *_as_flags(arguments)])
+    settings = read(vars(arguments), os.environ)  # a wrong value is told before anything starts
+    flags = _as_flags(arguments)
+    if settings.port == 0:  # chosen here, so that a service that is started again is found where it was
+        flags.append(f"--port={_free_port(settings.host)}")
+    return supervise([sys.executable, "-m", "service.command", *flags])
+
+
+def _free_port(host: str) -> int:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, 0), family=family) as listener:
+        return listener.getsockname()[1]
 
 
 def _as_flags(arguments: argparse.Namespace) -> list[str]:

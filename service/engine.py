@@ -98,6 +98,10 @@ class Sampled:
     finish_reason: str
 
 
+class EngineDiedError(Exception):
+    """What was asked is lost; the service is about to be started again."""
+
+
 class Engine:
     """One frozen base in vLLM."""
 
@@ -145,6 +149,8 @@ class Engine:
         try:
             await self._client.add_lora(_lora_request(adapter))
         except Exception as error:
+            if self.dead:
+                raise EngineDiedError from None
             raise AdapterLoadError(f"{name}: the engine refused it; its log says why") from error
         return adapter
 
@@ -250,7 +256,12 @@ class Engine:
         """The finished output; cancelling the caller aborts the request."""
         request = _lora_request(adapter) if adapter else None
         name = f"coevo-{next(self._requests)}"
-        outputs = [output async for output in self._client.generate(rendered, params, name, lora_request=request)]
+        try:
+            outputs = [output async for output in self._client.generate(rendered, params, name, lora_request=request)]
+        except Exception:
+            if self.dead:
+                raise EngineDiedError from None
+            raise
         return outputs[-1]
 
     # ---- health ----
@@ -258,6 +269,10 @@ class Engine:
     def drop(self) -> None:
         """Forget vLLM's client, which else ends itself while the interpreter shuts down."""
         self._client = self.openai = None
+
+    async def ping(self) -> None:
+        """Answered between two steps of the engine, however many requests wait in it."""
+        await self._client.is_sleeping()
 
     @property
     def dead(self) -> bool:

@@ -1,6 +1,7 @@
-"""Does the engine still work? A canary asks it, past the queue.
+"""Does the engine still work? A canary tells whether it scores, a ping whether it does anything.
 
-Frozen is not busy: it means that a canary has waited for half a minute in which nothing else finished either.
+Frozen is not busy: a canary may have to wait until others have finished, a ping is answered after the engine's
+current step.
 """
 
 import asyncio
@@ -10,8 +11,7 @@ from service.door import Door
 from service.engine import Media
 
 WATCH_S = 1.0
-CANARY_EVERY_S = 5.0
-FROZEN_S = 30.0
+PING_EVERY_S = 5.0
 
 
 async def ask_canary(door: Door) -> None:
@@ -22,17 +22,13 @@ async def ask_canary(door: Door) -> None:
 async def watch(door: Door) -> str:
     """Returns when the engine is beyond help, with the reason."""
     while True:
-        began = time.monotonic()
-        canary = asyncio.create_task(ask_canary(door))
-        while not canary.done():
-            await asyncio.wait([canary], timeout=WATCH_S)
-            if door.engine.dead:
-                return "the engine is dead"
-            if time.monotonic() - max(began, door.admission.last_finish) > FROZEN_S:
-                return f"the engine is frozen: nothing finished for {FROZEN_S:.0f} s"
-        if canary.exception() is not None:
-            return "the engine is dead"
-        for _ in range(round(CANARY_EVERY_S / WATCH_S)):
+        asked = time.monotonic()
+        ping = asyncio.create_task(door.engine.ping())
+        while not ping.done() or time.monotonic() - asked < PING_EVERY_S:
             await asyncio.sleep(WATCH_S)
             if door.engine.dead:
                 return "the engine is dead"
+            if not ping.done() and time.monotonic() - asked > door.settings.frozen_s:
+                return f"the engine is frozen: it has done nothing for {door.settings.frozen_s:g} s"
+        if ping.exception() is not None:
+            return "the engine is dead"

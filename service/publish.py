@@ -10,7 +10,8 @@ What fails before 4 leaves nothing, what fails after it is ended by the publishe
 first try would have been. A revision is published even if its publisher hangs up.
 
 A test ends the process after a step by naming it in the environment: COEVO_FAULT=after-stage, after-decide,
-after-load, after-commit or after-advance.
+after-load, after-commit or after-advance. Of several, separated by commas, the first life of a service takes the
+first, the next takes the next, and what comes after them lives on.
 
 Left out: HTTP (the routes feed `Stage` and translate `RefusedError`), and the queue, which is a `Fence`.
 """
@@ -38,6 +39,7 @@ from adapters.names import BASE, Ref, check_branch, is_start, shown
 from adapters.store import Branch, Store, room
 from adapters.validate import BaseShape, InvalidAdapterError, check_adapter, upload_limits
 from service.registry import AdapterLoadError, Registry, UnavailableError
+from service.supervisor import RESTARTS_VARIABLE
 
 MAX_CANARY_DIFFERENCE = 0.1
 META_BYTES = 2**16
@@ -57,7 +59,8 @@ Kind = Literal[
 T = TypeVar("T")
 Canary = Callable[[Any], Awaitable[Sequence[float]]]
 
-_FAULT = os.environ.get("COEVO_FAULT")
+_FAULTS = dict(enumerate(os.environ.get("COEVO_FAULT", "").split(",")))
+_FAULT = _FAULTS.get(int(os.environ.get(RESTARTS_VARIABLE, "0")))
 
 log = logging.getLogger(__name__)
 

@@ -1,13 +1,12 @@
 """Is the process up, does the engine answer, what has it counted."""
 
 import asyncio
-import time
 
 from fastapi import APIRouter, Request
 from starlette.responses import PlainTextResponse, Response
 
 from service.door import Door
-from service.health import FROZEN_S, ask_canary
+from service.health import ask_canary
 from service.metrics import CONTENT_TYPE
 from service.problems import ProblemError
 
@@ -28,14 +27,17 @@ async def readyz(request: Request) -> Response:
     door: Door = request.app.state.door
     if door.engine.dead:
         raise ProblemError("not-ready", 503, "the engine is dead", retry_after_s=5)
-    if door.admission.stalled_s() > FROZEN_S:
+    if door.admission.stalled_s() > door.settings.frozen_s:
         raise ProblemError("not-ready", 503, "requests wait and nothing finishes", retry_after_s=5)
+    canary, ping = asyncio.create_task(ask_canary(door)), asyncio.create_task(door.engine.ping())
     try:
         async with asyncio.timeout(CANARY_S):
-            await ask_canary(door)
+            await canary
     except TimeoutError:
-        if time.monotonic() - door.admission.last_finish > CANARY_S:  # else it is only busy
+        if not ping.done():  # else it is only busy
             raise ProblemError("not-ready", 503, "the engine does not answer", retry_after_s=5) from None
+    finally:
+        ping.cancel()
     return PlainTextResponse("ready\n")
 
 

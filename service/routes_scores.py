@@ -1,8 +1,8 @@
 """`POST /logprobs` and `POST /generate`: what the method asks of its models."""
 
 import asyncio
-from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Annotated, Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from service.admission import tokens_of_generation, tokens_of_scoring
 from service.door import MEDIA_TOKENS, Door, adapter_of
 from service.engine import Media, Sampled, Scores
 from service.inputs import InputError, completion_ids, prompt_ids
+from service.problems import ProblemError
 from service.registry import Served
 from service.scoring import Scoring
 
@@ -41,7 +42,7 @@ async def logprobs(body: schemas.LogprobsRequest, request: Request, adapter: Ada
     async with door.admission.admit(cost), AsyncExitStack() as stack:
         served = [await stack.enter_async_context(door.registry.acquire(name)) for name in adapter]
         sequences = await _sequences(door, body.sequences, body.top_k)
-        async with asyncio.timeout(door.settings.request_timeout_s), asyncio.TaskGroup() as group:
+        async with within(door.settings.request_timeout_s), asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(door.scorer.score(sequences, adapter_of(one), one.digest, body.top_k))
                 for one in served
@@ -49,7 +50,7 @@ async def logprobs(body: schemas.LogprobsRequest, request: Request, adapter: Ada
     scores = [_adapter_scores(one, sequences, task.result()) for one, task in zip(served, tasks, strict=True)]
     for one in served:
         door.metrics.count_tokens(one.branch, "scored", sum(len(sequence.completion) for sequence in sequences))
-    return _answer(request, schemas.LogprobsResponse(adapters=scores))
+    return await _answer(request, schemas.LogprobsResponse(adapters=scores))
 
 
 async def _sequences(door: Door, asked: Sequence[schemas.Sequence], top_k: int) -> list[Scoring]:
@@ -133,7 +134,7 @@ async def generate(body: schemas.GenerateRequest, request: Request, adapter: str
     async with (
         door.admission.admit(cost),
         door.registry.acquire(adapter) as served,
-        asyncio.timeout(door.settings.request_timeout_s),
+        within(door.settings.request_timeout_s),
         asyncio.TaskGroup() as group,
     ):
         tasks = [
@@ -147,7 +148,7 @@ async def generate(body: schemas.GenerateRequest, request: Request, adapter: str
     answer = schemas.GenerateResponse(
         adapter=served.branch, revision=served.revision, digest=served.digest, prompts=prompts
     )
-    return _answer(request, answer)
+    return await _answer(request, answer)
 
 
 async def _generate_one(
@@ -183,8 +184,20 @@ async def _generate_one(
     )
 
 
-def _answer(request: Request, answer: schemas.LogprobsResponse | schemas.GenerateResponse) -> Response:
+@asynccontextmanager
+async def within(seconds: float) -> AsyncGenerator[None]:
+    """The time that the engine has for a request."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        raise ProblemError("too-slow", 504, f"the engine did not end the request within {seconds:g} s") from None
+
+
+async def _answer(request: Request, answer: schemas.LogprobsResponse | schemas.GenerateResponse) -> Response:
+    """Encoded in a thread: many numbers take longer than the event loop may be held."""
     if schemas.SAFETENSORS not in request.headers.get("accept", ""):
-        return Response(answer.model_dump_json(exclude_none=True), media_type="application/json")
+        text = await asyncio.to_thread(answer.model_dump_json, exclude_none=True)
+        return Response(text, media_type="application/json")
     encode: Any = wire.encode_logprobs if isinstance(answer, schemas.LogprobsResponse) else wire.encode_generated
-    return Response(encode(answer), media_type=schemas.SAFETENSORS)
+    return Response(await asyncio.to_thread(encode, answer), media_type=schemas.SAFETENSORS)

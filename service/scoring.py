@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from service.engine import Adapter, Engine, Media, Scores
+from service.metrics import Metrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +33,11 @@ class Scoring:
 class Scorer:
     """Scores through the engine, remembering the last `keep` results."""
 
-    def __init__(self, engine: Engine, keep: int = 8192) -> None:
+    def __init__(self, engine: Engine, metrics: Metrics, keep: int = 8192) -> None:
         self._engine = engine
+        self._metrics = metrics
         self._keep = keep
         self._known: OrderedDict[str, Scores] = OrderedDict()
-        self.hits = 0
-        self.misses = 0
-        self.rescored = 0
 
     async def score(
         self, sequences: Sequence[Scoring], adapter: Adapter | None, digest: str, top_k: int
@@ -51,10 +50,10 @@ class Scorer:
     async def _one(self, sequence: Scoring, adapter: Adapter | None, digest: str, top_k: int) -> Scores:
         key = sequence.key(digest, top_k)
         if key in self._known:
-            self.hits += 1
+            self._metrics.cache_hits.inc()
             self._known.move_to_end(key)
             return self._known[key]
-        self.misses += 1
+        self._metrics.cache_misses.inc()
         scores = await self._engine.score(
             sequence.prompt,
             sequence.media,
@@ -63,7 +62,6 @@ class Scorer:
             top_k=top_k,
             token_ids=sequence.token_ids,
         )
-        self.rescored += scores.rescored
         self._known[key] = scores
         while len(self._known) > self._keep:
             self._known.popitem(last=False)

@@ -89,6 +89,8 @@ class Settings(_Frozen):
     """How long one waits before it is answered 429."""
     request_timeout_s: float = Field(default=600.0, gt=0, allow_inf_nan=False)
     """How long the engine may take for one request."""
+    frozen_s: float = Field(default=30.0, gt=0, allow_inf_nan=False)
+    """How long nothing may come out of an engine that was asked, before it is started again."""
     api_key: Annotated[SecretStr, AfterValidator(_check_key)] | None = None
     """Asked for on every route but /healthz."""
     redis_url: SecretStr | None = None

@@ -16,6 +16,7 @@ from typing import Any, Self, cast
 
 from pydantic import Field, model_validator
 
+from adapters.names import RESERVED
 from trainer.recipe.method import Edge, Method, edges
 from trainer.recipe.parts import (
     TARGET_MODULES,
@@ -112,6 +113,7 @@ class Recipe(Section):
         problems = [
             *_unknown_capabilities(self.branches, self.capabilities, self.evaluation),
             *_unknown_branches(self.method, self.merge, tuple(self.branches)),
+            *_reserved_names(tuple(self.branches)),
             *_too_few_branches(self.method, tuple(self.branches)),
             *_limit_problems(self.rollout, self.budget, self.engine, self.loss, self.evaluation),
             *_media_problems(self.media, self.capabilities),
@@ -163,6 +165,12 @@ def _unknown_branches(method: Method, merge: Merge, branches: Sequence[str]) -> 
             yield from _unknown(path, name, branches, "branch")
     for name in merge.weights:
         yield from _unknown(f"merge.weights.{name}", name, branches, "branch")
+
+
+def _reserved_names(branches: Sequence[str]) -> Iterator[str]:
+    for name in branches:
+        if name in RESERVED:
+            yield f"branches.{name}: the name is reserved; take another"
 
 
 def _too_few_branches(method: Method, branches: Sequence[str]) -> Iterator[str]:
