@@ -1,6 +1,6 @@
 """How many completions the reward pool scores in a second, beside math-verify called directly.
 
-    python -m bench.rewards [--json FILE] [--children 2]
+    coevo bench rewards [--json FILE] [--children 2]
 
 Two loads, both with the reward `math`: the miniature's answers, and the 200 LaTeX pairs of bench/latex_pairs.jsonl,
 whose verdicts are checked. The peer parses and verifies the same completions one after the other in this process,
