@@ -1,6 +1,7 @@
 """The service under many callers: publishes in between, more callers than it takes, and an engine that dies."""
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
@@ -96,3 +97,89 @@ def test_every_answer_is_of_the_revision_it_names_while_revisions_pour_in(servic
     seen = {one.revision for one in notes.scored if one.adapter == "storm"}
     assert len(seen) > len(took_s) / 2
     assert memory[-1] < memory[len(memory) // 3] + GROWTH_MIB
+
+
+def running(client: httpx.Client) -> dict[str, float]:
+    """The depths of admission, and nothing else in flight."""
+    lines = client.get("/metrics").text.splitlines()
+    names = ("coevo_running_requests", "coevo_running_tokens", "coevo_waiting_requests")
+    return {name: float(value) for name, _, value in (line.partition(" ") for line in lines) if name in names}
+
+
+def test_more_callers_than_it_takes_are_told_when_to_come_again_and_none_waits_for_ever(service) -> None:
+    notes = Notes()
+    memory: list[int] = []
+
+    async def overrun() -> None:
+        ends = time.monotonic() + SECONDS
+        async with connect(service) as client, asyncio.TaskGroup() as group:
+
+            async def one(draw: random.Random) -> None:
+                if draw.random() < 0.1:  # one that hangs up
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(draw.uniform(0.0, 0.3)):
+                            await client.post("/generate", json=sampling(draw, max_tokens=200))
+                    return
+                answer = await ask(client, draw, ["base"])
+                notes.note(answer)
+                if answer.status_code == 429:
+                    await asyncio.sleep(0.2)
+
+            group.create_task(crowd(2 * CALLERS, lambda: time.monotonic() > ends, one))
+            while time.monotonic() < ends:
+                memory.append(service.memory_mib)
+                await asyncio.sleep(0.5)
+
+    asyncio.run(overrun())
+    print(f"{notes.statuses}, the slowest {notes.slowest_s:.1f} s, {memory} MiB")
+    assert set(notes.statuses) == {200, 429}
+    assert all(answer.json()["type"] == "busy" for answer in notes.refused)
+    assert all(int(answer.headers["retry-after"]) >= 1 for answer in notes.refused)
+    assert memory[-1] < memory[len(memory) // 3] + GROWTH_MIB
+    with service.client() as client:
+        service.wait_until(lambda: not any(running(client).values()))
+        assert client.post("/logprobs", json=scoring(random.Random())).status_code == 200
+        assert client.get("/readyz").status_code == 200
+
+
+def test_callers_who_ask_again_outlive_an_engine_that_is_killed(service, adapter) -> None:
+    notes, lives = Notes(), service.lives
+    with service.client() as client:
+        assert put(client, adapter, "kept", 1).status_code == 201
+    seen: dict[str, float] = {}
+
+    async def probe(client: httpx.AsyncClient) -> int | None:
+        try:
+            return (await client.get("/readyz", timeout=5)).status_code
+        except httpx.TransportError:
+            return None
+
+    async def kill() -> None:
+        is_over = asyncio.Event()
+        async with connect(service) as client, asyncio.TaskGroup() as group:
+
+            async def one(draw: random.Random) -> None:
+                notes.note(await until_answered(lambda: ask(client, draw, ["kept", "base"]), notes, 120))
+
+            group.create_task(crowd(16, is_over.is_set, one))
+            await asyncio.sleep(1)
+            assert await probe(client) == 200
+            service.engine_core.send_signal(signal.SIGKILL)
+            killed = time.monotonic()
+            while await probe(client) == 200:
+                await asyncio.sleep(0.05)
+            seen["not ready"] = time.monotonic() - killed
+            while await probe(client) != 200:
+                await asyncio.sleep(0.1)
+            seen["ready"] = time.monotonic() - killed
+            await asyncio.sleep(1)
+            is_over.set()
+
+    asyncio.run(kill())
+    print(f"{seen} s, {notes.statuses}, {notes.broken} cut off")
+    assert service.lives == lives + 1
+    assert seen["not ready"] < 5
+    assert notes.broken + notes.statuses.get(503, 0) > 0
+    assert set(notes.statuses) <= {200, 429, 503}, [answer.text for answer in notes.refused]
+    check(notes, adapter)
+    assert {one.revision for one in notes.scored if one.adapter == "kept"} == {1}
