@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image
 
+from adapters.errors import UserError
 from service.media import Video
 from service.registry import AdapterLoadError
 
@@ -178,20 +179,22 @@ class Engine:
         n: int,
         temperature: float,
         top_p: float,
-        max_tokens: int,
+        max_tokens: int | None,
         top_k: int,
         seed: int | None,
         stop: Sequence[str],
     ) -> tuple[list[int], list[Sampled]]:
-        """The expanded prompt and `n` completions of it."""
+        """The expanded prompt and `n` completions of it, of at most `max_tokens` and what the model has room for."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
+        rendered = await self._render(prompt, media)
+        room = self.settings.max_model_len - len(rendered["prompt_token_ids"])
         params = SamplingParams(
             n=n,
             temperature=temperature,
             top_p=top_p,
-            max_tokens=max_tokens,
+            max_tokens=room if max_tokens is None else min(max_tokens, room),
             logprobs=top_k,
             seed=seed,
             stop=list(stop) or None,
@@ -201,7 +204,7 @@ class Engine:
             detokenize=bool(stop),
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        output = await self._run(await self._render(prompt, media), params, adapter)
+        output = await self._run(rendered, params, adapter)
         return list(output.prompt_token_ids), [_sampled(completion) for completion in output.outputs]
 
     async def score(
@@ -249,8 +252,17 @@ class Engine:
                 for kind, items in (("image", media.images), ("video", media.videos))
                 if items
             }
-        (rendered,) = await self._client.renderer.render_cmpl_async([tokens])
+        try:
+            (rendered,) = await self._client.renderer.render_cmpl_async([tokens])
+        except ValueError as error:  # vLLM's word for what is too long before or after expansion
+            raise self._too_long() from error
+        if len(rendered["prompt_token_ids"]) >= self.settings.max_model_len:
+            raise self._too_long()
         return rendered
+
+    def _too_long(self) -> UserError:
+        room = self.settings.max_model_len - 1
+        return UserError(f"the prompt with its media and the completion do not fit into the model's {room} tokens")
 
     async def _run(self, rendered: Any, params: Any, adapter: Adapter | None) -> Any:
         """The finished output; cancelling the caller aborts the request."""

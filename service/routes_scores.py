@@ -17,6 +17,7 @@ from service.inputs import InputError, completion_ids, prompt_ids
 from service.problems import ProblemError
 from service.registry import Served
 from service.scoring import Scoring
+from service.together import together
 
 router = APIRouter(tags=["scores and samples"])
 
@@ -42,12 +43,11 @@ async def logprobs(body: schemas.LogprobsRequest, request: Request, adapter: Ada
     async with door.admission.admit(cost), AsyncExitStack() as stack:
         served = [await stack.enter_async_context(door.registry.acquire(name)) for name in adapter]
         sequences = await _sequences(door, body.sequences, body.top_k)
-        async with within(door.settings.request_timeout_s), asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(door.scorer.score(sequences, adapter_of(one), one.digest, body.top_k))
-                for one in served
-            ]
-    scores = [_adapter_scores(one, sequences, task.result()) for one, task in zip(served, tasks, strict=True)]
+        async with within(door.settings.request_timeout_s):
+            found = await together(
+                door.scorer.score(sequences, adapter_of(one), one.digest, body.top_k) for one in served
+            )
+    scores = [_adapter_scores(one, sequences, rows) for one, rows in zip(served, found, strict=True)]
     for one in served:
         door.metrics.count_tokens(one.branch, "scored", sum(len(sequence.completion) for sequence in sequences))
     return await _answer(request, schemas.LogprobsResponse(adapters=scores))
@@ -135,13 +135,10 @@ async def generate(body: schemas.GenerateRequest, request: Request, adapter: str
         door.admission.admit(cost),
         door.registry.acquire(adapter) as served,
         within(door.settings.request_timeout_s),
-        asyncio.TaskGroup() as group,
     ):
-        tasks = [
-            group.create_task(_generate_one(door, one, body, served, f"prompts.{number}"))
-            for number, one in enumerate(body.prompts)
-        ]
-    prompts = [task.result() for task in tasks]
+        prompts = await together(
+            _generate_one(door, one, body, served, f"prompts.{number}") for number, one in enumerate(body.prompts)
+        )
     door.metrics.count_tokens(served.branch, "prompt", sum(len(one.prompt_token_ids) for one in prompts))
     generated = sum(len(completion.token_ids) for one in prompts for completion in one.completions)
     door.metrics.count_tokens(served.branch, "generated", generated)
@@ -157,7 +154,6 @@ async def _generate_one(
     media = await _media(door, asked.images, asked.videos)
     prompt = prompt_ids(asked.prompt, len(asked.images), len(asked.videos), door.vocabulary, f"{where}.prompt")
     _check_length(door, len(prompt), where)
-    room = door.settings.engine.max_model_len - 1 - len(prompt)
     expanded, completions = await door.engine.generate(
         prompt,
         media,
@@ -165,7 +161,7 @@ async def _generate_one(
         n=body.n,
         temperature=body.temperature,
         top_p=body.top_p,
-        max_tokens=min(body.max_tokens or room, max(1, room)),
+        max_tokens=body.max_tokens,
         top_k=body.logprobs,
         seed=asked.seed,
         stop=body.stop,

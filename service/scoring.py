@@ -4,7 +4,6 @@ All sequences of all adapters go to the engine together. It computes the first o
 prompt and adapter hit its prefix cache; media are encoded once, for they do not depend on the adapter.
 """
 
-import asyncio
 import hashlib
 import json
 from collections import OrderedDict
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 
 from service.engine import Adapter, Engine, Media, Scores
 from service.metrics import Metrics
+from service.together import together
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +43,7 @@ class Scorer:
         self, sequences: Sequence[Scoring], adapter: Adapter | None, digest: str, top_k: int
     ) -> list[Scores]:
         """In the order of `sequences`; `digest` names the weights that answer."""
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(self._one(sequence, adapter, digest, top_k)) for sequence in sequences]
-        return [task.result() for task in tasks]
+        return await together(self._one(sequence, adapter, digest, top_k) for sequence in sequences)
 
     async def _one(self, sequence: Scoring, adapter: Adapter | None, digest: str, top_k: int) -> Scores:
         key = sequence.key(digest, top_k)

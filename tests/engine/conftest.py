@@ -15,6 +15,7 @@ from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
 from adapters.base import locate
 from service.engine import LORA_MODULES, Engine, EngineSettings, start_engine
+from tests.engine.reference import Reference
 
 ADAPTERS = {"thin": (2, 4), "plain": (8, 8), "strong": (16, 32)}  # rank, alpha
 
@@ -85,3 +86,8 @@ def loaded(engine_thread: EngineThread, adapter_folders: dict[str, Path]):
         for name, folder in adapter_folders.items()
     }
     return adapters | {"base": None}
+
+
+@pytest.fixture(scope="session")
+def reference(base, adapter_folders) -> Reference:
+    return Reference(*base, adapter_folders)

@@ -21,11 +21,6 @@ pytestmark = pytest.mark.engine
 NAMES = ("thin", "base", "plain", "strong")
 
 
-@pytest.fixture(scope="module")
-def reference(base, adapter_folders) -> Reference:
-    return Reference(*base, adapter_folders)
-
-
 def picture(seed: int, height: int = 64, width: int = 96) -> tuple[str, Image.Image]:
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
     return f"image-{seed}-{height}-{width}", Image.fromarray(pixels)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import numpy as np
 import openai
 import pytest
 import torch
@@ -14,7 +15,6 @@ from service.engine import Media
 from service.media import encode_image, encode_video
 from service.schemas import SAFETENSORS
 from service.wire import decode_logprobs
-from tests.engine.reference import Reference
 from tests.engine.service_process import ServiceProcess
 from trainer.miniature.capabilities import CAPABILITIES
 from trainer.miniature.question import questions
@@ -60,9 +60,8 @@ def scores(http: httpx.Client, *adapters: str) -> list[dict]:
     return answer.json()["adapters"]
 
 
-def test_a_published_revision_scores_as_peft_does(http, adapter_folders, base) -> None:
+def test_a_published_revision_scores_as_peft_does(http, adapter_folders, base, reference) -> None:
     assert publish(http, "text/1", adapter_folders["plain"], 0).status_code == 201
-    reference = Reference(*base, adapter_folders)
     mine, theirs = scores(http, "text", "base")
     assert (mine["adapter"], mine["revision"], theirs["adapter"]) == ("text", 1, "base")
     prompt = base[1].tokenizer(
@@ -195,6 +194,18 @@ def test_bad_sequences_get_one_clear_answer(change: dict, status: int, kind: str
     assert (answer.status_code, answer.json()["type"]) == (status, kind)
     assert answer.headers["content-type"] == "application/problem+json"
     assert scores(http, "base")
+
+
+def test_what_does_not_fit_after_expansion_is_told(http) -> None:
+    """20 ids and 490 more look like 510; the picture makes 745 of them."""
+    picture = base64.b64encode(encode_image(np.zeros((512, 480, 3), np.uint8))).decode()
+    prompt = {"messages": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}]}
+    scored = {"sequences": [{"prompt": prompt, "completion": [1] * 490, "images": [picture]}]}
+    answer = http.post("/logprobs", json=scored)
+    assert (answer.status_code, answer.json()["type"]) == (422, "invalid"), answer.text
+    fits = {"prompts": [{"prompt": prompt, "images": [picture]}], "max_tokens": 400}
+    generated = http.post("/generate", json=fits).json()["prompts"][0]
+    assert len(generated["prompt_token_ids"]) + len(generated["completions"][0]["token_ids"]) <= 512
 
 
 def test_an_unknown_adapter_is_404(http) -> None:
