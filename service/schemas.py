@@ -55,7 +55,14 @@ class Sequence(Body):
     """For each position of the completion the ids to score there, beside the completion's own."""
 
 
+_ASKED = {"messages": [{"role": "user", "content": "37+2*4?"}]}
+
+
 class LogprobsRequest(Body):
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"sequences": [{"prompt": _ASKED, "completion": "plain2*4=8;37+8=45"}]}]}
+    )
+
     sequences: list[Sequence] = Field(min_length=1)
     top_k: int = Field(default=0, ge=0)
     """How many of the likeliest tokens of each position to tell."""
@@ -94,6 +101,10 @@ class Prompt(Body):
 
 
 class GenerateRequest(Body):
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"prompts": [{"prompt": _ASKED, "seed": 1}], "n": 2, "max_tokens": 40}]}
+    )
+
     prompts: list[Prompt] = Field(min_length=1)
     n: int = Field(default=1, ge=1)
     """Completions of each prompt."""

@@ -162,6 +162,9 @@ def test_adapters_differ_from_each_other_and_from_the_base(engine_thread, loaded
         assert np.abs(one.logprobs_C - other.logprobs_C).max() > 0.1
 
 
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # vLLM leaves its sockets to the collector
 def test_bfloat16_stays_near(reference, adapter_folders) -> None:
     """On what is scored in practice: the answers that the model gives to its questions."""
     thread = EngineThread(settings("bfloat16"))

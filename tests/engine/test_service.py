@@ -11,9 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from clients.calls import media_id
+from clients.client import Client
+from clients.retries import RefusedError
 from service.engine import Media
 from service.media import encode_image, encode_video
-from service.schemas import SAFETENSORS
+from service.schemas import SAFETENSORS, GenerateRequest, LogprobsRequest
 from service.wire import decode_logprobs
 from tests.engine.service_process import ServiceProcess
 from trainer.miniature.capabilities import CAPABILITIES
@@ -231,6 +234,36 @@ def test_the_openai_client_chats_with_a_branch_and_an_image(service, http, adapt
                 model="base",
                 messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "file:///etc"}}]}],
             )
+
+
+@pytest.mark.parametrize(("route", "model"), [("/logprobs", "LogprobsRequest"), ("/generate", "GenerateRequest")])
+def test_the_example_in_the_documentation_works_when_pasted(route: str, model: str, http) -> None:
+    (example,) = http.get("/openapi.json").json()["components"]["schemas"][model]["examples"]
+    assert http.post(route, json=example).status_code == 200
+
+
+def test_the_typed_client_publishes_scores_and_samples(service, adapter_folders, tmp_path) -> None:
+    asked = next(questions(CAPABILITIES["image"], "test", 0, 1))
+    picture = encode_image(asked.scene.render()[0])
+    content = [{"type": "image"}, {"type": "text", "text": asked.text}]
+    prompt = {"prompt": {"messages": [{"role": "user", "content": content}]}, "images": [media_id(picture)]}
+    with Client(service.url) as client:
+        client.wait_until_ready(30)
+        assert client.publish("typed", 1, adapter_folders["thin"], parent=0).revision == 1
+        assert client.publish("typed", 1, adapter_folders["thin"], parent=0).revision == 1
+        request = GenerateRequest.model_validate({"prompts": [prompt], "n": 2, "max_tokens": 40})
+        (answer,) = client.generate("typed", request, media={media_id(picture): picture})
+        completion = answer.prompts[0].completions[0]
+        sequence = prompt | {"completion": completion.token_ids}
+        scored = client.logprobs(["typed", "base"], LogprobsRequest.model_validate({"sequences": [sequence]}))
+        assert [one.adapter for one in scored.adapters] == ["typed", "base"]
+        assert scored.adapters[0].sequences[0].logprobs == pytest.approx(completion.logprobs, abs=1e-3)
+        assert client.adapters().branches["typed"].head == 1
+        client.download("typed", 1, "adapter_model.safetensors", tmp_path / "back.safetensors")
+        sent = (adapter_folders["thin"] / "adapter_model.safetensors").read_bytes()
+        assert (tmp_path / "back.safetensors").read_bytes() == sent
+        with pytest.raises(RefusedError, match="does not continue"):
+            client.publish("typed", 3, adapter_folders["plain"], parent=2)
 
 
 def test_readiness_and_metrics(http) -> None:
