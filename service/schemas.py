@@ -4,7 +4,7 @@ Arrays of an answer may travel as one safetensors body instead (`Accept: applica
 Left out: the OpenAI-compatible routes, whose shapes are theirs.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -55,7 +55,7 @@ class Sequence(Body):
     """For each position of the completion the ids to score there, beside the completion's own."""
 
 
-_ASKED = {"messages": [{"role": "user", "content": "37+2*4?"}]}
+_ASKED: dict[str, Any] = {"messages": [{"role": "user", "content": "37+2*4?"}]}
 
 
 class LogprobsRequest(Body):

@@ -1,23 +1,23 @@
+import random
+
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.rewards import Scored
 from trainer.rewards.batch import Batch
 
 
-@settings(max_examples=40)
-@given(num_items=st.integers(0, 100), num_children=st.integers(1, 8), data=st.data())
-def test_every_item_gets_one_result_whatever_the_children_do(
-    num_items: int, num_children: int, data: st.DataObject
-) -> None:
+@given(num_items=st.integers(0, 100), num_children=st.integers(1, 8), seed=st.integers(0, 2**32))
+def test_every_item_gets_one_result_whatever_the_children_do(num_items: int, num_children: int, seed: int) -> None:
+    chance = random.Random(seed)  # not drawn fault by fault: that takes hypothesis a minute
     batch = Batch(num_items, num_children)
-    killers = data.draw(st.sets(st.integers(0, max(0, num_items - 1)), max_size=20))
+    killers = {index for index in range(num_items) if chance.random() < 0.1}
     while batch.num_unfinished:
         work = batch.take()
         assert work, "unfinished items that nobody works on must be in the queue"
         while work:
-            if data.draw(st.integers(0, 9), label="fault") == 0:
+            if chance.random() < 0.1:
                 batch.put_back(work)
                 break
             if work[0] in killers:
