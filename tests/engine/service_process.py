@@ -72,7 +72,13 @@ class ServiceProcess:
         self._process.wait(timeout=60)
 
     def client(self, **headers: str) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=60, headers=headers)
+        return httpx.Client(base_url=self.url, timeout=60, headers=self.headers | headers)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """With the key, where one was set."""
+        key = self._environ.get("COEVO_API_KEY")
+        return {"authorization": f"Bearer {key}"} if key else {}
 
     @property
     def family(self) -> list[psutil.Process]:

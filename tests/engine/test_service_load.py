@@ -1,94 +1,44 @@
 """The service under many callers: publishes in between, more callers than it takes, and an engine that dies."""
 
 import asyncio
-import contextlib
-import os
 import random
 import signal
 import statistics
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
 
 import httpx
 import pytest
 
+from tests.engine.hostile import HOSTILE, PATHS, Ask, bare_request, begun_body
+from tests.engine.load import FLAGS, check, connect, is_flat, overrun, running, storm
 from tests.engine.scaled import ScaledAdapter, put
 from tests.engine.service_process import ServiceProcess
-from tests.engine.traffic import Notes, ask, crowd, sampling, scoring, until_answered
+from tests.engine.traffic import Notes, ask, crowd, scoring, until_answered
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
-SECONDS = float(os.environ.get("COEVO_SOAK_S", "10"))
-CALLERS = 32
-GROWTH_MIB = 200
-TOLERANCE = 1e-3
+SECONDS = 10.0
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
     folder = tmp_path_factory.mktemp("load")
-    (folder / "cache").mkdir()
-    process = ServiceProcess(
-        folder / "store", "--dtype=float32", "--max-requests=8", "--max-waiting=24", f"--adapter-cache={folder}/cache"
-    )
+    process = ServiceProcess(folder / "store", *FLAGS, COEVO_API_KEY="sesame")
     yield process
     process.stop()
 
 
 @pytest.fixture(scope="module")
-def adapter(base, adapter_folders) -> ScaledAdapter:
-    return ScaledAdapter(base[0], adapter_folders["plain"])
-
-
-def check(notes: Notes, adapter: ScaledAdapter) -> None:
-    """Every score is the one of the revision that it is stamped with, and of no other."""
-    assert notes.scored
-    for one in notes.scored:
-        assert one.logprobs == pytest.approx(adapter.logprobs(one).tolist(), abs=TOLERANCE), one
-
-
-def connect(service: ServiceProcess) -> httpx.AsyncClient:
-    return httpx.AsyncClient(base_url=service.url, timeout=60, limits=httpx.Limits(max_connections=None))
-
-
-async def storm(service: ServiceProcess, adapter: ScaledAdapter, notes: Notes) -> tuple[list[float], list[int]]:
-    """A revision every 200 ms, the ones before the last few retired, while all callers ask for the head."""
-    took_s: list[float] = []
-    memory: list[int] = []
-    is_over = asyncio.Event()
-
-    async def publish(client: httpx.AsyncClient) -> None:
-        ends = time.monotonic() + SECONDS
-        revision = 1
-        while time.monotonic() < ends:
-            began = time.monotonic()
-            revision += 1
-            answer = await client.put(
-                f"/adapters/storm/{revision}", data={"parent": str(revision - 1)}, files=adapter.files(revision)
-            )
-            assert answer.status_code == 201, answer.text
-            took_s.append(time.monotonic() - began)
-            if revision > 4:
-                assert (await client.delete(f"/adapters/storm/{revision - 4}")).status_code == 204
-            memory.append(service.memory_mib)
-            await asyncio.sleep(began + 0.2 - time.monotonic())
-        is_over.set()
-
-    async with connect(service) as client, asyncio.TaskGroup() as group:
-        answer = await client.put("/adapters/storm/1", data={"parent": "0"}, files=adapter.files(1))
-        assert answer.status_code == 201, answer.text
-
-        async def one(draw: random.Random) -> None:
-            notes.note(await ask(client, draw, draw.choice([["storm"], ["storm", "base"]])))
-
-        group.create_task(publish(client))
-        group.create_task(crowd(CALLERS, is_over.is_set, one))
-    return took_s, memory
+def adapter(adapter_folders) -> ScaledAdapter:
+    return ScaledAdapter(adapter_folders["plain"])
 
 
 def test_every_answer_is_of_the_revision_it_names_while_revisions_pour_in(service, adapter) -> None:
     notes = Notes()
-    took_s, memory = asyncio.run(storm(service, adapter, notes))
+    took_s, memory = asyncio.run(storm(service, adapter, notes, SECONDS))
     assert set(notes.statuses) == {200}, [answer.text for answer in notes.refused]
     cuts = statistics.quantiles(took_s, n=100)
     print(f"{len(took_s)} published, {sum(notes.statuses.values())} answers, {len(notes.scored)} scores")
@@ -96,50 +46,66 @@ def test_every_answer_is_of_the_revision_it_names_while_revisions_pour_in(servic
     check(notes, adapter)
     seen = {one.revision for one in notes.scored if one.adapter == "storm"}
     assert len(seen) > len(took_s) / 2
-    assert memory[-1] < memory[len(memory) // 3] + GROWTH_MIB
-
-
-def running(client: httpx.Client) -> dict[str, float]:
-    """The depths of admission, and nothing else in flight."""
-    lines = client.get("/metrics").text.splitlines()
-    names = ("coevo_running_requests", "coevo_running_tokens", "coevo_waiting_requests")
-    return {name: float(value) for name, _, value in (line.partition(" ") for line in lines) if name in names}
+    assert is_flat(memory)
 
 
 def test_more_callers_than_it_takes_are_told_when_to_come_again_and_none_waits_for_ever(service) -> None:
     notes = Notes()
-    memory: list[int] = []
-
-    async def overrun() -> None:
-        ends = time.monotonic() + SECONDS
-        async with connect(service) as client, asyncio.TaskGroup() as group:
-
-            async def one(draw: random.Random) -> None:
-                if draw.random() < 0.1:  # one that hangs up
-                    with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(draw.uniform(0.0, 0.3)):
-                            await client.post("/generate", json=sampling(draw, max_tokens=200))
-                    return
-                answer = await ask(client, draw, ["base"])
-                notes.note(answer)
-                if answer.status_code == 429:
-                    await asyncio.sleep(0.2)
-
-            group.create_task(crowd(2 * CALLERS, lambda: time.monotonic() > ends, one))
-            while time.monotonic() < ends:
-                memory.append(service.memory_mib)
-                await asyncio.sleep(0.5)
-
-    asyncio.run(overrun())
+    memory = asyncio.run(overrun(service, notes, SECONDS))
     print(f"{notes.statuses}, the slowest {notes.slowest_s:.1f} s, {memory} MiB")
     assert set(notes.statuses) == {200, 429}
     assert all(answer.json()["type"] == "busy" for answer in notes.refused)
     assert all(int(answer.headers["retry-after"]) >= 1 for answer in notes.refused)
-    assert memory[-1] < memory[len(memory) // 3] + GROWTH_MIB
+    assert is_flat(memory)
     with service.client() as client:
         service.wait_until(lambda: not any(running(client).values()))
         assert client.post("/logprobs", json=scoring(random.Random())).status_code == 200
         assert client.get("/readyz").status_code == 200
+
+
+@pytest.mark.parametrize(("request_", "status", "kind"), HOSTILE)
+def test_hostile_input_gets_a_clear_answer(request_: Ask, status: int, kind: str, service, tmp_path: Path) -> None:
+    with service.client(connection="close") as client:
+        answer = request_(client, tmp_path)
+    assert (answer.status_code, answer.json().get("type")) == (status, kind), answer.text[:500]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_path_leads_nowhere_but_to_a_route(path: str, service) -> None:
+    answer = bare_request(service, path)
+    assert answer.startswith((b"HTTP/1.1 404", b"HTTP/1.1 422")), answer[:500]
+    assert b"root:" not in answer
+
+
+def test_without_the_key_only_health_is_told(service) -> None:
+    with httpx.Client(base_url=service.url) as client:
+        assert client.get("/healthz").status_code == 200
+        for path in ("/adapters", "/readyz", "/metrics", "/openapi.json", "/docs", "/v1/models", "/nowhere"):
+            for headers in ({}, {"x-api-key": "open"}, {"authorization": "Bearer sesame2"}):
+                assert client.get(path, headers=headers).status_code == 401, path
+
+
+def test_slow_and_hostile_bodies_hold_nobody_up_and_leave_nothing_behind(service, tmp_path: Path) -> None:
+    def names() -> set[str]:
+        return {str(path) for path in service.store.parent.rglob("*")}
+
+    found, memory = names(), service.memory_mib
+    with service.client(connection="close") as client, ExitStack() as slow:
+        for _ in range(50):
+            slow.enter_context(begun_body(service))
+        for _ in range(5):
+            for case in HOSTILE:
+                if not case.marks:
+                    request_, status, _ = case.values
+                    assert request_(client, tmp_path).status_code == status, case.id
+        assert client.post("/logprobs", json=scoring(random.Random(1))).status_code == 200
+        assert client.get("/readyz").status_code == 200
+        slow.close()
+        service.wait_until(lambda: names() == found)
+        service.wait_until(lambda: not any(running(client).values()))
+    print(f"{memory} MiB before, {service.memory_mib} MiB after")
+    assert service.memory_mib < memory + 250
 
 
 def test_callers_who_ask_again_outlive_an_engine_that_is_killed(service, adapter) -> None:

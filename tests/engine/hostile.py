@@ -1,0 +1,181 @@
+"""Requests that no client of ours sends, each with the answer that it must get."""
+
+import base64
+import json
+import pickle
+import socket
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from service.media import encode_image, encode_video
+from tests.engine.service_process import ServiceProcess
+from trainer.miniature.capabilities import CAPABILITIES
+from trainer.miniature.question import questions
+
+Ask = Callable[[httpx.Client, Path], httpx.Response]
+"""Of a client, and a folder in which nothing may appear."""
+
+SHORT = {"prompt": [1, 2], "completion": [3]}
+JSON = {"content-type": "application/json"}
+
+
+def logprobs(**changes: Any) -> Ask:
+    return lambda http, _: http.post("/logprobs", json={"sequences": [SHORT | changes]})
+
+
+def generate(**changes: Any) -> Ask:
+    body = {"prompts": [{"prompt": [1, 2]}], "max_tokens": 2} | changes
+    return raw("/generate", json.dumps(body).encode())
+
+
+def chat(**changes: Any) -> Ask:
+    body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2} | changes
+    return raw("/v1/chat/completions", json.dumps(body).encode())
+
+
+def raw(path: str, body: Any, method: str = "POST", **headers: str) -> Ask:
+    return lambda http, _: http.request(method, path, content=body, headers=JSON | headers)
+
+
+def unstated(http: httpx.Client, _: Path) -> httpx.Response:
+    return http.post("/logprobs", content=(bytes(10**5) for _ in range(50)), headers=JSON)
+
+
+def described(**fields: str) -> Ask:
+    return upload({"adapter_config.json": ("x", CONFIG)}, **fields)
+
+
+def upload(files: dict[str, Any], **fields: str) -> Ask:
+    return lambda http, _: http.put("/adapters/p/1", files=files, data={"parent": "0"} | fields)
+
+
+def image_of(width: int, height: int) -> bytes:
+    """A PNG that says it is so large, and holds next to nothing."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+
+
+def half_of(kind: str) -> bytes:
+    frames = next(questions(CAPABILITIES[kind], "test", 0, 1)).scene.render()
+    whole = encode_image(frames[0]) if kind == "image" else encode_video(frames, 2)
+    return whole[: len(whole) // 2]
+
+
+def shown(kind: str, data: bytes) -> Ask:
+    content = [{"type": kind}]
+    prompt = {"messages": [{"role": "user", "content": content}]}
+    return logprobs(**{"prompt": prompt, f"{kind}s": [base64.b64encode(data).decode()]})
+
+
+class Opening:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open, (str(self._path), "w")
+
+
+def pickled(http: httpx.Client, folder: Path) -> httpx.Response:
+    weights = pickle.dumps(Opening(folder / "owned"))
+    return upload({"adapter_model.safetensors": ("x", weights), "adapter_config.json": ("x", CONFIG)})(http, folder)
+
+
+ASK = {"sequences": [SHORT]}
+SEQUENCE_OF_HALF = {"sequences": [{"prompt": [1], "completion": "\ud800"}]}
+IMAGE_URL = [{"type": "image_url", "image_url": {"url": "http://169.254.169.254/"}}]
+CONFIG = b'{"r": 8, "lora_alpha": 8, "peft_type": "LORA"}'
+NOT_YET = pytest.mark.xfail(reason="answered 500")
+HOSTILE = [
+    pytest.param(request, status, kind, id=name, marks=marks)
+    for name, request, status, kind, *marks in [
+        ("body over the limit", raw("/logprobs", bytes(5_000_000)), 413, "too-large"),
+        ("body over the limit, unstated", unstated, 413, "too-large"),
+        ("image of 60000 x 60000", shown("image", image_of(60000, 60000)), 413, "too-large"),
+        ("image of 60000 x 60000, put", raw("/media", image_of(60000, 60000), "PUT"), 413, "too-large"),
+        ("half an image", shown("image", half_of("image")), 422, "damaged-media"),
+        ("half a video", shown("video", half_of("video")), 422, "damaged-media"),
+        ("half a video, put", raw("/media", half_of("video"), "PUT"), 422, "damaged-media"),
+        ("an empty file", raw("/media", b"", "PUT"), 415, "unsupported-media"),
+        ("an image without its mark", logprobs(images=[base64.b64encode(image_of(9, 9)).decode()]), 422, "invalid"),
+        ("a pickle", pickled, 422, "invalid"),
+        ("a part named as a path", upload({"../../x": ("x", b"x")}), 422, "invalid"),
+        ("a file named as a path", upload({"adapter_config.json": ("../../x", CONFIG)}), 422, "invalid"),
+        ("meta of deep lists", described(meta="[" * 60000), 422, "invalid"),
+        ("meta with NaN", described(meta='{"a": NaN}'), 422, "invalid"),
+        ("a parent of 5000 digits", described(parent="9" * 5000), 422, "invalid", NOT_YET),
+        ("an adapter that is a path", lambda http, _: http.post("/logprobs?adapter=../x", json=ASK), 422, "invalid"),
+        ("an adapter with NUL", lambda http, _: http.post("/logprobs?adapter=a%00", json=ASK), 422, "invalid"),
+        ("65 adapters", lambda http, _: http.post("/logprobs?" + "&adapter=base" * 65, json=ASK), 422, "invalid"),
+        ("a fork of a path", raw("/adapters/x", b'{"from": "../../etc@1"}'), 422, "invalid"),
+        ("an id of 400 digits", logprobs(prompt=[10**400]), 422, "invalid"),
+        ("an id of 5000 digits", raw("/logprobs", b'{"sequences": [' + b"9" * 5000 + b"]}"), 400, "bad-request"),
+        ("a negative id", logprobs(completion=[-1]), 422, "invalid"),
+        ("an unclosed depth", raw("/logprobs", b"[" * 10**5), 400, "bad-request"),
+        ("a closed depth", raw("/logprobs", b"[" * 10**5 + b"]" * 10**5), 400, "bad-request"),
+        ("an unclosed depth in chat", raw("/v1/chat/completions", b"[" * 10**5), 400, "bad-request", NOT_YET),
+        ("NaN", generate(top_p=float("nan")), 422, "invalid"),
+        ("infinite temperature", generate(temperature=float("inf")), 422, "invalid"),
+        ("17000 completions", generate(n=17000), 422, "invalid", NOT_YET),
+        ("10^30 completions", generate(n=10**30), 422, "invalid", NOT_YET),
+        ("a seed of 30 digits", generate(prompts=[{"prompt": [1], "seed": 10**30}]), 422, "invalid", NOT_YET),
+        ("an empty stop", generate(stop=[""]), 422, "invalid", NOT_YET),
+        ("an unknown id to continue", generate(prompts=[{"prompt": [10**6]}]), 422, "invalid"),
+        ("10^5 empty sequences", raw("/logprobs", b'{"sequences": [' + b"{}," * 10**5 + b"{}]}"), 422, "invalid"),
+        ("half a surrogate", raw("/logprobs", json.dumps(SEQUENCE_OF_HALF).encode()), 422, "invalid", NOT_YET),
+        ("not UTF-8", raw("/logprobs", b'{"\xff'), 400, "bad-request"),
+        ("gzip", raw("/logprobs", b"\x1f\x8b" + bytes(100), **{"content-encoding": "gzip"}), 400, "bad-request"),
+        ("chat of words for numbers", chat(max_tokens="x"), 422, "invalid", NOT_YET),
+        ("chat of lists for numbers", chat(max_tokens=[1]), 422, "invalid", NOT_YET),
+        ("chat with a URL", chat(messages=[{"role": "user", "content": IMAGE_URL}]), 422, "media-reference"),
+        ("chat with a path for a model", chat(model="../../etc"), 422, "invalid"),
+    ]
+]
+PATHS = [
+    "GET /adapters/%2e%2e/1",
+    "GET /adapters/../../etc/passwd",
+    "GET /adapters/image%2f../1",
+    "GET /adapters/p/1/%2e%2e%2fmanifest.json",
+    "GET /adapters/p/1/..%2f..%2f..%2f..%2fetc%2fpasswd",
+    "GET /adapters/p/99999999999999999999",
+    "GET /adapters/%c3%28/1",
+    f"GET /adapters/{'a' * 10_000}",
+    "PUT /adapters/..%2f..%2fetc/1",
+    "PUT /adapters/a%00b/1",
+    "PUT /adapters/image%5c..%5cx/1",
+    "DELETE /adapters/%2e%2e/1",
+    "GET //etc/passwd",
+]
+
+
+def _connection(service: ServiceProcess, head: str, length: int) -> socket.socket:
+    url = httpx.URL(service.url)
+    connection = socket.create_connection((url.host, url.port), timeout=30)
+    lines = [f"{head} HTTP/1.1", "host: x", "connection: close", f"content-length: {length}"]
+    lines += [f"{name}: {value}" for name, value in service.headers.items()]
+    connection.sendall("\r\n".join([*lines, "", ""]).encode())
+    return connection
+
+
+def bare_request(service: ServiceProcess, head: str) -> bytes:
+    """The whole answer to a request whose path no client has tidied."""
+    with _connection(service, head, 0) as connection:
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+def begun_body(service: ServiceProcess) -> socket.socket:
+    """A file that is promised, begun, and not gone on with."""
+    connection = _connection(service, "PUT /media", 10**6)
+    connection.sendall(image_of(9, 9)[:20])
+    return connection

@@ -1,0 +1,140 @@
+"""The service killed at every step of a publish, frozen, and killed too often."""
+
+import asyncio
+import contextlib
+import random
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from adapters.manifest import MANIFEST
+from service.supervisor import ENGINE_DIED
+from tests.engine.scaled import ScaledAdapter, put
+from tests.engine.service_process import ServiceProcess
+from tests.engine.traffic import Notes, ask, crowd, scoring, until_answered
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+
+TOLERANCE = 1e-3
+FROZEN_S = 3.0
+
+
+@pytest.fixture(scope="module")
+def adapter(adapter_folders) -> ScaledAdapter:
+    return ScaledAdapter(adapter_folders["plain"])
+
+
+def killed_while_publishing(service: ServiceProcess, adapter: ScaledAdapter, revision: int) -> None:
+    """Until it is back."""
+    lives = service.lives
+    with service.client() as client, pytest.raises(httpx.TransportError):
+        put(client, adapter, "image", revision)
+    service.wait_until(lambda: service.lives == lives + 1)
+
+
+def kept(service: ServiceProcess) -> list[int]:
+    """Revisions on disk, 0 is the start; and what the service says agrees with it."""
+    on_disk = sorted(int(path.parent.name) for path in service.store.glob(f"image/*/{MANIFEST}"))
+    assert list((service.store / ".staging").iterdir()) == []
+    with service.client() as client:
+        answer = client.get("/adapters/image")
+        if not on_disk:
+            assert answer.status_code == 404
+        else:
+            assert (answer.json()["head"], answer.json()["revisions"]) == (on_disk[-1], on_disk)
+    return on_disk
+
+
+def check(service: ServiceProcess, adapter: ScaledAdapter, head: int) -> None:
+    """The branch's name is its head, with the head's numbers."""
+    notes = Notes()
+    with service.client() as client:
+        notes.note(client.post("/logprobs", params={"adapter": "image"}, json=scoring(random.Random(head))))
+    (one,) = notes.scored
+    assert one.revision == head
+    assert one.logprobs == pytest.approx(adapter.logprobs(one).tolist(), abs=TOLERANCE)
+
+
+def test_killed_at_any_step_frozen_or_killed_too_often_nothing_is_lost_or_wrong(tmp_path: Path, adapter) -> None:
+    """Side by side, since most of it is waiting for a service to start."""
+    scenarios = (killed_before_the_commit_then_too_often, killed_after_the_commit_then_frozen)
+    with ThreadPoolExecutor() as pool:
+        running = [pool.submit(one, tmp_path / one.__name__, adapter) for one in scenarios]
+    for one in running:
+        one.result()
+
+
+def killed_before_the_commit_then_too_often(store: Path, adapter: ScaledAdapter) -> None:
+    """Nothing is kept; at last the parent ends, with all of its family."""
+    service = ServiceProcess(store, "--dtype=float32", COEVO_FAULT="after-stage,after-decide,after-load")
+    try:
+        for _ in range(3):
+            killed_while_publishing(service, adapter, 1)
+            assert kept(service) == []
+        with service.client() as client:
+            refused = put(client, adapter, "image", 1, meta='{"canary": [' + ",".join(["-1.0"] * 16) + "]}")
+            assert (refused.status_code, refused.json()["type"]) == (422, "canary")
+            assert put(client, adapter, "image", 1).status_code == 201
+        assert kept(service) == [0, 1]
+        check(service, adapter, 1)
+        family = service.family
+        service.engine_core.send_signal(signal.SIGKILL)
+        assert service.wait_for_end() == ENGINE_DIED
+        assert "giving up" in service.log
+        _, left = psutil.wait_procs(family, timeout=10)
+        assert not [process for process in left if process.status() != psutil.STATUS_ZOMBIE]
+    finally:
+        service.stop()
+
+
+def killed_after_the_commit_then_frozen(store: Path, adapter: ScaledAdapter) -> None:
+    """The revision is kept; a frozen engine is replaced."""
+    service = ServiceProcess(
+        store,
+        "--dtype=float32",
+        COEVO_FAULT="after-commit,after-advance",
+        COEVO_FROZEN_S=str(FROZEN_S),
+    )
+    try:
+        for revision in (1, 2):
+            killed_while_publishing(service, adapter, revision)
+            assert kept(service) == list(range(revision + 1))
+            with service.client() as client:
+                assert put(client, adapter, "image", revision).status_code == 200
+            check(service, adapter, revision)
+        frozen(service, adapter)
+        assert kept(service) == [0, 1, 2]
+    finally:
+        service.stop()
+
+
+def frozen(service: ServiceProcess, adapter: ScaledAdapter) -> None:
+    notes, lives = Notes(), service.lives
+
+    async def freeze() -> None:
+        async with httpx.AsyncClient(base_url=service.url, timeout=60) as client, asyncio.TaskGroup() as group:
+
+            async def one(draw: random.Random) -> None:
+                notes.note(await until_answered(lambda: ask(client, draw, ["image", "base"]), notes, 120))
+
+            asked = group.create_task(crowd(8, lambda: service.lives > lives, one))
+            await asyncio.sleep(1)
+            service.engine_core.send_signal(signal.SIGSTOP)
+            began = time.monotonic()
+            with contextlib.suppress(httpx.TransportError):
+                assert (await client.get("/readyz", timeout=30)).status_code == 503
+            await asked
+            print(f"ready {time.monotonic() - began:.1f} s after it froze, {notes.statuses}, {notes.broken} cut off")
+
+    asyncio.run(freeze())
+    assert "frozen" in service.log
+    assert notes.broken > 0
+    assert set(notes.statuses) <= {200, 503}
+    for one in notes.scored:
+        assert one.logprobs == pytest.approx(adapter.logprobs(one).tolist(), abs=TOLERANCE), one
+    assert {one.revision for one in notes.scored if one.adapter == "image"} == {2}
