@@ -393,7 +393,7 @@ def on_cpu() -> bool:
 
 
 def _environment(settings: EngineSettings) -> dict[str, str]:
-    shared = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_HOST_IP": "127.0.0.1"}
+    shared = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_HOST_IP": "127.0.0.1"}
     if not on_cpu():
         return shared
     return shared | {
