@@ -17,16 +17,19 @@ __all__ = ["add_arguments", "run"]
 
 def run(arguments: argparse.Namespace) -> int:
     settings = read(vars(arguments), os.environ)  # a wrong value is told before anything starts
-    flags = _as_flags(arguments)
-    if settings.port == 0:  # chosen here, so that a service that is started again is found where it was
-        flags.append(f"--port={_free_port(settings.host)}")
-    return supervise([sys.executable, "-m", "service.command", *flags])
+    command = [sys.executable, "-m", "service.command", *_as_flags(arguments)]
+    if settings.port != 0:
+        return supervise(command)
+    with _held_port(settings.host) as held:  # so that a service that is started again is found where it was
+        return supervise([*command, f"--port={held.getsockname()[1]}"])
 
 
-def _free_port(host: str) -> int:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.create_server((host, 0), family=family) as listener:
-        return listener.getsockname()[1]
+def _held_port(host: str) -> socket.socket:
+    """A free port, which nobody gets meanwhile who asks for any: the engine does, several times while it starts."""
+    held = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind((host, 0))  # it never listens, so the service can
+    return held
 
 
 def _as_flags(arguments: argparse.Namespace) -> list[str]:
