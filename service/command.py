@@ -3,10 +3,14 @@
 import argparse
 import asyncio
 import os
+import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+
+import uvicorn
 
 from adapters.errors import UserError
 from service.settings import Settings, add_arguments, read
@@ -54,36 +58,56 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 async def _serve(settings: Settings) -> int:
-    import uvicorn
-
     from service.app import build_app, open_door
     from service.health import watch
 
     began = time.monotonic()
-    print(f"coevo serve: loading {settings.base} ...", flush=True)
-    async with open_door(settings) as door:
-        config = uvicorn.Config(
-            build_app(door), host=settings.host, port=settings.port, log_level="warning", lifespan="off"
-        )
-        server = uvicorn.Server(config)
-        serving = asyncio.create_task(server.serve())
-        while not server.started and not serving.done():
-            await asyncio.sleep(0.05)
-        if serving.done():
-            raise UserError(f"--port {settings.port}: cannot listen there; it is taken, choose another")
-        port = server.servers[0].sockets[0].getsockname()[1]
-        names = ", ".join(["base", *sorted(door.registry.heads)])
-        took = time.monotonic() - began
-        print(f"coevo serve: http://{settings.host}:{port} serves {names} after {took:.0f} s", flush=True)
-        watching = asyncio.create_task(watch(door))
-        await asyncio.wait([serving, watching], return_when=asyncio.FIRST_COMPLETED)
-        if watching.done():
-            print(f"coevo serve: {watching.result()}", file=sys.stderr, flush=True)
-            os._exit(ENGINE_DIED)  # what waits for the engine would wait for ever
-        watching.cancel()
-        await serving
+    with _listen(
+        settings.host, settings.port
+    ) as listener:  # first: a port that is taken is told before the engine loads
+        print(f"coevo serve: loading {settings.base} ...", flush=True)
+        async with open_door(settings) as door:
+            server = _Server(uvicorn.Config(build_app(door), log_level="warning", lifespan="off"))
+            for number in (signal.SIGTERM, signal.SIGINT):
+                asyncio.get_running_loop().add_signal_handler(number, server.stop)
+            serving = asyncio.create_task(server.serve(sockets=[listener]))
+            names = ", ".join(["base", *sorted(door.registry.heads)])
+            url = f"http://{settings.host}:{listener.getsockname()[1]}"
+            print(f"coevo serve: {url} serves {names} after {time.monotonic() - began:.0f} s", flush=True)
+            watching = asyncio.create_task(watch(door))
+            await asyncio.wait([serving, watching], return_when=asyncio.FIRST_COMPLETED)
+            if watching.done():
+                print(f"coevo serve: {watching.result()}", file=sys.stderr, flush=True)
+                os._exit(ENGINE_DIED)  # what waits for the engine would wait for ever
+            watching.cancel()
+            await serving
     return 0
 
 
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise UserError(
+            f"--port {port}: cannot listen on {host} ({os.strerror(error.errno or 0)}); choose another"
+        ) from None
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to us: uvicorn would raise them again at its end, before the engine's processes are ended."""
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield
+
+    def stop(self) -> None:
+        """The second time without waiting for requests."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stdout.flush()
+    os._exit(status)  # vLLM's client would end itself once more, among modules that are gone
