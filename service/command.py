@@ -18,6 +18,8 @@ from service.supervisor import ENGINE_DIED, supervise
 
 __all__ = ["add_arguments", "run"]
 
+KEEP_ALIVE_S = 75  # longer than clients keep an idle connection, else one is closed while the next request is sent
+
 
 def run(arguments: argparse.Namespace) -> int:
     settings = read(vars(arguments), os.environ)  # a wrong value is told before anything starts
@@ -67,7 +69,10 @@ async def _serve(settings: Settings) -> int:
     ) as listener:  # first: a port that is taken is told before the engine loads
         print(f"coevo serve: loading {settings.base} ...", flush=True)
         async with open_door(settings) as door:
-            server = _Server(uvicorn.Config(build_app(door), log_level="warning", lifespan="off"))
+            config = uvicorn.Config(
+                build_app(door), log_level="warning", lifespan="off", timeout_keep_alive=KEEP_ALIVE_S
+            )
+            server = _Server(config)
             for number in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_running_loop().add_signal_handler(number, server.stop)
             serving = asyncio.create_task(server.serve(sockets=[listener]))
