@@ -15,6 +15,7 @@ import pytest
 from tests.engine.hostile import HOSTILE, PATHS, Ask, bare_request, begun_body
 from tests.engine.load import FLAGS, check, connect, is_flat, overrun, running, storm
 from tests.engine.scaled import ScaledAdapter, put
+from tests.engine.schema_walk import failures
 from tests.engine.service_process import ServiceProcess
 from tests.engine.traffic import Notes, ask, crowd, scoring, until_answered
 
@@ -94,7 +95,7 @@ def test_slow_and_hostile_bodies_hold_nobody_up_and_leave_nothing_behind(service
     with service.client(connection="close") as client, ExitStack() as slow:
         for _ in range(50):
             slow.enter_context(begun_body(service))
-        for _ in range(5):
+        for _ in range(3):
             for case in HOSTILE:
                 if not case.marks:
                     request_, status, _ = case.values
@@ -106,6 +107,11 @@ def test_slow_and_hostile_bodies_hold_nobody_up_and_leave_nothing_behind(service
         service.wait_until(lambda: not any(running(client).values()))
     print(f"{memory} MiB before, {service.memory_mib} MiB after")
     assert service.memory_mib < memory + 250
+
+
+def test_nothing_that_the_schema_allows_is_answered_with_a_failure(service) -> None:
+    schemathesis = pytest.importorskip("schemathesis")
+    assert failures(service, schemathesis, examples=25) == []
 
 
 def test_callers_who_ask_again_outlive_an_engine_that_is_killed(service, adapter) -> None:
