@@ -23,7 +23,7 @@ demo: setup
 	$(BIN)/coevo base check
 
 test: setup
-	$(BIN)/pytest -m "not soak"
+	$(BIN)/pytest -m "not soak" --durations=6
 
 lint: setup
 	$(BIN)/ruff check .
