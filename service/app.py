@@ -5,7 +5,9 @@ is behind `routes_openai` alone, so none of its other routes can be reached.
 """
 
 import asyncio
+import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -62,12 +64,20 @@ async def open_door(settings: Settings) -> AsyncGenerator[Door]:
     )
     with (
         Store(settings.store, digest) as store,
-        tempfile.TemporaryDirectory(prefix="coevo-", dir=settings.adapter_cache) as cache,
+        _adapter_cache(settings.adapter_cache, settings.store) as cache,
     ):
         async with start_engine(engine_settings) as engine:
             registry = Registry(store, engine, Path(cache), dtype=numbers.dtype, capacity=CACHED_ADAPTERS)
             yield _door(settings, engine, store, registry, base_shape(folder))
             await registry.close()
+
+
+def _adapter_cache(folder: Path, store: Path) -> tempfile.TemporaryDirectory[str]:
+    """Made while the store is locked: what a service of this store that was killed has left there is nobody's."""
+    prefix = f"coevo-{hashlib.sha256(bytes(store.resolve())).hexdigest()[:16]}-"
+    for left in folder.glob(f"{prefix}*"):
+        shutil.rmtree(left)
+    return tempfile.TemporaryDirectory(prefix=prefix, dir=folder)
 
 
 def _door(settings: Settings, engine: Engine, store: Store, registry: Registry, shape: BaseShape) -> Door:

@@ -93,12 +93,15 @@ def killed_before_the_commit_then_too_often(store: Path, adapter: ScaledAdapter)
 
 
 def killed_after_the_commit_then_frozen(store: Path, adapter: ScaledAdapter) -> None:
-    """The revision is kept; a frozen engine is replaced."""
+    """The revision is kept; a frozen engine is replaced; no life leaves its copies of the adapters behind."""
+    cache = store.with_suffix(".cache")
+    cache.mkdir()
     service = ServiceProcess(
         store,
         "--dtype=float32",
         COEVO_FAULT="after-commit,after-advance",
         COEVO_FROZEN_S=str(FROZEN_S),
+        COEVO_ADAPTER_CACHE=str(cache),
     )
     try:
         for revision in (1, 2):
@@ -109,8 +112,10 @@ def killed_after_the_commit_then_frozen(store: Path, adapter: ScaledAdapter) -> 
             check(service, adapter, revision)
         frozen(service, adapter)
         assert kept(service) == [0, 1, 2]
+        assert len(list(cache.iterdir())) == 1
     finally:
         service.stop()
+    assert list(cache.iterdir()) == []
 
 
 def frozen(service: ServiceProcess, adapter: ScaledAdapter) -> None:
