@@ -1,5 +1,6 @@
 """`/adapters`: what is served, and the one way in which a revision comes to be."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -109,8 +110,8 @@ def _upload(ref: Ref, fields: dict[str, str]) -> Upload:
 
 
 def _number(fields: dict[str, str], name: str) -> int:
-    if not fields.get(name, "").isdecimal():
-        raise InputError(name, "a number is needed here")
+    if not re.fullmatch(r"[0-9]{1,15}", fields.get(name, ""), re.ASCII):
+        raise InputError(name, "a number of at most 15 digits is needed here")
     return int(fields[name])
 
 

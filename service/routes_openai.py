@@ -45,10 +45,13 @@ async def _pass_on(request: Request) -> Response:
     door: Door = request.app.state.door
     try:
         body = json.loads(await request.body())
-    except ValueError:
-        raise ProblemError("bad-request", 400, "the body is not JSON") from None
+    except (ValueError, RecursionError):
+        raise ProblemError("bad-request", 400, "the body is not JSON, or too deep") from None
     if not isinstance(body, dict) or not isinstance(body.get("model", BASE), str):
         raise ProblemError("invalid", 422, "the body is an object whose model is a text")
+    for name in ("max_tokens", "max_completion_tokens", "n"):
+        if not isinstance(body.get(name), int | None):
+            raise ProblemError("invalid", 422, f"{name} is a number")
     _refuse_references(body)
     return _Forwarded(door, body)
 

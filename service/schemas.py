@@ -6,12 +6,20 @@ Left out: the OpenAI-compatible routes, whose shapes are theirs.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 SAFETENSORS = "application/vnd.safetensors"
 
 Base64 = Annotated[str, Field(description="the bytes of a file, base64; or sha256:HEX of one that was PUT to /media")]
 TokenId = Annotated[int, Field(ge=0)]
+
+
+def _encodable(text: str) -> str:
+    text.encode()  # half a surrogate is no text, and no tokenizer takes it; UnicodeEncodeError is a ValueError
+    return text
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
 
 
 class Body(BaseModel):
@@ -22,7 +30,7 @@ class Body(BaseModel):
 
 class TextPart(Body):
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class MediaPart(Body):
@@ -33,7 +41,7 @@ class MediaPart(Body):
 
 class Message(Body):
     role: Literal["system", "user", "assistant"]
-    content: str | list[TextPart | MediaPart]
+    content: Text | list[TextPart | MediaPart]
 
 
 class Chat(Body):
@@ -47,7 +55,7 @@ class Sequence(Body):
 
     prompt: list[TokenId] | Chat
     """Ids are unexpanded: one pad token for each image or video."""
-    completion: list[TokenId] | str
+    completion: list[TokenId] | Text
     """A text is tokenised alone, without an end mark."""
     images: list[Base64] = []
     videos: list[Base64] = []
@@ -96,7 +104,7 @@ class Prompt(Body):
     prompt: list[TokenId] | Chat
     images: list[Base64] = []
     videos: list[Base64] = []
-    seed: int | None = None
+    seed: int | None = Field(default=None, ge=0, lt=2**62)
     """Of the first completion; the others take the numbers after it."""
 
 
@@ -106,7 +114,7 @@ class GenerateRequest(Body):
     )
 
     prompts: list[Prompt] = Field(min_length=1)
-    n: int = Field(default=1, ge=1)
+    n: int = Field(default=1, ge=1, le=1024)
     """Completions of each prompt."""
     temperature: float = Field(default=1.0, ge=0, le=2)
     """0 is greedy."""
@@ -115,7 +123,7 @@ class GenerateRequest(Body):
     """Left out: as many as the model's length leaves room for."""
     logprobs: int = Field(default=0, ge=0)
     """How many of the likeliest tokens to tell beside the sampled one's log-probability."""
-    stop: list[str] = []
+    stop: list[Annotated[Text, Field(min_length=1)]] = []
 
 
 class Completion(Body):
