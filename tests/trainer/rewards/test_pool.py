@@ -157,7 +157,7 @@ def test_the_fork_server_stays_without_torch_whatever_its_parent_and_children_ha
     import torch  # noqa: F401
 
     assert pool.score(items("torch"), FAULTY, DEADLINE_S) == scores(7)
-    assert "torch" not in Path(f"/proc/{fork_server().pid}/maps").read_text()
+    assert "libtorch" not in Path(f"/proc/{fork_server().pid}/maps").read_text()  # a parent may preload torch's libgomp
 
 
 def test_hanging_completions_are_stopped_at_the_deadline_and_the_others_are_scored(pool: RewardPool) -> None:
