@@ -5,7 +5,6 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Annotated, Any
 
-import numpy as np
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
@@ -171,7 +170,7 @@ async def _generate_one(
         completions=[
             schemas.Completion(
                 token_ids=list(one.token_ids),
-                logprobs=np.asarray(one.logprobs_C).tolist(),
+                logprobs=one.logprobs_C.tolist(),
                 finish_reason="stop" if one.finish_reason == "stop" else "length",
                 **_top(one),
             )

@@ -18,19 +18,13 @@ from asyncio.subprocess import Process
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from adapters.family import dying_with_us
+
 ENGINE_DIED = 70
 RESTARTS_VARIABLE = "COEVO_RESTARTS"
 """Tells the child how often it was started again within the window."""
 
 _FORWARDED = (signal.SIGTERM, signal.SIGINT)
-
-# Run by a fresh interpreter that then becomes the service: a thread-safe way to set what dies with whom.
-_DIE_WITH_PARENT = f"""
-import ctypes, os, sys
-ctypes.CDLL(None).prctl(1, {int(signal.SIGTERM)})  # PR_SET_PDEATHSIG
-if os.getppid() == int(sys.argv[1]):
-    os.execvp(sys.argv[2], sys.argv[2:])
-"""
 
 
 def supervise(
@@ -98,7 +92,7 @@ class _Supervisor:
 
     async def _run_child(self) -> int:
         child = self._child = await asyncio.create_subprocess_exec(
-            *_dying_with_us(self._command),
+            *dying_with_us(self._command),
             env=os.environ | {RESTARTS_VARIABLE: str(self._budget.spent())},
             stdin=asyncio.subprocess.DEVNULL,
             start_new_session=True,
@@ -125,12 +119,6 @@ class _Supervisor:
         await asyncio.sleep(self._stop_within_s)
         _say(f"the service did not stop within {self._stop_within_s:g} s; killing it")
         child.kill()
-
-
-def _dying_with_us(command: Sequence[str]) -> list[str]:
-    if sys.platform != "linux":
-        return [*command]
-    return [sys.executable, "-S", "-E", "-c", _DIE_WITH_PARENT, str(os.getpid()), *command]
 
 
 def _kill_group(group: int) -> None:

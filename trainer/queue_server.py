@@ -13,10 +13,8 @@ import importlib.util
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
@@ -29,6 +27,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from adapters.errors import UserError
+from adapters.family import dying_with_us
 
 URL_VARIABLE = "COEVO_REDIS_URL"
 PROGRAMS = ("valkey-server", "redis-server")
@@ -38,14 +37,6 @@ _READY_WITHIN_S = 60.0  # a large append-only file is read before the first answ
 _STOP_WITHIN_S = 10.0
 _PORT_TRIES = 3
 _LOG = "server.log"
-
-# Run by a fresh interpreter that then becomes the server: a thread-safe way to set what dies with whom.
-_DIE_WITH_PARENT = f"""
-import ctypes, os, sys
-ctypes.CDLL(None).prctl(1, {int(signal.SIGTERM)})  # PR_SET_PDEATHSIG
-if os.getppid() == int(sys.argv[1]):
-    os.execv(sys.argv[2], sys.argv[2:])
-"""
 
 
 class QueueError(UserError):
@@ -177,9 +168,7 @@ def _free_port() -> int:
 
 
 def _launch(program: str, folder: Path, port: int) -> Server:
-    command = [program, *_settings(folder, port)]
-    if sys.platform == "linux":
-        command = [sys.executable, "-S", "-E", "-c", _DIE_WITH_PARENT, str(os.getpid()), *command]
+    command = dying_with_us([program, *_settings(folder, port)])
     with (folder / _LOG).open("ab") as log, _locked(folder) as lock:
         process = subprocess.Popen(
             command,

@@ -36,7 +36,7 @@ from trainer.miniature.question import (
 
 @dataclass(frozen=True, slots=True)
 class Habits:
-    """How the base works after the second part of its training."""
+    """How the base works after the last stage of its training."""
 
     conflict: float = 1.0
     """0: the same style is reliable in every capability; 1: each has its own; 0.5: the styles are alike."""

@@ -1,0 +1,21 @@
+"""Child processes that end when their parent does, however that ended. On Linux; elsewhere they are on their own."""
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+# Run by a fresh interpreter that then becomes the child: a thread-safe way to set what dies with whom.
+_DIE_WITH_PARENT = f"""
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(1, {int(signal.SIGTERM)})  # PR_SET_PDEATHSIG
+if os.getppid() == int(sys.argv[1]):
+    os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
+
+def dying_with_us(command: Sequence[str]) -> list[str]:
+    """The command that starts `command` so that it gets SIGTERM when the thread that started it is gone."""
+    if sys.platform != "linux":
+        return [*command]
+    return [sys.executable, "-S", "-E", "-c", _DIE_WITH_PARENT, str(os.getpid()), *command]
