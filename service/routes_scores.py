@@ -54,9 +54,13 @@ async def logprobs(body: schemas.LogprobsRequest, request: Request, adapter: Ada
 
 async def _sequences(door: Door, asked: Sequence[schemas.Sequence], top_k: int) -> list[Scoring]:
     found: list[Scoring] = []
+    loaded: dict[tuple[tuple[str, ...], tuple[str, ...]], Media] = {}  # the completions of a group share their media
     for number, one in enumerate(asked):
         where = f"sequences.{number}"
-        media = await _media(door, one.images, one.videos)
+        names = (tuple(one.images), tuple(one.videos))
+        if names not in loaded:
+            loaded[names] = await _media(door, one.images, one.videos)
+        media = loaded[names]
         prompt = prompt_ids(one.prompt, len(one.images), len(one.videos), door.vocabulary, f"{where}.prompt")
         completion = completion_ids(one.completion, door.vocabulary, f"{where}.completion")
         _check_length(door, len(prompt) + len(completion), where)

@@ -21,7 +21,7 @@ from tests.engine.traffic import Notes, ask, crowd, scoring, until_answered
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
-SECONDS = 10.0
+SECONDS = 60.0
 
 
 @pytest.fixture(scope="module")
