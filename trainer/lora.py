@@ -1,0 +1,126 @@
+"""LoRA on the seven projections of the language model: several adapters on one frozen base copy.
+
+Masters are float32 and are cast to the base's dtype in the forward pass, as the engine does, with the scale folded
+into B (a power of two: nothing is rounded twice). On disk an adapter is PEFT's format.
+
+Left out: dropout (log-probabilities must repeat), other targets (the engine serves no others rightly).
+
+Axes: r rank, I inputs, O outputs, X all other axes of the activations.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from adapters.manifest import CONFIG, WEIGHTS
+from adapters.validate import TARGETS
+
+_PREFIX = "base_model.model.model.language_model."
+
+
+class LoraLinear(nn.Module):
+    """A frozen projection with the adapters beside it; `active` is the one that is computed."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base = base
+        self.down_rI = nn.ParameterDict()
+        """PEFT's A, by adapter."""
+        self.up_Or = nn.ParameterDict()
+        """PEFT's B."""
+        self.active: tuple[str, float] | None = None
+        """Name and scale."""
+
+    def forward(self, x_XI: Tensor) -> Tensor:
+        if self.active is None:
+            return self.base(x_XI)
+        name, scale = self.active
+        dtype = self.base.weight.dtype
+        rows = x_XI.flatten(0, -2)
+        down_Nr = rows @ self.down_rI[name].to(dtype).T
+        up_Or = (self.up_Or[name] * scale).to(dtype)
+        output = torch.addmm(self.base(rows), down_Nr, up_Or.T)
+        return output.unflatten(0, x_XI.shape[:-1])
+
+
+class Adapters:
+    """The adapters of a language model, whose projections it wraps."""
+
+    def __init__(self, language_model: nn.Module) -> None:
+        self._layers: dict[str, LoraLinear] = {}
+        for name, module in list(language_model.named_modules()):
+            parent, _, child = name.rpartition(".")
+            if child in TARGETS:
+                assert isinstance(module, nn.Linear)
+                self._layers[name] = LoraLinear(module)
+                setattr(language_model.get_submodule(parent), child, self._layers[name])
+        self._shapes: dict[str, tuple[int, int]] = {}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._shapes)
+
+    def add(self, name: str, *, rank: int, alpha: int, seed: int) -> None:
+        """A new adapter, B = 0: the base itself. Equal seeds give equal A."""
+        assert name not in self._shapes
+        for layer_name, layer in self._layers.items():
+            weight = layer.base.weight
+            layer.down_rI[name] = nn.Parameter(_initial(f"{seed} {layer_name}", rank, weight))
+            layer.up_Or[name] = nn.Parameter(weight.new_zeros(weight.shape[0], rank, dtype=torch.float32))
+        self._shapes[name] = (rank, alpha)
+
+    def remove(self, name: str) -> None:
+        del self._shapes[name]
+        for layer in self._layers.values():
+            del layer.down_rI[name], layer.up_Or[name]
+
+    def select(self, name: str | None) -> None:
+        """Which adapter is computed; None is the base."""
+        active = None
+        if name is not None:
+            rank, alpha = self._shapes[name]
+            active = (name, alpha / rank)
+        for layer in self._layers.values():
+            layer.active = active
+
+    def parameters(self, name: str) -> dict[str, nn.Parameter]:
+        """The masters, by their keys on disk, in a fixed order."""
+        return dict(self._parameters(name))
+
+    def _parameters(self, name: str) -> Iterator[tuple[str, nn.Parameter]]:
+        for layer_name, layer in sorted(self._layers.items()):
+            yield f"{_PREFIX}{layer_name}.lora_A.weight", layer.down_rI[name]
+            yield f"{_PREFIX}{layer_name}.lora_B.weight", layer.up_Or[name]
+
+    def save(self, name: str, folder: Path) -> None:
+        """PEFT's two files. Parameters in a fixed order and nothing of the moment: equal adapters are equal bytes."""
+        rank, alpha = self._shapes[name]
+        save_file({key: value.detach().cpu() for key, value in self._parameters(name)}, folder / WEIGHTS)
+        config: Any = LoraConfig(r=rank, lora_alpha=alpha, inference_mode=True, task_type="CAUSAL_LM")
+        settings = config.to_dict() | {"target_modules": sorted(TARGETS)}  # a set has no order to repeat
+        (folder / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+
+    def load(self, name: str, folder: Path) -> None:
+        """Values from `folder` into the adapter `name`, whose shape they have."""
+        self.assign(name, load_file(folder / WEIGHTS))
+
+    def assign(self, name: str, values: Mapping[str, Tensor]) -> None:
+        with torch.no_grad():
+            for key, parameter in self._parameters(name):
+                parameter.copy_(values[key])
+
+
+def _initial(stream: str, rank: int, weight: Tensor) -> Tensor:
+    """PEFT's Kaiming uniform, from a stream of its own for each layer: the layers' order does not matter."""
+    number = int.from_bytes(hashlib.sha256(stream.encode()).digest()[:8], "big") >> 1
+    generator = torch.Generator().manual_seed(number)
+    bound = weight.shape[1] ** -0.5
+    values: Any = torch.empty(rank, weight.shape[1]).uniform_(-bound, bound, generator=generator)
+    return values.to(weight.device)

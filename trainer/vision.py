@@ -1,0 +1,128 @@
+"""What the frozen vision tower makes of a prompt's media, and where a prompt's tokens stand: once for each prompt.
+
+The tower has no adapter, so its features are computed without gradient and serve every completion, part and update of
+a step. Pixels come from the service's decoder with the bounds of the base's own processor, so engine and trainer see
+the same. The expanded ids are the engine's; that they hold as many pads as the features have rows is checked here.
+
+Axes: P tokens of a prompt, M tokens of media among them, D hidden size, L layers that take deep features.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor
+
+from adapters.errors import UserError
+from service.media import Limits, Sampling, Sizing, decode_image, decode_video
+from trainer.parts import Group
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Seen:
+    """A prompt as the language model takes it."""
+
+    positions_3P: Tensor
+    is_media_P: Tensor
+    features_MD: Tensor | None
+    deep_LMD: Tensor | None
+    """Added to the hidden states after the first layers."""
+
+    @property
+    def next_position(self) -> int:
+        """Of a completion's first token."""
+        return int(self.positions_3P.max()) + 1
+
+
+class Vision:
+    """Sees prompts and remembers them until `forget`."""
+
+    def __init__(self, model: Qwen3VLForConditionalGeneration, processor: Qwen3VLProcessor, limits: Limits) -> None:
+        self._model: Any = model.model
+        self._processor: Any = processor
+        self._pads = {"image": int(model.config.image_token_id), "video": int(model.config.video_token_id)}
+        self._limits = limits
+        size = self._processor.image_processor.size
+        self._sizing = Sizing(min_pixels=size["shortest_edge"], max_pixels=size["longest_edge"])
+        self._seen: dict[bytes, Seen] = {}
+
+    def __call__(self, group: Group) -> Seen:
+        key = _key(group)
+        if key not in self._seen:
+            self._seen[key] = self._see(group)
+        return self._seen[key]
+
+    def forget(self) -> None:
+        self._seen.clear()
+
+    @torch.no_grad()
+    def _see(self, group: Group) -> Seen:
+        device = self._model.device
+        ids_P = torch.from_numpy(group.prompt_P)
+        kinds_P = (ids_P == self._pads["image"]).int() + 2 * (ids_P == self._pads["video"]).int()
+        found = {"image": self._images(group.images), "video": self._videos(group.videos)}
+        grids = {f"{kind}_grid_thw": pixels[1] for kind, pixels in found.items() if pixels is not None}
+        features = {kind: self._features(*pixels) for kind, pixels in found.items() if pixels is not None}
+        for kind, number in (("image", 1), ("video", 2)):
+            pads, rows = int((kinds_P == number).sum()), len(features[kind][0]) if kind in features else 0
+            if pads != rows:
+                raise UserError(
+                    f"the engine gave a prompt {pads} {kind} tokens, the trainer's processor makes {rows}; service and "
+                    "worker must have the same base folder and media settings"
+                )
+        positions_31P, _ = self._model.get_rope_index(ids_P[None], kinds_P[None], **grids)
+        is_media_P = (kinds_P > 0).to(device)
+        if not features:
+            return Seen(positions_31P[:, 0].to(device), is_media_P, None, None)
+        kinds_M = kinds_P[kinds_P > 0].to(device)
+        rows_MD = [_in_order(kinds_M, features, layer) for layer in range(1 + self._num_deep)]
+        return Seen(positions_31P[:, 0].to(device), is_media_P, rows_MD[0], torch.stack(rows_MD[1:]))
+
+    @property
+    def _num_deep(self) -> int:
+        return len(self._model.config.vision_config.deepstack_visual_indexes)
+
+    def _features(self, pixels: Tensor, grid: Tensor) -> list[Tensor]:
+        """[rows, D] for the input, and for each layer that takes deep features."""
+        output = self._model.get_image_features(pixels.to(self._model.device), grid.to(self._model.device))
+        return [torch.cat(output.pooler_output), *(torch.cat(rows) for rows in output.deepstack_features)]
+
+    def _images(self, images: Sequence[bytes]) -> tuple[Tensor, Tensor] | None:
+        if not images:
+            return None
+        decoded = [decode_image(data, self._limits, self._sizing) for data in images]
+        made = self._processor.image_processor(decoded, do_resize=False, return_tensors="pt")
+        return made["pixel_values"], made["image_grid_thw"]
+
+    def _videos(self, videos: Sequence[bytes]) -> tuple[Tensor, Tensor] | None:
+        if not videos:
+            return None
+        decoded = [decode_video(data, self._limits, Sampling(), self._sizing) for data in videos]
+        made = self._processor.video_processor(
+            [video.frames_THWC for video in decoded],
+            video_metadata=[video.metadata() for video in decoded],
+            do_resize=False,
+            do_sample_frames=False,
+            return_tensors="pt",
+        )
+        return made["pixel_values_videos"], made["video_grid_thw"]
+
+
+def _in_order(kinds_M: Tensor, features: dict[str, list[Tensor]], layer: int) -> Tensor:
+    """Rows of images and of videos, as their pads stand in the prompt."""
+    example = next(iter(features.values()))[layer]
+    rows_MD = example.new_empty(len(kinds_M), example.shape[1])
+    for kind, number in (("image", 1), ("video", 2)):
+        if kind in features:
+            rows_MD[kinds_M == number] = features[kind][layer]
+    return rows_MD
+
+
+def _key(group: Group) -> bytes:
+    key = hashlib.sha256(group.prompt_P.tobytes())
+    for data in (*group.images, *group.videos):
+        key.update(hashlib.sha256(data).digest())
+    return key.digest()
