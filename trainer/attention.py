@@ -110,7 +110,8 @@ def prefix_shared(
     **_: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention function: [1, H, T, D] in, [1, T, H, D] out."""
-    assert len(query) == 1 and attention_mask is None, "a pack is one row"
+    assert len(query) == 1, "a pack is one row"
+    assert attention_mask is None
     if layout.block_mask is not None:
         return _flex(module, query, key, value, scaling, layout.block_mask), None
     repeats = query.shape[1] // key.shape[1]

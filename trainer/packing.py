@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.parts import Group, Part, Target
+from trainer.parts import Group, Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +58,9 @@ class Pack:
         return sum(_pairs(span) for span in self.spans)
 
 
-def pack(part: Part, budget: int) -> list[Pack]:
-    """The part in rows of at most `budget` tokens, in its order. One completion that is longer gets a row alone."""
-    pieces = [piece for group in part.groups for piece in _split(group, budget)]
+def pack(groups: Iterable[Group], budget: int) -> list[Pack]:
+    """Rows of at most `budget` tokens, in the order given. One completion that is longer gets a row alone."""
+    pieces = [piece for group in groups for piece in _split(group, budget)]
     rows: list[list[Group]] = []
     room = 0
     for piece in pieces:
