@@ -1,0 +1,35 @@
+"""The miniature as a policy, loaded once."""
+
+import itertools
+from collections.abc import Callable, Generator
+from typing import Any
+
+import pytest
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def policy() -> Any:
+    """In float32. Tests share it: adapters come and go by `noisy`."""
+    from tests.trainer.packs import BASE
+    from trainer.policy import load_policy
+
+    return load_policy(BASE, dtype="float32")
+
+
+@pytest.fixture
+def noisy(policy: Any) -> Generator[Callable[..., str]]:
+    """Makes adapters that are not the base, for the length of a test. Gives their names."""
+    from tests.trainer.packs import noisy as add
+
+    names: list[str] = []
+
+    def make(seed: int = 0, **settings: int) -> str:
+        names.append(f"noisy{next(_numbers)}")
+        add(policy, names[-1], seed, **settings)
+        return names[-1]
+
+    yield make
+    for name in names:
+        policy.adapters.remove(name)
