@@ -35,11 +35,11 @@ from service.mediastore import MediaStore
 from service.metrics import Metrics, Timed
 from service.publish import Publisher, RefusedError
 from service.registry import Registry, UnavailableError
+from service.schemas import CANARY_COMPLETION, CANARY_PROMPT
 from service.scoring import Scorer
 from service.settings import Settings
 from service.supervisor import RESTARTS_VARIABLE
 
-CANARY = tuple(range(24))  # ids that every tokenizer has: 8 of prompt, 16 of completion
 CACHED_ADAPTERS = 32  # that the engine keeps, in its slots and beside them
 
 
@@ -116,7 +116,7 @@ def _door(settings: Settings, engine: Engine, store: Store, registry: Registry, 
 async def canary(engine: Engine, handle: object) -> list[float]:
     """Log-probabilities of the canary sequence under an adapter that is to be published."""
     assert handle is None or isinstance(handle, Adapter)
-    scores = await engine.score(CANARY[:8], Media(), CANARY[8:], handle, cached=False)
+    scores = await engine.score(CANARY_PROMPT, Media(), CANARY_COMPLETION, handle, cached=False)
     return scores.logprobs_C.tolist()
 
 

@@ -10,6 +10,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 SAFETENSORS = "application/vnd.safetensors"
 
+CANARY_PROMPT, CANARY_COMPLETION = tuple(range(8)), tuple(range(8, 24))  # ids that every tokenizer has
+"""What publisher and engine both score when a revision is published, to see that they mean the same model."""
+
 Base64 = Annotated[str, Field(description="the bytes of a file, base64; or sha256:HEX of one that was PUT to /media")]
 TokenId = Annotated[int, Field(ge=0)]
 

@@ -67,7 +67,7 @@ class Adapters:
     def names(self) -> tuple[str, ...]:
         return tuple(self._shapes)
 
-    def add(self, name: str, *, rank: int, alpha: int, seed: int) -> None:
+    def add(self, name: str, *, rank: int, alpha: int, seed: int | str) -> None:
         """A new adapter, B = 0: the base itself. Equal seeds give equal A."""
         assert name not in self._shapes
         for layer_name, layer in self._layers.items():

@@ -48,6 +48,11 @@ class Policy:
         sources_N = torch.from_numpy(pack.sources_N).to(self.device)
         return chosen_logprobs(hidden_TD[sources_N], self._model.lm_head.weight, ids_NK.to(self.device))
 
+    @torch.no_grad()
+    def measure(self, adapter: str | None, pack: Pack) -> list[float]:
+        """The log-probabilities alone."""
+        return self.logprobs(adapter, pack).chosen_NK[:, 0].tolist()
+
     def _hidden(self, pack: Pack) -> Tensor:
         seen = [self.vision(group) for group in pack.groups]
         embedded_TD = self._language.embed_tokens(torch.from_numpy(pack.ids_T).to(self.device))

@@ -1,0 +1,107 @@
+"""The weights of a worker: one policy, its branches' adapters and optimisers, and which revision each of them is.
+
+Left out: the mathematics (`update`) and the network, but for bringing a revision that is not here (`prepare`).
+"""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from adapters.manifest import OPTIMISER, WEIGHTS
+from adapters.names import Ref
+from clients.client import AsyncClient
+from service.schemas import CANARY_COMPLETION, CANARY_PROMPT
+from trainer import recipe
+from trainer.optim import Optimiser
+from trainer.packing import lay_out
+from trainer.parts import Group, Part, Target
+from trainer.policy import Policy
+from trainer.ranks import ALONE, Ranks
+from trainer.update import Update, update
+
+
+class Learner:
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        base: str,
+        seed: int,
+        lora: recipe.Lora,
+        loss: recipe.Loss,
+        optimiser: recipe.Optimiser,
+        budget: int,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        self.base = base
+        """Its digest."""
+        self._policy = policy
+        self._seed, self._lora, self._loss, self._settings = seed, lora, loss, optimiser
+        self._budget = budget
+        self._ranks = ranks
+        self._optimisers: dict[str, Optimiser] = {}
+        self._revisions: dict[str, int] = {}
+
+    async def prepare(self, ref: Ref, client: AsyncClient) -> None:
+        """Makes sure that the branch is here at this revision, with the moments that belong to it."""
+        assert ref.revision is not None
+        if self._revisions.get(ref.branch) == ref.revision:
+            return
+        manifest = await client.describe(ref.branch, ref.revision)
+        self._begin(ref.branch)
+        with tempfile.TemporaryDirectory(prefix="coevo-") as folder:
+            for name in (WEIGHTS, OPTIMISER):
+                if name in manifest.files:
+                    await client.download(ref.branch, ref.revision, name, Path(folder) / name)
+            if WEIGHTS in manifest.files:
+                self._policy.adapters.load(ref.branch, Path(folder))
+            if OPTIMISER in manifest.files:
+                self._optimisers[ref.branch].load(Path(folder))
+        self._revisions[ref.branch] = ref.revision
+
+    def _begin(self, branch: str) -> None:
+        """Revision 0 of a branch that starts from the base."""
+        if branch in self._optimisers:
+            self._policy.adapters.remove(branch)
+        seed = f"{self._seed}" if self._lora.shared_init else f"{self._seed} {branch}"
+        self._policy.adapters.add(branch, rank=self._lora.rank, alpha=self._lora.alpha, seed=seed)
+        settings = self._settings
+        self._optimisers[branch] = Optimiser(
+            self._policy.adapters.parameters(branch),
+            lr=settings.lr,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+            grad_norm=settings.grad_norm,
+            warmup_steps=settings.warmup_steps,
+        )
+
+    def learn(self, branch: str, parts: Sequence[Part]) -> Update:
+        """One training step on the weights of a branch, in all processes together."""
+        done = update(
+            self._policy,
+            branch,
+            self._optimisers[branch],
+            parts,
+            loss=self._loss,
+            budget=self._budget,
+            ranks=self._ranks,
+        )
+        self._budget = done.budget
+        return done
+
+    def canary(self, branch: str) -> list[float]:
+        """What the engine must find when it serves what is published."""
+        ids_C = np.array(CANARY_COMPLETION, np.int64)
+        nothing_C = np.zeros(len(ids_C), np.float32)
+        group = Group(np.array(CANARY_PROMPT, np.int64), (), (), (Target(ids_C, nothing_C, nothing_C),))
+        return self._policy.measure(branch, lay_out([group]))
+
+    def save(self, branch: str, folder: Path) -> None:
+        self._policy.adapters.save(branch, folder)
+        self._optimisers[branch].save(folder)
+
+    def advance(self, branch: str, revision: int) -> None:
+        """What is here is that revision now."""
+        self._revisions[branch] = revision
