@@ -12,6 +12,7 @@ from adapters.base import locate
 from service.media import Limits, Sampling, decode_image, decode_video
 from trainer.data.prompts import Prompt, make_prompt
 from trainer.miniature.prompts import prompts
+from trainer.packing import Span
 from trainer.parts import Bins, Group, Target
 from trainer.policy import Policy
 
@@ -90,3 +91,27 @@ def noisy(policy: Policy, name: str, seed: int, *, rank: int = 16, alpha: int = 
     for key, parameter in policy.adapters.parameters(name).items():
         if "lora_B" in key:
             parameter.data.normal_(std=0.02, generator=generator)
+
+
+def spans_of(*groups: tuple[int, Sequence[int]]) -> tuple[Span, ...]:
+    """One after another, each a prompt's length and those of its completions, as they stand in a row."""
+    spans: list[Span] = []
+    for length, completions in groups:
+        spans.append(Span(spans[-1].end if spans else 0, length, tuple(completions)))
+    return tuple(spans)
+
+
+def dense_mask(spans: Sequence[Span]) -> torch.Tensor:
+    """Which token sees which [T, T], a token at a time."""
+    mask_TT = torch.zeros(spans[-1].end, spans[-1].end, dtype=torch.bool)
+    for span in spans:
+        prompt = list(range(span.start, span.start + span.prompt))
+        first = span.start + span.prompt
+        rows = [prompt]
+        for length in span.completions:
+            rows.append([*prompt, *range(first, first + length)])
+            first += length
+        for row in rows:
+            for place, token in enumerate(row):
+                mask_TT[token, row[: place + 1]] = True
+    return mask_TT
