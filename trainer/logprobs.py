@@ -29,7 +29,11 @@ def chosen_logprobs(hidden_ND: Tensor, output_VD: Tensor, ids_NK: Tensor) -> Log
 
 
 class _Chosen(torch.autograd.Function):
-    """d log p(y) / d hidden = output[y] - sum_v p(v) output[v]; the sum is kept, a row of size D."""
+    """d log p(y) / d hidden = sum_v (1[v = y] - p(v)) output[v], for the first of a row's tokens: a row of size D, kept.
+
+    Another token's differs from it by output[other] - output[first]. A token that is all but certain has a gradient
+    that is all but zero: 1 - p(y) is made before anything is rounded, never as a difference of two large rows.
+    """
 
     @staticmethod
     def forward(ctx: Any, hidden_ND: Tensor, output_VD: Tensor, ids_NK: Tensor) -> tuple[Tensor, Tensor]:
@@ -38,26 +42,27 @@ class _Chosen(torch.autograd.Function):
         chosen_NK = hidden_ND.new_empty(ids_NK.shape, dtype=torch.float32)
         entropy_N = hidden_ND.new_empty(N, dtype=torch.float32)
         needs_gradient = ctx.needs_input_grad[0]
-        mean_ND = torch.empty_like(hidden_ND) if needs_gradient else None
+        first_ND = torch.empty_like(hidden_ND) if needs_gradient else None
         for start in range(0, N, rows):
             part = slice(start, start + rows)
-            logits_RV = (hidden_ND[part] @ output_VD.T).float()
-            total_R = logits_RV.logsumexp(-1)
-            chosen_NK[part] = logits_RV.gather(-1, ids_NK[part]) - total_R[:, None]
-            p_RV = (logits_RV - total_R[:, None]).exp_()
-            entropy_N[part] = total_R - torch.linalg.vecdot(p_RV, logits_RV)
-            if mean_ND is not None:
-                mean_ND[part] = p_RV.to(output_VD.dtype) @ output_VD
-        if mean_ND is not None:
-            ctx.save_for_backward(mean_ND, output_VD, ids_NK)
+            logprobs_RV = (hidden_ND[part] @ output_VD.T).float().log_softmax(-1)
+            chosen_NK[part] = logprobs_RV.gather(-1, ids_NK[part])
+            p_RV = logprobs_RV.exp()
+            entropy_N[part] = -torch.linalg.vecdot(p_RV, logprobs_RV)
+            if first_ND is not None:
+                p_RV.scatter_(-1, ids_NK[part, :1], chosen_NK[part, :1].expm1())
+                first_ND[part] = -(p_RV.to(output_VD.dtype) @ output_VD)
+        if first_ND is not None:
+            ctx.save_for_backward(first_ND, output_VD, ids_NK)
         ctx.mark_non_differentiable(entropy_N)
         return chosen_NK, entropy_N
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        mean_ND, output_VD, ids_NK = ctx.saved_tensors
+        first_ND, output_VD, ids_NK = ctx.saved_tensors
         factors_NK = gradients[0].to(output_VD.dtype)
-        gradient_ND = -factors_NK.sum(-1, keepdim=True) * mean_ND
-        for column in range(ids_NK.shape[1]):  # one at a time: all of them would be N * K rows of size D
-            gradient_ND.addcmul_(factors_NK[:, column, None], output_VD[ids_NK[:, column]])
+        gradient_ND = gradients[0].sum(-1, keepdim=True).to(output_VD.dtype) * first_ND
+        for column in range(1, ids_NK.shape[1]):  # one at a time: all of them would be N * K rows of size D
+            apart_ND = output_VD[ids_NK[:, column]] - output_VD[ids_NK[:, 0]]
+            gradient_ND.addcmul_(factors_NK[:, column, None], apart_ND)
         return gradient_ND, None, None
