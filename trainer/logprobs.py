@@ -29,7 +29,7 @@ def chosen_logprobs(hidden_ND: Tensor, output_VD: Tensor, ids_NK: Tensor) -> Log
 
 
 class _Chosen(torch.autograd.Function):
-    """d log p(y) / d hidden = sum_v (1[v = y] - p(v)) output[v], for the first of a row's tokens: a row of size D, kept.
+    """d log p(y) / d hidden = sum_v (1[v = y] - p(v)) output[v], kept for a row's first token: a row of size D.
 
     Another token's differs from it by output[other] - output[first]. A token that is all but certain has a gradient
     that is all but zero: 1 - p(y) is made before anything is rounded, never as a difference of two large rows.
