@@ -38,6 +38,7 @@ class Policy:
     def recompute_layers(self) -> None:
         """Gradient checkpointing: only the inputs of the layers are kept for the backward pass."""
         self._model.gradient_checkpointing_enable({"use_reentrant": False})
+        self._model.disable_input_require_grads()  # only the reentrant way needs it; media are written into the inputs
         self._language.train()  # asked for by transformers; there is no dropout to switch on
 
     def logprobs(self, adapter: str | None, pack: Pack, chosen_NK: Tensor | None = None) -> Logprobs:
