@@ -64,14 +64,17 @@ def group(
     top_k: int | None = None,
     weight: float = 1.0,
 ) -> Group:
-    """Random completions of these lengths, with random advantages; with `top_k`, a teacher's bins of that many."""
+    """Random completions of these lengths, with random advantages; with `top_k`, a teacher's bins of that many.
+
+    The engine's log-probabilities are those that random tokens have under the miniature, roughly.
+    """
     targets: list[Target] = []
     for length in lengths:
         targets.append(
             Target(
                 rng.integers(0, BYTES, length),
                 rng.normal(size=length).astype(np.float32),
-                rng.normal(-6, 0.5, size=length).astype(np.float32),
+                rng.normal(-18, 2, size=length).astype(np.float32),
                 None if top_k is None else bins(length, top_k, weight, rng),
             )
         )
