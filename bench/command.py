@@ -5,6 +5,7 @@ import importlib
 from typing import Any
 
 NAMES = {
+    "experts": "each toy capability trained alone through the real service",
     "rewards": "scores of completions a second, beside math-verify",
     "score": "seconds to score a group under several adapters, beside stock vLLM, PEFT and a bare script",
 }
