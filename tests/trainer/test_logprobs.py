@@ -68,6 +68,28 @@ def test_certain_and_impossible_tokens_stay_finite() -> None:
     torch.testing.assert_close(found.entropy_N, torch.zeros(9), atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize(("dtype", "rest", "tolerance"), [(torch.float32, 1e-5, 0.05), (torch.bfloat16, 1e-3, 0.2)])
+def test_a_token_that_is_all_but_certain_keeps_its_small_gradient(
+    dtype: torch.dtype, rest: float, tolerance: float
+) -> None:
+    """Relative to itself: what a product of rows of order 1 rounds to is larger than all of it."""
+    _, output_VD, _ = case(1, 1)
+    output_VD = output_VD.to(dtype)
+    index = int(output_VD.double().norm(dim=-1).argmax())  # along the longest row, that row is the likeliest
+    scales = torch.linspace(0.1, 10, 1000).double()[:, None]
+    rows = (scales * output_VD[index].double()).to(dtype)
+    left = 1 - (rows.double() @ output_VD.double().T).softmax(-1)[:, index]
+    hidden_ND = rows[(left - rest).abs().argmin()][None].clone()
+    assert left.min() < rest < left.max()
+    exact = hidden_ND.double().requires_grad_()
+    ids_NK = torch.tensor([[index]])
+    chosen_logprobs(hidden_ND.requires_grad_(), output_VD, ids_NK).chosen_NK.sum().backward()
+    plain(exact, output_VD.double(), ids_NK)[0].sum().backward()
+    assert hidden_ND.grad is not None
+    assert exact.grad is not None
+    assert (hidden_ND.grad.double() - exact.grad).norm() < tolerance * exact.grad.norm()
+
+
 def test_only_the_log_probabilities_have_a_gradient() -> None:
     hidden_ND, output_VD, ids_NK = case(4, 1)
     found = chosen_logprobs(hidden_ND.requires_grad_(), output_VD, ids_NK)
