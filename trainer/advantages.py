@@ -19,10 +19,11 @@ _EPSILON = 1e-4
 def group_advantages(rewards_G: Sequence[float | None], *, std: bool) -> list[float | None]:
     """Of the completions of one prompt. None where there is no reward: nobody has judged that completion.
 
-    0 for all when fewer than two were judged, since there is nothing to compare with.
+    Exactly 0 for all when fewer than two were judged, since there is nothing to compare with, and when all are equal,
+    whose mean can be another number by rounding.
     """
     judged = np.array([reward for reward in rewards_G if reward is not None], np.float64)
-    if len(judged) < 2:
+    if len(judged) < 2 or (judged == judged[0]).all():
         return [None if reward is None else 0.0 for reward in rewards_G]
     mean, divisor = judged.mean(), judged.std(ddof=1) + _EPSILON if std else 1.0
     return [None if reward is None else float((reward - mean) / divisor) for reward in rewards_G]

@@ -67,7 +67,7 @@ class Optimiser:
                 self._parameters.values(), snapshot or (), strict=snapshot is not None
             ):
                 parameter.copy_(values)
-                self._adam.state[parameter] = state
+                self._adam.state[parameter] = {name: value.clone() for name, value in state.items()}
 
     def save(self, folder: Path) -> None:
         tensors = {"step": torch.tensor([float(self.num_updates)])}
