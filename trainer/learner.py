@@ -1,10 +1,14 @@
 """The weights of a worker: one policy, its branches' adapters and optimisers, and which revision each of them is.
 
+Several processes (`ranks`) hold the same weights and make each update together. Rank 0 alone talks to the service; it
+orders, the others `follow`. What was learnt counts when it is published: until `advance` says so, the branch is no
+revision and is brought again, so a step that is lost between the two, with its lease for instance, leaves nothing.
+
 Left out: the mathematics (`update`) and the network, but for bringing a revision that is not here (`prepare`).
 """
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,25 +48,64 @@ class Learner:
         self._optimisers: dict[str, Optimiser] = {}
         self._revisions: dict[str, int] = {}
 
+    # ---- rank 0 ----
+
     async def prepare(self, ref: Ref, client: AsyncClient) -> None:
         """Makes sure that the branch is here at this revision, with the moments that belong to it."""
         assert ref.revision is not None
         if self._revisions.get(ref.branch) == ref.revision:
             return
         manifest = await client.describe(ref.branch, ref.revision)
-        self._begin(ref.branch)
         with tempfile.TemporaryDirectory(prefix="coevo-") as folder:
-            for name in (WEIGHTS, OPTIMISER):
-                if name in manifest.files:
-                    await client.download(ref.branch, ref.revision, name, Path(folder) / name)
-            if WEIGHTS in manifest.files:
-                self._policy.adapters.load(ref.branch, Path(folder))
-            if OPTIMISER in manifest.files:
-                self._optimisers[ref.branch].load(Path(folder))
+            for name in manifest.files.keys() & {WEIGHTS, OPTIMISER}:
+                await client.download(ref.branch, ref.revision, name, Path(folder) / name)
+            files = {path.name: path.read_bytes() for path in Path(folder).iterdir()} if self._ranks.count > 1 else {}
+            self._ranks.from_first(("place", ref.branch, files))
+            self._place(ref.branch, Path(folder))
         self._revisions[ref.branch] = ref.revision
 
-    def _begin(self, branch: str) -> None:
-        """Revision 0 of a branch that starts from the base."""
+    def learn(self, branch: str, parts: Sequence[Part]) -> Update:
+        """One training step on the weights of a branch, in all processes together."""
+        self._ranks.from_first(("learn", branch, parts))
+        del self._revisions[branch]
+        return self._update(branch, parts)
+
+    def advance(self, branch: str, revision: int) -> None:
+        """What is here is that revision now."""
+        self._revisions[branch] = revision
+
+    def save(self, branch: str, folder: Path) -> None:
+        self._policy.adapters.save(branch, folder)
+        self._optimisers[branch].save(folder)
+
+    def canary(self, branch: str) -> list[float]:
+        """What the engine must find when it serves what is published."""
+        ids_C = np.array(CANARY_COMPLETION, np.int64)
+        nothing_C = np.zeros(len(ids_C), np.float32)
+        group = Group(np.array(CANARY_PROMPT, np.int64), (), (), (Target(ids_C, nothing_C, nothing_C),))
+        return self._policy.measure(branch, lay_out([group]))
+
+    def stop(self) -> None:
+        """Ends the others' `follow`."""
+        self._ranks.from_first(None)
+
+    # ---- the other ranks ----
+
+    def follow(self) -> None:
+        """Does what rank 0 does, until it stops."""
+        while (order := self._ranks.from_first(None)) is not None:
+            what, branch, content = order
+            if what == "place":
+                with tempfile.TemporaryDirectory(prefix="coevo-") as folder:
+                    _write(content, Path(folder))
+                    self._place(branch, Path(folder))
+            else:
+                self._update(branch, content)
+
+    # ---- all of them ----
+
+    def _place(self, branch: str, folder: Path) -> None:
+        """The branch from the files in a folder; without any it starts at the base."""
         if branch in self._optimisers:
             self._policy.adapters.remove(branch)
         seed = f"{self._seed}" if self._lora.shared_init else f"{self._seed} {branch}"
@@ -76,9 +119,12 @@ class Learner:
             grad_norm=settings.grad_norm,
             warmup_steps=settings.warmup_steps,
         )
+        if (folder / WEIGHTS).exists():
+            self._policy.adapters.load(branch, folder)
+        if (folder / OPTIMISER).exists():
+            self._optimisers[branch].load(folder)
 
-    def learn(self, branch: str, parts: Sequence[Part]) -> Update:
-        """One training step on the weights of a branch, in all processes together."""
+    def _update(self, branch: str, parts: Sequence[Part]) -> Update:
         done = update(
             self._policy,
             branch,
@@ -91,17 +137,7 @@ class Learner:
         self._budget = done.budget
         return done
 
-    def canary(self, branch: str) -> list[float]:
-        """What the engine must find when it serves what is published."""
-        ids_C = np.array(CANARY_COMPLETION, np.int64)
-        nothing_C = np.zeros(len(ids_C), np.float32)
-        group = Group(np.array(CANARY_PROMPT, np.int64), (), (), (Target(ids_C, nothing_C, nothing_C),))
-        return self._policy.measure(branch, lay_out([group]))
 
-    def save(self, branch: str, folder: Path) -> None:
-        self._policy.adapters.save(branch, folder)
-        self._optimisers[branch].save(folder)
-
-    def advance(self, branch: str, revision: int) -> None:
-        """What is here is that revision now."""
-        self._revisions[branch] = revision
+def _write(files: Mapping[str, bytes], folder: Path) -> None:
+    for name, data in files.items():
+        (folder / name).write_bytes(data)

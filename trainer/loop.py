@@ -30,6 +30,7 @@ from clients.client import AsyncClient
 from trainer.advantages import group_advantages, negative_advantages, teacher_advantages
 from trainer.data.prompts import Prompt, Prompts, draw
 from trainer.learner import Learner
+from trainer.measures import self_delta, told
 from trainer.parts import Bins, Group, Part, Target
 from trainer.plan import Step, Teacher
 from trainer.recipe import Loss
@@ -126,7 +127,7 @@ async def _native(step: Step, arena: Arena) -> Found:
         ):  # fmt: skip
             yield None if advantage is None else _target(answer, np.full(len(answer.ids_C), advantage, np.float32))
 
-    return _part(NATIVE, rollouts, values), rollouts, _told(NATIVE, rollouts)
+    return _part(NATIVE, rollouts, values), rollouts, told(NATIVE, rollouts)
 
 
 async def _taught(step: Step, teacher: Teacher, arena: Arena) -> Found:
@@ -156,13 +157,22 @@ async def _taught(step: Step, teacher: Teacher, arena: Arena) -> Found:
 
     part = _part(name, rollouts, values)
     delta = np.concatenate(deltas)
-    metrics = _told(name, rollouts) | {
+    metrics = told(name, rollouts) | {
         f"{name}/delta": float(delta.mean()),
         f"{name}/delta_abs": float(np.abs(delta).mean()),
         f"{name}/clamped": float((np.abs(delta) > loss.delta_clamp).mean()),
-        f"{name}/self_delta": _self_delta(rollouts, student),
+        f"{name}/self_delta": self_delta(rollouts, student),
     }
     return part, rollouts, metrics | await _gap(name, teacher, arena, metrics[f"{name}/reward"])
+
+
+async def _gap(part: str, teacher: Teacher, arena: Arena, reward: float) -> dict[str, float]:
+    """How much better the teacher did at its own questions in the step that made it."""
+    assert teacher.ref.revision is not None
+    manifest = await arena.client.describe(teacher.ref.branch, teacher.ref.revision)
+    metrics: Any = manifest.meta.get("metrics") or {}
+    found = metrics.get(f"{NATIVE}/reward")
+    return {} if found is None else {f"{part}/gap": float(found) - reward}
 
 
 async def _discouraged(step: Step, capability: str, arena: Arena) -> Found:
@@ -179,7 +189,7 @@ async def _discouraged(step: Step, capability: str, arena: Arena) -> Found:
                 ),
             )  # fmt: skip
 
-    return _part(name, rollouts, values), rollouts, _told(name, rollouts)
+    return _part(name, rollouts, values), rollouts, told(name, rollouts)
 
 
 async def _answered(
@@ -226,7 +236,7 @@ def _shares(total: int, count: int) -> list[int]:
 
 
 async def publish(step: Step, arena: Arena, learner: Learner, batch: Batch, update: Update) -> Manifest:
-    """The adapter with its moments and what is known of the step. A skipped step publishes the weights of its parent."""
+    """The adapter with its moments and what is known of the step; a skipped step publishes its parent's weights."""
     metrics = {name: value for name, value in {**batch.metrics, **update.metrics}.items() if np.isfinite(value)}
     meta = {
         "seed": arena.seed,
@@ -243,41 +253,3 @@ async def publish(step: Step, arena: Arena, learner: Learner, batch: Batch, upda
         )
     learner.advance(step.branch, step.number)
     return manifest
-
-
-# ---- what is told of the rollouts ----
-
-
-def _told(part: str, rollouts: Sequence[Rollout]) -> dict[str, float]:
-    answers = [answer for rollout in rollouts for answer in rollout.answers]
-    rewards = [answer.reward for answer in answers if answer.reward is not None]
-    groups = [{answer.reward for answer in rollout.answers} - {None} for rollout in rollouts]
-    lengths = [len(answer.ids_C) for answer in answers]
-    told = {
-        "reward": float(np.mean(rewards)) if rewards else float("nan"),
-        "unscorable": 1 - len(rewards) / len(answers),
-        "decided": float(np.mean([len(values) < 2 for values in groups])),
-        "length": float(np.mean(lengths)),
-        "length_max": float(max(lengths)),
-        "cut_off": float(np.mean([answer.is_cut_off for answer in answers])),
-    }
-    return {f"{part}/{name}": value for name, value in told.items()}
-
-
-def _self_delta(rollouts: Sequence[Rollout], student: Sequence[Sequence[Scores]]) -> float:
-    """Between what the branch said when it sampled and what it says when it is scored: one model, so near 0."""
-    pairs = (
-        (own.logprobs_C, answer.logprobs_C)
-        for rollout, scores in zip(rollouts, student, strict=True)
-        for answer, own in zip(rollout.answers, scores, strict=True)
-    )
-    return float(np.abs(np.concatenate([scored - sampled for scored, sampled in pairs])).mean())
-
-
-async def _gap(part: str, teacher: Teacher, arena: Arena, reward: float) -> dict[str, float]:
-    """How much better the teacher did at its own questions in the step that made it."""
-    assert teacher.ref.revision is not None
-    manifest = await arena.client.describe(teacher.ref.branch, teacher.ref.revision)
-    metrics: Any = manifest.meta.get("metrics") or {}
-    found = metrics.get(f"{NATIVE}/reward")
-    return {} if found is None else {f"{part}/gap": float(found) - reward}

@@ -8,6 +8,7 @@ import os
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -44,15 +45,16 @@ class Ranks:
         return bool(flag.item())
 
     def from_first(self, value: Any) -> Any:
-        """What rank 0 has, such as a batch, or that its lease is lost."""
+        """What rank 0 has: an order, or a batch."""
         if self.count == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
         return box[0]
 
 
 ALONE = Ranks()
+_PATIENCE = timedelta(days=1)
 
 
 @contextmanager
@@ -63,7 +65,9 @@ def joined() -> Generator[Ranks]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    # Orders travel as objects over gloo: the others wait for them as long as rollouts take, which NCCL would not.
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=_PATIENCE)
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size())
     finally:
