@@ -116,9 +116,13 @@ Found = tuple[Part, list[Rollout], dict[str, float]]
 async def _native(step: Step, arena: Arena) -> Found:
     """GRPO: rewards of the branch's own capabilities, compared within each prompt."""
     shares = _shares(arena.amounts.prompts, len(step.capabilities))
-    rollouts: list[Rollout] = []
-    for capability, share in zip(step.capabilities, shares, strict=True):
-        rollouts += await _answered(step, arena, capability, NATIVE, share, arena.amounts.group_size)
+    answered = await asyncio.gather(
+        *(
+            _answered(step, arena, capability, NATIVE, share, arena.amounts.group_size)
+            for capability, share in zip(step.capabilities, shares, strict=True)
+        )
+    )
+    rollouts = [rollout for one in answered for rollout in one]
 
     def values(rollout: Rollout) -> Iterator[Target | None]:
         rewards_G = [answer.reward for answer in rollout.answers]

@@ -269,9 +269,9 @@ class Loss(Section):
     delta_clamp: float = Field(default=10.0, gt=0)
     """The most that one token's teacher signal can be, either way."""
     teacher_signal: Literal["sampled", "top-k"] = "sampled"
-    """The sampled token's log-ratio, or the reverse KL over the student's top tokens."""
+    """The sampled token's log-ratio, or the reverse KL over the teacher's likeliest tokens."""
     teacher_top_k: int = Field(default=10, ge=1)
-    """`top-k`: how many."""
+    """`top-k`: how many; what they leave over is one bin more."""
 
 
 class Rollout(Section):
@@ -371,6 +371,8 @@ class Budget(Section):
 
     tokens_per_micro_batch: int = Field(default=16_384, ge=64)
     """Packed tokens in one forward and backward pass."""
+    gradient_checkpointing: bool = True
+    """Keep only the inputs of layers for the backward pass and compute the rest again: less memory, a third slower."""
     prefetch: int = Field(default=1, ge=0, le=1)
     """Branches whose next rollouts already run while one updates; 0 = one thing at a time."""
     keep_last: int = Field(default=4, ge=2)

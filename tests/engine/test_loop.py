@@ -1,0 +1,222 @@
+"""One training step through the real service: what it reads, what it publishes, what it says of itself."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
+
+from adapters.base import locate
+from adapters.manifest import OPTIMISER, WEIGHTS, base_digest
+from adapters.names import Ref
+from clients.client import AsyncClient, RefusedError
+from tests.engine.service_process import ServiceProcess
+from trainer.learner import Learner
+from trainer.loop import Arena, Capability, gather, publish, train_step
+from trainer.measures import warnings
+from trainer.miniature.prompts import prompts
+from trainer.plan import Step, Teacher
+from trainer.policy import load_policy
+from trainer.ranks import joined
+from trainer.recipe import Lora, Loss, Optimiser, Rollout
+from trainer.rewards import Rule
+from trainer.rewards.pool import RewardPool
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+
+BASE = locate("miniature")
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[RewardPool]:
+    with RewardPool(num_children=1) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
+    process = ServiceProcess(tmp_path_factory.mktemp("loop") / "store")
+    yield process
+    process.stop()
+
+
+def make_arena(client: AsyncClient, pool: RewardPool, loss: Loss = Loss()) -> Arena:  # noqa: B008
+    decode = partial(AutoTokenizer.from_pretrained(BASE).decode, skip_special_tokens=True)
+    data = {
+        name: Capability(prompts(name, label=name, split="train", size=64, seed=1), Rule("exact"), 60.0)
+        for name in ("text", "image", "video")
+    }
+    return Arena(client, pool, data, decode, 3, Rollout(prompts=3, group_size=4, max_completion_tokens=40), loss)
+
+
+def make_learner(**changes) -> Learner:
+    settings = {"seed": 3, "lora": Lora(rank=8, alpha=16), "loss": Loss(), "optimiser": Optimiser(lr=1e-3)}
+    policy = load_policy(BASE, dtype="float32")
+    return Learner(policy, base=base_digest(BASE), budget=2048, **(settings | changes))
+
+
+def test_steps_of_both_phases_end_in_revisions_that_say_how_they_were_made(service, pool, tmp_path) -> None:
+    async def run() -> None:
+        async with AsyncClient(service.url, base=base_digest(BASE)) as client:
+            arena, learner = make_arena(client, pool), make_learner()
+            for branch in ("text", "image", "video"):
+                await client.fork(branch, "base")
+                first = await train_step(Step(branch, 1, capabilities=(branch,)), arena, learner)
+                assert first.update.skipped is None
+                assert first.manifest.ref == Ref(branch, 1)
+                assert first.update.metrics["native/mismatch"] < 0.01
+                assert list(warnings({**first.batch.metrics, **first.update.metrics})) == []
+            step = Step(
+                "image", 2, ("image",), (Teacher(Ref("text", 1), "text", 1.0), Teacher(Ref("video", 1), "video", 2.0))
+            )
+            done = await train_step(step, arena, learner)
+            assert [part.name for part in done.batch.parts] == ["native", "text", "video"]
+            assert done.manifest.meta["teachers"] == ["text@1", "video@1"]
+            assert done.batch.metrics["text/self_delta"] < 0.01
+            assert done.batch.metrics["text/delta_abs"] > 10 * done.batch.metrics["text/self_delta"]
+            assert done.manifest.meta["metrics"].keys() >= {"native/reward", "text/gap", "video/grad_norm", "grad_norm"}
+            assert set(done.manifest.files) >= {WEIGHTS, OPTIMISER}
+
+    asyncio.run(run())
+
+
+def test_a_teacher_that_is_the_student_itself_teaches_nothing(service, pool) -> None:
+    async def run() -> None:
+        async with AsyncClient(service.url) as client:
+            arena, learner = make_arena(client, pool), make_learner()
+            await client.fork("narcissus", "base")
+            step = Step("narcissus", 1, teachers=(Teacher(Ref("narcissus", 0), "image", 1.0),))
+            done = await train_step(step, arena, learner)
+            assert done.update.metrics["grad_norm"] == 0
+            (part,) = done.batch.parts
+            assert not any(target.advantages_C.any() for group in part.groups for target in group.targets)
+
+    asyncio.run(run())
+
+
+def test_a_teachers_likeliest_tokens_can_teach(service, pool) -> None:
+    async def run() -> None:
+        async with AsyncClient(service.url) as client:
+            loss = Loss(teacher_signal="top-k", teacher_top_k=5)
+            arena, learner = make_arena(client, pool, loss), make_learner(loss=loss)
+            await client.fork("pupil", "base")
+            await client.fork("master", "base")
+            await train_step(Step("master", 1, capabilities=("text",)), arena, learner)
+            done = await train_step(
+                Step("pupil", 1, teachers=(Teacher(Ref("master", 1), "text", 1.0),)), arena, learner
+            )
+            (part,) = done.batch.parts
+            assert {target.bins.ids_Ck.shape[1] for group in part.groups for target in group.targets} == {5}
+            assert done.update.metrics["master/kl"] > 0
+            assert done.update.metrics["grad_norm"] > 0
+
+    asyncio.run(run())
+
+
+def test_the_control_without_a_teacher_pushes_unlikely_tokens_down(service, pool) -> None:
+    async def run() -> None:
+        async with AsyncClient(service.url) as client:
+            arena = make_arena(client, pool)
+            await client.fork("control", "base")
+            batch = await gather(Step("control", 1, negative=("text",)), arena)
+            (part,) = batch.parts
+            for group in part.groups:
+                for target in group.targets:
+                    unlikely = target.engine_logprobs_C < np.log(0.1)
+                    assert np.array_equal(target.advantages_C, np.where(unlikely, np.float32(-0.1), np.float32(0)))
+
+    asyncio.run(run())
+
+
+def test_a_step_that_is_skipped_publishes_the_weights_of_its_parent(service, pool, tmp_path) -> None:
+    async def run() -> None:
+        async with AsyncClient(service.url) as client:
+            arena, learner = make_arena(client, pool), make_learner()
+            await client.fork("lame", "base")
+            await train_step(Step("lame", 1, capabilities=("text",)), arena, learner)
+            step = Step("lame", 2, capabilities=("text",))
+            batch = await gather(step, arena)
+            broken = replace(batch.parts[0], groups=tuple(_with_nan(group) for group in batch.parts[0].groups))
+            await learner.prepare(step.parent, client)
+            update = learner.learn("lame", [broken])
+            assert update.skipped
+            manifest = await publish(step, arena, learner, batch, update)
+            assert manifest.meta["skipped"] == update.skipped
+            files = [await client.download("lame", r, WEIGHTS, tmp_path / str(r)) for r in (1, 2)]
+            assert files[0].read_bytes() == files[1].read_bytes()
+
+    asyncio.run(run())
+
+
+def _with_nan(group):
+    targets = [replace(one, advantages_C=np.full_like(one.advantages_C, np.nan)) for one in group.targets]
+    return replace(group, targets=tuple(targets))
+
+
+def test_what_was_learnt_but_not_published_is_forgotten(service, pool) -> None:
+    """The publish of a step that was made twice is refused, and the next step starts from what is in the store."""
+
+    async def run() -> None:
+        async with AsyncClient(service.url) as client:
+            arena, learner, rival = make_arena(client, pool), make_learner(), make_learner(optimiser=Optimiser(lr=5e-3))
+            await client.fork("twice", "base")
+            step = Step("twice", 1, capabilities=("text",))
+            await train_step(step, arena, rival)
+            with pytest.raises(RefusedError, match="revision-exists"):
+                await train_step(step, arena, learner)
+            done = await train_step(Step("twice", 2, capabilities=("text",)), arena, learner)
+            assert done.update.metrics["native/mismatch"] < 0.01
+
+    asyncio.run(run())
+
+
+def test_two_processes_train_through_one_and_stay_equal(service, pool, tmp_path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        "--standalone",
+        "--module",
+        __name__,
+    ]
+    done = subprocess.run([*command, service.url, str(tmp_path)], env=os.environ | {"OMP_NUM_THREADS": "1"},
+                          capture_output=True, text=True, timeout=300, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (load_file(tmp_path / str(rank) / WEIGHTS) for rank in range(2))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert any(values.any() for key, values in first.items() if "lora_B" in key)
+
+
+def ranks_main(url: str, folder: Path) -> None:
+    with joined() as ranks:
+        learner = make_learner(ranks=ranks)
+        if ranks.leads:
+            asyncio.run(lead(url, learner))
+        else:
+            learner.follow()
+        (folder / str(ranks.rank)).mkdir()
+        learner.save("pair", folder / str(ranks.rank))
+
+
+async def lead(url: str, learner: Learner) -> None:
+    with RewardPool(num_children=1) as pool:
+        async with AsyncClient(url) as client:
+            arena = make_arena(client, pool)
+            await client.fork("pair", "base")
+            for number in (1, 2):
+                await train_step(Step("pair", number, capabilities=("image",)), arena, learner)
+    learner.stop()
+
+
+if __name__ == "__main__":
+    ranks_main(sys.argv[1], Path(sys.argv[2]))
