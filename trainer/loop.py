@@ -136,7 +136,7 @@ async def _native(step: Step, arena: Arena) -> Found:
 
 async def _taught(step: Step, teacher: Teacher, arena: Arena) -> Found:
     """Distillation: the student's own completions of the teacher's prompts, scored by both."""
-    name, loss = teacher.ref.branch, arena.loss
+    name, loss = teacher.name, arena.loss
     prompts, group_size = arena.amounts.opd_batch
     rollouts = await _answered(step, arena, teacher.capability, name, prompts, group_size)
     top_k = loss.teacher_top_k if loss.teacher_signal == "top-k" else 0
