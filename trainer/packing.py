@@ -105,7 +105,7 @@ def group_tokens(group: Group) -> int:
 
 
 def _split(group: Group, budget: int) -> Iterator[Group]:
-    """Into pieces that fit, as few as possible and of about the same size."""
+    """Into pieces that fit, as few as possible: each is filled before the next begins."""
     pieces: list[list[Target]] = []
     room = 0
     for target in group.targets:

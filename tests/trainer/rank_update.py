@@ -12,7 +12,7 @@ import numpy as np
 
 from tests.trainer.packs import BASE, group, noisy, prompt
 from trainer.optim import Optimiser
-from trainer.packing import pack
+from trainer.packing import pack, share_out
 from trainer.parts import Part
 from trainer.policy import Policy, load_policy
 from trainer.ranks import Ranks, joined
@@ -34,7 +34,9 @@ def make_parts(case: str, step: int) -> tuple[Part, ...]:
     rng = np.random.default_rng(step)
     if case == "one pack":
         return (Part("native", (group(prompt("text", step), [5, 1, 8], rng),)),)
-    native = [("text", [9, 1, 30]), ("image", [3, 40, 25]), ("video", [2, 2, 30, 12]), ("two images", [7])]
+    if case == "two updates a batch":
+        return (Part("native", (group(prompt("image", step), [3, 40, 25, 30], rng),)),)
+    native = [("text", [9, 1, 180]), ("image", [3, 40, 25]), ("video", [2, 2, 30, 12]), ("two images", [7])]
     taught = [("text", [4, 20]), ("video", [1, 6])]
     return (
         Part("native", tuple(group(prompt(kind, step), lengths, rng) for kind, lengths in native)),
@@ -42,8 +44,9 @@ def make_parts(case: str, step: int) -> tuple[Part, ...]:
     )
 
 
-def num_packs(parts: Sequence[Part]) -> list[int]:
-    return [len(pack(part.groups, BUDGET)) for part in parts]
+def num_packs(parts: Sequence[Part], ranks: int) -> list[list[int]]:
+    """Of each part, by process."""
+    return [[len(share) for share in share_out(pack(part.groups, BUDGET), ranks)] for part in parts]
 
 
 def train(policy: Policy, case: str, folder: Path, ranks: Ranks) -> None:

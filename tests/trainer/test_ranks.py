@@ -47,8 +47,9 @@ def weights(folder: Path, case: str, updates: int, rank: int = 0) -> torch.Tenso
 
 
 def test_the_cases_are_what_they_are_called() -> None:
-    assert num_packs(make_parts("uneven", 0)) == [6, 2]
-    assert num_packs(make_parts("one pack", 0)) == [1]
+    assert num_packs(make_parts("uneven", 0), PROCESSES) == [[3, 4], [1, 1]]
+    assert num_packs(make_parts("one pack", 0), PROCESSES) == [[1, 0]]
+    assert num_packs(make_parts("two updates a batch", 0), PROCESSES) == [[1, 1]]
 
 
 @pytest.mark.parametrize("updates", [1, UPDATES])
