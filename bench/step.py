@@ -1,0 +1,97 @@
+"""One training step beside TRL's GRPOTrainer with PEFT, on CPU: its update, its memory, and the whole of it.
+
+    coevo bench step [--json FILE] [--rounds 5] [--threads 1]
+
+The miniature in float32, LoRA of rank 16 on the seven projections, 8 prompts x 8 completions, in processes of their
+own (`step_ours`, `step_trl`). Figures are medians of the rounds after the first, ratios are ours / theirs.
+
+update_270_64, update_270_128
+    Forward, backward, clip and optimiser, for image prompts of 270 tokens (noise of 512 x 512) and completions of 64 or
+    128 random tokens. TRL's is timed inside its `train`, from `_compute_loss` to the end of the step: its completions
+    are given, and its pixels are made before that. Ours begins with the encoded pictures.
+memory_270_64
+    The peak of a fresh trainer's process during its first such update, with all that it held before it.
+step_270_64
+    Rollouts, rewards, update, and with us the new revision in the service. Every completion has 64 tokens: both sides
+    have a copy of the base whose end token is the padding, which it never says. A reward is a bit of the answer's
+    checksum, so nearly every group has both.
+step_text, step_image
+    The same on the miniature's own questions, at most 48 tokens, rewarded when right. A group whose rewards are all
+    equal is not computed here, and is by TRL.
+copd_step
+    Three branches, each with its own questions and those of both others, whose adapters score its answers: the worst
+    case, where everybody teaches everybody. With TRL that is a step for each of the nine batches, and for six of them
+    its own log-probabilities without gradient under two adapters (`set_adapter`). It has no video: its third branch
+    answers image questions.
+
+Beside its own process, with one thread as TRL's, our side has the service's. The branches of `copd_step` go one after
+another, and a step's rollouts are over before its update begins: the engine and the trainer hardly ever compute at the
+same time. TRL with all cores to itself is what `--threads 2` measures; the engine keeps one.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+SECTIONS = ("update", "memory", "step", "questions")
+TARGETS = {
+    "update_270_64": 1 / 3,
+    "update_270_128": 1 / 1.8,
+    "memory_270_64": 0.6,
+    "step_270_64": 0.5,
+    "copd_step": 0.4,
+}
+PARTS = ("generate", "reward", "score", "prepare", "update", "optimiser", "publish", "rest")
+"""`optimiser` is within `update`; those of one step may overlap."""
+
+
+def run(arguments: argparse.Namespace) -> int:
+    rows: list[dict[str, Any]] = []
+    for section in SECTIONS:
+        ours, theirs = (_measured(peer, section, arguments) for peer in ("ours", "trl"))
+        for what in ours:
+            rows.append(_row(what, ours[what], theirs[what]))
+            _print(rows[-1], ours[what], theirs[what])
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
+    return 0
+
+
+def _measured(peer: str, section: str, arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
+    settings = {"OMP_NUM_THREADS": str(arguments.threads), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    command = [sys.executable, "-m", f"bench.step_{peer}", section, str(arguments.rounds)]
+    done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _row(what: str, ours: dict[str, float], theirs: dict[str, float]) -> dict[str, Any]:
+    name, unit = ("peak", "MiB") if what.startswith("memory") else ("whole", "s")
+    ratio = ours[name] / theirs[name]
+    return {"what": what, "unit": unit, "ours": ours[name], "peer": "trl", "theirs": theirs[name], "ratio": ratio}
+
+
+def _print(row: dict[str, Any], ours: dict[str, float], theirs: dict[str, float]) -> None:
+    target = f" (at most {TARGETS[row['what']]:.3f})" if row["what"] in TARGETS else ""
+    print(f"{row['what']}: {row['ours']:.3f} {row['unit']}, trl {row['theirs']:.3f}, ratio {row['ratio']:.3f}{target}")
+    for peer, found in (("ours", ours), ("trl", theirs)):
+        parts = [f"{name} {found[name]:.3f}" for name in PARTS if name in found]
+        others = {
+            "cpu": "s of all its processes",
+            "before": "MiB before",
+            "rollouts": "rollouts",
+            "length": "tokens each",
+            "decided": "of the groups all equal",
+        }
+        parts += [f"{found[name]:.4g} {words}" for name, words in others.items() if name in found]
+        print(f"  {peer:>4}: {', '.join(parts)}", flush=True)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to this file as well")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="of either trainer")

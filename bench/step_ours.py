@@ -1,0 +1,186 @@
+"""Our side of `coevo bench step`: `python -m bench.step_ours SECTION ROUNDS`. The last line of stdout is JSON."""
+
+import asyncio
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import trainer.loop
+from adapters.base import locate
+from adapters.manifest import base_digest
+from adapters.names import Ref
+from bench.served import served
+from bench.step_lab import (
+    ALPHA,
+    BRANCHES,
+    GROUP,
+    LONG,
+    LR,
+    PROMPTS,
+    RANK,
+    SHORT,
+    Seconds,
+    Watch,
+    completions,
+    endless,
+    forget_peak,
+    medians,
+    noise,
+    peak,
+    questions,
+)
+from clients.client import AsyncClient
+from trainer.learner import Learner
+from trainer.loop import Arena, Capability, train_step
+from trainer.optim import Optimiser
+from trainer.parts import Group, Part, Target
+from trainer.plan import Step, Teacher
+from trainer.policy import load_policy
+from trainer.recipe.file import load
+from trainer.rewards import Rule
+from trainer.rewards.pool import RewardPool
+from trainer.update import update
+
+RECIPE = load(Path("recipes/miniature.toml"), [f"lora.rank={RANK}", f"lora.alpha={ALPHA}", f"optimiser.lr={LR}"])
+SERVICE = ("--max-lora-rank=16", "--max-loras=12", "--max-num-seqs=64")
+Steps = Callable[[int], Iterator[Step]]
+"""Of a round, counted from 1."""
+
+
+def measure_update(rounds: int) -> dict[str, Any]:
+    return {f"update_270_{length}": medians(_updates(length, rounds + 1)[1:]) for length in (64, 128)}
+
+
+def measure_memory(_: int) -> dict[str, Any]:
+    return {"memory_270_64": _updates(64, 1)[0]}
+
+
+def _updates(length: int, rounds: int) -> list[Seconds]:
+    from transformers import Qwen3VLProcessor
+
+    processor: Any = Qwen3VLProcessor.from_pretrained(locate("miniature"))
+    rows = iter(completions(length))
+    groups: list[Group] = []
+    for prompt in noise(PROMPTS):
+        text = processor.apply_chat_template(list(prompt.messages), add_generation_prompt=True, tokenize=False)
+        text = text.replace("<|image_pad|>", "<|image_pad|>" * 256)
+        targets = tuple(_target(next(rows), 1.0 if number % 2 else -1.0) for number in range(GROUP))
+        groups.append(Group(np.array(processor.tokenizer(text)["input_ids"]), prompt.images, (), targets))
+    policy = load_policy(locate("miniature"), dtype="float32")
+    policy.adapters.add("a", rank=RANK, alpha=ALPHA, seed=0)
+    optimiser = Optimiser(policy.adapters.parameters("a"), lr=LR)
+    watch, found = Watch(), list[Seconds]()
+    watch.on(optimiser, "step", "optimiser")
+    for _ in range(rounds):
+        before = forget_peak()
+        watch.start()
+        done = update(policy, "a", optimiser, [Part("native", tuple(groups))], loss=RECIPE.loss,
+                      budget=RECIPE.budget.tokens_per_micro_batch)  # fmt: skip
+        assert done.skipped is None
+        found.append(watch.stop() | {"before": before, "peak": peak()})
+    return found
+
+
+def _target(ids: list[int], advantage: float) -> Target:
+    return Target(np.array(ids), np.full(len(ids), advantage, np.float32), np.full(len(ids), -5, np.float32))
+
+
+def measure_step(rounds: int) -> dict[str, Any]:
+    def steps(number: int) -> Iterator[Step]:
+        yield Step("noise", number, capabilities=("noise",))
+
+    with tempfile.TemporaryDirectory() as folder:
+        base = endless(Path(folder) / "base")
+        data = {"noise": Capability(noise(PROMPTS * (rounds + 1)), Rule("bench.step_lab:checksum_bit"), 60.0)}
+        return _served({"step_270_64": steps}, data, base, LONG, rounds)
+
+
+def measure_questions(rounds: int) -> dict[str, Any]:
+    def alone(name: str, number: int) -> Iterator[Step]:
+        yield Step(f"{name}-alone", number, capabilities=(name,))
+
+    def together(number: int) -> Iterator[Step]:
+        for name in BRANCHES:
+            others = [Teacher(Ref(other, number - 1), other, 1.0) for other in BRANCHES if other != name]
+            yield Step(name, number, capabilities=(name,), teachers=tuple(others) if number > 1 else ())
+
+    data = {name: Capability(questions(name, 500), Rule("exact"), 60.0) for name in BRANCHES}
+    cases: dict[str, Steps] = {"step_text": partial(alone, "text"), "step_image": partial(alone, "image"),
+                               "copd_step": together}  # fmt: skip
+    return _served(cases, data, locate("miniature"), SHORT, rounds)
+
+
+def _served(
+    cases: Mapping[str, Steps], data: Mapping[str, Capability], base: Path, most: int, rounds: int
+) -> dict[str, Any]:
+    length = 352 if most == LONG else RECIPE.rollout.max_model_len
+    with RewardPool(num_children=1) as pool, served(f"--base={base}", f"--max-model-len={length}", *SERVICE) as url:
+        return asyncio.run(_rounds(url, pool, cases, data, base, most, rounds))
+
+
+async def _rounds(
+    url: str,
+    pool: RewardPool,
+    cases: Mapping[str, Steps],
+    data: Mapping[str, Capability],
+    base: Path,
+    most: int,
+    rounds: int,
+) -> dict[str, Any]:
+    from transformers import AutoTokenizer
+
+    decode = partial(AutoTokenizer.from_pretrained(base).decode, skip_special_tokens=True)
+    learner = Learner(load_policy(base, dtype="float32"), base=base_digest(base), seed=0, lora=RECIPE.lora,
+                      loss=RECIPE.loss, optimiser=RECIPE.optimiser,
+                      budget=RECIPE.budget.tokens_per_micro_batch)  # fmt: skip
+    amounts = RECIPE.rollout.model_copy(update={"max_completion_tokens": most})
+    found: dict[str, Any] = {}
+    watch = _watch()
+    async with AsyncClient(url, base=base_digest(base)) as client:
+        arena = Arena(client, pool, data, decode, 0, amounts, RECIPE.loss)
+        for case, steps in cases.items():
+            for step in steps(1):
+                await client.fork(step.branch, "base")
+            unmeasured = 2 if case == "copd_step" else 1  # branches are alike before their first step
+            times = [await _round(steps(number), arena, learner, watch) for number in range(1, unmeasured + rounds + 1)]
+            found[case] = medians(times[unmeasured:])
+    return found
+
+
+def _watch() -> Watch:
+    watch = Watch()
+    watch.on(AsyncClient, "generate", "generate")
+    watch.on(trainer.loop, "judge", "reward")
+    watch.on(trainer.loop, "score", "score")
+    watch.on(Learner, "prepare", "prepare")
+    watch.on(Learner, "learn", "update")
+    watch.on(Optimiser, "step", "optimiser")
+    watch.on(trainer.loop, "publish", "publish")
+    return watch
+
+
+async def _round(steps: Iterator[Step], arena: Arena, learner: Learner, watch: Watch) -> Seconds:
+    watch.start()
+    done = [await train_step(step, arena, learner) for step in steps]
+    seconds = watch.stop()
+    assert not any(one.update.skipped for one in done)
+    answers = [answer for one in done for rollouts in one.batch.rollouts.values() for rollout in rollouts
+               for answer in rollout.answers]  # fmt: skip
+    decided = [value for one in done for name, value in one.batch.metrics.items() if name == "native/decided"]
+    return seconds | {
+        "length": float(np.mean([len(answer.ids_C) for answer in answers])),
+        "rollouts": len(answers),
+        "decided": float(np.mean(decided)),
+    }
+
+
+SECTIONS = {"update": measure_update, "memory": measure_memory, "step": measure_step, "questions": measure_questions}
+
+if __name__ == "__main__":
+    print(json.dumps(SECTIONS[sys.argv[1]](int(sys.argv[2]))))

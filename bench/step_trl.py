@@ -1,0 +1,244 @@
+"""TRL's side of `coevo bench step`: `python -m bench.step_trl SECTION ROUNDS`. The last line of stdout is JSON.
+
+A GRPOTrainer as a user has it, in one batch, without recomputation: `train` runs it, a callback takes the times.
+"""
+
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from adapters.base import locate
+from adapters.validate import TARGETS
+from bench.step_lab import (
+    ALPHA,
+    BRANCHES,
+    GROUP,
+    LONG,
+    LR,
+    PROMPTS,
+    RANK,
+    SHORT,
+    Seconds,
+    Watch,
+    checksum_bit,
+    completions,
+    endless,
+    forget_peak,
+    medians,
+    noise,
+    peak,
+    questions,
+)
+from service.media import Limits, decode_image
+from trainer.data.prompts import Prompt
+from trainer.rewards import exact_reward
+
+LORA = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=rf".*language_model.*\.({'|'.join(sorted(TARGETS))})")
+Reward = Callable[[str, str], float]
+
+
+class Times(TrainerCallback):
+    """Of each step: what `watch` saw, the update from `_compute_loss` to the end, and its memory."""
+
+    def __init__(self) -> None:
+        self.watch, self.steps = Watch(), list[dict[str, float]]()
+        self.found: dict[str, float] = {}
+        """More about the step that runs."""
+        self._update: Any = None
+
+    def attach(self, trainer: GRPOTrainer) -> None:
+        """After every other wrapper."""
+        compute = trainer._compute_loss
+
+        def compute_loss(*arguments: Any) -> Any:
+            self._update = self.watch.during("update")
+            self.found["before"] = forget_peak()
+            self._update.__enter__()
+            return compute(*arguments)
+
+        trainer._compute_loss = compute_loss
+        self.watch.on(trainer, "_generate_single_turn", "generate")
+        self.watch.on(trainer, "_calculate_rewards", "reward")
+        trainer.add_callback(self)
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self.watch.start()
+
+    def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+        self._optimiser = self.watch.during("optimiser")
+        self._optimiser.__enter__()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self._optimiser.__exit__(None, None, None)
+        self._update.__exit__(None, None, None)
+        self.steps.append(self.watch.stop() | self.found | {"peak": peak()})
+
+
+def make(base: Path, rows: Sequence[dict[str, Any]], most: int, reward: Reward, folder: str) -> GRPOTrainer:
+    """For as many steps as `rows` have prompts for, in their order."""
+
+    def rewards(completions: list[Any], answer: list[str], **_: Any) -> list[float]:
+        return [reward(one[0]["content"], right) for one, right in zip(completions, answer, strict=True)]
+
+    made = GRPOTrainer(
+        Qwen3VLForConditionalGeneration.from_pretrained(base, dtype=torch.float32),
+        rewards,
+        GRPOConfig(
+            output_dir=folder,
+            per_device_train_batch_size=PROMPTS * GROUP,
+            num_generations=GROUP,
+            max_steps=len(rows) // PROMPTS,
+            max_completion_length=most,
+            learning_rate=LR,
+            lr_scheduler_type="constant",
+            beta=0.0,
+            loss_type="grpo",
+            epsilon_high=0.28,
+            shuffle_dataset=False,
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            logging_strategy="no",
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+        ),
+        train_dataset=Dataset.from_list([{"prompt": ""}]),
+        processing_class=Qwen3VLProcessor.from_pretrained(base, padding_side="left"),
+        peft_config=LORA,
+    )
+    made.train_dataset = list(rows)  # with pictures as they are: a data set would encode and decode them
+    return made
+
+
+def row(prompt: Prompt) -> dict[str, Any]:
+    (text,) = (part["text"] for part in prompt.messages[0]["content"] if part["type"] == "text")
+    told: dict[str, Any] = {"prompt": [{"role": "user", "content": text}], "answer": prompt.answer}
+    return told | ({"image": decode_image(prompt.images[0], Limits())} if prompt.images else {})
+
+
+def run(
+    base: Path,
+    prompts: Sequence[Prompt],
+    most: int,
+    reward: Reward,
+    change: Callable[[GRPOTrainer, Times], None] = lambda *_: None,
+) -> list[Seconds]:
+    """Trains. What each step took."""
+    times = Times()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make(base, [row(prompt) for prompt in prompts], most, reward, folder)
+        change(trainer, times)
+        _count_tokens(trainer, times)
+        times.attach(trainer)
+        trainer.train()
+    return times.steps
+
+
+def _count_tokens(trainer: GRPOTrainer, times: Times) -> None:
+    generate = trainer._generate_single_turn
+
+    def counted(*arguments: Any, **named: Any) -> Any:
+        found = generate(*arguments, **named)
+        times.found |= {"length": float(np.mean([len(ids) for ids in found[0]])), "rollouts": len(found[0])}
+        return found
+
+    trainer._generate_single_turn = counted
+
+
+def measure_update(rounds: int) -> dict[str, Any]:
+    return {f"update_270_{length}": medians(_updates(length, rounds + 1)[1:]) for length in (64, 128)}
+
+
+def measure_memory(_: int) -> dict[str, Any]:
+    return {"memory_270_64": _updates(64, 1)[0]}
+
+
+def _updates(length: int, rounds: int) -> list[Seconds]:
+    """Each step's `whole` is its update: the completions are given."""
+
+    def give(trainer: GRPOTrainer, _: Times) -> None:
+        trainer._generate_single_turn = lambda *_: (completions(length), None)
+
+    steps = run(locate("miniature"), list(noise(PROMPTS)) * rounds, length, checksum_bit, give)
+    return [step | {"whole": step["update"]} for step in steps]
+
+
+def measure_step(rounds: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        base = endless(Path(folder) / "base")
+        return {"step_270_64": medians(run(base, noise(PROMPTS * (rounds + 1)), LONG, checksum_bit)[1:])}
+
+
+def measure_questions(rounds: int) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name in ("text", "image"):
+        steps = run(locate("miniature"), questions(name, PROMPTS * (rounds + 1)), SHORT, exact_reward)
+        found[f"step_{name}"] = medians(steps[1:])
+    batches = _copd_batches(rounds + 1)
+    flat = [prompt for batch in batches for prompt in batch]
+    steps = run(locate("miniature"), flat, SHORT, exact_reward, _score_cross_batches)
+    size = len(BRANCHES) ** 2
+    rounds_of = [_total(steps[start : start + size]) for start in range(size, len(steps), size)]
+    return found | {"copd_step": medians(rounds_of)}
+
+
+def _copd_batches(rounds: int) -> list[Sequence[Prompt]]:
+    """For each round and branch its own questions, then those of both others."""
+    asked = [name.replace("video", "image") for name in BRANCHES]
+    order = [asked[(branch + shift) % len(asked)] for branch in range(len(asked)) for shift in range(len(asked))]
+    streams = {name: iter(questions(name, PROMPTS * len(order) * rounds)) for name in set(asked)}
+    return [[next(streams[name]) for _ in range(PROMPTS)] for _ in range(rounds) for name in order]
+
+
+def _score_cross_batches(trainer: GRPOTrainer, times: Times) -> None:
+    """Two batches of three are scored by teacher and student as TRL computes log-probabilities."""
+    model: Any = trainer.model
+    model.add_adapter("teacher", LORA)
+    model.set_adapter("default")
+    make_batch = trainer._generate_and_score_completions
+
+    def scored(rows: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = make_batch(rows)
+        if len(times.steps) % len(BRANCHES):
+            with times.watch.during("score"):
+                for adapter in ("teacher", "default"):
+                    model.set_adapter(adapter)
+                    _logprobs(trainer, batch)
+        return batch
+
+    trainer._generate_and_score_completions = scored
+
+
+@torch.no_grad()
+def _logprobs(trainer: GRPOTrainer, batch: dict[str, Any]) -> None:
+    media = ("pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids")
+    trainer._get_per_token_logps_and_entropies(
+        trainer.model,
+        torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1),
+        torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1),
+        batch["completion_ids"].shape[1],
+        **{name: batch[name] for name in media if name in batch},
+    )
+
+
+def _total(steps: Sequence[Seconds]) -> Seconds:
+    names = {name for step in steps for name in step}
+    sums = {name: sum(step.get(name, 0.0) for step in steps) for name in names}
+    return sums | {"length": sums["length"] / len(steps)}
+
+
+SECTIONS = {"update": measure_update, "memory": measure_memory, "step": measure_step, "questions": measure_questions}
+
+if __name__ == "__main__":
+    print(json.dumps(SECTIONS[sys.argv[1]](int(sys.argv[2]))))
