@@ -81,7 +81,7 @@ class Sizes:
     dense_limit: int = 8192
     """Packed tokens above which a dense mask is refused."""
     logprob_rows: int = 16_384
-    chunks: tuple[int, ...] = (2**26, 2**28, 2**30)
+    chunks: tuple[int, ...] = (128, 512, 1024, 4096)
     """Bytes of float32 logits."""
 
 
@@ -105,7 +105,7 @@ TINY = Sizes(
     rounds=1,
     dense_limit=60,
     logprob_rows=64,
-    chunks=(2**20,),
+    chunks=(64,),
 )
 """For a CPU: does it all run?"""
 

@@ -216,9 +216,9 @@ def chunked_logprobs(lab: Lab) -> Iterator[Row]:
     except torch.OutOfMemoryError:
         theirs = None
     for chunk in lab.sizes.chunks:
-        with patch.object(logprobs, "_CHUNK_BYTES", chunk):  # nobody but this bench wants another one
+        with patch.object(logprobs, "_CHUNK", chunk):  # nobody but this bench wants another one
             ours = measured(lambda: logprobs.chosen_logprobs(hidden_ND, output_VD, ids_N1).chosen_NK)
-        what = f"{count:,} log-probs, {chunk // 2**20} MiB of logits at once"
+        what = f"{count:,} log-probs, {chunk} rows of logits at once"
         yield Row(what, "s", ours.seconds, "all logits", theirs and theirs.seconds)
         yield Row(what, "GB", (ours.peak - before) / 1e9, "all logits", theirs and (theirs.peak - before) / 1e9)
 

@@ -14,8 +14,10 @@ Axes: T tokens of a pack, H heads, D head size, W the longest of some completion
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import AttentionInterface
@@ -23,6 +25,9 @@ from transformers import AttentionInterface
 from trainer.packing import Span
 
 NAME = "prefix_shared"
+
+_BLOCK = 128
+"""Of a BlockMask, either way."""
 
 _forward: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -76,26 +81,56 @@ class Layout:
 def layout(spans: Sequence[Span], device: torch.device) -> Layout:
     if device.type == "cpu":
         return Layout(blocks=tuple(_block(span) for span in spans))
-    from torch.nn.attention.flex_attention import create_block_mask
+    return Layout(block_mask=block_mask(spans, device))
 
-    sees, T = visibility(spans, device), spans[-1].end
-    return Layout(block_mask=create_block_mask(sees, None, None, T, T, device=str(device), _compile=True))
+
+def block_mask(spans: Sequence[Span], device: torch.device) -> Any:
+    """What `create_block_mask` finds, counted from the spans: nothing of size T x T, and nothing compiled."""
+    from torch.nn.attention.flex_attention import BlockMask
+
+    start_T, middle_T, own_T = _bounds(spans, device)
+    T = spans[-1].end
+    edges_K = torch.arange(0, T, _BLOCK, device=device)
+    keys_TK = _overlap(start_T, middle_T, edges_K) + _overlap(own_T, torch.arange(1, T + 1, device=device), edges_K)
+    pairs_QK = torch.nn.functional.pad(keys_TK, (0, 0, 0, -T % _BLOCK)).unflatten(0, (-1, _BLOCK)).sum(1)
+    is_full_QK = pairs_QK == _BLOCK**2
+    tables = (*_ordered((pairs_QK > 0) & ~is_full_QK), *_ordered(is_full_QK))
+    return BlockMask.from_kv_blocks(*tables, BLOCK_SIZE=_BLOCK, mask_mod=visibility(spans, device), seq_lengths=(T, T))
 
 
 def visibility(spans: Sequence[Span], device: torch.device) -> Any:
     """Whether token q sees token k, as flex_attention asks."""
-    groups: list[int] = []
-    pieces: list[int] = []
-    for number, span in enumerate(spans):
-        groups += [number] * (span.end - span.start)
-        pieces += [0] * span.prompt
-        pieces += [piece + 1 for piece, length in enumerate(span.completions) for _ in range(length)]
-    group_T, piece_T = torch.tensor(groups, device=device), torch.tensor(pieces, device=device)
+    start_T, middle_T, own_T = _bounds(spans, device)
 
     def sees(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return (q >= k) & (group_T[q] == group_T[k]) & ((piece_T[k] == 0) | (piece_T[k] == piece_T[q]))
+        return (q >= k) & ((k >= own_T[q]) | ((k >= start_T[q]) & (k < middle_T[q])))
 
     return sees
+
+
+def _bounds(spans: Sequence[Span], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """A token sees its prompt, from `start` up to `middle`, and its own piece, from `own` to itself."""
+    pieces: list[tuple[int, int, int, int]] = []
+    for span in spans:
+        own = span.start + span.prompt
+        pieces.append((span.start, span.start, span.start, span.prompt))  # a prompt is all its own
+        for length in span.completions:
+            pieces.append((span.start, span.start + span.prompt, own, length))
+            own += length
+    start, middle, own, lengths = np.array(pieces, np.int32).T
+    start_T, middle_T, own_T = (torch.from_numpy(bound.repeat(lengths)).to(device) for bound in (start, middle, own))
+    return start_T, middle_T, own_T
+
+
+def _overlap(first_T: Tensor, last_T: Tensor, edges_K: Tensor) -> Tensor:
+    """How many keys of each block lie from the one up to the other."""
+    return (torch.minimum(last_T[:, None], edges_K + _BLOCK) - torch.maximum(first_T[:, None], edges_K)).clamp(min=0)
+
+
+def _ordered(is_there_QK: Tensor) -> tuple[Tensor, Tensor]:
+    """How many blocks of keys each block of queries has, and which, those first [1, 1, Q(, K)]."""
+    order_QK = is_there_QK.to(torch.int8).argsort(dim=-1, descending=True, stable=True)
+    return is_there_QK.sum(-1, dtype=torch.int32)[None, None], order_QK.to(torch.int32)[None, None]
 
 
 def prefix_shared(
@@ -113,26 +148,26 @@ def prefix_shared(
     assert len(query) == 1, "a pack is one row"
     assert attention_mask is None
     if layout.block_mask is not None:
-        return _flex(module, query, key, value, scaling, layout.block_mask), None
+        return _flex(query, key, value, scaling, layout.block_mask), None
     repeats = query.shape[1] // key.shape[1]
     key_HTD, value_HTD = (rows[0].repeat_interleave(repeats, dim=0) for rows in (key, value))
     output_HTD = _Blocks.apply(query[0], key_HTD, value_HTD, scaling, layout.blocks)
     return output_HTD.transpose(0, 1)[None], None
 
 
-def _flex(module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Any) -> Tensor:
-    from transformers.integrations.flex_attention import compile_friendly_flex_attention
-
-    output: Any = compile_friendly_flex_attention(
-        query,
-        key,
-        value,
-        block_mask=mask,
-        enable_gqa=query.shape[1] != key.shape[1],
-        scale=scaling,
-        training=module.training,
-    )
+def _flex(query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Any) -> Tensor:
+    scale = None if scaling == query.shape[-1] ** -0.5 else scaling  # a float is one more variable of the graph
+    enable_gqa = query.shape[1] != key.shape[1]
+    output: Any = _compiled_flex()(query, key, value, block_mask=mask, scale=scale, enable_gqa=enable_gqa)
     return output.transpose(1, 2)
+
+
+@cache
+def _compiled_flex() -> Any:
+    """One graph for all lengths. `fullgraph`: past the limit of graphs an error, not a matrix of all scores."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=True, fullgraph=True)
 
 
 class _Blocks(torch.autograd.Function):

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-_CHUNK_BYTES = 2**26
-"""Of float32 logits."""
+_CHUNK = 1024
+"""Rows whose logits exist at a time: at Qwen's vocabulary 0.6 GB in float32, and enough for a full product."""
 
 
 class Logprobs(NamedTuple):
@@ -37,14 +37,13 @@ class _Chosen(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden_ND: Tensor, output_VD: Tensor, ids_NK: Tensor) -> tuple[Tensor, Tensor]:
-        N, V = len(hidden_ND), len(output_VD)
-        rows = max(16, _CHUNK_BYTES // (4 * V))
+        N = len(hidden_ND)
         chosen_NK = hidden_ND.new_empty(ids_NK.shape, dtype=torch.float32)
         entropy_N = hidden_ND.new_empty(N, dtype=torch.float32)
         needs_gradient = ctx.needs_input_grad[0]
         first_ND = torch.empty_like(hidden_ND) if needs_gradient else None
-        for start in range(0, N, rows):
-            part = slice(start, start + rows)
+        for start in range(0, N, _CHUNK):
+            part = slice(start, start + _CHUNK)
             logprobs_RV = (hidden_ND[part] @ output_VD.T).float().log_softmax(-1)
             chosen_NK[part] = logprobs_RV.gather(-1, ids_NK[part])
             p_RV = logprobs_RV.exp()

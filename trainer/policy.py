@@ -91,8 +91,8 @@ def _positions(seen: list[Seen], pack: Pack) -> Tensor:
     """[3, T]: after the prompt every completion starts at the same position."""
     positions: list[Tensor] = []
     for one, span in zip(seen, pack.spans, strict=True):
+        longest = max(span.completions)
+        rising_C = torch.arange(longest, device=one.positions_3P.device) + one.positions_3P.max() + 1
         positions.append(one.positions_3P)
-        for length in span.completions:
-            rising = torch.arange(length, device=one.positions_3P.device) + one.next_position
-            positions.append(rising.expand(3, -1))
+        positions += [rising_C[:length].expand(3, -1) for length in span.completions]
     return torch.cat(positions, dim=1)

@@ -31,11 +31,6 @@ class Seen:
     deep_LMD: Tensor | None
     """Added to the hidden states after the first layers."""
 
-    @property
-    def next_position(self) -> int:
-        """Of a completion's first token."""
-        return int(self.positions_3P.max()) + 1
-
 
 class Vision:
     """Sees prompts and remembers them until `forget`."""

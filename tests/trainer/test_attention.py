@@ -10,7 +10,7 @@ from torch.nn.attention.flex_attention import create_block_mask
 from torch.nn.functional import scaled_dot_product_attention
 
 from tests.trainer.packs import dense_mask, spans_of
-from trainer.attention import Layout, layout, prefix_shared, visibility
+from trainer.attention import Layout, block_mask, layout, prefix_shared, visibility
 from trainer.packing import Span
 
 CPU = torch.device("cpu")
@@ -89,6 +89,20 @@ def test_the_mask_of_flex_attention_is_that_of_the_spans(shapes: list[tuple[int,
     places_T, zero = torch.arange(spans[-1].end), torch.tensor(0)
     found_TT = visibility(spans, CPU)(zero, zero, places_T[:, None], places_T[None])
     assert torch.equal(found_TT, dense_mask(spans))
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 300), st.lists(st.integers(0, 200), min_size=1, max_size=4)), min_size=1, max_size=3
+    )
+)
+def test_the_block_mask_is_that_of_every_pair(shapes: list[tuple[int, list[int]]]) -> None:
+    spans = spans_of(*shapes)
+    tokens = spans[-1].end
+    theirs = create_block_mask(visibility(spans, CPU), None, None, tokens, tokens, device="cpu")
+    for ours, wanted in zip(block_mask(spans, CPU).as_tuple(), theirs.as_tuple(), strict=True):
+        assert callable(wanted) or (torch.equal(ours, wanted) if isinstance(wanted, Tensor) else ours == wanted)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")

@@ -9,12 +9,12 @@ from trainer import logprobs
 from trainer.logprobs import chosen_logprobs
 
 ROWS = 16
-"""The least of a chunk."""
+"""Of a small chunk."""
 
 
 @pytest.fixture
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logprobs, "_CHUNK_BYTES", 1)
+    monkeypatch.setattr(logprobs, "_CHUNK", ROWS)
 
 
 def case(rows: int, columns: int, *, vocabulary: int = 50, size: int = 12) -> tuple[Tensor, Tensor, Tensor]:
