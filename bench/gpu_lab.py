@@ -82,7 +82,7 @@ class Sizes:
     """Packed tokens above which a dense mask is refused."""
     logprob_rows: int = 16_384
     chunks: tuple[int, ...] = (128, 512, 1024, 4096)
-    """Bytes of float32 logits."""
+    """Rows of logits at a time."""
 
 
 LARGE = Sizes(QWEN3_VL_4B)

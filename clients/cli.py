@@ -15,6 +15,7 @@ from adapters.errors import UserError
 COMMANDS = {
     "serve": ("service.command", "the service: one frozen base, many adapters, exact log-probs"),
     "doctor": ("trainer.doctor.command", "what this machine has; with a recipe, whether it fits"),
+    "plan": ("trainer.plan_command", "every step of a recipe before anything runs, and what it costs"),
     "bench": ("bench.command", "measurements, each number beside its peer's"),
     "base": ("trainer.miniature.command", "the miniature's base: path, build, check"),
 }
