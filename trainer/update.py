@@ -33,7 +33,7 @@ class Update:
     """What one training step did."""
 
     metrics: Mapping[str, float]
-    """`PART/NAME`, of the first update where a batch has several; `clip` is that of the last."""
+    """`PART/NAME`, of the first update where a batch has several; `ratio` and `clip` are those of the last."""
     skipped: str | None
     """Why the adapter was left as it was."""
     budget: int
@@ -99,7 +99,8 @@ def _updates(
     for _ in range(loss.updates_per_batch):
         gradients, measured = _gradients(policy, adapter, works, loss, ranks)
         optimiser.step(gradients)
-        metrics = measured | metrics | {name: measured[name] for name in measured if name.endswith("/clip")}
+        moved = {name: value for name, value in measured.items() if name.endswith(("/ratio", "/clip"))}
+        metrics = measured | metrics | moved
     return metrics
 
 
