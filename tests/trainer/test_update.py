@@ -228,6 +228,16 @@ def test_a_full_device_halves_the_budget(policy, adapter, native, taught, monkey
     assert done.metrics == on_small.metrics
 
 
+def test_packs_before_the_one_that_did_not_fit_are_forgotten(policy, adapter, native, monkeypatch):
+    expected, _ = gradients_of(policy, adapter, [native], budget=100)
+    assert len(pack(native.groups, 200)) > 2
+    passes = iter(range(100))
+    small_device(monkeypatch, policy, lambda _: next(passes) == 2)
+    found, done = gradients_of(policy, adapter, [native], budget=200)
+    assert done.budget == 100
+    assert difference(found, expected) == 0
+
+
 def test_a_device_that_fills_up_late_starts_the_batch_again(policy, adapter, native, monkeypatch):
     """Twice in the second of two updates: what the first had changed is taken back each time."""
     settings = {"updates_per_batch": 2, "lr": 1e-2}
