@@ -1,16 +1,17 @@
 """One training step beside TRL's GRPOTrainer with PEFT, on CPU: its update, its memory, and the whole of it.
 
-    coevo bench step [--json FILE] [--rounds 5] [--threads 1]
+    coevo bench step [--json FILE] [--rounds 3] [--threads 1]
 
 The miniature in float32, LoRA of rank 16 on the seven projections, 8 prompts x 8 completions, in processes of their
-own (`step_ours`, `step_trl`). Figures are medians of the rounds after the first, ratios are ours / theirs.
+own (`step_ours`, `step_trl`). Figures are medians of the rounds after a warm-up, ratios are ours / theirs.
 
 update_270_64, update_270_128
     Forward, backward, clip and optimiser, for image prompts of 270 tokens (noise of 512 x 512) and completions of 64 or
     128 random tokens. TRL's is timed inside its `train`, from `_compute_loss` to the end of the step: its completions
     are given, and its pixels are made before that. Ours begins with the encoded pictures.
 memory_270_64
-    The peak of a fresh trainer's process during its first such update, with all that it held before it.
+    The peak of a fresh trainer's process during its first such update, with all that it held before it. TRL takes all
+    64 completions at once, as in the other rows: fewer are no faster. `memory_270_64_by_16`: with 16 at a time.
 step_270_64
     Rollouts, rewards, update, and with us the new revision in the service. Every completion has 64 tokens: both sides
     have a copy of the base whose end token is the padding, which it never says. A reward is a bit of the answer's
@@ -22,11 +23,12 @@ copd_step
     Three branches, each with its own questions and those of both others, whose adapters score its answers: the worst
     case, where everybody teaches everybody. With TRL that is a step for each of the nine batches, and for six of them
     its own log-probabilities without gradient under two adapters (`set_adapter`). It has no video: its third branch
-    answers image questions.
+    answers image questions. `copd_step_at_once` is that with our three branches at the same time: their rollouts and
+    scores together, their updates in turn.
 
-Beside its own process, with one thread as TRL's, our side has the service's. The branches of `copd_step` go one after
-another, and a step's rollouts are over before its update begins: the engine and the trainer hardly ever compute at the
-same time. TRL with all cores to itself is what `--threads 2` measures; the engine keeps one.
+Beside its own process, with one thread as TRL's, our side has the service's. A step's rollouts are over before its
+update begins, so in all rows but the last the engine and the trainer hardly ever compute at the same time. TRL with two
+cores to itself is what `--threads 2` measures; the engine keeps one thread.
 """
 
 import argparse
@@ -37,7 +39,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-SECTIONS = ("update", "memory", "step", "questions")
+SECTIONS = ("update", "memory", "memory_16", "step", "questions")
 TARGETS = {
     "update_270_64": 1 / 3,
     "update_270_128": 1 / 1.8,
@@ -93,5 +95,5 @@ def _print(row: dict[str, Any], ours: dict[str, float], theirs: dict[str, float]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to this file as well")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="of either trainer")

@@ -92,6 +92,10 @@ class Watch:
     def during(self, name: str) -> Generator[None]:
         began = time.perf_counter()
         yield
+        self.add(name, began)
+
+    def add(self, name: str, began: float) -> None:
+        """It ends now."""
         self._spans[name].append((began, time.perf_counter()))
 
     def start(self) -> None:

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -48,17 +48,22 @@ from trainer.rewards.pool import RewardPool
 from trainer.update import update
 
 RECIPE = load(Path("recipes/miniature.toml"), [f"lora.rank={RANK}", f"lora.alpha={ALPHA}", f"optimiser.lr={LR}"])
-SERVICE = ("--max-lora-rank=16", "--max-loras=12", "--max-num-seqs=64")
+SERVICE = ("--max-lora-rank=16", "--max-loras=12", "--max-num-seqs=192")
 Steps = Callable[[int], Iterator[Step]]
 """Of a round, counted from 1."""
 
 
 def measure_update(rounds: int) -> dict[str, Any]:
-    return {f"update_270_{length}": medians(_updates(length, rounds + 1)[1:]) for length in (64, 128)}
+    warm = _updates(64, rounds + 1)[1:]
+    return {"update_270_64": medians(warm), "update_270_128": medians(_updates(128, rounds))}
 
 
 def measure_memory(_: int) -> dict[str, Any]:
     return {"memory_270_64": _updates(64, 1)[0]}
+
+
+def measure_memory_16(_: int) -> dict[str, Any]:
+    return {"memory_270_64_by_16": _updates(64, 1)[0]}
 
 
 def _updates(length: int, rounds: int) -> list[Seconds]:
@@ -105,15 +110,17 @@ def measure_questions(rounds: int) -> dict[str, Any]:
     def alone(name: str, number: int) -> Iterator[Step]:
         yield Step(f"{name}-alone", number, capabilities=(name,))
 
-    def together(number: int) -> Iterator[Step]:
-        for name in BRANCHES:
-            others = [Teacher(Ref(other, number - 1), other, 1.0) for other in BRANCHES if other != name]
-            yield Step(name, number, capabilities=(name,), teachers=tuple(others) if number > 1 else ())
-
     data = {name: Capability(questions(name, 500), Rule("exact"), 60.0) for name in BRANCHES}
     cases: dict[str, Steps] = {"step_text": partial(alone, "text"), "step_image": partial(alone, "image"),
                                "copd_step": together}  # fmt: skip
     return _served(cases, data, locate("miniature"), SHORT, rounds)
+
+
+def together(number: int) -> Iterator[Step]:
+    """All three branches; in their first step nobody has anything to teach yet."""
+    for name in BRANCHES:
+        others = [Teacher(Ref(other, number - 1), other, 1.0) for other in BRANCHES if other != name]
+        yield Step(name, number, capabilities=(name,), teachers=tuple(others) if number > 1 else ())
 
 
 def _served(
@@ -147,9 +154,12 @@ async def _rounds(
         for case, steps in cases.items():
             for step in steps(1):
                 await client.fork(step.branch, "base")
-            unmeasured = 2 if case == "copd_step" else 1  # branches are alike before their first step
-            times = [await _round(steps(number), arena, learner, watch) for number in range(1, unmeasured + rounds + 1)]
-            found[case] = medians(times[unmeasured:])
+            times = [await _round(steps(number), arena, learner, watch) for number in range(1, 2 + rounds)]
+            found[case] = medians(times[1:])
+        if "copd_step" in cases:
+            numbers = range(2 + rounds, 2 + 2 * rounds)
+            times = [await _round(together(number), arena, Turns(learner), watch) for number in numbers]
+            found["copd_step_at_once"] = medians(times)
     return found
 
 
@@ -165,9 +175,30 @@ def _watch() -> Watch:
     return watch
 
 
-async def _round(steps: Iterator[Step], arena: Arena, learner: Learner, watch: Watch) -> Seconds:
+class Turns:
+    """A learner for steps that run at once: from its weights to its revision, one after another."""
+
+    def __init__(self, learner: Learner) -> None:
+        self._learner, self._turn = learner, asyncio.Lock()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._learner, name)
+
+    async def prepare(self, *arguments: Any) -> None:
+        await self._turn.acquire()
+        await self._learner.prepare(*arguments)
+
+    def advance(self, *arguments: Any) -> None:
+        self._learner.advance(*arguments)
+        self._turn.release()
+
+
+async def _round(steps: Iterator[Step], arena: Arena, learner: Learner | Turns, watch: Watch) -> Seconds:
     watch.start()
-    done = [await train_step(step, arena, learner) for step in steps]
+    if isinstance(learner, Turns):
+        done = await asyncio.gather(*(train_step(step, arena, cast(Learner, learner)) for step in steps))
+    else:
+        done = [await train_step(step, arena, learner) for step in steps]
     seconds = watch.stop()
     assert not any(one.update.skipped for one in done)
     answers = [answer for one in done for rollouts in one.batch.rollouts.values() for rollout in rollouts
@@ -180,7 +211,13 @@ async def _round(steps: Iterator[Step], arena: Arena, learner: Learner, watch: W
     }
 
 
-SECTIONS = {"update": measure_update, "memory": measure_memory, "step": measure_step, "questions": measure_questions}
+SECTIONS = {
+    "update": measure_update,
+    "memory": measure_memory,
+    "memory_16": measure_memory_16,
+    "step": measure_step,
+    "questions": measure_questions,
+}
 
 if __name__ == "__main__":
     print(json.dumps(SECTIONS[sys.argv[1]](int(sys.argv[2]))))

@@ -6,6 +6,7 @@ A GRPOTrainer as a user has it, in one batch, without recomputation: `train` run
 import json
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,30 +45,36 @@ from trainer.data.prompts import Prompt
 from trainer.rewards import exact_reward
 
 LORA = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=rf".*language_model.*\.({'|'.join(sorted(TARGETS))})")
+BATCH = PROMPTS * GROUP
 Reward = Callable[[str, str], float]
 
 
 class Times(TrainerCallback):
-    """Of each step: what `watch` saw, the update from `_compute_loss` to the end, and its memory."""
+    """Of each step: what `watch` saw, the update from its first `_compute_loss` to its end, and its memory."""
 
     def __init__(self) -> None:
-        self.watch, self.steps = Watch(), list[dict[str, float]]()
-        self.found: dict[str, float] = {}
-        """More about the step that runs."""
-        self._update: Any = None
+        self.watch, self.steps = Watch(), list[Seconds]()
+        self._found: Seconds = {}
+        """What else is known of the step that runs."""
+        self._update: float | None = None
+        self._optimiser = 0.0
 
     def attach(self, trainer: GRPOTrainer) -> None:
-        """After every other wrapper."""
-        compute = trainer._compute_loss
+        compute, generate = trainer._compute_loss, trainer._generate_single_turn
 
         def compute_loss(*arguments: Any) -> Any:
-            self._update = self.watch.during("update")
-            self.found["before"] = forget_peak()
-            self._update.__enter__()
+            if self._update is None:
+                self._found["before"] = forget_peak()
+                self._update = time.perf_counter()
             return compute(*arguments)
 
-        trainer._compute_loss = compute_loss
-        self.watch.on(trainer, "_generate_single_turn", "generate")
+        def generate_single_turn(*arguments: Any) -> Any:
+            with self.watch.during("generate"):
+                ids, logprobs = generate(*arguments)
+            self._found |= {"length": float(np.mean([len(one) for one in ids])), "rollouts": len(ids)}
+            return ids, logprobs
+
+        trainer._compute_loss, trainer._generate_single_turn = compute_loss, generate_single_turn
         self.watch.on(trainer, "_calculate_rewards", "reward")
         trainer.add_callback(self)
 
@@ -75,17 +82,20 @@ class Times(TrainerCallback):
         self.watch.start()
 
     def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
-        self._optimiser = self.watch.during("optimiser")
-        self._optimiser.__enter__()
+        self._optimiser = time.perf_counter()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        self._optimiser.__exit__(None, None, None)
-        self._update.__exit__(None, None, None)
-        self.steps.append(self.watch.stop() | self.found | {"peak": peak()})
+        assert self._update is not None
+        self.watch.add("optimiser", self._optimiser)
+        self.watch.add("update", self._update)
+        self.steps.append(self.watch.stop() | self._found | {"peak": peak()})
+        self._update = None
 
 
-def make(base: Path, rows: Sequence[dict[str, Any]], most: int, reward: Reward, folder: str) -> GRPOTrainer:
-    """For as many steps as `rows` have prompts for, in their order."""
+def make(
+    base: Path, rows: Sequence[dict[str, Any]], most: int, reward: Reward, batch: int, folder: str
+) -> GRPOTrainer:  # fmt: skip
+    """For as many steps as `rows` have prompts for, in their order; `batch` completions are computed at once."""
 
     def rewards(completions: list[Any], answer: list[str], **_: Any) -> list[float]:
         return [reward(one[0]["content"], right) for one, right in zip(completions, answer, strict=True)]
@@ -95,7 +105,8 @@ def make(base: Path, rows: Sequence[dict[str, Any]], most: int, reward: Reward, 
         rewards,
         GRPOConfig(
             output_dir=folder,
-            per_device_train_batch_size=PROMPTS * GROUP,
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=BATCH // batch,
             num_generations=GROUP,
             max_steps=len(rows) // PROMPTS,
             max_completion_length=most,
@@ -133,44 +144,38 @@ def run(
     most: int,
     reward: Reward,
     change: Callable[[GRPOTrainer, Times], None] = lambda *_: None,
+    batch: int = BATCH,
 ) -> list[Seconds]:
     """Trains. What each step took."""
     times = Times()
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make(base, [row(prompt) for prompt in prompts], most, reward, folder)
+        trainer = make(base, [row(prompt) for prompt in prompts], most, reward, batch, folder)
         change(trainer, times)
-        _count_tokens(trainer, times)
         times.attach(trainer)
         trainer.train()
     return times.steps
 
 
-def _count_tokens(trainer: GRPOTrainer, times: Times) -> None:
-    generate = trainer._generate_single_turn
-
-    def counted(*arguments: Any, **named: Any) -> Any:
-        found = generate(*arguments, **named)
-        times.found |= {"length": float(np.mean([len(ids) for ids in found[0]])), "rollouts": len(found[0])}
-        return found
-
-    trainer._generate_single_turn = counted
-
-
 def measure_update(rounds: int) -> dict[str, Any]:
-    return {f"update_270_{length}": medians(_updates(length, rounds + 1)[1:]) for length in (64, 128)}
+    warm = _updates(64, rounds + 1)[1:]
+    return {"update_270_64": medians(warm), "update_270_128": medians(_updates(128, rounds))}
 
 
 def measure_memory(_: int) -> dict[str, Any]:
     return {"memory_270_64": _updates(64, 1)[0]}
 
 
-def _updates(length: int, rounds: int) -> list[Seconds]:
-    """Each step's `whole` is its update: the completions are given."""
+def measure_memory_16(_: int) -> dict[str, Any]:
+    return {"memory_270_64_by_16": _updates(64, 1, batch=16)[0]}
+
+
+def _updates(length: int, rounds: int, batch: int = BATCH) -> list[Seconds]:
+    """The completions are given, and `whole` is the update."""
 
     def give(trainer: GRPOTrainer, _: Times) -> None:
         trainer._generate_single_turn = lambda *_: (completions(length), None)
 
-    steps = run(locate("miniature"), list(noise(PROMPTS)) * rounds, length, checksum_bit, give)
+    steps = run(locate("miniature"), list(noise(PROMPTS)) * rounds, length, checksum_bit, give, batch)
     return [step | {"whole": step["update"]} for step in steps]
 
 
@@ -185,12 +190,12 @@ def measure_questions(rounds: int) -> dict[str, Any]:
     for name in ("text", "image"):
         steps = run(locate("miniature"), questions(name, PROMPTS * (rounds + 1)), SHORT, exact_reward)
         found[f"step_{name}"] = medians(steps[1:])
-    batches = _copd_batches(rounds + 1)
+    batches = _copd_batches(rounds)
     flat = [prompt for batch in batches for prompt in batch]
     steps = run(locate("miniature"), flat, SHORT, exact_reward, _score_cross_batches)
     size = len(BRANCHES) ** 2
-    rounds_of = [_total(steps[start : start + size]) for start in range(size, len(steps), size)]
-    return found | {"copd_step": medians(rounds_of)}
+    rounds_of = [_total(steps[start : start + size]) for start in range(0, len(steps), size)]
+    return found | dict.fromkeys(("copd_step", "copd_step_at_once"), medians(rounds_of))
 
 
 def _copd_batches(rounds: int) -> list[Sequence[Prompt]]:
@@ -238,7 +243,13 @@ def _total(steps: Sequence[Seconds]) -> Seconds:
     return sums | {"length": sums["length"] / len(steps)}
 
 
-SECTIONS = {"update": measure_update, "memory": measure_memory, "step": measure_step, "questions": measure_questions}
+SECTIONS = {
+    "update": measure_update,
+    "memory": measure_memory,
+    "memory_16": measure_memory_16,
+    "step": measure_step,
+    "questions": measure_questions,
+}
 
 if __name__ == "__main__":
     print(json.dumps(SECTIONS[sys.argv[1]](int(sys.argv[2]))))
