@@ -16,7 +16,7 @@ os.environ |= {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
 }
-TIERS = ("engine", "e2e", "soak")
+TIERS = ("reference", "engine", "e2e", "soak")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

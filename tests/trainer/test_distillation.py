@@ -18,6 +18,8 @@ from trainer.parts import Bins, Group, Part, Target
 from trainer.recipe import Loss
 from trainer.update import update
 
+pytestmark = pytest.mark.reference
+
 
 def groups_of(*shapes):
     rng = np.random.default_rng(0)

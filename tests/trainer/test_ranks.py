@@ -13,6 +13,8 @@ from tests.trainer.rank_update import LOSSES, LR, UPDATES, make_parts, num_packs
 from trainer.policy import Policy
 from trainer.ranks import ALONE, joined
 
+pytestmark = pytest.mark.reference
+
 ROOT = Path(__file__).parents[2]
 PROCESSES = 2
 

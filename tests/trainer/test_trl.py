@@ -23,6 +23,7 @@ from trainer.recipe import Loss
 from trainer.update import update
 
 pytestmark = [
+    pytest.mark.reference,
     pytest.mark.filterwarnings("ignore:TRL currently supports vLLM versions:UserWarning"),
     pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"),
 ]
