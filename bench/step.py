@@ -80,17 +80,16 @@ def _row(what: str, ours: dict[str, float], theirs: dict[str, float]) -> dict[st
 def _print(row: dict[str, Any], ours: dict[str, float], theirs: dict[str, float]) -> None:
     target = f" (at most {TARGETS[row['what']]:.3f})" if row["what"] in TARGETS else ""
     print(f"{row['what']}: {row['ours']:.3f} {row['unit']}, trl {row['theirs']:.3f}, ratio {row['ratio']:.3f}{target}")
-    for peer, found in (("ours", ours), ("trl", theirs)):
-        parts = [f"{name} {found[name]:.3f}" for name in PARTS if name in found]
-        others = {
-            "cpu": "s of all its processes",
-            "before": "MiB before",
-            "rollouts": "rollouts",
-            "length": "tokens each",
-            "decided": "of the groups all equal",
-        }
-        parts += [f"{found[name]:.4g} {words}" for name, words in others.items() if name in found]
-        print(f"  {peer:>4}: {', '.join(parts)}", flush=True)
+    print(f"    ours: {_told(row, ours)}\n    trl:  {_told(row, theirs)}", flush=True)
+
+
+def _told(row: dict[str, Any], found: dict[str, float]) -> str:
+    if row["unit"] == "MiB":
+        return f"{found['before']:.0f} MiB before the update"
+    parts = [f"{name} {found[name]:.3f}" for name in PARTS if name in found]
+    words = {"cpu": "s of CPU in all processes", "rollouts": "rollouts", "length": "tokens each",
+             "decided": "of the groups all equal"}  # fmt: skip
+    return ", ".join([*parts, *(f"{found[name]:.4g} {text}" for name, text in words.items() if name in found)])
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

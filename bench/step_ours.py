@@ -15,26 +15,8 @@ import trainer.loop
 from adapters.base import locate
 from adapters.manifest import base_digest
 from adapters.names import Ref
+from bench import step_lab as lab
 from bench.served import served
-from bench.step_lab import (
-    ALPHA,
-    BRANCHES,
-    GROUP,
-    LONG,
-    LR,
-    PROMPTS,
-    RANK,
-    SHORT,
-    Seconds,
-    Watch,
-    completions,
-    endless,
-    forget_peak,
-    medians,
-    noise,
-    peak,
-    questions,
-)
 from clients.client import AsyncClient
 from trainer.learner import Learner
 from trainer.loop import Arena, Capability, train_step
@@ -47,15 +29,18 @@ from trainer.rewards import Rule
 from trainer.rewards.pool import RewardPool
 from trainer.update import update
 
-RECIPE = load(Path("recipes/miniature.toml"), [f"lora.rank={RANK}", f"lora.alpha={ALPHA}", f"optimiser.lr={LR}"])
+RECIPE = load(
+    Path("recipes/miniature.toml"), [f"lora.rank={lab.RANK}", f"lora.alpha={lab.ALPHA}", f"optimiser.lr={lab.LR}"]
+)
 SERVICE = ("--max-lora-rank=16", "--max-loras=12", "--max-num-seqs=192")
+"""192: a branch with two teachers samples three batches of 64 at once."""
 Steps = Callable[[int], Iterator[Step]]
 """Of a round, counted from 1."""
 
 
 def measure_update(rounds: int) -> dict[str, Any]:
     warm = _updates(64, rounds + 1)[1:]
-    return {"update_270_64": medians(warm), "update_270_128": medians(_updates(128, rounds))}
+    return {"update_270_64": lab.medians(warm), "update_270_128": lab.medians(_updates(128, rounds))}
 
 
 def measure_memory(_: int) -> dict[str, Any]:
@@ -66,29 +51,30 @@ def measure_memory_16(_: int) -> dict[str, Any]:
     return {"memory_270_64_by_16": _updates(64, 1)[0]}
 
 
-def _updates(length: int, rounds: int) -> list[Seconds]:
+def _updates(length: int, rounds: int) -> list[lab.Seconds]:
     from transformers import Qwen3VLProcessor
 
     processor: Any = Qwen3VLProcessor.from_pretrained(locate("miniature"))
-    rows = iter(completions(length))
+    rows = iter(lab.completions(length))
     groups: list[Group] = []
-    for prompt in noise(PROMPTS):
+    for prompt in lab.noise(lab.PROMPTS):
         text = processor.apply_chat_template(list(prompt.messages), add_generation_prompt=True, tokenize=False)
         text = text.replace("<|image_pad|>", "<|image_pad|>" * 256)
-        targets = tuple(_target(next(rows), 1.0 if number % 2 else -1.0) for number in range(GROUP))
+        targets = tuple(_target(next(rows), 1.0 if number % 2 else -1.0) for number in range(lab.GROUP))
         groups.append(Group(np.array(processor.tokenizer(text)["input_ids"]), prompt.images, (), targets))
     policy = load_policy(locate("miniature"), dtype="float32")
-    policy.adapters.add("a", rank=RANK, alpha=ALPHA, seed=0)
-    optimiser = Optimiser(policy.adapters.parameters("a"), lr=LR)
-    watch, found = Watch(), list[Seconds]()
+    policy.adapters.add("a", rank=lab.RANK, alpha=lab.ALPHA, seed=0)
+    optimiser = Optimiser(policy.adapters.parameters("a"), lr=lab.LR)
+    watch, found = lab.Watch(), list[lab.Seconds]()
     watch.on(optimiser, "step", "optimiser")
     for _ in range(rounds):
-        before = forget_peak()
+        before = lab.forget_peak()
         watch.start()
-        done = update(policy, "a", optimiser, [Part("native", tuple(groups))], loss=RECIPE.loss,
-                      budget=RECIPE.budget.tokens_per_micro_batch)  # fmt: skip
+        with watch.during("update"):
+            done = update(policy, "a", optimiser, [Part("native", tuple(groups))], loss=RECIPE.loss,
+                          budget=RECIPE.budget.tokens_per_micro_batch)  # fmt: skip
         assert done.skipped is None
-        found.append(watch.stop() | {"before": before, "peak": peak()})
+        found.append(watch.stop() | {"before": before, "peak": lab.peak()})
     return found
 
 
@@ -101,32 +87,32 @@ def measure_step(rounds: int) -> dict[str, Any]:
         yield Step("noise", number, capabilities=("noise",))
 
     with tempfile.TemporaryDirectory() as folder:
-        base = endless(Path(folder) / "base")
-        data = {"noise": Capability(noise(PROMPTS * (rounds + 1)), Rule("bench.step_lab:checksum_bit"), 60.0)}
-        return _served({"step_270_64": steps}, data, base, LONG, rounds)
+        base = lab.endless(Path(folder) / "base")
+        data = {"noise": Capability(lab.noise(lab.PROMPTS * (rounds + 1)), Rule("bench.step_lab:checksum_bit"), 60.0)}
+        return _served({"step_270_64": steps}, data, base, lab.LONG, rounds)
 
 
 def measure_questions(rounds: int) -> dict[str, Any]:
     def alone(name: str, number: int) -> Iterator[Step]:
         yield Step(f"{name}-alone", number, capabilities=(name,))
 
-    data = {name: Capability(questions(name, 500), Rule("exact"), 60.0) for name in BRANCHES}
+    data = {name: Capability(lab.questions(name, 500), Rule("exact"), 60.0) for name in lab.BRANCHES}
     cases: dict[str, Steps] = {"step_text": partial(alone, "text"), "step_image": partial(alone, "image"),
                                "copd_step": together}  # fmt: skip
-    return _served(cases, data, locate("miniature"), SHORT, rounds)
+    return _served(cases, data, locate("miniature"), lab.SHORT, rounds)
 
 
 def together(number: int) -> Iterator[Step]:
     """All three branches; in their first step nobody has anything to teach yet."""
-    for name in BRANCHES:
-        others = [Teacher(Ref(other, number - 1), other, 1.0) for other in BRANCHES if other != name]
+    for name in lab.BRANCHES:
+        others = [Teacher(Ref(other, number - 1), other, 1.0) for other in lab.BRANCHES if other != name]
         yield Step(name, number, capabilities=(name,), teachers=tuple(others) if number > 1 else ())
 
 
 def _served(
     cases: Mapping[str, Steps], data: Mapping[str, Capability], base: Path, most: int, rounds: int
 ) -> dict[str, Any]:
-    length = 352 if most == LONG else RECIPE.rollout.max_model_len
+    length = 352 if most == lab.LONG else RECIPE.rollout.max_model_len
     with RewardPool(num_children=1) as pool, served(f"--base={base}", f"--max-model-len={length}", *SERVICE) as url:
         return asyncio.run(_rounds(url, pool, cases, data, base, most, rounds))
 
@@ -155,16 +141,16 @@ async def _rounds(
             for step in steps(1):
                 await client.fork(step.branch, "base")
             times = [await _round(steps(number), arena, learner, watch) for number in range(1, 2 + rounds)]
-            found[case] = medians(times[1:])
+            found[case] = lab.medians(times[1:])
         if "copd_step" in cases:
             numbers = range(2 + rounds, 2 + 2 * rounds)
             times = [await _round(together(number), arena, Turns(learner), watch) for number in numbers]
-            found["copd_step_at_once"] = medians(times)
+            found["copd_step_at_once"] = lab.medians(times)
     return found
 
 
-def _watch() -> Watch:
-    watch = Watch()
+def _watch() -> lab.Watch:
+    watch = lab.Watch()
     watch.on(AsyncClient, "generate", "generate")
     watch.on(trainer.loop, "judge", "reward")
     watch.on(trainer.loop, "score", "score")
@@ -193,7 +179,7 @@ class Turns:
         self._turn.release()
 
 
-async def _round(steps: Iterator[Step], arena: Arena, learner: Learner | Turns, watch: Watch) -> Seconds:
+async def _round(steps: Iterator[Step], arena: Arena, learner: Learner | Turns, watch: lab.Watch) -> lab.Seconds:
     watch.start()
     if isinstance(learner, Turns):
         done = await asyncio.gather(*(train_step(step, arena, cast(Learner, learner)) for step in steps))

@@ -20,32 +20,15 @@ from trl import GRPOConfig, GRPOTrainer
 
 from adapters.base import locate
 from adapters.validate import TARGETS
-from bench.step_lab import (
-    ALPHA,
-    BRANCHES,
-    GROUP,
-    LONG,
-    LR,
-    PROMPTS,
-    RANK,
-    SHORT,
-    Seconds,
-    Watch,
-    checksum_bit,
-    completions,
-    endless,
-    forget_peak,
-    medians,
-    noise,
-    peak,
-    questions,
-)
+from bench import step_lab as lab
 from service.media import Limits, decode_image
 from trainer.data.prompts import Prompt
 from trainer.rewards import exact_reward
 
-LORA = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=rf".*language_model.*\.({'|'.join(sorted(TARGETS))})")
-BATCH = PROMPTS * GROUP
+LORA = LoraConfig(
+    r=lab.RANK, lora_alpha=lab.ALPHA, target_modules=rf".*language_model.*\.({'|'.join(sorted(TARGETS))})"
+)
+BATCH = lab.PROMPTS * lab.GROUP
 Reward = Callable[[str, str], float]
 
 
@@ -53,8 +36,8 @@ class Times(TrainerCallback):
     """Of each step: what `watch` saw, the update from its first `_compute_loss` to its end, and its memory."""
 
     def __init__(self) -> None:
-        self.watch, self.steps = Watch(), list[Seconds]()
-        self._found: Seconds = {}
+        self.watch, self.steps = lab.Watch(), list[lab.Seconds]()
+        self._found: lab.Seconds = {}
         """What else is known of the step that runs."""
         self._update: float | None = None
         self._optimiser = 0.0
@@ -64,7 +47,7 @@ class Times(TrainerCallback):
 
         def compute_loss(*arguments: Any) -> Any:
             if self._update is None:
-                self._found["before"] = forget_peak()
+                self._found["before"] = lab.forget_peak()
                 self._update = time.perf_counter()
             return compute(*arguments)
 
@@ -88,7 +71,7 @@ class Times(TrainerCallback):
         assert self._update is not None
         self.watch.add("optimiser", self._optimiser)
         self.watch.add("update", self._update)
-        self.steps.append(self.watch.stop() | self._found | {"peak": peak()})
+        self.steps.append(self.watch.stop() | self._found | {"peak": lab.peak()})
         self._update = None
 
 
@@ -107,10 +90,10 @@ def make(
             output_dir=folder,
             per_device_train_batch_size=batch,
             gradient_accumulation_steps=BATCH // batch,
-            num_generations=GROUP,
-            max_steps=len(rows) // PROMPTS,
+            num_generations=lab.GROUP,
+            max_steps=len(rows) // lab.PROMPTS,
             max_completion_length=most,
-            learning_rate=LR,
+            learning_rate=lab.LR,
             lr_scheduler_type="constant",
             beta=0.0,
             loss_type="grpo",
@@ -145,7 +128,7 @@ def run(
     reward: Reward,
     change: Callable[[GRPOTrainer, Times], None] = lambda *_: None,
     batch: int = BATCH,
-) -> list[Seconds]:
+) -> list[lab.Seconds]:
     """Trains. What each step took."""
     times = Times()
     with tempfile.TemporaryDirectory() as folder:
@@ -158,7 +141,7 @@ def run(
 
 def measure_update(rounds: int) -> dict[str, Any]:
     warm = _updates(64, rounds + 1)[1:]
-    return {"update_270_64": medians(warm), "update_270_128": medians(_updates(128, rounds))}
+    return {"update_270_64": lab.medians(warm), "update_270_128": lab.medians(_updates(128, rounds))}
 
 
 def measure_memory(_: int) -> dict[str, Any]:
@@ -169,41 +152,43 @@ def measure_memory_16(_: int) -> dict[str, Any]:
     return {"memory_270_64_by_16": _updates(64, 1, batch=16)[0]}
 
 
-def _updates(length: int, rounds: int, batch: int = BATCH) -> list[Seconds]:
+def _updates(length: int, rounds: int, batch: int = BATCH) -> list[lab.Seconds]:
     """The completions are given, and `whole` is the update."""
 
     def give(trainer: GRPOTrainer, _: Times) -> None:
-        trainer._generate_single_turn = lambda *_: (completions(length), None)
+        trainer._generate_single_turn = lambda *_: (lab.completions(length), None)
 
-    steps = run(locate("miniature"), list(noise(PROMPTS)) * rounds, length, checksum_bit, give, batch)
+    steps = run(locate("miniature"), list(lab.noise(lab.PROMPTS)) * rounds, length, lab.checksum_bit, give, batch)
     return [step | {"whole": step["update"]} for step in steps]
 
 
 def measure_step(rounds: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
-        base = endless(Path(folder) / "base")
-        return {"step_270_64": medians(run(base, noise(PROMPTS * (rounds + 1)), LONG, checksum_bit)[1:])}
+        base = lab.endless(Path(folder) / "base")
+        return {
+            "step_270_64": lab.medians(run(base, lab.noise(lab.PROMPTS * (rounds + 1)), lab.LONG, lab.checksum_bit)[1:])
+        }
 
 
 def measure_questions(rounds: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in ("text", "image"):
-        steps = run(locate("miniature"), questions(name, PROMPTS * (rounds + 1)), SHORT, exact_reward)
-        found[f"step_{name}"] = medians(steps[1:])
+        steps = run(locate("miniature"), lab.questions(name, lab.PROMPTS * (rounds + 1)), lab.SHORT, exact_reward)
+        found[f"step_{name}"] = lab.medians(steps[1:])
     batches = _copd_batches(rounds)
     flat = [prompt for batch in batches for prompt in batch]
-    steps = run(locate("miniature"), flat, SHORT, exact_reward, _score_cross_batches)
-    size = len(BRANCHES) ** 2
+    steps = run(locate("miniature"), flat, lab.SHORT, exact_reward, _score_cross_batches)
+    size = len(lab.BRANCHES) ** 2
     rounds_of = [_total(steps[start : start + size]) for start in range(0, len(steps), size)]
-    return found | dict.fromkeys(("copd_step", "copd_step_at_once"), medians(rounds_of))
+    return found | dict.fromkeys(("copd_step", "copd_step_at_once"), lab.medians(rounds_of))
 
 
 def _copd_batches(rounds: int) -> list[Sequence[Prompt]]:
     """For each round and branch its own questions, then those of both others."""
-    asked = [name.replace("video", "image") for name in BRANCHES]
+    asked = [name.replace("video", "image") for name in lab.BRANCHES]
     order = [asked[(branch + shift) % len(asked)] for branch in range(len(asked)) for shift in range(len(asked))]
-    streams = {name: iter(questions(name, PROMPTS * len(order) * rounds)) for name in set(asked)}
-    return [[next(streams[name]) for _ in range(PROMPTS)] for _ in range(rounds) for name in order]
+    streams = {name: iter(lab.questions(name, lab.PROMPTS * len(order) * rounds)) for name in set(asked)}
+    return [[next(streams[name]) for _ in range(lab.PROMPTS)] for _ in range(rounds) for name in order]
 
 
 def _score_cross_batches(trainer: GRPOTrainer, times: Times) -> None:
@@ -215,7 +200,7 @@ def _score_cross_batches(trainer: GRPOTrainer, times: Times) -> None:
 
     def scored(rows: list[dict[str, Any]]) -> dict[str, Any]:
         batch = make_batch(rows)
-        if len(times.steps) % len(BRANCHES):
+        if len(times.steps) % len(lab.BRANCHES):
             with times.watch.during("score"):
                 for adapter in ("teacher", "default"):
                     model.set_adapter(adapter)
@@ -237,7 +222,7 @@ def _logprobs(trainer: GRPOTrainer, batch: dict[str, Any]) -> None:
     )
 
 
-def _total(steps: Sequence[Seconds]) -> Seconds:
+def _total(steps: Sequence[lab.Seconds]) -> lab.Seconds:
     names = {name for step in steps for name in step}
     sums = {name: sum(step.get(name, 0.0) for step in steps) for name in names}
     return sums | {"length": sums["length"] / len(steps)}
