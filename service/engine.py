@@ -220,6 +220,7 @@ class Engine:
     ) -> Scores:
         """Log-probabilities of `completion` after `prompt`; `cached=False` never reads the prefix cache."""
         rendered = await self._render([*prompt, *completion], media)
+        rendered["cache_salt"] = "scores"  # what was sampled is in the cache to its end, and would be met too far
         prompt_tokens = len(rendered["prompt_token_ids"]) - len(completion)
         width = -1 if token_ids is not None else top_k
         output = await self._run(rendered, _scoring_params(width, skip_cache=not cached), adapter)

@@ -122,6 +122,18 @@ def test_a_cache_that_swallowed_rows_is_noticed(engine_thread, loaded) -> None:
     np.testing.assert_allclose(first.logprobs_C, again.logprobs_C, atol=1e-4)
 
 
+def test_what_an_adapter_has_sampled_it_scores_at_once(engine_thread, loaded) -> None:
+    """Blocks that sampling left in the cache reach into the completion; scoring must not meet them."""
+    engine, prompt = engine_thread.engine, random_ids(70, 11)
+    sampling = {"temperature": 1, "top_p": 1, "max_tokens": 100, "top_k": 0, "seed": 3, "stop": []}
+    _, completions = engine_thread.run(engine.generate(prompt, Media(), loaded["strong"], n=4, **sampling))
+    assert max(len(one.token_ids) for one in completions) > 32
+    for one in completions:
+        score = engine_thread.run(engine.score(prompt, Media(), one.token_ids, loaded["strong"]))
+        assert not score.rescored
+        np.testing.assert_allclose(score.logprobs_C, one.logprobs_C, atol=1e-3)
+
+
 def test_a_completion_up_to_the_models_length(engine_thread, reference, loaded) -> None:
     prompt, completion = random_ids(11, 5), random_ids(500, 6)
     errors = differences(engine_thread, reference, loaded, prompt, Media(), [completion])
