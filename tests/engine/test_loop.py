@@ -116,7 +116,7 @@ def test_a_teachers_likeliest_tokens_can_teach(service, pool) -> None:
             )
             (part,) = done.batch.parts
             assert {target.bins.ids_Ck.shape[1] for group in part.groups for target in group.targets} == {5}
-            assert done.update.metrics["master/kl"] > 0
+            assert done.update.metrics["master-text/kl"] > 0
             assert done.update.metrics["grad_norm"] > 0
 
     asyncio.run(run())
