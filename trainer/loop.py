@@ -18,7 +18,7 @@ Axes: G completions of a prompt, C tokens of a completion.
 
 import asyncio
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -124,14 +124,13 @@ async def _native(step: Step, arena: Arena) -> Found:
     )
     rollouts = [rollout for one in answered for rollout in one]
 
-    def values(rollout: Rollout) -> Iterator[Target | None]:
-        rewards_G = [answer.reward for answer in rollout.answers]
-        for answer, advantage in zip(
-            rollout.answers, group_advantages(rewards_G, std=arena.loss.std), strict=True
-        ):  # fmt: skip
-            yield None if advantage is None else _target(answer, np.full(len(answer.ids_C), advantage, np.float32))
+    def targets(rollout: Rollout) -> Iterator[Target]:
+        advantages = group_advantages([answer.reward for answer in rollout.answers], std=arena.loss.std)
+        for answer, advantage in zip(rollout.answers, advantages, strict=True):
+            if advantage is not None:
+                yield _target(answer, np.full(len(answer.ids_C), advantage, np.float32))
 
-    return _part(NATIVE, rollouts, values), rollouts, told(NATIVE, rollouts)
+    return _part(NATIVE, rollouts, map(targets, rollouts)), rollouts, told(NATIVE, rollouts)
 
 
 async def _taught(step: Step, teacher: Teacher, arena: Arena) -> Found:
@@ -141,26 +140,20 @@ async def _taught(step: Step, teacher: Teacher, arena: Arena) -> Found:
     rollouts = await _answered(step, arena, teacher.capability, name, prompts, group_size)
     top_k = loss.teacher_top_k if loss.teacher_signal == "top-k" else 0
     student, teaching = await score(arena.client, [str(step.parent), str(teacher.ref)], rollouts, top_k=top_k)
-    deltas: list[Any] = []
 
     def target(answer: Answer, own: Scores, other: Scores) -> Target:
-        deltas.append(other.logprobs_C - own.logprobs_C)
         if top_k:
             bins = Bins(other.top_ids_Ck, other.top_logprobs_Ck, teacher.beta)
             return _target(answer, np.zeros_like(own.logprobs_C), bins)
-        return _target(
-            answer,
-            teacher_advantages(other.logprobs_C, own.logprobs_C, beta=teacher.beta, clamp=loss.delta_clamp),
-        )
+        advantages_C = teacher_advantages(other.logprobs_C, own.logprobs_C, beta=teacher.beta, clamp=loss.delta_clamp)
+        return _target(answer, advantages_C)
 
-    scores = iter(zip(student, teaching, strict=True))
-
-    def values(rollout: Rollout) -> Iterator[Target | None]:
-        for answer, own, other in zip(rollout.answers, *next(scores), strict=True):
-            yield target(answer, own, other)
-
-    part = _part(name, rollouts, values)
-    delta = np.concatenate(deltas)
+    scored = [
+        list(zip(rollout.answers, own, other, strict=True))
+        for rollout, own, other in zip(rollouts, student, teaching, strict=True)
+    ]
+    part = _part(name, rollouts, ([target(*one) for one in group] for group in scored))
+    delta = np.concatenate([other.logprobs_C - own.logprobs_C for group in scored for _, own, other in group])
     metrics = told(name, rollouts) | {
         f"{name}/delta": float(delta.mean()),
         f"{name}/delta_abs": float(np.abs(delta).mean()),
@@ -184,21 +177,17 @@ async def _discouraged(step: Step, capability: str, arena: Arena) -> Found:
     name, settings = f"negative-{capability}", arena.negative
     rollouts = await _answered(step, arena, capability, name, *arena.amounts.opd_batch)
 
-    def values(rollout: Rollout) -> Iterator[Target]:
-        for answer in rollout.answers:
-            yield _target(
-                answer,
-                negative_advantages(
-                    answer.logprobs_C, advantage=settings.advantage, probability=settings.probability
-                ),
-            )  # fmt: skip
+    def target(answer: Answer) -> Target:
+        pushed_C = negative_advantages(
+            answer.logprobs_C, advantage=settings.advantage, probability=settings.probability
+        )
+        return _target(answer, pushed_C)
 
-    return _part(name, rollouts, values), rollouts, told(name, rollouts)
+    part = _part(name, rollouts, (map(target, rollout.answers) for rollout in rollouts))
+    return part, rollouts, told(name, rollouts)
 
 
-async def _answered(
-    step: Step, arena: Arena, capability: str, part: str, count: int, group_size: int
-) -> list[Rollout]:  # fmt: skip
+async def _answered(step: Step, arena: Arena, capability: str, part: str, count: int, group_size: int) -> list[Rollout]:
     """Prompts of a capability, answered by the branch as it was before the step, and judged."""
     data = arena.capabilities[capability]
     stream = f"{step.branch} {part} {capability}"
@@ -218,12 +207,12 @@ async def _answered(
     return await asyncio.to_thread(judge, rollouts, arena.pool, data.rule, data.deadline_s)
 
 
-def _part(name: str, rollouts: Sequence[Rollout], values: Callable[[Rollout], Iterator[Target | None]]) -> Part:
-    """Completions without a value leave it, and so do prompts without completions."""
+def _part(name: str, rollouts: Sequence[Rollout], targets: Iterable[Iterable[Target]]) -> Part:
+    """`targets` of each rollout; a prompt that has none leaves."""
     groups: list[Group] = []
-    for rollout in rollouts:
-        if targets := tuple(target for target in values(rollout) if target is not None):
-            groups.append(Group(rollout.ids_P, rollout.prompt.images, rollout.prompt.videos, targets))
+    for rollout, found in zip(rollouts, map(tuple, targets), strict=True):
+        if found:
+            groups.append(Group(rollout.ids_P, rollout.prompt.images, rollout.prompt.videos, found))
     return Part(name, tuple(groups))
 
 

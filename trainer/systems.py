@@ -44,9 +44,7 @@ def copd(method: Method, branches: Branches) -> Plan:
     def segment(name: str, first: int) -> Segment:
         mine = [edge for edge in edges(method, tuple(branches)) if edge.student == name]
         steps = [
-            Step(
-                name, number, branches[name].capabilities, tuple(_teachers(mine, branches, _age(method, first, number)))
-            )
+            Step(name, number, branches[name].capabilities, _teachers(mine, branches, _age(method, first, number)))
             for number in _numbers(first, method.opd_steps)
         ]
         return Segment("opd", tuple(steps))
