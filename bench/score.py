@@ -32,6 +32,7 @@ import numpy as np
 from PIL import Image
 
 from adapters.base import locate
+from bench.served import served
 
 GROUP, COMPLETION, ADAPTERS, MOST = 8, 64, 3, 16
 SIDE = 16 * 32  # 256 cells
@@ -193,57 +194,35 @@ def run_service(folders: Sequence[Path], rounds: int) -> dict[str, float]:
 
     from service.media import encode_image
 
-    store = Path(tempfile.mkdtemp()) / "store"
-    command = [sys.executable, "-m", "service.command", "--port=8791", f"--store={store}", f"--max-model-len={LENGTH}",
-               "--max-lora-rank=16", f"--max-loras={MOST}"]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        with httpx.Client(base_url="http://127.0.0.1:8791", timeout=120) as http:
-            _wait(http)
-            for number, folder in enumerate(folders):
-                files = {name: (folder / name).read_bytes() for name in
-                         ("adapter_model.safetensors", "adapter_config.json")}  # fmt: skip
-                http.put(f"/adapters/a{number}/1", data={"parent": "0"}, files=files).raise_for_status()
+    flags = (f"--max-model-len={LENGTH}", "--max-lora-rank=16", f"--max-loras={MOST}")
+    with served(*flags) as url, httpx.Client(base_url=url, timeout=120) as http:
+        for number, folder in enumerate(folders):
+            files = {name: (folder / name).read_bytes() for name in
+                     ("adapter_model.safetensors", "adapter_config.json")}  # fmt: skip
+            http.put(f"/adapters/a{number}/1", data={"parent": "0"}, files=files).raise_for_status()
 
-            def score(number: int, adapters: int) -> float:
-                asked = group(number)
-                picture = encode_image(np.asarray(asked.picture))
-                began = time.perf_counter()
-                name = http.put("/media", content=picture).json()["id"]  # as the client does
-                sequences = [
-                    {"prompt": {"messages": messages()}, "completion": ids, "images": [name]}
-                    for ids in asked.completions
-                ]
-                answer = http.post(
-                    "/logprobs",
-                    params=[("adapter", f"a{one}") for one in range(adapters)],
-                    json={"sequences": sequences},
-                    headers={"accept": "application/vnd.safetensors"},
-                )
-                answer.raise_for_status()
-                return time.perf_counter() - began
+        def score(number: int, adapters: int) -> float:
+            asked = group(number)
+            picture = encode_image(np.asarray(asked.picture))
+            began = time.perf_counter()
+            name = http.put("/media", content=picture).json()["id"]  # as the client does
+            sequences = [
+                {"prompt": {"messages": messages()}, "completion": ids, "images": [name]} for ids in asked.completions
+            ]
+            answer = http.post(
+                "/logprobs",
+                params=[("adapter", f"a{one}") for one in range(adapters)],
+                json={"sequences": sequences},
+                headers={"accept": "application/vnd.safetensors"},
+            )
+            answer.raise_for_status()
+            return time.perf_counter() - began
 
-            found = {"score_service": median([score(number, ADAPTERS) for number in range(rounds)])}
-            for adapters in GROWTH:
-                numbers = range(1000 * adapters, 1000 * adapters + rounds)
-                found[f"score_growth_{adapters}"] = median([score(number, adapters) for number in numbers])
-            return found
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def _wait(http: Any) -> None:
-    import httpx
-
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        try:
-            if http.get("/readyz").status_code == 200:
-                return
-        except httpx.TransportError:
-            time.sleep(0.2)
-    raise TimeoutError("the service did not start")
+        found = {"score_service": median([score(number, ADAPTERS) for number in range(rounds)])}
+        for adapters in GROWTH:
+            numbers = range(1000 * adapters, 1000 * adapters + rounds)
+            found[f"score_growth_{adapters}"] = median([score(number, adapters) for number in numbers])
+        return found
 
 
 PEERS: dict[str, Callable[[Sequence[Path], int], dict[str, float]]] = {
