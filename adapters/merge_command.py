@@ -1,0 +1,121 @@
+"""`coevo merge RUN` or `coevo merge ADAPTER...`: adapters of one base become one checkpoint, one adapter, or both."""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import cast
+
+from pydantic import TypeAdapter, ValidationError
+
+from adapters.base import locate
+from adapters.errors import UserError
+from adapters.merge import Mixture, check_new, fold, mixture, write_adapter
+from adapters.merge_inputs import Base, Branch, heads, open_base, open_folder, open_revision
+from adapters.merge_record import METHODS, Method, Record, write_card
+from adapters.names import Ref, is_name, shown
+
+_SCORES = TypeAdapter(dict[str, dict[str, float]])
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.out is None and arguments.adapter is None:
+        raise UserError("nothing to make; name a new folder with --out, --adapter or both")
+    for target in filter(None, (arguments.out, arguments.adapter)):
+        check_new(target)  # before a base of many GB is read
+    scores = _scores(arguments.scores) if arguments.scores else {}
+    folder = locate(arguments.base)
+    base = open_base(folder, folder.name if Path(arguments.base).is_dir() else arguments.base)
+    mix = mixture(
+        branches_of(arguments.adapters, arguments.store, base),
+        parsed_weights(arguments.weights),
+        method=cast(Method, arguments.method),
+        scale=arguments.scale,
+        rank=arguments.rank,
+        density=arguments.density,
+    )
+    make(base, mix, arguments.out, arguments.adapter, scores)
+    return 0
+
+
+def make(base: Base, mix: Mixture, out: Path | None, adapter: Path | None, scores: dict[str, dict[str, float]]) -> None:
+    if adapter is not None:
+        write_adapter(base, mix, adapter)
+        print(f"adapter: {adapter}")
+    if out is not None:
+        record = fold(base, mix, out)
+        if scores:
+            write_card(out, record, scores)
+        print("\n".join(lines(record)))
+        print(f"checkpoint: {out}")
+
+
+def branches_of(texts: Sequence[str], store: Path | None, base: Base) -> list[Branch]:
+    """As they are named; of a run or a store alone, the newest of every branch."""
+    for folder in (Path(texts[0]) / "store", Path(texts[0])):
+        if len(texts) == 1 and (folder / "store.json").is_file():
+            return [open_revision(folder, ref, base) for ref in heads(folder)]
+    return [branch_of(text, store, base) for text in texts]
+
+
+def branch_of(text: str, store: Path | None, base: Base) -> Branch:
+    """`[NAME=]BRANCH@REVISION` of a store, or `[NAME=]FOLDER`."""
+    name, is_named, what = text.partition("=")
+    if not (is_named and is_name(name)):
+        name, what = None, text
+    if store is None or Path(what).is_dir():
+        if not Path(what).is_dir():
+            raise UserError(f"{what}: no such folder; name one, or BRANCH@REVISION with --store")
+        return open_folder(Path(what), base, name)
+    return open_revision(store, Ref.parse(what), base, name)
+
+
+def parsed_weights(text: str) -> dict[str, float]:
+    """`text=2,image=1`."""
+    weights: dict[str, float] = {}
+    for part in filter(None, text.split(",")):
+        name, _, number = part.partition("=")
+        if name in weights:
+            raise UserError(f"--weights: {shown(name)} has two; give one")
+        weights[name] = _number(number, f"--weights: {shown(part)}", "text=2,image=1")
+    return weights
+
+
+def lines(record: Record) -> Iterator[str]:
+    """What the merge did, for a person."""
+    yield f"weights: {', '.join(f'{branch.source} {branch.share:.4g}' for branch in record.branches)}"
+    yield f"changed: {record.changed:.1%} of the projections' weights ({record.dtype})"
+    if record.lost is not None:
+        yield f"rounded away: {record.lost:.1%} of the delta; at most {record.largest_difference:.3g} in a weight"
+    yield f"norm of the delta by layer: {' '.join(f'{norm:.3g}' for norm in record.layer_norms)}"
+    for pair, cosine in record.cosines.items():
+        yield f"cosine of {pair}: {'-' if cosine is None else f'{cosine:.3f}'}"
+
+
+def _scores(path: Path) -> dict[str, dict[str, float]]:
+    try:
+        return _SCORES.validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        raise UserError(f'{path}: no scores; write {{"merged": {{"text": 0.81}}}}') from None
+
+
+def _number(text: str, where: str, example: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(f"{where} has no number; write {example}") from None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "adapters", nargs="+", metavar="ADAPTER", help="[NAME=]BRANCH@REVISION, [NAME=]FOLDER, or a run"
+    )
+    parser.add_argument("--base", required=True, metavar="BASE", help="miniature, a folder, or a hub name")
+    parser.add_argument("--store", type=Path, metavar="DIR", help="where BRANCH@REVISION are; a service may use it")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="the checkpoint, a new folder")
+    parser.add_argument("--adapter", type=Path, metavar="DIR", help="the same as one adapter, a new folder")
+    parser.add_argument("--method", choices=METHODS, default="mean")
+    parser.add_argument("--weights", default="", metavar="NAME=W,...", help="of the mean; equal by default")
+    parser.add_argument("--scale", type=float, default=1.0, metavar="X", help="times the merged delta")
+    parser.add_argument("--rank", type=int, metavar="N", help="of svd; the largest adapter's by default")
+    parser.add_argument("--density", type=float, default=0.2, metavar="X", help="of ties: the share of entries kept")
+    parser.add_argument("--scores", type=Path, metavar="FILE", help="JSON for the card: {model: {capability: score}}")

@@ -1,0 +1,200 @@
+"""What a merge begins with: a base whose every projection was found, and adapters that were checked, all of it open.
+
+Left out: what is made of them (`merge`).
+"""
+
+import hashlib
+import json
+import struct
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from adapters.errors import UserError
+from adapters.manifest import ADAPTER_FILES, WEIGHTS, FileEntry, adapter_digest, base_digest, read_manifest, verify
+from adapters.names import Ref, is_name, is_revision, shown
+from adapters.store import RETIRED
+from adapters.validate import Adapter, BaseShape, base_shape, check_adapter, header_problem
+
+DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+PREFIX = "base_model.model."
+"""Of a module's name in an adapter's keys."""
+LAYERS = "model.language_model.layers."
+
+_INDEX = "model.safetensors.index.json"
+_MAX_RANK = 2**16  # any: nothing here has an engine's limit
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A tensor in a file of the base."""
+
+    key: str
+    dtype: str
+    shape: tuple[int, ...]
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    path: Path
+    header: bytes
+    """With its length."""
+    places: tuple[Place, ...]
+    """In the order of their bytes, without gaps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A checkpoint that can be folded into."""
+
+    name: str
+    folder: Path
+    digest: str
+    shape: BaseShape
+    shards: tuple[Shard, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """A checked adapter. Its file is open: whoever deletes it now takes nothing from us."""
+
+    name: str
+    source: str
+    digest: str
+    adapter: Adapter
+    weights: Any
+
+    def factors(self, projection: str) -> tuple[Tensor, Tensor]:
+        """scale_k B_k [O, r] and A_k [r, I]."""
+        down_rI = self.weights.get_tensor(f"{PREFIX}{projection}.lora_A.weight")
+        up_Or = self.weights.get_tensor(f"{PREFIX}{projection}.lora_B.weight")
+        return up_Or * self.adapter.scale, down_rI
+
+
+def open_base(folder: Path, name: str) -> Base:
+    """A UserError where it lacks a projection, or has one in a dtype that cannot be folded into."""
+    shape = base_shape(folder)
+    shards = tuple(_read_shard(path) for path in _weight_files(folder))
+    found = {place.key: place for shard in shards for place in shard.places}
+    for projection, wanted in projections(shape).items():
+        place = found.get(f"{projection}.weight")
+        if place is None or place.shape != wanted:
+            what = "is missing" if place is None else f"has the shape {list(place.shape)}, not {list(wanted)}"
+            raise UserError(f"{folder}: {projection}.weight {what}; take a checkpoint that is whole")
+        if place.dtype not in DTYPES:
+            raise UserError(f"{folder}: {place.key} is {place.dtype}; take the checkpoint in {', '.join(DTYPES)}")
+    return Base(name, folder, base_digest(folder), shape, shards)
+
+
+def open_revision(store: Path, ref: Ref, base: Base, name: str | None = None) -> Branch:
+    """Of a store that a service may be writing: nothing is locked, and only what was committed is seen."""
+    if not (store / "store.json").is_file():
+        raise UserError(f"{store}: no store; name the folder that the service was given")
+    ref = ref if ref.revision is not None else _head(store, ref)
+    folder = store / ref.branch / str(ref.revision)
+    if folder.is_symlink() or folder.parent.is_symlink() or (folder / RETIRED).exists() or not folder.is_dir():
+        raise UserError(f"{store}: {ref} is not there, or retired; name a revision that is kept")
+    manifest = read_manifest(folder)
+    if manifest.ref != ref or not manifest.files:
+        what = f"its manifest is that of {manifest.ref}" if manifest.ref != ref else "it is the base itself"
+        raise UserError(f"{store}: {ref}: {what}; name another revision")
+    if manifest.base != base.digest:
+        raise UserError(
+            f"{store}: {ref} is of the base {manifest.base}, not of {base.digest}; give its own with --base"
+        )
+    with _present(str(ref)):
+        verify(folder, manifest.adapter_files)
+        return _open(folder, base, name or ref.branch, str(ref), manifest.digest)
+
+
+def open_folder(folder: Path, base: Base, name: str | None = None) -> Branch:
+    """Of an adapter as PEFT saves it."""
+    name = folder.resolve().name if name is None else name
+    if not is_name(name):
+        raise UserError(f"{folder}: {shown(name)} is no name for it; give one: NAME={folder}")
+    with _present(str(folder)):
+        return _open(folder, base, name, folder.resolve().name, None)
+
+
+def heads(store: Path) -> list[Ref]:
+    """The newest revision of every branch of a store, by name."""
+    names = sorted(path.name for path in store.iterdir() if path.is_dir() and is_name(path.name))
+    return [_head(store, Ref(name)) for name in names]
+
+
+def projections(shape: BaseShape) -> dict[str, tuple[int, int]]:
+    """Outputs and inputs of every projection, by its module in the base."""
+    return {
+        f"{LAYERS}{layer}.{name}": (num_outputs, num_inputs)
+        for layer in range(shape.num_layers)
+        for name, (num_inputs, num_outputs) in shape.projections.items()
+    }
+
+
+def layer_of(projection: str) -> int:
+    return int(projection.removeprefix(LAYERS).split(".")[0])
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Those of the index where there is one: a folder may hold the same weights in two forms."""
+    index = folder / _INDEX
+    if not index.is_file():
+        return sorted(folder.glob("*.safetensors"))
+    names = set(cast(dict[str, str], json.loads(index.read_text())["weight_map"]).values())
+    missing = sorted(name for name in names if Path(name).name != name or not (folder / name).is_file())
+    if missing:
+        raise UserError(f"{folder}: {missing[0]} is missing; fetch the checkpoint again")
+    return [folder / name for name in sorted(names)]
+
+
+def _read_shard(path: Path) -> Shard:
+    if (problem := header_problem(path)) is not None:
+        raise UserError(f"{path.parent}: {problem}")
+    with path.open("rb") as file:
+        size = file.read(8)
+        header = size + file.read(struct.unpack("<Q", size)[0])
+    entries = cast(dict[str, Any], json.loads(header[8:]))
+    spans = sorted((*entry["data_offsets"], key) for key, entry in entries.items() if key != "__metadata__")
+    places = (Place(k, entries[k]["dtype"], tuple(entries[k]["shape"]), end - begin) for begin, end, k in spans)
+    return Shard(path, header, tuple(places))
+
+
+def _head(store: Path, ref: Ref) -> Ref:
+    """The newest revision that is there now."""
+    folder = store / ref.branch
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    kept = [int(name) for name in names if is_revision(name) and not (folder / name / RETIRED).exists()]
+    if not kept:
+        raise UserError(f"{store}: no branch {ref.branch}; name one that was published to")
+    return Ref(ref.branch, max(kept))
+
+
+def _open(folder: Path, base: Base, name: str, source: str, digest: str | None) -> Branch:
+    adapter = check_adapter(folder, base.shape, _MAX_RANK)
+    weights = safe_open(folder / WEIGHTS, framework="pt")
+    return Branch(name, source, digest or _digest(folder), adapter, weights)
+
+
+@contextmanager
+def _present(what: str) -> Generator[None]:
+    """The service may retire a revision while it is read."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise UserError(f"{what}: went away while it was read; name a revision that is kept") from None
+
+
+def _digest(folder: Path) -> str:
+    files: dict[str, FileEntry] = {}
+    for name in ADAPTER_FILES:
+        with (folder / name).open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        files[name] = FileEntry(sha256=sha256, bytes=(folder / name).stat().st_size)
+    return adapter_digest(files)

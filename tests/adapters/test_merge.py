@@ -1,0 +1,500 @@
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import subprocess
+from argparse import ArgumentParser
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from adapters import merge_command
+from adapters.base import locate
+from adapters.errors import UserError
+from adapters.manifest import ADAPTER_FILES, CONFIG, WEIGHTS, FileEntry, Manifest, adapter_digest, base_digest
+from adapters.merge import fold, inner_products, mixture, ties, trim_threshold, truncated, write_adapter
+from adapters.merge_inputs import open_base, open_folder, open_revision
+from adapters.merge_record import RECORD
+from adapters.names import Ref
+from adapters.store import DiskFullError, Store
+from adapters.validate import check_adapter
+from tests.adapters.files import SHAPE
+
+MINIATURE = locate("miniature")
+KINDS = {"text": (4, 16, False), "image": (16, 8, True), "video": (7, 3.5, False)}  # rank, alpha, rsLoRA
+WEIGHTS_GIVEN = {"text": 2.0, "image": 1.0, "video": 0.5}
+SCALE = 1.3
+PREFIX = "base_model.model."
+
+
+def write_random(folder, seed, rank, alpha, rslora=False):
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    tensors = {
+        key: torch.from_numpy(rng.normal(0, 0.1, shape).astype("f4")) for key, shape in SHAPE.shapes(rank).items()
+    }
+    save_file(tensors, folder / WEIGHTS)
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": alpha, "use_rslora": rslora, "bias": "none"}
+    config["target_modules"] = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    (folder / CONFIG).write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("adapters")
+    return {name: write_random(root / name, seed, *kind) for seed, (name, kind) in enumerate(KINDS.items())}
+
+
+@pytest.fixture(scope="module")
+def base16():
+    return open_base(MINIATURE, "miniature")
+
+
+@pytest.fixture(scope="module")
+def base32(tmp_path_factory):
+    """The miniature in float32, in several files with an index."""
+    folder = tmp_path_factory.mktemp("base32") / "base"
+    shutil.copytree(MINIATURE, folder)
+    tensors = {key: value.float() for key, value in load_file(folder / "model.safetensors").items()}
+    (folder / "model.safetensors").unlink()
+    names = [f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)]
+    where = {key: names[number % 3] for number, key in enumerate(tensors)}
+    for name in names:
+        save_file({key: value for key, value in tensors.items() if where[key] == name}, folder / name, {"format": "pt"})
+    index = {"metadata": {"total_size": 4 * sum(map(torch.numel, tensors.values()))}, "weight_map": where}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": "float32"}))
+    return open_base(folder, "base32")
+
+
+def mix_of(base, folders, **settings):
+    settings = {"weights": WEIGHTS_GIVEN, "scale": SCALE} | settings
+    return mixture([open_folder(folder, base) for folder in folders.values()], **settings)
+
+
+def weights_of(folder):
+    return {key: value for path in sorted(folder.glob("*.safetensors")) for key, value in load_file(path).items()}
+
+
+def literal_deltas(folders):
+    """scale_k B_k A_k in float64, by adapter and by key of the base."""
+    found = {}
+    for name, folder in folders.items():
+        rank, alpha, rslora = KINDS[name]
+        scale = alpha / rank**0.5 if rslora else alpha / rank
+        factors = load_file(folder / WEIGHTS)
+        found[name] = {
+            key.removeprefix(PREFIX).replace(".lora_A", ""): scale
+            * factors[key.replace("lora_A", "lora_B")].double()
+            @ factors[key].double()
+            for key in factors
+            if ".lora_A." in key
+        }
+    return found
+
+
+def literal_delta(folders, weights=WEIGHTS_GIVEN, scale=SCALE):
+    deltas, total = literal_deltas(folders), sum(weights.values())
+    return {
+        key: scale * sum(weights[name] / total * deltas[name][key] for name in deltas)
+        for key in next(iter(deltas.values()))
+    }
+
+
+@pytest.fixture(scope="module")
+def folded32(base32, folders, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("merged") / "folded32"
+    return folder, fold(base32, mix_of(base32, folders), folder)
+
+
+@pytest.fixture(scope="module")
+def stacked(base32, folders, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("merged") / "stacked"
+    write_adapter(base32, mix_of(base32, folders), folder)
+    return folder
+
+
+def load_plain(folder):
+    from transformers import AutoModelForImageTextToText
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    return AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def test_a_float32_base_becomes_the_literal_sum_and_nothing_else_changes(base32, folders, folded32) -> None:
+    before, after, delta = weights_of(base32.folder), weights_of(folded32[0]), literal_delta(folders)
+    assert before.keys() == after.keys() > delta.keys()
+    for key, weight in before.items():
+        if key in delta:
+            assert (after[key] - (weight.double() + delta[key])).abs().max() < 1e-6
+            assert delta[key].abs().max() > 0.05
+        else:
+            assert torch.equal(after[key], weight)
+
+
+def test_it_is_what_pefts_cat_merges(base32, folders, folded32) -> None:
+    from peft import PeftModel
+
+    total = sum(WEIGHTS_GIVEN.values())
+    peft = None
+    for name, folder in folders.items():
+        if peft is None:
+            peft = PeftModel.from_pretrained(load_plain(base32.folder), folder, adapter_name=name)
+        else:
+            peft.load_adapter(folder, adapter_name=name)
+    shares = [SCALE * weight / total for weight in WEIGHTS_GIVEN.values()]
+    peft.add_weighted_adapter(list(folders), shares, "merged", combination_type="cat")
+    peft.set_adapter("merged")
+    theirs = peft.merge_and_unload().state_dict()
+    ours = load_plain(folded32[0]).state_dict()
+    assert ours.keys() == theirs.keys()
+    assert max(float((ours[key] - theirs[key]).abs().max()) for key in ours) < 1e-6
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.05)])
+def test_a_folded_checkpoint_answers_as_the_stacked_adapter(
+    dtype, tolerance, base32, base16, folders, folded32, stacked, tmp_path
+) -> None:
+    from peft import PeftModel
+
+    folder, base = folded32[0], base32
+    if dtype == "bfloat16":
+        folder, base = tmp_path / "folded16", base16
+        fold(base, mix_of(base, folders), folder)
+    ids = torch.randint(0, 256, (2, 40), generator=torch.Generator().manual_seed(3))
+    with torch.inference_mode():
+        plain = load_plain(base.folder)
+        untouched = plain(input_ids=ids).logits
+        expected = PeftModel.from_pretrained(plain, stacked).eval()(input_ids=ids).logits
+        found = load_plain(folder)(input_ids=ids).logits
+    assert (found - expected).abs().max() < tolerance
+    assert (untouched - expected).abs().mean() > 20 * (found - expected).abs().mean()
+
+
+def test_the_stacked_adapter_is_a_valid_one_and_exact(base32, folders, stacked) -> None:
+    adapter = check_adapter(stacked, base32.shape, 64)
+    assert (adapter.rank, adapter.scale) == (4 + 16 + 7, 1)
+    factors, delta = load_file(stacked / WEIGHTS), literal_delta(folders)
+    for key, expected in delta.items():
+        module = PREFIX + key.removesuffix(".weight")
+        found = factors[f"{module}.lora_B.weight"].double() @ factors[f"{module}.lora_A.weight"].double()
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+
+
+def test_one_cast_and_a_record_that_says_what_it_did(base16, folders, tmp_path) -> None:
+    record = fold(base16, mix_of(base16, folders), tmp_path / "out")
+    before, after, delta = weights_of(MINIATURE), weights_of(tmp_path / "out"), literal_delta(folders)
+    exact = {key: before[key].double() + delta[key] for key in delta}
+    wrong = sum(int((after[key] != exact[key].to(torch.bfloat16)).sum()) for key in delta)
+    total = sum(map(torch.numel, delta.values()))
+    assert wrong < 1e-4 * total  # float32 against float64, at the middle between two numbers
+    assert record.changed == sum(int((after[key] != before[key]).sum()) for key in delta) / total
+    errors = {key: after[key].double() - exact[key] for key in delta}
+    assert record.largest_difference == pytest.approx(max(float(e.abs().max()) for e in errors.values()), rel=1e-4)
+    norms = [
+        sum(float(value.square().sum()) for key, value in delta.items() if f".layers.{layer}." in key) ** 0.5
+        for layer in range(4)
+    ]
+    assert record.layer_norms == pytest.approx(norms, rel=1e-5)
+    lost = sum(float(e.square().sum()) for e in errors.values()) ** 0.5
+    assert record.lost == pytest.approx(lost / sum(norm**2 for norm in norms) ** 0.5, rel=1e-4)
+
+
+def test_cosines_are_those_of_the_full_deltas(folders, folded32) -> None:
+    flat = {name: torch.cat([d.flatten() for d in deltas.values()]) for name, deltas in literal_deltas(folders).items()}
+    expected = {
+        f"{a} {b}": float(torch.cosine_similarity(flat[a], flat[b], dim=0)) for a, b in itertools.combinations(flat, 2)
+    }
+    assert folded32[1].cosines == pytest.approx(expected, abs=1e-7)
+
+
+def test_inner_products_need_no_delta() -> None:
+    generator = torch.Generator().manual_seed(0)
+    pairs = [(torch.randn(9, r, generator=generator), torch.randn(r, 5, generator=generator)) for r in (1, 3, 2)]
+    deltas = torch.stack([(up @ down).flatten() for up, down in pairs]).double()
+    torch.testing.assert_close(inner_products(pairs), deltas @ deltas.T, atol=1e-5, rtol=1e-5)
+
+
+def test_svd_is_the_nearest_of_its_rank_and_its_adapter_is_what_is_folded(base32, folders, tmp_path) -> None:
+    mix = mix_of(base32, folders, method="svd", rank=5)
+    write_adapter(base32, mix, tmp_path / "adapter")
+    record = fold(base32, mix, tmp_path / "out")
+    assert (record.method, record.rank, check_adapter(tmp_path / "adapter", base32.shape, 5).rank) == ("svd", 5, 5)
+    factors, before, after = load_file(tmp_path / "adapter" / WEIGHTS), weights_of(base32.folder), {}
+    after = weights_of(tmp_path / "out")
+    for key, delta in literal_delta(folders).items():
+        left, values, right = torch.linalg.svd(delta, full_matrices=False)
+        nearest = left[:, :5] * values[:5] @ right[:5]
+        module = PREFIX + key.removesuffix(".weight")
+        found = factors[f"{module}.lora_B.weight"] @ factors[f"{module}.lora_A.weight"]
+        torch.testing.assert_close(found.double(), nearest, atol=2e-6, rtol=0)
+        torch.testing.assert_close(after[key], before[key] + found, atol=1e-6, rtol=0)
+
+
+def test_a_projection_smaller_than_the_rank_is_padded() -> None:
+    up, down = torch.randn(4, 10), torch.randn(10, 6)
+    small_up, small_down = truncated(up, down, 8)
+    assert (small_up.shape, small_down.shape) == ((4, 8), (8, 6))
+    torch.testing.assert_close(small_up @ small_down, up @ down)
+
+
+def test_ties_with_equal_weights_is_pefts() -> None:
+    from peft.utils.merge_utils import ties as reference
+
+    deltas = torch.randn(3, 20, 30, generator=torch.Generator().manual_seed(1))
+    expected = reference([*deltas.clone()], torch.ones(3), density=0.4)
+    torch.testing.assert_close(ties(deltas, [trim_threshold(delta, 0.4) for delta in deltas], [1 / 3] * 3), expected)
+
+
+def test_ties_with_weights_is_the_weighted_mean_of_those_that_agree() -> None:
+    shares = [0.6, 0.3, 0.1]
+    deltas = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(2))
+    trimmed = deltas.clone()
+    for delta in trimmed:
+        delta[delta.abs() < delta.abs().flatten().sort().values[-10]] = 0
+    found = ties(deltas, [trim_threshold(delta, 0.5) for delta in deltas], shares)
+    for row, column in itertools.product(range(4), range(5)):
+        values = trimmed[:, row, column].tolist()
+        elected = np.sign(sum(w * v for w, v in zip(shares, values, strict=True)))
+        agreeing = [(w, v) for w, v in zip(shares, values, strict=True) if v and np.sign(v) == elected]
+        expected = sum(w * v for w, v in agreeing) / sum(w for w, _ in agreeing) if agreeing else 0.0
+        assert float(found[row, column]) == pytest.approx(expected, abs=1e-6)
+
+
+def test_ties_is_folded_and_makes_no_adapter(base32, folders, tmp_path) -> None:
+    mix = mix_of(base32, folders, method="ties", density=0.3)
+    fold(base32, mix, tmp_path / "out")
+    before, after, deltas = weights_of(base32.folder), weights_of(tmp_path / "out"), literal_deltas(folders)
+    shares = [weight / 3.5 for weight in WEIGHTS_GIVEN.values()]
+    for key in deltas["text"]:
+        full = [deltas[name][key] for name in deltas]
+        expected = SCALE * ties(full, [trim_threshold(delta, 0.3) for delta in full], shares)
+        wrong = (after[key] - before[key] - expected).abs() > 1e-6
+        assert wrong.double().mean() < 1e-3  # entries at the threshold may fall on either side of it
+    with pytest.raises(UserError, match="ties makes no adapter"):
+        write_adapter(base32, mix, tmp_path / "adapter")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_everything_that_a_model_needs_comes_along(folded32, base32, folders) -> None:
+    from transformers import AutoProcessor, AutoTokenizer, GenerationConfig
+
+    folder, record = folded32
+    for name in ("chat_template.jinja", "processor_config.json", "tokenizer.json", "generation_config.json"):
+        assert (folder / name).read_bytes() == (base32.folder / name).read_bytes()
+    assert AutoProcessor.from_pretrained(folder).tokenizer.chat_template
+    assert AutoTokenizer.from_pretrained(folder)("1").input_ids
+    assert GenerationConfig.from_pretrained(folder).eos_token_id
+    assert json.loads((folder / RECORD).read_text()) == json.loads(record.model_dump_json())
+    card = (folder / "README.md").read_text()
+    for fact in (base32.digest, "scale: 1.3", "method: mean", *(branch.digest for branch in record.branches)):
+        assert fact in card
+    assert "| text | text |" in card
+    assert "0.571429" in card
+
+
+@pytest.fixture
+def store(tmp_path, folders):
+    """One in use: its lock is held. text@1 and 2, image@1, and an upload on its way."""
+    base = base_digest(MINIATURE)
+    with Store(tmp_path / "store", base) as store:
+        store.start("text")
+        store.start("image")
+        for name, revision in (("text", 1), ("text", 2), ("image", 1)):
+            staged = store.stage()
+            for file in ADAPTER_FILES:
+                shutil.copyfile(folders[name] / file, staged / file)
+            files = {file: entry_of(staged / file) for file in ADAPTER_FILES}
+            digest, now = adapter_digest(files), datetime.now(UTC)
+            parts = {"branch": name, "revision": revision, "parent": revision - 1, "base": base, "created": now}
+            store.commit(staged, Manifest(**parts, digest=digest, files=files))
+        store.stage()
+        yield store
+
+
+def entry_of(path):
+
+    data = path.read_bytes()
+    return FileEntry(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
+
+
+def listing(root):
+    return {path: path.stat().st_mtime_ns for path in root.rglob("*")}
+
+
+def test_revisions_of_a_store_in_use_are_read_and_nothing_is_touched(store, base16, tmp_path) -> None:
+    before = listing(store.root)
+    branches = [open_revision(store.root, Ref.parse(name), base16) for name in ("text", "image@1")]
+    record = fold(base16, mixture(branches, {}), tmp_path / "out")
+    assert [(one.source, one.share) for one in record.branches] == [("text@2", 0.5), ("image@1", 0.5)]
+    assert record.branches[0].digest == store.branch("text").kept[2].digest
+    assert listing(store.root) == before
+
+
+def test_a_revision_retired_after_it_was_opened_is_still_merged(store, base16, tmp_path) -> None:
+    mix = mixture([open_revision(store.root, Ref("text", 1), base16)], {})
+    store.retire(Ref("text", 1))
+    fold(base16, mix, tmp_path / "out")
+    with pytest.raises(UserError, match="text@1 is not there, or retired"):
+        open_revision(store.root, Ref("text", 1), base16)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("text@0", "it is the base itself"), ("text@9", "not there"), ("video", "no branch video")],
+)
+def test_what_is_no_revision_is_refused(name, reason, store, base16) -> None:
+    with pytest.raises(UserError, match=reason):
+        open_revision(store.root, Ref.parse(name), base16)
+
+
+def test_a_flipped_bit_in_the_store_is_found(store, base16) -> None:
+    path = store.folder(Ref("text", 2)) / WEIGHTS
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=f"text/2: {WEIGHTS} is not what the manifest says"):
+        open_revision(store.root, Ref("text", 2), base16)
+
+
+def test_a_store_of_another_base_is_refused(store, base32) -> None:
+    with pytest.raises(UserError, match="give its own with --base"):
+        open_revision(store.root, Ref("text", 2), base32)
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "link"])
+def test_an_existing_target_is_refused_and_kept(kind, base16, folders, tmp_path) -> None:
+    target = tmp_path / "out"
+    {"folder": target.mkdir, "file": target.touch, "link": lambda: target.symlink_to("nowhere")}[kind]()
+    for make in (fold, write_adapter):
+        with pytest.raises(UserError, match=r"out: exists; name a new folder$"):
+            make(base16, mix_of(base16, folders), target)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    folder = tmp_path / "small"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=8m", "none", folder]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting needs root")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+@pytest.mark.parametrize("room", [0, 2**12, 2**20, 5 * 2**20])
+def test_a_full_disk_is_one_line_and_leaves_nothing(room, base16, folders, small_disk) -> None:
+    ballast = small_disk / "ballast"
+    with ballast.open("wb", buffering=0) as file:
+        written = file.write(bytes(2**24))
+    os.truncate(ballast, written - room)
+    with pytest.raises(DiskFullError, match="free some room"):
+        fold(base16, mix_of(base16, folders), small_disk / "out")
+    assert [path.name for path in small_disk.iterdir()] == ["ballast"]
+    ballast.unlink()
+    fold(base16, mix_of(base16, folders), small_disk / "out")
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [(torch.float16, 1e7), (torch.float32, 1e39)])
+def test_weights_beyond_the_dtype_are_refused(dtype, scale, folders, tmp_path) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(MINIATURE, folder)
+    tensors = {key: value.to(dtype) for key, value in load_file(folder / "model.safetensors").items()}
+    save_file(tensors, folder / "model.safetensors")
+    base = open_base(folder, "base")
+    with pytest.raises(UserError, match="take a lower --scale"):
+        fold(base, mix_of(base, folders, scale=scale), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["base"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"weights": {"text": 1}}, "'image' has no weight"),
+        ({"weights": {"text": 1, "image": 1, "video": 1, "sound": 1}}, "'sound' names no adapter"),
+        ({"weights": {"text": 0, "image": 0, "video": 0}}, "not all of them 0"),
+        ({"weights": {"text": -1, "image": 1, "video": 1}}, "numbers from 0"),
+        ({"weights": {"text": float("nan"), "image": 1, "video": 1}}, "numbers from 0"),
+        ({"scale": 0}, "--scale 0"),
+        ({"density": 1.5, "method": "ties"}, "--density 1.5"),
+        ({"rank": 0, "method": "svd"}, "--rank 0"),
+        ({"rank": 4}, "mean has its own"),
+    ],
+)
+def test_wrong_numbers_are_one_line(settings, reason, base16, folders) -> None:
+    with pytest.raises(UserError, match=reason) as error:
+        mix_of(base16, folders, **settings)
+    assert "\n" not in str(error.value)
+
+
+def test_a_base_that_lacks_a_projection_is_refused(tmp_path) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(MINIATURE, folder)
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.language_model.layers.2.mlp.up_proj.weight"]
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(UserError, match=r"layers\.2\.mlp\.up_proj\.weight is missing"):
+        open_base(folder, "base")
+
+
+def command(*words):
+    parser = ArgumentParser()
+    merge_command.add_arguments(parser)
+    return merge_command.run(parser.parse_args([str(word) for word in words]))
+
+
+def test_the_command_merges_revisions_and_folders(store, folders, tmp_path, capsys) -> None:
+    scores = tmp_path / "scores.json"
+    scores.write_text(json.dumps({"base": {"text": 0.25}, "merged": {"text": 0.81, "image": 0.5}}))
+    words = ["text@1", "new=text@2", f"other={folders['video']}", "--base=miniature", f"--store={store.root}"]
+    out, adapter = tmp_path / "out", tmp_path / "adapter"
+    assert command(*words, "--weights=new=2,text=1,other=1", f"--out={out}", f"--adapter={adapter}",
+                   f"--scores={scores}") == 0  # fmt: skip
+    card = (out / "README.md").read_text()
+    assert "| new | text@2 |" in card
+    assert "| merged | 0.500 | 0.810 |" in card
+    assert "| base | - | 0.250 |" in card
+    assert (adapter / CONFIG).is_file()
+    told = capsys.readouterr().out
+    assert "cosine of text new: 1.000" in told
+    assert str(out) in told
+
+
+def test_of_a_run_every_branch_is_merged_as_it_is_newest(store, tmp_path) -> None:
+    for number, name in enumerate((store.root, store.root.parent)):
+        out = tmp_path / f"out{number}"
+        assert command(name, "--base=miniature", f"--out={out}", "--weights=text=3,image=1") == 0
+        record = json.loads((out / RECORD).read_text())
+        assert [(one["source"], one["share"]) for one in record["branches"]] == [("image@1", 0.25), ("text@2", 0.75)]
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["text@1"], "nothing to make"),
+        (["text@1", "--out=x"], "with --store"),
+        (["text@1", "text@2", "--out=x", "--store={store}"], "two adapters are called text"),
+        (["text@1", "--out=x", "--store={store}", "--weights=text=many"], "has no number"),
+        (["text@1", "--out=x", "--store={store}", "--weights=text=1,text=2"], "has two"),
+        (["text@1", "--out=x", "--store={store}/text"], "no store"),
+        (["text@1", "--adapter=x", "--out=..", "--store={store}"], "exists"),
+        (["text@1", "--adapter=x", "--out=y", "--store={store}", "--method=ties"], "makes no adapter"),
+        (["text@1", "--out=/nowhere/x", "--store={store}"], "is no folder"),
+        (["text@1", "--out=x", "--store={store}", "--scores=nowhere"], "no scores"),
+    ],
+)
+def test_wrong_words_are_one_line_and_leave_nothing(words, reason, store, tmp_path, monkeypatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(UserError, match=reason) as error:
+        command(*(word.format(store=store.root) for word in words), "--base=miniature")
+    assert "\n" not in str(error.value)
+    assert list((tmp_path / "here").iterdir()) == []

@@ -1,0 +1,46 @@
+"""A merged checkpoint in real vLLM answers as the base with the stacked adapter does."""
+
+import asyncio
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from adapters.base import locate
+from adapters.merge import fold, mixture, write_adapter
+from adapters.merge_inputs import open_base, open_folder
+from service.engine import Media
+from tests.engine.conftest import EngineThread, settings
+from tests.engine.test_scores import picture, random_ids, user
+
+pytestmark = pytest.mark.engine
+
+
+def test_the_checkpoint_and_the_stacked_adapter_score_alike(engine_thread, adapter_folders, tmp_path) -> None:
+    base = open_base(locate("miniature"), "miniature")
+    branches = [open_folder(adapter_folders[name], base, name) for name in ("thin", "plain")]
+    mix = mixture(branches, {"thin": 2, "plain": 1}, scale=1.5)
+    fold(base, mix, tmp_path / "merged")
+    write_adapter(base, mix, tmp_path / "stacked")
+    stacked = engine_thread.run(engine_thread.engine.load("stacked@1", tmp_path / "stacked"))
+    prompts = [
+        (engine_thread.engine.chat_ids(user("37+2*4?")), Media()),
+        (engine_thread.engine.chat_ids(user("image", "37+red?")), Media(images=(picture(1),))),
+    ]
+    merged = EngineThread(replace(settings("float32"), base=tmp_path / "merged"))
+    try:
+        found = scores(merged, None, prompts)
+    finally:
+        merged.close()
+    expected, untouched = scores(engine_thread, stacked, prompts), scores(engine_thread, None, prompts)
+    assert np.abs(found - expected).max() < 0.05  # the checkpoint's weights are bfloat16, the adapter's are not
+    assert np.abs(untouched - expected).mean() > 20 * np.abs(found - expected).mean()
+
+
+def scores(thread, adapter, prompts) -> np.ndarray:
+    async def score():
+        return await asyncio.gather(
+            *(thread.engine.score(ids, media, random_ids(60, 4), adapter) for ids, media in prompts)
+        )
+
+    return np.concatenate([one.logprobs_C for one in thread.run(score())])
