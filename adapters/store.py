@@ -1,6 +1,7 @@
 """The store: every published revision, on disk. The disk is the truth, and one process writes it.
 
     store.json                      which base it belongs to
+    .id                             what the queue knows it by
     .lock                           held by the one writing process
     .staging/UUID/                  uploads on their way; emptied when the store is opened
     .rejected/BRANCH@REVISION.UUID  what was found damaged; looked at by people, emptied by nobody
@@ -21,6 +22,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import shutil
 import threading
 import uuid
@@ -48,6 +50,7 @@ from adapters.names import RESERVED, Ref, check_branch, is_name, is_revision
 FORMAT = 1
 RETIRED = "retired"
 _KEPT_OPTIMISERS = 2
+_ID = re.compile(r"[0-9a-f]{32}")
 
 log = logging.getLogger(__name__)
 
@@ -108,6 +111,8 @@ class Store:
         self._lock = _lock(root)
         try:
             _pin_base(root, base)
+            self.id = _read_id(root)
+            """Of this store alone, for ever."""
             for folder in (self._staging, self._rejected):
                 folder.mkdir(exist_ok=True)
             for leftover in self._staging.iterdir():
@@ -131,7 +136,8 @@ class Store:
     @property
     def branches(self) -> Mapping[str, Branch]:
         """Those with a head, as they are now."""
-        return {name: branch for name, branch in self._branches.items() if branch.kept}
+        with self._mutex:
+            return {name: branch for name, branch in self._branches.items() if branch.kept}
 
     def branch(self, name: str) -> Branch:
         """An unknown one has no revisions."""
@@ -154,16 +160,16 @@ class Store:
         branch = self.root / manifest.branch
         write_manifest(staged, manifest)
         for path in staged.iterdir():
-            _sync(path)
-        _sync(staged)
+            sync(path)
+        sync(staged)
         if not branch.is_dir():
             branch.mkdir()
-            _sync(self.root)
+            sync(self.root)
         staged.rename(branch / str(manifest.revision))
         with self._mutex:
             before = self.branch(manifest.branch)
             self._branches[manifest.branch] = replace(before, kept={**before.kept, manifest.revision: manifest})
-        _sync(branch)
+        sync(branch)
         self._drop_optimisers(manifest.branch)
 
     def start(self, branch: str) -> Manifest:
@@ -212,7 +218,7 @@ class Store:
             raise UserError(f"{ref} is the head of {ref.branch}; only older revisions can be retired")
         folder = self.folder(ref)
         (folder / RETIRED).touch()
-        _sync(folder)
+        sync(folder)
         with self._mutex:
             before = self.branch(ref.branch)
             self._branches[ref.branch] = Branch(
@@ -316,11 +322,7 @@ def _lock(root: Path) -> int:
 def _pin_base(root: Path, base: str) -> None:
     path = root / "store.json"
     if not path.exists():
-        draft = root / ".store.json"
-        draft.write_text(json.dumps({"format": FORMAT, "base": base}) + "\n")
-        _sync(draft)
-        draft.rename(path)
-        _sync(root)
+        _write_whole(path, json.dumps({"format": FORMAT, "base": base}) + "\n")
     try:
         pinned = json.loads(path.read_text())
         found, owner = pinned["format"], pinned["base"]
@@ -330,6 +332,25 @@ def _pin_base(root: Path, base: str) -> None:
         raise UserError(f"{root}: a store of format {found}, this is format {FORMAT}; take another store")
     if owner != base:
         raise UserError(f"{root}: belongs to the base {owner}, not to {base}; take that base or another store")
+
+
+def _read_id(root: Path) -> str:
+    path = root / ".id"
+    if not path.exists():
+        _write_whole(path, f"{uuid.uuid4().hex}\n")
+    found = path.read_text(errors="replace").strip()
+    if not _ID.fullmatch(found):
+        raise UserError(f"{path}: damaged; restore it, or delete it and empty the queue's database")
+    return found
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """The file is there with all of the text, or it is not there."""
+    draft = path.with_name(f".{path.name}")
+    draft.write_text(text)
+    sync(draft)
+    draft.rename(path)
+    sync(path.parent)
 
 
 def _is_branch(path: Path) -> bool:
@@ -349,7 +370,8 @@ def _delete_files(folder: Path) -> None:
             path.unlink()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """A file, or a folder's names, on the disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

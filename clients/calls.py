@@ -3,6 +3,7 @@
 Left out: sending, waiting and trying again.
 """
 
+import gzip
 import hashlib
 import json
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -173,6 +174,30 @@ def put_media(data: bytes) -> Call[str]:
         return id
 
     return Call("PUT", "/media", read, headers={"content-type": "application/octet-stream"}, content=data)
+
+
+def put_rollouts(run: str, branch: str, step: int, rollouts: schemas.StepRollouts) -> Call[None]:
+    """Packed as fast as can be: it is mostly digits."""
+    return Call(
+        "PUT",
+        _path("runs", run, "rollouts", branch, step),
+        lambda answer: None,
+        headers=_JSON | {"content-encoding": "gzip"},
+        content=gzip.compress(rollouts.model_dump_json().encode(), 1),
+    )
+
+
+def rollouts(run: str, branch: str, step: int) -> Call[schemas.StepRollouts]:
+    path = _path("runs", run, "rollouts", branch, step)
+    return Call("GET", path, lambda answer: _json(answer, schemas.StepRollouts))
+
+
+def runs() -> Call[list[schemas.RunInfo]]:
+    return Call("GET", "/runs", lambda answer: _json(answer, schemas.RunsResponse).runs)
+
+
+def run(id: str) -> Call[schemas.RunInfo]:
+    return Call("GET", _path("runs", id), lambda answer: _json(answer, schemas.RunInfo))
 
 
 def ready() -> Call[None]:

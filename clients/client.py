@@ -6,13 +6,14 @@ base's digest asks nothing of a service with another base, and looks again whene
 
 A call ends with its result or one `ServiceError`; where whoever asked can mend it, that is a `UserError` too.
 
-Left out: the runs' routes, proxies from the environment (the key goes to the address given, nowhere else), and in
-`Client` the exact deadline when a server stops in the middle of an answer: that may take as long again.
+Left out: what a run tells while it goes on, proxies from the environment (the key goes to the address given, nowhere
+else), and in `Client` the exact deadline when a server stops in the middle of an answer: that may take as long again.
 """
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, Self, TypeVar
@@ -20,6 +21,7 @@ from typing import Any, Self, TypeVar
 import httpx
 
 from adapters.manifest import Manifest
+from adapters.together import together
 from clients import calls
 from clients.calls import Call, media_id
 from clients.retries import Patience, RefusedError, ServiceError
@@ -29,6 +31,8 @@ from service.schemas import (
     GenerateResponse,
     LogprobsRequest,
     LogprobsResponse,
+    RunInfo,
+    StepRollouts,
 )
 
 __all__ = ["AsyncClient", "Client", "RefusedError", "ServiceError", "from_environment", "media_id"]
@@ -41,6 +45,9 @@ T = TypeVar("T")
 _UPLOAD_ROUNDS = 3
 """A service whose media store is too small for one request would forget for ever."""
 _CONNECT_S = 10.0
+_POOL = 8
+"""Connections of one pool: it looks at all of them, and asks the kernel of the idle ones, whenever a request begins or
+ends."""
 
 
 def from_environment(environ: Mapping[str, str]) -> dict[str, str | None]:
@@ -130,6 +137,20 @@ class Client:
     def put_media(self, data: bytes) -> str:
         return self._run(calls.put_media(data))
 
+    def put_rollouts(self, run: str, branch: str, step: int, rollouts: StepRollouts) -> None:
+        """Again for the same step replaces them."""
+        self._run(calls.put_rollouts(run, branch, step, rollouts))
+
+    def rollouts(self, run: str, branch: str, step: int) -> StepRollouts:
+        return self._run(calls.rollouts(run, branch, step))
+
+    def runs(self) -> list[RunInfo]:
+        """The one that was heard of last comes first."""
+        return self._run(calls.runs())
+
+    def run(self, id: str) -> RunInfo:
+        return self._run(calls.run(id))
+
     def ready(self) -> bool:
         """Asked once, without patience."""
         try:
@@ -205,9 +226,18 @@ class AsyncClient:
         self._base = base
         self._base_seen = False
         self._timeout_s = timeout_s
-        self._room = asyncio.Semaphore(max_in_flight)
-        limits = httpx.Limits(max_connections=max_in_flight, max_keepalive_connections=max_in_flight)
-        self._http = httpx.AsyncClient(base_url=url, headers=_key(api_key), trust_env=False, limits=limits)
+        self._room: asyncio.LifoQueue[httpx.AsyncClient] = asyncio.LifoQueue()
+        self._pools: list[httpx.AsyncClient] = []
+        context = httpx.create_ssl_context(trust_env=False)
+        for first in range(0, max_in_flight, _POOL):
+            size = min(_POOL, max_in_flight - first)
+            limits = httpx.Limits(max_connections=size, max_keepalive_connections=size)
+            pool = httpx.AsyncClient(
+                base_url=url, headers=_key(api_key), trust_env=False, limits=limits, verify=context
+            )
+            self._pools.append(pool)
+            for _ in range(size):
+                self._room.put_nowait(pool)
 
     async def __aenter__(self) -> Self:
         return self
@@ -218,7 +248,8 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        await self._http.aclose()
+        for pool in self._pools:
+            await pool.aclose()
 
     async def logprobs(
         self,
@@ -240,12 +271,7 @@ class AsyncClient:
     ) -> list[GenerateResponse]:
         """One request and one answer for each prompt, together; when one fails, the others are called off."""
         patience = [(call, self._patience(timeout_s)) for call in calls.generate(adapter, request, media)]
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._finish(call, one)) for call, one in patience]
-        except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
-        return [task.result() for task in tasks]
+        return await together(self._finish(call, one) for call, one in patience)
 
     async def adapters(self) -> AdaptersResponse:
         return await self._run(calls.adapters())
@@ -288,10 +314,24 @@ class AsyncClient:
     async def put_media(self, data: bytes) -> str:
         return await self._run(calls.put_media(data))
 
+    async def put_rollouts(self, run: str, branch: str, step: int, rollouts: StepRollouts) -> None:
+        """Again for the same step replaces them."""
+        await self._run(await asyncio.to_thread(calls.put_rollouts, run, branch, step, rollouts))
+
+    async def rollouts(self, run: str, branch: str, step: int) -> StepRollouts:
+        return await self._run(calls.rollouts(run, branch, step))
+
+    async def runs(self) -> list[RunInfo]:
+        """The one that was heard of last comes first."""
+        return await self._run(calls.runs())
+
+    async def run(self, id: str) -> RunInfo:
+        return await self._run(calls.run(id))
+
     async def ready(self) -> bool:
         """Asked once, without patience."""
         try:
-            await self._send(calls.ready(), _CONNECT_S)
+            await self._send(calls.ready(), _CONNECT_S, self._pools[0])
         except httpx.TransportError:
             return False
         except ServiceError as error:
@@ -331,20 +371,29 @@ class AsyncClient:
 
     async def _in_time(self, call: Call[T], patience: Patience) -> T:
         try:
-            async with asyncio.timeout(patience.left_s()), self._room:
-                return await self._try(call, patience)
+            async with asyncio.timeout(patience.left_s()), self._place() as http:
+                return await self._try(call, patience, http)
         except TimeoutError:
             raise httpx.ReadTimeout("the call's deadline") from None
 
-    async def _try(self, call: Call[T], patience: Patience) -> T:
-        if self._base is not None and not self._base_seen and not call.any_base:
-            calls.check_base(await self._send(calls.adapters(), patience.left_s()), self._base, self._url)
-            self._base_seen = True
-        return await self._send(call, patience.left_s())
+    @asynccontextmanager
+    async def _place(self) -> AsyncGenerator[httpx.AsyncClient]:
+        """One of `max_in_flight`; the one given back last is taken first, so that the others stay idle."""
+        http = await self._room.get()
+        try:
+            yield http
+        finally:
+            self._room.put_nowait(http)
 
-    async def _send(self, call: Call[T], left_s: float) -> T:
+    async def _try(self, call: Call[T], patience: Patience, http: httpx.AsyncClient) -> T:
+        if self._base is not None and not self._base_seen and not call.any_base:
+            calls.check_base(await self._send(calls.adapters(), patience.left_s(), http), self._base, self._url)
+            self._base_seen = True
+        return await self._send(call, patience.left_s(), http)
+
+    async def _send(self, call: Call[T], left_s: float, http: httpx.AsyncClient) -> T:
         with call.arguments() as arguments:
-            async with self._http.stream(**arguments, timeout=_timeout(left_s)) as answer:
+            async with http.stream(**arguments, timeout=_timeout(left_s)) as answer:
                 if call.to is None or not answer.is_success:
                     await answer.aread()
                 else:

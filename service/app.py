@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,24 +21,34 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from adapters.base import locate
+from adapters.faults import RESTARTS_VARIABLE
 from adapters.manifest import base_digest
 from adapters.store import DiskFullError, Store
 from adapters.validate import BaseShape, base_shape
-from service import problems, routes_adapters, routes_health, routes_media, routes_openai, routes_scores
+from service import (
+    problems,
+    routes_adapters,
+    routes_health,
+    routes_media,
+    routes_openai,
+    routes_runs,
+    routes_scores,
+)
 from service.admission import Admission
 from service.auth import ApiKey, BodyLimit
 from service.door import Door
 from service.engine import Adapter, Engine, EngineDiedError, EngineSettings, Media, start_engine
+from service.fence import QueueFence, fenced_by_queue
 from service.inputs import Decoder, Pixels, Vocabulary
 from service.media import Limits, Sampling, Sizing
 from service.mediastore import MediaStore
 from service.metrics import Metrics, Timed
 from service.publish import Publisher, RefusedError
 from service.registry import Registry, UnavailableError
+from service.runs import Runs
 from service.schemas import CANARY_COMPLETION, CANARY_PROMPT
 from service.scoring import Scorer
 from service.settings import Settings
-from service.supervisor import RESTARTS_VARIABLE
 
 CACHED_ADAPTERS = 32  # that the engine keeps, in its slots and beside them
 
@@ -66,10 +76,18 @@ async def open_door(settings: Settings) -> AsyncGenerator[Door]:
         Store(settings.store, digest) as store,
         _adapter_cache(settings.adapter_cache, settings.store) as cache,
     ):
-        async with start_engine(engine_settings) as engine:
+        runs = await asyncio.to_thread(Runs, settings.runs)
+        async with _queue(settings, store, runs) as queue, start_engine(engine_settings) as engine:
             registry = Registry(store, engine, Path(cache), dtype=numbers.dtype, capacity=CACHED_ADAPTERS)
-            yield _door(settings, engine, store, registry, base_shape(folder))
+            yield _door(settings, engine, store, registry, base_shape(folder), runs, queue)
             await registry.close()
+
+
+def _queue(settings: Settings, store: Store, runs: Runs) -> AbstractAsyncContextManager[QueueFence | None]:
+    """Before the engine loads: a queue of another store is told at once."""
+    if settings.redis_url is None:
+        return nullcontext()
+    return fenced_by_queue(settings.redis_url.get_secret_value(), store, runs)
 
 
 def _adapter_cache(folder: Path, store: Path) -> tempfile.TemporaryDirectory[str]:
@@ -80,7 +98,15 @@ def _adapter_cache(folder: Path, store: Path) -> tempfile.TemporaryDirectory[str
     return tempfile.TemporaryDirectory(prefix=prefix, dir=folder)
 
 
-def _door(settings: Settings, engine: Engine, store: Store, registry: Registry, shape: BaseShape) -> Door:
+def _door(
+    settings: Settings,
+    engine: Engine,
+    store: Store,
+    registry: Registry,
+    shape: BaseShape,
+    runs: Runs,
+    queue: QueueFence | None,
+) -> Door:
     limits = Limits()
     pixels = Pixels(limits, *pixel_bounds(engine), Sampling())
     metrics = Metrics()
@@ -91,6 +117,8 @@ def _door(settings: Settings, engine: Engine, store: Store, registry: Registry, 
         max_wait_s=settings.max_wait_s,
     )
     metrics.watch(admission)
+    if queue is not None:
+        metrics.watch_queue(lambda: queue.is_up)
     metrics.restarts.set(int(os.environ.get(RESTARTS_VARIABLE, "0")))
     return Door(
         settings=settings,
@@ -98,8 +126,14 @@ def _door(settings: Settings, engine: Engine, store: Store, registry: Registry, 
         store=store,
         registry=registry,
         publisher=Publisher(
-            store, registry, shape, max_rank=settings.engine.max_lora_rank, canary=partial(canary, engine)
+            store,
+            registry,
+            shape,
+            max_rank=settings.engine.max_lora_rank,
+            canary=partial(canary, engine),
+            fence=queue,
         ),
+        runs=runs,
         scorer=Scorer(engine, metrics),
         decoder=Decoder(pixels),
         vocabulary=Vocabulary(
@@ -136,7 +170,7 @@ def build_app(door: Door) -> ASGIApp:
     app.add_exception_handler(TimeoutError, _on_timeout)
     app.add_exception_handler(ExceptionGroup, _on_group)
     app.add_exception_handler(DiskFullError, _on_disk_full)
-    for module in (routes_scores, routes_adapters, routes_media, routes_openai, routes_health):
+    for module in (routes_scores, routes_adapters, routes_runs, routes_media, routes_openai, routes_health):
         app.include_router(module.router)
     guarded: Any = BodyLimit(app, door.settings.body_bytes, {"/adapters/": door.settings.upload_bytes})
     return Timed(ApiKey(guarded, door.settings.api_key), door.metrics)

@@ -73,8 +73,13 @@ async def _serve(settings: Settings) -> int:
                 build_app(door), log_level="warning", lifespan="off", timeout_keep_alive=KEEP_ALIVE_S
             )
             server = _Server(config)
+
+            def stop() -> None:
+                door.runs.close()  # who follows a run would be waited for, and does not go by himself
+                server.stop()
+
             for number in (signal.SIGTERM, signal.SIGINT):
-                asyncio.get_running_loop().add_signal_handler(number, server.stop)
+                asyncio.get_running_loop().add_signal_handler(number, stop)
             serving = asyncio.create_task(server.serve(sockets=[listener]))
             names = ", ".join(["base", *sorted(door.registry.heads)])
             url = f"http://{settings.host}:{listener.getsockname()[1]}"

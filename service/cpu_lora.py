@@ -1,9 +1,11 @@
-"""LoRA on CPU for vLLM: one matrix product over all slots, with the columns of other slots masked out.
+"""LoRA on CPU for vLLM: one matrix product over a step's slots, with the columns of other slots masked out.
 
 vLLM's own kernel gathers each token's weights, [tokens, out, rank], which costs a factor of five, and takes index -1,
-the base, for the last slot. Here a base row's mask is all zeros.
+the base, for the last slot. Here a base row's mask is all zeros. Slots that no token of the step has are left alone: to
+copy their weights costs as much as to use them. A step of one slot, which is most of them, needs neither copy nor mask.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,13 +13,22 @@ from torch import Tensor
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
 
+@dataclass(frozen=True, slots=True)
+class _Present:
+    """The slots of a step's tokens."""
+
+    slots: Tensor | slice
+    own_TK: Tensor | None
+    """[tokens, slots * rank]: 1 where the column belongs to the token's slot; None where all do."""
+
+
 class CpuLora(PunicaWrapperCPU):
     """Loaded by name inside the engine; the name is given in `engine.prepare_cpu`."""
 
-    _masks: dict[tuple[int, int, int], Tensor]
+    _steps: dict[tuple[int, int, torch.dtype], _Present]
 
     def update_metadata(self, *args: Any, **kwargs: Any) -> None:
-        self._masks = {}
+        self._steps = {}
         super().update_metadata(*args, **kwargs)
 
     def add_lora_linear(
@@ -34,20 +45,30 @@ class CpuLora(PunicaWrapperCPU):
     ) -> None:
         if self.no_lora:
             return
-        y_TO, x_TI = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
+        y_TO, x_TI = y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1])
         start = 0
         for a_S1RI, b_S1OR, width in zip(lora_a_stacked, lora_b_stacked, output_slices, strict=True):
-            slots, _, rank, _ = a_S1RI.shape
-            inner_TK = (x_TI @ a_S1RI.reshape(slots * rank, -1).T).float() * self._mask(len(x_TI), slots, rank)
-            b_KO = b_S1OR[:, 0].permute(0, 2, 1).reshape(slots * rank, width)
-            y_TO[:, start : start + width] += (inner_TK.to(b_KO.dtype) @ b_KO).to(y.dtype) * scale
+            here = self._present(len(x_TI), a_S1RI.shape[2], x.dtype)
+            inner_TK = x_TI @ a_S1RI[here.slots, 0].flatten(0, 1).T
+            if here.own_TK is not None:
+                inner_TK *= here.own_TK
+            b_KO = b_S1OR[here.slots, 0].mT.flatten(0, 1)
+            y_TO[:, start : start + width].addmm_(inner_TK, b_KO, alpha=scale)
             start += width
 
-    def _mask(self, tokens: int, slots: int, rank: int) -> Tensor:
-        """[tokens, slots * rank]: 1 where the column belongs to the token's slot. The same for all layers of a step."""
-        key = (tokens, slots, rank)
-        if key not in self._masks:
-            slot_T = self.token_lora_indices[:tokens]
-            own_TS = slot_T[:, None] == torch.arange(slots)[None]
-            self._masks[key] = own_TS.float().repeat_interleave(rank, dim=1)
-        return self._masks[key]
+    def _present(self, tokens: int, rank: int, dtype: torch.dtype) -> _Present:
+        """The same for all layers of a step."""
+        key = (tokens, rank, dtype)
+        if key not in self._steps:
+            self._steps[key] = _present(self.token_lora_indices[:tokens], rank, dtype)
+        return self._steps[key]
+
+
+def _present(slot_T: Tensor, rank: int, dtype: torch.dtype) -> _Present:
+    found = slot_T.unique()
+    if len(found) == 1 and found[0] >= 0:
+        slot = int(found)
+        return _Present(slice(slot, slot + 1), None)
+    slots_P = found[found >= 0]
+    own_TP = slot_T[:, None] == slots_P
+    return _Present(slots_P, own_TP.to(dtype).repeat_interleave(rank, dim=1))

@@ -10,6 +10,7 @@ from service.mediastore import MediaStore
 from service.metrics import Metrics
 from service.publish import Publisher
 from service.registry import Registry, Served
+from service.runs import Runs
 from service.scoring import Scorer
 from service.settings import Settings
 
@@ -23,6 +24,7 @@ class Door:
     store: Store
     registry: Registry
     publisher: Publisher
+    runs: Runs
     scorer: Scorer
     decoder: Decoder
     vocabulary: Vocabulary

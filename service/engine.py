@@ -222,6 +222,7 @@ class Engine:
         rendered = await self._render([*prompt, *completion], media)
         rendered["cache_salt"] = "scores"  # what was sampled is in the cache to its end, and would be met too far
         prompt_tokens = len(rendered["prompt_token_ids"]) - len(completion)
+        cached = cached and prompt_tokens > self.settings.block_size  # a hit could only be one block too far
         width = -1 if token_ids is not None else top_k
         output = await self._run(rendered, _scoring_params(width, skip_cache=not cached), adapter)
         rescored = cached and (output.num_cached_tokens or 0) > prompt_tokens - 1

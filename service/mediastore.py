@@ -19,6 +19,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterable, Iterable
 from pathlib import Path
 
+from adapters.store import sync
 from service.media import Limits, MediaError, check_image, check_video, kind
 from service.problems import ProblemError
 
@@ -99,7 +100,7 @@ class MediaStore:
         name = upload.finish()
         with self._lock:
             upload.path.replace(self._folder / name)  # over the same bytes, if it was there
-            _sync_folder(self._folder)
+            sync(self._folder)
             self._sizes[name] = upload.size
             self._sizes.move_to_end(name)
             self._evict()
@@ -186,11 +187,3 @@ def _by_last_use(folder: Path) -> OrderedDict[str, int]:
     """Sizes; the file used last comes last."""
     states = [(path.name, path.lstat()) for path in folder.iterdir() if is_id(f"sha256:{path.name}")]
     return OrderedDict((name, state.st_size) for name, state in sorted(states, key=lambda one: one[1].st_mtime_ns))
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

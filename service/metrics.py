@@ -6,6 +6,7 @@ vLLM keeps in the default registry; `render` shows them along.
 """
 
 import time
+from collections.abc import Callable
 from typing import Literal
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -60,6 +61,10 @@ class Metrics:
             ("coevo_waiting_requests", "Requests that wait for room.", lambda: admission.waiting),
         ):
             Gauge(name, help, registry=self.registry).set_function(read)
+
+    def watch_queue(self, is_up: Callable[[], bool]) -> None:
+        """Only where there is one."""
+        Gauge("coevo_queue_up", "Whether the queue answers.", registry=self.registry).set_function(is_up)
 
     def count_tokens(self, branch: str, kind: TokenKind, count: int) -> None:
         self._tokens.labels(self._branch(branch), kind).inc(count)

@@ -39,6 +39,7 @@ Slug = Literal[
     "not-found",
     "not-ready",
     "other-base",
+    "queue-away",
     "retired-adapter",
     "revision-exists",
     "stale-parent",

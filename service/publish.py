@@ -4,14 +4,13 @@
     2. decide     under the branch's lock: is it there already, does it continue the head, may its publisher publish
     3. load       the copy that is served, the engine, and a canary that compares its numbers with the publisher's
     4. commit     manifest, fsync, rename: from here on the revision exists
-    5. advance    the queue is told, and the branch's name means the new revision
+    5. advance    the branch's name means the new revision, and the queue is told
 
 What fails before 4 leaves nothing, what fails after it is ended by the publisher's retry, which is answered as the
 first try would have been. A revision is published even if its publisher hangs up.
 
-A test ends the process after a step by naming it in the environment: COEVO_FAULT=after-stage, after-decide,
-after-load, after-commit or after-advance. Of several, separated by commas, the first life of a service takes the
-first, the next takes the next, and what comes after them lives on.
+A test can end the process after a step (`adapters.faults`: after-stage, after-decide, after-load, after-commit,
+after-advance).
 
 Left out: HTTP (the routes feed `Stage` and translate `RefusedError`), and the queue, which is a `Fence`.
 """
@@ -20,9 +19,7 @@ import asyncio
 import hashlib
 import logging
 import math
-import os
 import shutil
-import signal
 from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing
@@ -34,12 +31,12 @@ from typing import Any, Literal, Protocol, TypeVar, cast
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from adapters.errors import UserError
+from adapters.faults import fault
 from adapters.manifest import FileEntry, Manifest, adapter_digest
 from adapters.names import BASE, Ref, check_branch, is_start, shown
 from adapters.store import Branch, Store, room
 from adapters.validate import BaseShape, InvalidAdapterError, check_adapter, upload_limits
 from service.registry import AdapterLoadError, Registry, UnavailableError
-from service.supervisor import RESTARTS_VARIABLE
 
 MAX_CANARY_DIFFERENCE = 0.1
 META_BYTES = 2**16
@@ -59,16 +56,7 @@ Kind = Literal[
 T = TypeVar("T")
 Canary = Callable[[Any], Awaitable[Sequence[float]]]
 
-_FAULTS = dict(enumerate(os.environ.get("COEVO_FAULT", "").split(",")))
-_FAULT = _FAULTS.get(int(os.environ.get(RESTARTS_VARIABLE, "0")))
-
 log = logging.getLogger(__name__)
-
-
-def fault(point: str) -> None:
-    """Ends this process as a kill would, where a test has asked for it."""
-    if point == _FAULT:
-        os.kill(os.getpid(), signal.SIGKILL)
 
 
 class RefusedError(UserError):
@@ -336,8 +324,8 @@ class Publisher:
     async def _announce(self, manifest: Manifest) -> None:
         """Step 5. Of a head only: what came before it was announced before it, or needs it no more."""
         if manifest.revision == max(self._store.branch(manifest.branch).kept, default=None):
+            self._registry.flip(manifest.ref)  # whatever the queue says: who hears of it later must find it
             await self._fence.advance(manifest)
-            self._registry.flip(manifest.ref)
 
     async def _fork(self, name: str, origin: Ref) -> Published:
         async with AsyncExitStack() as locks:

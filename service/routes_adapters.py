@@ -110,8 +110,8 @@ def _upload(ref: Ref, fields: dict[str, str]) -> Upload:
 
 
 def _number(fields: dict[str, str], name: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,15}", fields.get(name, ""), re.ASCII):
-        raise InputError(name, "a number of at most 15 digits is needed here")
+    if not re.fullmatch(r"[0-9]{1,16}", fields.get(name, ""), re.ASCII):
+        raise InputError(name, "a number of at most 16 digits is needed here")
     return int(fields[name])
 
 

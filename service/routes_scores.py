@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
+from adapters.together import together
 from service import schemas, wire
 from service.admission import tokens_of_generation, tokens_of_scoring
 from service.door import MEDIA_TOKENS, Door, adapter_of
@@ -16,7 +17,6 @@ from service.inputs import InputError, completion_ids, prompt_ids
 from service.problems import ProblemError
 from service.registry import Served
 from service.scoring import Scoring
-from service.together import together
 
 router = APIRouter(tags=["scores and samples"])
 

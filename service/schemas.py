@@ -6,7 +6,7 @@ Left out: the OpenAI-compatible routes, whose shapes are theirs.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 SAFETENSORS = "application/vnd.safetensors"
 
@@ -191,6 +191,83 @@ class ForkRequest(Body):
 class MediaResponse(Body):
     id: str
     """`sha256:HEX`"""
+
+
+class RunBranch(Body):
+    """How far a branch of a run has come."""
+
+    head: int
+    """The newest step that was told of; 0 before the first."""
+    last: int | None = None
+    """The last step of its plan."""
+    reward: float | None = None
+    """Of the newest step, on the branch's own capabilities."""
+
+
+class RunInfo(Body):
+    id: str
+    name: str
+    """Of its recipe."""
+    state: str
+    """`running` or `finished`."""
+    branches: dict[str, RunBranch]
+    num_events: int
+    """The number of the newest event."""
+    started: AwareDatetime
+    """When the first event was written down, by the service's clock."""
+    updated: AwareDatetime
+    """And the newest."""
+
+
+class RunsResponse(Body):
+    runs: list[RunInfo]
+    """The one that was heard of last comes first."""
+
+
+class RecordedCompletion(Body):
+    """A completion and what became of it: its reward, and for each token what the update saw."""
+
+    text: str
+    token_ids: list[int]
+    logprobs: list[float]
+    reward: float | None
+    why: str | None
+    """How the reward came to be, or why there is none."""
+    is_cut_off: bool
+    """It ended with its room, not by itself."""
+    advantages: list[float] | None
+    """None: it left its group."""
+    delta: list[float] | None
+    """The teacher's log-probability minus the student's."""
+
+
+class RecordedGroup(Body):
+    """A prompt with its completions."""
+
+    prompt_id: str
+    question: str
+    answer: str
+    media: list[str]
+    prompt_token_ids: list[int]
+    completions: list[RecordedCompletion]
+
+
+class RecordedPart(Body):
+    """One term of the loss."""
+
+    name: str
+    capability: str | None
+    groups: list[RecordedGroup]
+
+
+class StepRollouts(Body):
+    """A step's rollouts, for people to read."""
+
+    run: str
+    branch: str
+    step: int
+    parts: list[RecordedPart]
+    metrics: dict[str, float]
 
 
 class Problem(BaseModel):

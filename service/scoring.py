@@ -4,15 +4,17 @@ All sequences of all adapters go to the engine together. It computes the first o
 prompt and adapter hit its prefix cache; media are encoded once, for they do not depend on the adapter.
 """
 
+import asyncio
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from adapters.together import together
 from service.engine import Adapter, Engine, Media, Scores
 from service.metrics import Metrics
-from service.together import together
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +33,14 @@ class Scoring:
 
 
 class Scorer:
-    """Scores through the engine, remembering the last `keep` results."""
+    """Scores through the engine, remembering the last `keep` results. What is asked twice at once is computed once."""
 
     def __init__(self, engine: Engine, metrics: Metrics, keep: int = 8192) -> None:
         self._engine = engine
         self._metrics = metrics
         self._keep = keep
         self._known: OrderedDict[str, Scores] = OrderedDict()
+        self._flying: dict[tuple[str, Adapter | None], _Flight] = {}
 
     async def score(
         self, sequences: Sequence[Scoring], adapter: Adapter | None, digest: str, top_k: int
@@ -51,7 +54,20 @@ class Scorer:
             self._metrics.cache_hits.inc()
             self._known.move_to_end(key)
             return self._known[key]
-        self._metrics.cache_misses.inc()
+        place = (key, adapter)  # who joins holds the adapter too: it stays loaded if the first one hangs up
+        flight = self._flying.get(place)
+        if flight is None or flight.over:
+            self._metrics.cache_misses.inc()
+            flight = self._flying[place] = _Flight(self._compute(key, sequence, adapter, top_k))
+        else:
+            self._metrics.cache_hits.inc()
+        try:
+            return await flight.result()
+        finally:
+            if flight.over and self._flying.get(place) is flight:
+                del self._flying[place]
+
+    async def _compute(self, key: str, sequence: Scoring, adapter: Adapter | None, top_k: int) -> Scores:
         scores = await self._engine.score(
             sequence.prompt,
             sequence.media,
@@ -64,3 +80,26 @@ class Scorer:
         while len(self._known) > self._keep:
             self._known.popitem(last=False)
         return scores
+
+
+class _Flight:
+    """A computation that several wait for. It goes on while one of them does."""
+
+    def __init__(self, work: Coroutine[Any, Any, Scores]) -> None:
+        self._task = asyncio.create_task(work)
+        self._waiting = 0
+
+    @property
+    def over(self) -> bool:
+        """Too late to join."""
+        return self._task.done() or self._task.cancelling() > 0
+
+    async def result(self) -> Scores:
+        self._waiting += 1
+        try:
+            return await asyncio.shield(self._task)
+        finally:
+            self._waiting -= 1
+            if not self._waiting and not self._task.done():
+                self._task.cancel()
+                await asyncio.gather(self._task, return_exceptions=True)  # the engine lets go before the adapter does

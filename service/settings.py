@@ -71,6 +71,8 @@ class Settings(_Frozen):
     """`miniature`, a folder, or a name on the Hugging Face hub."""
     store: Path = Path("store")
     """Folder of the published revisions; one base's, one service's."""
+    runs: Path = Path("runs")
+    """Folder of what runs tell: their events, and every step's rollouts."""
     adapter_cache: Path = Path("/dev/shm")
     """Where the served copies of the adapters lie, in a folder of the service's own."""
     body_bytes: int = Field(default=512 * 2**20, ge=1)

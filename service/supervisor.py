@@ -19,10 +19,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from adapters.family import dying_with_us
+from adapters.faults import RESTARTS_VARIABLE
 
 ENGINE_DIED = 70
-RESTARTS_VARIABLE = "COEVO_RESTARTS"
-"""Tells the child how often it was started again within the window."""
 
 _FORWARDED = (signal.SIGTERM, signal.SIGINT)
 

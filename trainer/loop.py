@@ -18,20 +18,21 @@ Axes: G completions of a prompt, C tokens of a completion.
 
 import asyncio
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from adapters.errors import UserError
 from adapters.manifest import Manifest
 from clients.client import AsyncClient
 from trainer.advantages import group_advantages, negative_advantages, teacher_advantages
 from trainer.data.prompts import Prompt, Prompts, draw
 from trainer.learner import Learner
 from trainer.measures import self_delta, told
-from trainer.parts import Bins, Group, Part, Target
+from trainer.parts import Bins, Floats, Group, Part, Target
 from trainer.plan import Step, Teacher
 from trainer.recipe import Loss
 from trainer.recipe import Rollout as Amounts
@@ -68,11 +69,22 @@ class Arena:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Lesson:
+    """A prompt's completions and what each of them teaches."""
+
+    rollout: Rollout
+    targets: tuple[Target | None, ...]
+    """None: the completion left its group."""
+    deltas: tuple[Floats, ...] | None = None
+    """Teacher minus student, for each token."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Batch:
     """What one step learns from."""
 
     parts: tuple[Part, ...]
-    rollouts: Mapping[str, Sequence[Rollout]]
+    lessons: Mapping[str, Sequence[Lesson]]
     """By part."""
     metrics: Mapping[str, float]
 
@@ -105,17 +117,17 @@ async def gather(step: Step, arena: Arena) -> Batch:
         *(_taught(step, teacher, arena) for teacher in step.teachers),
         *(_discouraged(step, capability, arena) for capability in step.negative),
     )
-    parts, rollouts, metrics = zip(*found, strict=True)
-    by_part = {part.name: tuple(one) for part, one in zip(parts, rollouts, strict=True)}
-    return Batch(parts, by_part, {name: value for one in metrics for name, value in one.items()})
+    lessons = {name: one for name, one, _ in found}
+    parts = tuple(as_part(name, one) for name, one in lessons.items())
+    return Batch(parts, lessons, {name: value for _, _, metrics in found for name, value in metrics.items()})
 
 
-Found = tuple[Part, list[Rollout], dict[str, float]]
+Found = tuple[str, list[Lesson], dict[str, float]]
 
 
 async def _native(step: Step, arena: Arena) -> Found:
     """GRPO: rewards of the branch's own capabilities, compared within each prompt."""
-    shares = _shares(arena.amounts.prompts, len(step.capabilities))
+    shares = equal_shares(arena.amounts.prompts, len(step.capabilities))
     answered = await asyncio.gather(
         *(
             _answered(step, arena, capability, NATIVE, share, arena.amounts.group_size)
@@ -123,14 +135,19 @@ async def _native(step: Step, arena: Arena) -> Found:
         )
     )
     rollouts = [rollout for one in answered for rollout in one]
+    answers = [answer for rollout in rollouts for answer in rollout.answers]
+    if all(answer.reward is None for answer in answers):
+        raise UserError(f"none of {len(answers)} completions could be scored, the first because {answers[0].why}")
 
-    def targets(rollout: Rollout) -> Iterator[Target]:
+    def lesson(rollout: Rollout) -> Lesson:
         advantages = group_advantages([answer.reward for answer in rollout.answers], std=arena.loss.std)
-        for answer, advantage in zip(rollout.answers, advantages, strict=True):
-            if advantage is not None:
-                yield _target(answer, np.full(len(answer.ids_C), advantage, np.float32))
+        targets = (
+            None if advantage is None else _target(answer, np.full(len(answer.ids_C), advantage, np.float32))
+            for answer, advantage in zip(rollout.answers, advantages, strict=True)
+        )
+        return Lesson(rollout, tuple(targets))
 
-    return _part(NATIVE, rollouts, map(targets, rollouts)), rollouts, told(NATIVE, rollouts)
+    return NATIVE, [lesson(rollout) for rollout in rollouts], told(NATIVE, rollouts)
 
 
 async def _taught(step: Step, teacher: Teacher, arena: Arena) -> Found:
@@ -148,19 +165,20 @@ async def _taught(step: Step, teacher: Teacher, arena: Arena) -> Found:
         advantages_C = teacher_advantages(other.logprobs_C, own.logprobs_C, beta=teacher.beta, clamp=loss.delta_clamp)
         return _target(answer, advantages_C)
 
-    scored = [
-        list(zip(rollout.answers, own, other, strict=True))
-        for rollout, own, other in zip(rollouts, student, teaching, strict=True)
-    ]
-    part = _part(name, rollouts, ([target(*one) for one in group] for group in scored))
-    delta = np.concatenate([other.logprobs_C - own.logprobs_C for group in scored for _, own, other in group])
+    def lesson(rollout: Rollout, own: Sequence[Scores], others: Sequence[Scores]) -> Lesson:
+        targets = map(target, rollout.answers, own, others)
+        deltas = (other.logprobs_C - mine.logprobs_C for mine, other in zip(own, others, strict=True))
+        return Lesson(rollout, tuple(targets), tuple(deltas))
+
+    lessons = [lesson(*one) for one in zip(rollouts, student, teaching, strict=True)]
+    delta = np.concatenate([delta for one in lessons for delta in one.deltas or ()])
     metrics = told(name, rollouts) | {
         f"{name}/delta": float(delta.mean()),
         f"{name}/delta_abs": float(np.abs(delta).mean()),
         f"{name}/clamped": float((np.abs(delta) > loss.delta_clamp).mean()),
         f"{name}/self_delta": self_delta(rollouts, student),
     }
-    return part, rollouts, metrics | await _gap(name, teacher, arena, metrics[f"{name}/reward"])
+    return name, lessons, metrics | await _gap(name, teacher, arena, metrics[f"{name}/reward"])
 
 
 async def _gap(part: str, teacher: Teacher, arena: Arena, reward: float) -> dict[str, float]:
@@ -183,23 +201,21 @@ async def _discouraged(step: Step, capability: str, arena: Arena) -> Found:
         )
         return _target(answer, pushed_C)
 
-    part = _part(name, rollouts, (map(target, rollout.answers) for rollout in rollouts))
-    return part, rollouts, told(name, rollouts)
+    lessons = [Lesson(rollout, tuple(map(target, rollout.answers))) for rollout in rollouts]
+    return name, lessons, told(name, rollouts)
 
 
 async def _answered(step: Step, arena: Arena, capability: str, part: str, count: int, group_size: int) -> list[Rollout]:
     """Prompts of a capability, answered by the branch as it was before the step, and judged."""
     data = arena.capabilities[capability]
-    stream = f"{step.branch} {part} {capability}"
-    places = draw(data.prompts, seed=arena.seed, branch=stream, step=step.number - 1, count=count)
-    prompts: list[Prompt] = await asyncio.to_thread(lambda: [data.prompts[place] for place in places])
+    prompts = await asyncio.to_thread(asked, step, arena, capability, part, count)
     rollouts = await sample(
         arena.client,
         str(step.parent),
         prompts,
         n=group_size,
         max_tokens=arena.amounts.max_completion_tokens,
-        seeds=seeds(count, arena.seed, stream, step.number),
+        seeds=seeds(count, arena.seed, _stream(step, part, capability), step.number),
         decode=arena.decode,
         temperature=arena.amounts.temperature,
         top_p=arena.amounts.top_p,
@@ -207,12 +223,25 @@ async def _answered(step: Step, arena: Arena, capability: str, part: str, count:
     return await asyncio.to_thread(judge, rollouts, arena.pool, data.rule, data.deadline_s)
 
 
-def _part(name: str, rollouts: Sequence[Rollout], targets: Iterable[Iterable[Target]]) -> Part:
-    """`targets` of each rollout; a prompt that has none leaves."""
+def asked(step: Step, arena: Arena, capability: str, part: str, count: int) -> list[Prompt]:
+    """The prompts of a step."""
+    prompts, stream = arena.capabilities[capability].prompts, _stream(step, part, capability)
+    return [prompts[at] for at in draw(prompts, seed=arena.seed, branch=stream, step=step.number - 1, count=count)]
+
+
+def _stream(step: Step, part: str, capability: str) -> str:
+    """Of chance: no two parts of a run draw alike."""
+    return f"{step.branch} {part} {capability}"
+
+
+def as_part(name: str, lessons: Sequence[Lesson]) -> Part:
+    """A prompt that teaches nothing leaves."""
     groups: list[Group] = []
-    for rollout, found in zip(rollouts, map(tuple, targets), strict=True):
-        if found:
-            groups.append(Group(rollout.ids_P, rollout.prompt.images, rollout.prompt.videos, found))
+    for lesson in lessons:
+        targets = tuple(target for target in lesson.targets if target is not None)
+        if targets:
+            prompt = lesson.rollout.prompt
+            groups.append(Group(lesson.rollout.ids_P, prompt.images, prompt.videos, targets))
     return Part(name, tuple(groups))
 
 
@@ -220,7 +249,7 @@ def _target(answer: Answer, advantages_C: Any, bins: Bins | None = None) -> Targ
     return Target(answer.ids_C, advantages_C, answer.logprobs_C, bins)
 
 
-def _shares(total: int, count: int) -> list[int]:
+def equal_shares(total: int, count: int) -> list[int]:
     """Equal, the first ones larger by one where it does not divide."""
     return [total // count + (number < total % count) for number in range(count)]
 
@@ -228,8 +257,20 @@ def _shares(total: int, count: int) -> list[int]:
 # ---- the new revision ----
 
 
-async def publish(step: Step, arena: Arena, learner: Learner, batch: Batch, update: Update) -> Manifest:
-    """The adapter with its moments and what is known of the step; a skipped step publishes its parent's weights."""
+async def publish(
+    step: Step,
+    arena: Arena,
+    learner: Learner,
+    batch: Batch,
+    update: Update,
+    *,
+    token: int | None = None,
+    job: str | None = None,
+) -> Manifest:
+    """The adapter with its moments and what is known of the step; a skipped step publishes its parent's weights.
+
+    `token` and `job` are those of the lease, where there is a queue.
+    """
     metrics = {name: value for name, value in {**batch.metrics, **update.metrics}.items() if np.isfinite(value)}
     meta = {
         "seed": arena.seed,
@@ -242,7 +283,14 @@ async def publish(step: Step, arena: Arena, learner: Learner, batch: Batch, upda
     with tempfile.TemporaryDirectory(prefix="coevo-") as folder:
         await asyncio.to_thread(learner.save, step.branch, Path(folder))
         manifest = await arena.client.publish(
-            step.branch, step.number, Path(folder), parent=step.number - 1, base=learner.base, meta=meta
+            step.branch,
+            step.number,
+            Path(folder),
+            parent=step.number - 1,
+            token=token,
+            job=job,
+            base=learner.base,
+            meta=meta,
         )
     learner.advance(step.branch, step.number)
     return manifest

@@ -7,7 +7,7 @@ to a worker at a time. `trainer.systems` makes plans of recipes.
 Left out: jobs, leases and time.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from adapters.names import Ref
@@ -98,6 +98,12 @@ class Plan:
     def head(self, branch: str) -> int:
         """The last revision that a branch will have."""
         return max((step.number for step in self.steps if step.branch == branch), default=0)
+
+
+def is_there(ref: Ref, heads: Mapping[str, int]) -> bool:
+    """Whether a revision is published, going by the branches' heads."""
+    assert ref.revision is not None
+    return heads.get(ref.branch, -1) >= ref.revision
 
 
 def impossible(plan: Plan, existing: Sequence[Ref] = ()) -> Iterator[str]:

@@ -20,7 +20,6 @@ from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
-from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import NoBackoff
@@ -28,6 +27,7 @@ from redis.retry import Retry
 
 from adapters.errors import UserError
 from adapters.family import dying_with_us
+from trainer.jobs import redacted
 
 URL_VARIABLE = "COEVO_REDIS_URL"
 PROGRAMS = ("valkey-server", "redis-server")
@@ -72,6 +72,13 @@ def find() -> Found:
     return program
 
 
+def url_from_environment(environ: Mapping[str, str]) -> str:
+    """Of the server that a run's processes share."""
+    if url := environ.get(URL_VARIABLE):
+        return url
+    raise QueueError(f"{URL_VARIABLE}: not set; give the queue server's URL, such as redis://127.0.0.1:6379/0")
+
+
 def describe(url: str) -> Mapping[str, Any]:
     """What the server at `url` says of itself (INFO), after it answered PING."""
     try:
@@ -89,12 +96,6 @@ def describe(url: str) -> Mapping[str, Any]:
 def version_of(info: Mapping[str, Any]) -> str:
     """As people know it: Valkey calls itself Redis 7.2.4 too, for old clients."""
     return f"Valkey {info['valkey_version']}" if "valkey_version" in info else f"Redis {info['redis_version']}"
-
-
-def redacted(url: str) -> str:
-    """The URL without user and password."""
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 @contextlib.contextmanager

@@ -273,6 +273,16 @@ def test_a_retired_revision_leaves_its_manifest(root):
         assert {path.name for path in (root / "image/1").iterdir()} == {MANIFEST, "retired"}
 
 
+def test_a_store_has_one_id_for_ever_and_no_other_store_has_it(root, tmp_path):
+    with Store(root, BASE) as store, Store(tmp_path / "other", BASE) as other:
+        id = store.id
+        assert id != other.id
+    with Store(root, BASE) as store:
+        assert store.id == id
+    (root / ".id").write_text("")
+    assert "damaged" in message(root)
+
+
 def test_a_retirement_that_was_cut_off_is_ended_at_the_next_start(root):
     with Store(root, BASE) as store:
         publish(store, "image", 1)

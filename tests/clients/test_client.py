@@ -1,4 +1,5 @@
 import asyncio
+import gzip
 import hashlib
 import logging
 import os
@@ -37,8 +38,15 @@ from service.schemas import (
     LogprobsRequest,
     LogprobsResponse,
     Prompt,
+    RecordedCompletion,
+    RecordedGroup,
+    RecordedPart,
+    RunBranch,
+    RunInfo,
+    RunsResponse,
     ScoredSequence,
     Sequence,
+    StepRollouts,
 )
 from service.wire import encode_generated, encode_logprobs
 
@@ -400,6 +408,67 @@ def test_a_download_that_breaks_off_begins_again(app, url, ask, tmp_path):
     assert ask(url, "download", "text", 4, WEIGHTS, tmp_path / "weights").read_bytes() == FILES[WEIGHTS]
     assert app.state.seen == [WEIGHTS] * 2
     assert [path.name for path in tmp_path.iterdir()] == ["weights"]
+
+
+def recorded():
+    completion = RecordedCompletion(
+        text="8",
+        token_ids=[1, 2],
+        logprobs=[-0.5, -0.25],
+        reward=None,
+        why=None,
+        is_cut_off=True,
+        advantages=None,
+        delta=[0.5, 0.125],
+    )
+    group = RecordedGroup(
+        prompt_id="p", question="2*4?", answer="8", media=[], prompt_token_ids=[5], completions=[completion]
+    )
+    part = RecordedPart(name="text", capability=None, groups=[group])
+    return StepRollouts(run="first", branch="image", step=3, parts=[part], metrics={"loss": 0.5})
+
+
+def test_rollouts_travel_packed_and_again_after_a_503(app, url, ask):
+    @app.put("/runs/{run}/rollouts/{branch}/{step}")
+    async def put(run: str, branch: str, step: int, request: Request):
+        app.state.seen.append((run, branch, step, request.headers["content-encoding"], await request.body()))
+        if len(app.state.seen) == 1:
+            raise ProblemError("not-ready", 503, "starting")
+        return Response(status_code=204)
+
+    @app.get("/runs/{run}/rollouts/{branch}/{step}")
+    async def get(run: str, branch: str, step: int):
+        return Response(app.state.seen[0][-1], headers={"content-encoding": "gzip"}, media_type="application/json")
+
+    assert ask(url, "put_rollouts", "first", "image", 3, recorded()) is None
+    first, second = app.state.seen
+    assert first == second
+    assert first[:4] == ("first", "image", 3, "gzip")
+    assert StepRollouts.model_validate_json(gzip.decompress(first[4])) == recorded()
+    assert ask(url, "rollouts", "first", "image", 3) == recorded()
+
+
+def test_runs_and_one_of_them(app, url, ask):
+    now = datetime.now(UTC)
+    branches = {"image": RunBranch(head=3, last=9, reward=0.5)}
+    info = RunInfo(
+        id="first", name="mutual", state="running", branches=branches, num_events=7, started=now, updated=now
+    )
+
+    @app.get("/runs")
+    async def runs():
+        return RunsResponse(runs=[info])
+
+    @app.get("/runs/{run}")
+    async def run(run: str):
+        if run != "first":
+            raise ProblemError("unknown-run", 404, "there is no such run")
+        return info
+
+    assert ask(url, "runs") == [info]
+    assert ask(url, "run", "first") == info
+    with pytest.raises(RefusedError, match="unknown-run"):
+        ask(url, "run", "second")
 
 
 # ---- media ----

@@ -67,6 +67,11 @@ class ServiceProcess:
         """The exit status of the parent."""
         return self._process.wait(timeout=PATIENCE_S)
 
+    @property
+    def has_ended(self) -> bool:
+        """The parent: then nobody starts the service again."""
+        return self._process.poll() is not None
+
     def stop(self) -> None:
         self._process.send_signal(signal.SIGTERM)
         self._process.wait(timeout=60)

@@ -281,7 +281,7 @@ async def test_a_queue_that_fails_is_told_again_by_the_retry(store, loader, adap
     with pytest.raises(ConnectionError):
         await publish(publisher, adapter, replace(FIRST, token=7))
     assert store.branch("image").head == 1
-    assert registry.heads == {}
+    assert (queue.told, registry.heads) == ([], {"image": 1})
     queue.is_down = False
     assert not (await publish(publisher, adapter, replace(FIRST, token=7))).is_new
     assert (queue.told, registry.heads) == (["image@1"], {"image": 1})

@@ -11,7 +11,8 @@ import redis
 
 from adapters.errors import UserError
 from trainer import queue_server
-from trainer.queue_server import QueueError, describe, find, redacted, start
+from trainer.jobs import redacted
+from trainer.queue_server import QueueError, describe, find, start
 
 
 @pytest.fixture

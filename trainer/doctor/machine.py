@@ -20,6 +20,7 @@ from typing import Literal
 import psutil
 
 from trainer import queue_server
+from trainer.jobs import redacted
 
 GIB = 2**30
 OLDEST_SERVER = (6, 2)
@@ -126,7 +127,7 @@ def _queue_row() -> Row:
         info = queue_server.describe(server.where)
     except queue_server.QueueError as error:
         return Row("FAIL", "queue server", "none that works", str(error))
-    found = f"{server.version} at {queue_server.redacted(server.where)}"
+    found = f"{server.version} at {redacted(server.where)}"
     if _numbers(str(info["redis_version"])) < OLDEST_SERVER:
         oldest = ".".join(map(str, OLDEST_SERVER))
         return Row("FAIL", "queue server", found, f"too old: take Valkey, or Redis {oldest} or newer")

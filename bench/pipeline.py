@@ -1,0 +1,112 @@
+"""What it is worth to make the next branch's rollouts while one branch is updated: one worker, three branches, hub.
+
+    coevo bench pipeline [--json FILE] [--rounds 3]
+
+The same plan with `budget.prefetch` 1 and 0, in turns, each under branch names of its own; seconds from the worker's
+first look to its last publish, with queue, coordinator and service as they are in a run.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from bench.served import served
+
+SERVICE = ("--max-model-len=209", "--max-lora-rank=16", "--max-loras=12", "--max-num-seqs=192")
+CHANGES = ("method.cycles=1", "method.rlvr_steps=3", "method.opd_steps=2")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # one core for the engine, one for the trainer
+    from trainer.queue_server import URL_VARIABLE, start
+    from trainer.rewards.pool import RewardPool
+
+    with tempfile.TemporaryDirectory(prefix="coevo-bench-") as folder, start(Path(folder) / "queue") as server:
+        os.environ[URL_VARIABLE] = server.url
+        with RewardPool(num_children=1) as pool, served(*SERVICE, f"--runs={folder}/runs") as url:
+            found = asyncio.run(_measure(url, server.url, pool, arguments.rounds, Path(folder)))
+    for prefetch, seconds in found.items():
+        print(f"prefetch = {prefetch}: {statistics.median(seconds):.1f} s, of {[round(one, 1) for one in seconds]}")
+    ours, theirs = statistics.median(found[1]), statistics.median(found[0])
+    print(f"{ours / theirs:.2f} of the time")
+    if arguments.json:
+        row = {"what": "pipeline", "unit": "s", "ours": ours, "peer": "prefetch = 0", "theirs": theirs,
+               "ratio": ours / theirs, "rounds": found}  # fmt: skip
+        arguments.json.write_text(json.dumps([row], indent=1) + "\n")
+    return 0
+
+
+async def _measure(url: str, queue_url: str, pool: Any, rounds: int, folder: Path) -> dict[int, list[float]]:
+    import torch
+
+    from adapters.base import locate
+    from adapters.manifest import base_digest
+    from clients.client import AsyncClient
+
+    torch.set_num_threads(1)
+    base = locate("miniature")
+    digest = base_digest(base)
+    found: dict[int, list[float]] = {1: [], 0: []}
+    async with AsyncClient(url, base=digest) as client:
+        for number in range(rounds + 1):
+            for prefetch, seconds in found.items():
+                took = await _once(f"r{number}-{prefetch}", prefetch, client, queue_url, pool, base, digest, folder)
+                if number > 0:  # the first one warms both up
+                    seconds.append(took)
+    return found
+
+
+async def _once(
+    name: str, prefetch: int, client: Any, queue_url: str, pool: Any, base: Path, digest: str, folder: Path
+) -> float:
+    import time
+    from functools import partial
+
+    from trainer.coordinator import Coordinator, run_id
+    from trainer.jobs import Queue
+    from trainer.loop import gather
+    from trainer.outfit import make_arena, make_learner, open_capabilities
+    from trainer.pulse import Pulse
+    from trainer.ranks import ALONE
+    from trainer.shift import Run, Shift
+    from trainer.systems import plan
+
+    recipe = _recipe(name, prefetch, folder)
+    made, queue, id = plan(recipe), Queue(queue_url), run_id(recipe)
+    coordinating = asyncio.create_task(Coordinator(id, recipe, made, queue, client).coordinate())
+    arena = make_arena(recipe, base, client, pool, open_capabilities(recipe, recipe.capabilities))
+    learner = make_learner(recipe, base, digest, "cpu", ALONE)
+    while not await asyncio.to_thread(queue.runs):
+        await asyncio.sleep(0.1)
+    pulse = Pulse(Queue(queue_url), name)
+    pulse.start()
+    shift = Shift(Run(id, recipe, made), list(recipe.branches), name=name, queue=queue, pulse=pulse, arena=arena,
+                    learner=learner, gather=partial(gather, arena=arena))  # fmt: skip
+    began = time.monotonic()
+    await shift.work()
+    took = time.monotonic() - began
+    pulse.end()
+    await coordinating
+    return took
+
+
+def _recipe(name: str, prefetch: int, folder: Path) -> Any:
+    """The miniature under branch names of its own: a store keeps every branch that it has seen."""
+    from trainer.recipe.file import load
+
+    tree = load(Path("recipes/miniature.toml"), [*CHANGES, f"budget.prefetch={prefetch}"]).model_dump(mode="json")
+    tree |= {"name": name, "branches": {f"{name}-{one}": {"capabilities": [one]} for one in tree["capabilities"]}}
+    tree["method"]["hub"] = f"{name}-text"
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(tree))
+    return load(path)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the row to this file as well")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N")

@@ -1,0 +1,302 @@
+"""What runs tell: their events as the queue had them, a summary of each run, and every step's rollouts.
+
+    RUN/events.jsonl                 an event a line, with the queue's name for it (`id`) and when it was written (`at`)
+    RUN/rollouts/BRANCH/STEP.json.gz
+
+Events come out of the queue once each: a batch is on the disk before the queue forgets it, and what a crash leaves in
+both places is known by its name. Line numbers never change, so whoever follows a run goes on after the last he has
+seen. Summaries are made of the files again at each start.
+
+Functions that touch the disk block: call them in threads. One thread drains. Left out: HTTP (`routes_runs`), and what
+rollouts look like (`schemas.StepRollouts`).
+"""
+
+import asyncio
+import json
+import logging
+import math
+import os
+import re
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict
+
+from adapters.names import shown
+from adapters.store import room, sync
+from service.schemas import RunBranch, RunInfo
+
+EVENTS, ROLLOUTS = "events.jsonl", "rollouts"
+MOST_AT_ONCE = 1000
+RUN_PATTERN = r"^[a-z][a-z0-9_-]{0,63}$"
+REWARD = "native/reward"
+
+_RUN = re.compile(RUN_PATTERN.strip("^$"))
+_READ_BYTES = 2**20
+_PART = ".part"
+
+log = logging.getLogger(__name__)
+
+
+class EventQueue(Protocol):
+    """Where events come from."""
+
+    def events(self, most: int = MOST_AT_ONCE) -> list[tuple[str, dict[str, Any]]]: ...
+
+    def forget(self, names: Sequence[str]) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """After so many lines, which are so many bytes."""
+
+    number: int = 0
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A run's events so far."""
+
+    end: Position
+    newest: str
+    """The queue's name of the last one."""
+    info: RunInfo
+
+
+class Runs:
+    """The folder of all runs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.is_closed = False
+        self.news = asyncio.Event()
+        """Set, and replaced by another, when there may be more to read."""
+        self._folder = folder
+        for left in folder.glob(f"*/{ROLLOUTS}/*/*{_PART}"):
+            left.unlink()
+        found = sorted(path.parent.name for path in folder.glob(f"*/{EVENTS}"))
+        self._runs = {run: _load(run, self._events(run)) for run in found if is_run(run)}
+
+    # ---- events ----
+
+    def drain(self, queue: EventQueue) -> int:
+        """Take the oldest events out of the queue, and tell how many. DiskFullError: they are still in it."""
+        entries = queue.events(MOST_AT_ONCE)
+        told: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+        strangers: list[object] = []
+        for name, event in entries:
+            run = cast(object, event.get("run")) if isinstance(event, dict) else None  # pyright: ignore[reportUnnecessaryIsInstance]
+            if isinstance(run, str) and is_run(run):
+                told.setdefault(run, []).append((name, event))
+            else:
+                strangers.append(event)
+        with room("the runs"):
+            for run, events in told.items():
+                self._append(run, events)
+        if strangers:
+            log.warning("%d events of no run are dropped, such as %s", len(strangers), shown(str(strangers[0])))
+        if entries:
+            queue.forget([name for name, _ in entries])
+        return len(entries)
+
+    def announce(self) -> None:
+        """Wake those who follow a run. On the event loop."""
+        self.news.set()
+        self.news = asyncio.Event()
+
+    def close(self) -> None:
+        """Whoever follows a run is at its end. On the event loop."""
+        self.is_closed = True
+        self.announce()
+
+    def infos(self) -> list[RunInfo]:
+        """The one that was heard of last comes first."""
+        return sorted((run.info for run in self._runs.copy().values()), key=lambda info: info.updated, reverse=True)
+
+    def info(self, run: str) -> RunInfo | None:
+        found = self._runs.get(run)
+        return None if found is None else found.info
+
+    def has_more(self, run: str, position: Position) -> bool:
+        return position.number < self._runs[run].end.number
+
+    def seek(self, run: str, number: int) -> Position:
+        """After so many events; at the beginning, if there never were so many."""
+        if number > self._runs[run].end.number:
+            return Position()
+        with self._events(run).open("rb") as file:
+            return Position(number, sum(len(line) for line in islice(file, number)))
+
+    def read(self, run: str, position: Position) -> tuple[list[str], Position]:
+        """Some of the lines after `position`, and the position after them."""
+        end = self._runs[run].end
+        number, offset = position.number, position.offset
+        lines: list[str] = []
+        with self._events(run).open("rb") as file:
+            file.seek(offset)
+            while number < end.number and offset - position.offset < _READ_BYTES and (line := file.readline()):
+                lines.append(line.decode().rstrip("\n"))
+                number, offset = number + 1, offset + len(line)
+        return lines, Position(number, offset)
+
+    # ---- rollouts ----
+
+    def put_rollouts(self, run: str, branch: str, step: int, packed: bytes) -> None:
+        """`packed` is JSON in gzip. What was there before is replaced."""
+        path = self._rollouts(run, branch, step)
+        part = path.with_name(f".{uuid.uuid4().hex}{_PART}")
+        with room("the runs"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with part.open("xb") as file:
+                    file.write(packed)
+                    file.flush()
+                    os.fsync(file.fileno())
+                part.replace(path)
+            finally:
+                part.unlink(missing_ok=True)
+
+    def rollouts(self, run: str, branch: str, step: int) -> bytes | None:
+        try:
+            return self._rollouts(run, branch, step).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def _events(self, run: str) -> Path:
+        return self._folder / run / EVENTS
+
+    def _rollouts(self, run: str, branch: str, step: int) -> Path:
+        return self._folder / run / ROLLOUTS / branch / f"{step}.json.gz"
+
+    def _append(self, run: str, events: list[tuple[str, dict[str, Any]]]) -> None:
+        """Those that are not in the file yet: a batch may come again, if the queue was not told to forget it."""
+        path = self._events(run)
+        state = self._runs.get(run)
+        if state is None or not path.exists() or path.stat().st_size != state.end.offset:
+            state = _load(run, path)
+        names = [name for name, _ in events]
+        fresh = events[names.index(state.newest) + 1 :] if state.newest in names else events
+        at = datetime.now(UTC).isoformat()
+        lines = [_line(name, event, at) for name, event in fresh]
+        if lines:
+            _write(path, b"".join(lines), state.end.offset)
+        for line in lines:
+            state = _after(state, line)
+        self._runs[run] = state
+
+
+def is_run(name: str) -> bool:
+    return _RUN.fullmatch(name) is not None
+
+
+def _line(name: str, event: Mapping[str, Any], at: str) -> bytes:
+    """In ASCII, so that nothing in it ends a line."""
+    own = {key: _finite(value) for key, value in event.items() if key not in ("id", "at")}
+    return f"{json.dumps({'id': name, 'at': at, **own}, allow_nan=False)}\n".encode()
+
+
+def _finite(value: Any) -> Any:
+    """Python writes NaN into JSON and reads it back; nobody else does."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in cast(dict[str, Any], value).items()}
+    if isinstance(value, list):
+        return [_finite(one) for one in cast(list[Any], value)]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _write(path: Path, data: bytes, size: int) -> None:
+    """All of it or nothing at the end of the file, which has `size` bytes, and on the disk."""
+    if size == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab", buffering=0) as file:
+        try:
+            written = 0
+            while written < len(data):
+                written += file.write(data[written:])
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(size)
+            raise
+    if size == 0:
+        for folder in (path.parent, path.parent.parent):
+            sync(folder)
+
+
+def _load(run: str, path: Path) -> _Run:
+    """The state that a run's file tells. What is behind its last whole line is cut off."""
+    now = datetime.now(UTC)
+    info = RunInfo(id=run, name="", state="running", branches={}, num_events=0, started=now, updated=now)
+    state = _Run(Position(), "", info)
+    if not path.exists():
+        return state
+    with path.open("r+b") as file:
+        for line in file:
+            if not line.endswith(b"\n"):
+                break
+            state = _after(state, line)
+        file.truncate(state.end.offset)
+        os.fsync(file.fileno())
+    return state
+
+
+class _Told(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class _Event(_Told):
+    id: str
+    at: AwareDatetime
+    kind: Any = None
+
+
+class _RunEvent(_Told):
+    state: str
+    name: str = ""
+    branches: dict[str, int] = {}
+
+
+class _StepEvent(_Told):
+    branch: str
+    step: int
+    metrics: dict[str, float | None] = {}
+
+
+def _after(state: _Run, line: bytes) -> _Run:
+    """The state when one more line is in the file. One that says nothing is counted all the same."""
+    end = Position(state.end.number + 1, state.end.offset + len(line))
+    info = state.info.model_copy(update={"num_events": end.number})
+    newest = state.newest
+    try:
+        members = json.loads(line)
+        event = _Event.model_validate(members)
+        newest = event.id
+        info = info.model_copy(update={"updated": event.at, "started": info.started if end.number > 1 else event.at})
+        if event.kind == "run":
+            info = _after_run(info, _RunEvent.model_validate(members))
+        elif event.kind == "step":
+            info = _after_step(info, _StepEvent.model_validate(members))
+    except ValueError as error:  # pydantic's errors are such, too
+        log.warning("%s: event %d cannot be understood: %s", info.id, end.number, shown(str(error)))
+    return _Run(end, newest, info)
+
+
+def _after_run(info: RunInfo, told: _RunEvent) -> RunInfo:
+    branches = {
+        name: info.branches.get(name, RunBranch(head=0)).model_copy(update={"last": last})
+        for name, last in told.branches.items()
+    }
+    update = {"state": told.state, "name": told.name or info.name, "branches": {**info.branches, **branches}}
+    return info.model_copy(update=update)
+
+
+def _after_step(info: RunInfo, told: _StepEvent) -> RunInfo:
+    branch = info.branches.get(told.branch, RunBranch(head=0))
+    if told.step < branch.head:
+        return info
+    branch = branch.model_copy(update={"head": told.step, "reward": told.metrics.get(REWARD)})
+    return info.model_copy(update={"branches": {**info.branches, told.branch: branch}})

@@ -1,0 +1,33 @@
+"""A minute of random faults: the run that went through them is the run that was planned.
+
+COEVO_SEED gives other faults.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.faults.cluster import Cluster
+from tests.faults.monkey import Monkey, quiet_port
+from tests.faults.recipes import CAPABILITIES, written
+
+SECONDS = 60.0
+SEED = int(os.environ.get("COEVO_SEED", "1"))
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+
+
+def test_a_run_ends_as_planned_whatever_happened_to_its_processes(tmp_path: Path) -> None:
+    """Three branches of a worker each, for a minute among faults and then without."""
+    cluster = Cluster(tmp_path, f"--port={quiet_port()}")
+    try:
+        recipe = written(tmp_path, "monkey", "method.cycles=7")
+        workers = {f"monkey-{one}": [f"monkey-{one}"] for one in CAPABILITIES}
+        monkey = Monkey(cluster, recipe, workers, seed=SEED, log=tmp_path / "monkey.jsonl")
+        monkey.play(SECONDS)
+        print(f"{monkey.steps} steps among {dict(monkey.counts)}")
+        monkey.finish(300)
+        cluster.check(recipe)
+    finally:
+        cluster.close()

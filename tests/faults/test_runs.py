@@ -1,0 +1,133 @@
+"""Whole runs: what is computed does not depend on who computes it, when, or how often it was interrupted."""
+
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from adapters.manifest import Manifest, read_manifest
+from tests.faults.cluster import Child, Cluster
+from tests.faults.recipes import CAPABILITIES, written
+from trainer.coordinator import run_id
+from trainer.plan import Plan
+from trainer.recipe.file import load
+from trainer.systems import plan
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    cluster = Cluster(tmp_path_factory.mktemp("runs"))
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written(tmp_path_factory.mktemp("recipe"), "whole")
+
+
+@pytest.fixture(scope="module")
+def at_once(cluster: Cluster, recipe: Path) -> Cluster:
+    """Three branches, hub, two cycles, six steps a branch: one worker makes them all."""
+    worker, coordinator = cluster.worker("all", name="one"), cluster.coordinator(recipe)
+    assert worker.wait() == 0
+    assert coordinator.wait() == 0
+    return cluster
+
+
+def test_one_process_makes_the_plan_and_nothing_else(at_once: Cluster, recipe: Path) -> None:
+    at_once.check(recipe)
+    assert taught(at_once.store, recipe) == planned(plan(load(recipe)))
+
+
+def test_three_processes_that_start_one_after_the_other_make_theirs(cluster: Cluster, tmp_path: Path) -> None:
+    """Each only when the one before has made a step, so that the first ones wait for the last one's revisions."""
+    recipe = written(tmp_path, "three")
+    coordinator, workers = cluster.coordinator(recipe), list[Child]()
+    for one in CAPABILITIES:
+        workers.append(cluster.worker(f"three-{one}", name=f"of-{one}"))
+        cluster.wait_for_head(f"three-{one}", 1)
+    assert [worker.wait() for worker in workers] == [0, 0, 0]
+    assert coordinator.wait() == 0
+    cluster.check(recipe)
+    assert taught(cluster.store, recipe) == planned(plan(load(recipe)))
+    steps = [event for event in cluster.events(run_id(load(recipe))) if event["kind"] == "step"]
+    assert {(event["branch"], event["worker"]) for event in steps} == {(f"three-{x}", f"of-{x}") for x in CAPABILITIES}
+
+
+def test_a_run_that_was_killed_in_the_middle_ends_in_the_same_bits(
+    at_once: Cluster, recipe: Path, tmp_path: Path
+) -> None:
+    """Fed the first run's rollouts: half of it without prefetch, then kill -9 of everything, then the rest with."""
+    run = run_id(load(recipe))
+    record = at_once.folder / "runs" / run
+    without = tmp_path / recipe.name
+    without.write_text(recipe.read_text().replace('"prefetch": 1', '"prefetch": 0'))
+    assert run_id(load(without)) == run
+    second = Cluster(tmp_path)
+    try:
+        replay = ("--replay", str(record))
+        coordinator, worker = second.coordinator(without), second.worker("all", name="one", words=replay)
+        for one in CAPABILITIES:
+            second.wait_for_head(f"whole-{one}", 3)
+        for child in (worker, coordinator):
+            child.kill()
+        for process in second.service.family:
+            process.kill()
+        second.service.wait_for_end()
+        second.server.kill()
+        before = digests(second.store, recipe)
+        assert any(revision < 6 for _, revision in before)
+        second.server.start()
+        second.service.start()
+        coordinator, worker = second.coordinator(recipe), second.worker("all", name="one", words=replay)
+        assert worker.wait() == 0
+        assert coordinator.wait() == 0
+        second.check(recipe)
+        after = digests(second.store, recipe)
+        assert before.items() <= after.items()
+        assert after == digests(at_once.store, recipe)
+    finally:
+        second.close()
+
+
+def test_a_replay_of_other_prompts_is_refused(at_once: Cluster, recipe: Path, tmp_path: Path) -> None:
+    other = written(tmp_path, "whole-again", capabilities=("text",))
+    shutil.copytree(at_once.folder / "runs" / run_id(load(recipe)), tmp_path / "record")
+    (tmp_path / "record/rollouts/whole-text").rename(tmp_path / "record/rollouts/whole-again-text")
+    coordinator = at_once.coordinator(other)
+    worker = at_once.worker("all", name="other", words=("--replay", str(tmp_path / "record")))
+    at_once.wait_until(lambda: any(job.branch == "whole-again-text" for job in at_once.queue.dead()))
+    (job,) = [job for job in at_once.queue.dead() if job.branch == "whole-again-text"]
+    assert "other prompts" in job.error
+    for child in (worker, coordinator):
+        child.signal(signal.SIGTERM)
+        assert child.wait() == 0
+    at_once.queue.retry("whole-again-text")
+
+
+def manifests(store: Path, recipe: Path) -> Iterator[Manifest]:
+    for step in plan(load(recipe)).steps:
+        folder = store / step.branch / str(step.number)
+        if folder.exists():
+            yield read_manifest(folder)
+
+
+def digests(store: Path, recipe: Path) -> dict[tuple[str, int], tuple[str, str]]:
+    """Of the adapter and of the optimiser's moments."""
+    return {
+        (one.branch, one.revision): (one.digest, one.files["optimizer.safetensors"].sha256)
+        for one in manifests(store, recipe)
+    }
+
+
+def taught(store: Path, recipe: Path) -> dict[str, list[str]]:
+    return {str(one.ref): list(one.meta["teachers"]) for one in manifests(store, recipe)}  # type: ignore[arg-type]
+
+
+def planned(made: Plan) -> dict[str, list[str]]:
+    return {str(step.makes): [str(teacher.ref) for teacher in step.teachers] for step in made.steps}

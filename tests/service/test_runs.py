@@ -1,0 +1,510 @@
+import asyncio
+import gzip
+import json
+import logging
+import os
+import subprocess
+import time
+import tracemalloc
+from datetime import UTC, datetime
+from types import SimpleNamespace
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from adapters.store import DiskFullError
+from service import problems, routes_runs
+from service.auth import BodyLimit
+from service.routes_runs import follow
+from service.runs import MOST_AT_ONCE, Runs
+from service.schemas import RecordedCompletion, RecordedGroup, RecordedPart, StepRollouts
+from trainer.jobs import Queue
+from trainer.queue_server import start
+
+pytestmark = pytest.mark.anyio
+PATIENCE_S = 30.0
+LIMIT = 100_000
+
+
+@pytest.fixture
+def anyio_backend():
+    return "asyncio"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with start(tmp_path_factory.mktemp("queue")) as server:
+        yield server
+
+
+@pytest.fixture
+def queue(server):
+    queue = Queue(server.url)
+    queue._redis.flushall()
+    yield queue
+    queue.close()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def runs(folder):
+    return Runs(folder)
+
+
+class CutOff:
+    """A queue that the service loses, or dies beside, between the write and the forgetting."""
+
+    def __init__(self, queue):
+        self._queue = queue
+
+    def events(self, most):
+        return self._queue.events(most)
+
+    def forget(self, names):
+        raise ConnectionError
+
+
+def lines(folder, run="first"):
+    return [json.loads(line) for line in (folder / run / "events.jsonl").read_text().splitlines()]
+
+
+def steps(folder, run="first"):
+    return [event["step"] for event in lines(folder, run)]
+
+
+def tell_steps(queue, *numbers, run="first"):
+    for number in numbers:
+        queue.tell(run, "step", branch="image", step=number, metrics={"native/reward": number / 10})
+
+
+# ---- events ----
+
+
+def test_an_event_becomes_a_line_with_its_name_in_the_queue(queue, runs, folder):
+    queue.tell("first", "lease", branch="image", worker="w", what="claimed", id="mine")
+    ((name, event),) = queue.events()
+    before = datetime.now(UTC)
+    assert runs.drain(queue) == 1
+    (line,) = lines(folder)
+    assert before <= datetime.fromisoformat(line.pop("at")) <= datetime.now(UTC)
+    assert line == event | {"id": name}
+    assert queue.events() == []
+    assert runs.drain(queue) == 0
+
+
+def test_runs_are_summed_up_and_again_after_a_start(queue, runs, folder):
+    queue.tell("first", "run", state="running", name="mutual", branches={"image": 9, "text": 8})
+    tell_steps(queue, 1, 2)
+    queue.tell("first", "step", branch="text", step=1, metrics={"native/reward": None})
+    queue.tell("first", "step", branch="image", step=1, metrics={"native/reward": 9.0})  # an old one, told again
+    queue.tell("first", "step", branch=3, step="x")
+    queue.tell("first", "unheard-of", state=3)
+    runs.drain(queue)
+    queue.tell("second", "run", state="finished", name="single", branches={})
+    runs.drain(queue)
+    for one in (runs, Runs(folder)):
+        second, first = one.infos()
+        assert (second.id, second.state, second.name, second.branches) == ("second", "finished", "single", {})
+        assert (first.id, first.state, first.name, first.num_events) == ("first", "running", "mutual", 7)
+        assert first.branches["image"].model_dump() == {"head": 2, "last": 9, "reward": 0.2}
+        assert first.branches["text"].model_dump() == {"head": 1, "last": 8, "reward": None}
+        assert (first.started, second.updated) == (runs.info("first").started, runs.info("second").updated)
+        assert first.started <= first.updated < second.started
+
+
+def test_a_batch_that_was_not_forgotten_is_not_written_again(queue, runs, folder):
+    tell_steps(queue, 1, 2)
+    tell_steps(queue, 7, run="second")
+    with pytest.raises(ConnectionError):
+        runs.drain(CutOff(queue))
+    tell_steps(queue, 3)
+    for one in (runs, Runs(folder)):
+        with pytest.raises(ConnectionError):
+            one.drain(CutOff(queue))
+        assert (steps(folder), steps(folder, "second")) == ([1, 2, 3], [7])
+    tell_steps(queue, 4)
+    Runs(folder).drain(queue)
+    assert (steps(folder), steps(folder, "second"), queue.events()) == ([1, 2, 3, 4], [7], [])
+
+
+@pytest.mark.parametrize("cut", [1, 40])
+def test_a_line_that_was_cut_off_is_written_again(queue, runs, folder, cut):
+    """A crash in the middle of a batch: one run's lines are there, another's are not, and one is half there."""
+    tell_steps(queue, 1)
+    runs.drain(queue)
+    tell_steps(queue, 2, 3)
+    tell_steps(queue, 7, run="second")
+    with pytest.raises(ConnectionError):
+        runs.drain(CutOff(queue))
+    path = folder / "first" / "events.jsonl"
+    os.truncate(path, path.stat().st_size - cut)
+    (folder / "second" / "events.jsonl").unlink()
+    again = Runs(folder)
+    assert steps(folder) == [1, 2]
+    assert again.info("first").num_events == 2
+    again.drain(queue)
+    assert (steps(folder), steps(folder, "second")) == ([1, 2, 3], [7])
+
+
+def test_events_that_the_queue_has_dropped_are_not_waited_for(queue, runs, folder):
+    tell_steps(queue, 1)
+    with pytest.raises(ConnectionError):
+        runs.drain(CutOff(queue))
+    queue._redis.flushall()
+    tell_steps(queue, 2)
+    runs.drain(queue)
+    assert steps(folder) == [1, 2]
+
+
+def test_more_events_than_a_batch_holds_come_in_their_order(queue, runs, folder):
+    with queue._redis.pipeline() as pipe:
+        for number in range(MOST_AT_ONCE + 1):
+            event = json.dumps({"run": "first", "kind": "step", "branch": "image", "step": number})
+            pipe.xadd("coevo:events", {"event": event})
+        pipe.execute()
+    assert [runs.drain(queue), runs.drain(queue)] == [MOST_AT_ONCE, 1]
+    assert steps(folder) == [*range(MOST_AT_ONCE + 1)]
+
+
+@pytest.mark.parametrize("run", ["..", "../first", "/first", "First", "", "f" * 65, "first\n", "a/b", 3, None])
+def test_an_event_of_no_run_is_dropped_and_never_a_path(queue, runs, folder, run, tmp_path, caplog):
+    caplog.set_level(logging.WARNING, "service.runs")
+    queue.tell(run, "step", branch="image", step=1)
+    tell_steps(queue, 1)
+    before = {path.name for path in tmp_path.iterdir()}
+    assert runs.drain(queue) == 2
+    assert queue.events() == []
+    assert {path.name for path in tmp_path.iterdir()} - before == {"runs"}
+    assert [path.name for path in folder.iterdir()] == ["first"]
+    assert "1 events of no run are dropped" in caplog.text
+
+
+def test_an_event_that_is_no_object_is_dropped(queue, runs, folder):
+    queue._redis.xadd("coevo:events", {"event": "[1]"})
+    assert runs.drain(queue) == 1
+    assert not folder.exists()
+
+
+def test_lines_are_json_whatever_an_event_holds(queue, runs, folder):
+    queue.tell(
+        "first", "step", branch="image", step=1, metrics={"a": [float("nan")], "b": float("inf")}, text="\u2028\n"
+    )
+    runs.drain(queue)
+    (line,) = (folder / "first" / "events.jsonl").read_bytes().splitlines()
+    assert json.loads(line, parse_constant=pytest.fail)["metrics"] == {"a": [None], "b": None}
+    assert json.loads(line)["text"] == "\u2028\n"
+
+
+def test_a_damaged_line_is_passed_over(queue, runs, folder):
+    tell_steps(queue, 1, 2, 3)
+    runs.drain(queue)
+    path = folder / "first" / "events.jsonl"
+    first, second, third = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(first + second.replace(b"{", b"\0") + third)
+    info = Runs(folder).info("first")
+    assert (info.num_events, info.branches["image"].head) == (3, 3)
+
+
+def test_a_runs_folder_that_is_deleted_begins_again(queue, runs, folder):
+    tell_steps(queue, 1, 2)
+    runs.drain(queue)
+    (folder / "first" / "events.jsonl").unlink()
+    (folder / "first").rmdir()
+    tell_steps(queue, 3)
+    runs.drain(queue)
+    assert steps(folder) == [3]
+    assert runs.info("first").num_events == 1
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    folder = tmp_path / "small"
+    folder.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "none", folder], capture_output=True, check=False
+    ).returncode:
+        pytest.skip("mounting needs root")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_with_a_full_disk_events_stay_in_the_queue(queue, small_disk):
+    runs = Runs(small_disk / "runs")
+    tell_steps(queue, 1)
+    runs.drain(queue)
+    ballast = small_disk / "ballast"
+    with ballast.open("wb", buffering=0) as file:
+        file.write(bytes(2**17))
+    for number in range(2, 50):
+        queue.tell("first", "step", branch="image", step=number, text="x" * 200)
+    with pytest.raises(DiskFullError):
+        runs.drain(queue)
+    assert len(queue.events()) == 48
+    assert steps(small_disk / "runs") == [1]
+    assert runs.info("first").num_events == 1
+    with pytest.raises(DiskFullError):
+        runs.put_rollouts("first", "image", 3, bytes(5000))
+    assert [path for path in (small_disk / "runs").rglob("*") if path.is_file()] == [
+        small_disk / "runs/first/events.jsonl"
+    ]
+    ballast.unlink()
+    runs.drain(queue)
+    assert steps(small_disk / "runs") == [*range(1, 50)]
+
+
+# ---- over HTTP ----
+
+
+@pytest.fixture
+def app(runs):
+    app = FastAPI()
+    app.state.door = SimpleNamespace(runs=runs, settings=SimpleNamespace(body_bytes=LIMIT))
+    problems.install(app)
+    app.include_router(routes_runs.router)
+    return BodyLimit(app, LIMIT, {})
+
+
+async def ask(app, method, path, **more):
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service") as client:
+        return await client.request(method, path, **more)
+
+
+async def test_runs_are_listed_and_described(app, queue, runs):
+    assert (await ask(app, "GET", "/runs")).json() == {"runs": []}
+    tell_steps(queue, 4)
+    runs.drain(queue)
+    (listed,) = (await ask(app, "GET", "/runs")).json()["runs"]
+    assert (listed["id"], listed["branches"]["image"]["head"]) == ("first", 4)
+    assert (await ask(app, "GET", "/runs/first")).json() == listed
+
+
+@pytest.mark.parametrize("path", ["/runs/no", "/runs/no/events", "/runs/no/rollouts/image/3"])
+async def test_what_is_not_there_is_unknown(app, path):
+    answer = await ask(app, "GET", path)
+    assert (answer.status_code, answer.json()["type"]) == (404, "unknown-run")
+
+
+@pytest.mark.parametrize("path", ["/runs/NO", "/runs/a/rollouts/..%2f/3", "/runs/a/rollouts/image/-1", "/runs/a%0a"])
+async def test_names_that_cannot_be_are_invalid(app, path):
+    assert (await ask(app, "GET", path)).status_code in (404, 422)
+
+
+class Following:
+    """A caller of the events' route as a server sees him; `text` is what he has got."""
+
+    def __init__(self, app, path, query="", **headers):
+        self.text, self.status = "", None
+        self._gone = asyncio.Event()
+        self._asked = False
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},  # as uvicorn has it
+            "http_version": "1.1",
+            "method": "GET",
+            "scheme": "http",
+            "path": path,
+            "raw_path": path.encode(),
+            "root_path": "",
+            "query_string": query.encode(),
+            "headers": [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()],
+        }
+        self.task = asyncio.create_task(app(scope, self._receive, self._send))
+
+    async def _receive(self):
+        if not self._asked:
+            self._asked = True
+            return {"type": "http.request", "body": b"", "more_body": False}
+        await self._gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message):
+        self.status = message.get("status", self.status)
+        self.text += message.get("body", b"").decode()
+
+    async def leave(self):
+        self._gone.set()
+        await asyncio.wait_for(self.task, PATIENCE_S)
+
+    @property
+    def got(self):
+        """Numbers and steps of the events."""
+        blocks = [dict(line.split(": ", 1) for line in one.splitlines()) for one in self.text.split("\n\n") if one]
+        return [(int(one["id"]), json.loads(one["data"])["step"]) for one in blocks]
+
+
+async def until(condition):
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize(
+    ("query", "headers", "first"),
+    [
+        ("", {}, 1),
+        ("after=2", {}, 3),
+        ("after=1", {"last_event_id": "2"}, 3),
+        ("", {"last_event_id": "0"}, 1),
+        ("after=3", {}, 4),
+        ("after=9", {}, 1),  # the run has begun again since then
+    ],
+)
+async def test_who_follows_a_run_goes_on_where_he_was(app, queue, runs, query, headers, first):
+    tell_steps(queue, 10, 20, 30)
+    runs.drain(queue)
+    following = Following(app, "/runs/first/events", query, **headers)
+    await until(lambda: len(following.got) == 4 - first)
+    tell_steps(queue, 40)
+    tell_steps(queue, 99, run="second")
+    runs.drain(queue)
+    runs.announce()
+    await until(lambda: len(following.got) == 5 - first)
+    assert following.got == [(1, 10), (2, 20), (3, 30), (4, 40)][first - 1 :]
+    assert following.status == 200
+    await following.leave()
+
+
+@pytest.mark.parametrize("number", ["x", "-1", "1e3"])
+async def test_a_number_that_is_none_is_invalid(app, queue, runs, number):
+    tell_steps(queue, 1)
+    runs.drain(queue)
+    assert (await ask(app, "GET", f"/runs/first/events?after={number}")).status_code == 422
+    assert (await ask(app, "GET", "/runs/first/events", headers={"last-event-id": number})).status_code == 422
+
+
+async def test_many_events_come_whole_and_in_order(app, queue, runs, monkeypatch):
+    monkeypatch.setattr("service.runs._READ_BYTES", 1000)
+    tell_steps(queue, *range(1, 101))
+    runs.drain(queue)
+    following = Following(app, "/runs/first/events")
+    await until(lambda: len(following.got) == 100)
+    assert following.got == [(number, number) for number in range(1, 101)]
+    await following.leave()
+
+
+async def test_the_stream_ends_when_the_service_stops(app, queue, runs):
+    tell_steps(queue, 1)
+    runs.drain(queue)
+    following = Following(app, "/runs/first/events")
+    await until(lambda: following.got)
+    runs.close()
+    await asyncio.wait_for(following.task, PATIENCE_S)
+
+
+async def test_a_stream_without_events_is_kept_alive(queue, runs):
+    tell_steps(queue, 1)
+    runs.drain(queue)
+    told = follow(runs, "first", 1, keep_alive_s=0.01)
+    assert [await anext(told), await anext(told)] == [": nothing new\n\n"] * 2
+    await told.aclose()
+
+
+def recorded(step=3, text="8", advantages=(0.5, 0.5), **more):
+    completion = RecordedCompletion(
+        text=text,
+        token_ids=[1, 2],
+        logprobs=[-0.5, -1.25],
+        reward=1.0,
+        why="equal",
+        is_cut_off=False,
+        advantages=advantages and list(advantages),
+        delta=None,
+    )
+    group = RecordedGroup(
+        prompt_id="p", question="2*4?", answer="8", media=["sha256:0"], prompt_token_ids=[5], completions=[completion]
+    )
+    part = RecordedPart(name="native", capability="text", groups=[group])
+    return StepRollouts(run="first", branch="image", step=step, parts=[part], metrics={"native/reward": 1.0}, **more)
+
+
+PATH = "/runs/first/rollouts/image/3"
+PACKED = {"content-encoding": "gzip"}
+
+
+@pytest.mark.parametrize("is_packed", [True, False])
+@pytest.mark.parametrize("accepted", ["gzip", "identity", "br, gzip;q=0", "br, *;q=0.5"])
+async def test_rollouts_come_back_as_they_were_put(app, runs, folder, is_packed, accepted):
+    body = recorded().model_dump_json().encode()
+    content, headers = (gzip.compress(body), PACKED) if is_packed else (body, {})
+    assert (await ask(app, "PUT", PATH, content=content, headers=headers)).status_code == 204
+    answer = await ask(app, "GET", PATH, headers={"accept-encoding": accepted})
+    assert StepRollouts.model_validate_json(answer.content) == recorded()
+    assert answer.headers["content-type"] == "application/json"
+    assert (answer.headers.get("content-encoding") == "gzip") == (accepted in ("gzip", "br, *;q=0.5"))
+    assert gzip.decompress((folder / "first/rollouts/image/3.json.gz").read_bytes()) == body
+    assert runs.infos() == []
+
+
+async def test_rollouts_that_are_put_again_replace_the_first(app, folder):
+    for text in ("8", "9"):
+        body = recorded(text=text, advantages=None).model_dump_json()
+        assert (await ask(app, "PUT", PATH, content=body)).status_code == 204
+    answer = await ask(app, "GET", PATH)
+    assert answer.json()["parts"][0]["groups"][0]["completions"][0]["text"] == "9"
+    assert [path.name for path in (folder / "first/rollouts/image").iterdir()] == ["3.json.gz"]
+
+
+WHOLE = gzip.compress(recorded().model_dump_json().encode())
+
+
+@pytest.mark.parametrize(
+    ("content", "headers", "status"),
+    [
+        (b"{", {}, 422),
+        (recorded(step=4).model_dump_json().encode(), {}, 422),
+        (recorded().model_dump_json().encode().replace(b"-1.25", b"NaN"), {}, 422),
+        (recorded().model_dump_json().encode().replace(b"-1.25", b"1e999"), {}, 422),
+        (recorded().model_dump_json().encode().replace(b"-1.25", b'"-1.25"'), {}, 422),
+        (recorded().model_dump_json().encode().replace(b'"why"', b'"wy"'), {}, 422),
+        (recorded().model_dump_json().encode(), PACKED, 400),
+        (WHOLE[:-9], PACKED, 400),
+        (WHOLE + WHOLE, PACKED, 400),
+        (b"", PACKED, 400),
+        (WHOLE, {"content-encoding": "br"}, 422),
+        (gzip.compress(b" " * (LIMIT + 1)), PACKED, 413),
+        (gzip.compress(bytes(50 * 2**20)), PACKED, 413),
+        (b" " * (LIMIT + 1), {}, 413),
+    ],
+    ids=[
+        "cut off",
+        "another step",
+        "NaN",
+        "infinity",
+        "text",
+        "misspelt",
+        "not packed",
+        "half",
+        "two",
+        "nothing",
+        "brotli",
+        "a byte too many",
+        "bomb",
+        "too large",
+    ],
+)
+async def test_a_body_that_is_none_is_refused_and_leaves_nothing(app, folder, content, headers, status):
+    answer = await ask(app, "PUT", PATH, content=content, headers=headers)
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
+    assert not folder.exists()
+
+
+async def test_a_bomb_is_not_unpacked_beyond_the_limit(app):
+    bomb = gzip.compress(bytes(50 * 2**20))
+    tracemalloc.start()
+    assert (await ask(app, "PUT", PATH, content=bomb, headers=PACKED)).status_code == 413
+    assert tracemalloc.get_traced_memory()[1] < 10 * 2**20
+    tracemalloc.stop()
+
+
+def test_what_a_crash_left_half_written_is_gone_after_a_start(folder):
+    (folder / "first/rollouts/image").mkdir(parents=True)
+    (folder / "first/rollouts/image/.0.part").write_bytes(b"x")
+    runs = Runs(folder)
+    assert list((folder / "first/rollouts/image").iterdir()) == []
+    assert runs.infos() == []

@@ -1,0 +1,36 @@
+-- The right to work on a branch's current job. Asked again with the same nonce, it gives the same answer.
+local jobs, lease, attempts, heads, tokens, dead, news, store = unpack(KEYS)
+local branch, worker, nonce, lease_ms, most, kept_s = unpack(ARGV)
+
+if redis.call('EXISTS', store) == 0 then return {'unreconciled'} end
+local first = redis.call('XRANGE', jobs, '-', '+', 'COUNT', 1)[1]
+if not first then return {'empty'} end
+if redis.call('HEXISTS', dead, branch) == 1 then return {'dead'} end
+
+local job, head = first[2][2], redis.call('HGET', heads, branch) or '0'
+local held = redis.call('HMGET', lease, 'worker', 'nonce', 'token')
+if held[2] == nonce then return {'claimed', job, held[3], head} end
+if held[1] and held[1] ~= worker then return {'held', held[1], tostring(redis.call('PTTL', lease))} end
+
+local count = redis.call('HINCRBY', attempts, 'count', 1)
+redis.call('EXPIRE', attempts, kept_s)
+if count > tonumber(most) then
+  local error = redis.call('HGET', attempts, 'error') or 'its worker died each time, without a word'
+  redis.call('HSET', dead, branch, cjson.encode({job = cjson.decode(job).id, error = error}))
+  redis.call('EXPIRE', dead, kept_s)
+  redis.call('DEL', lease)
+  redis.call('XADD', news, 'MAXLEN', '~', 1000, '*', 'dead', branch)
+  redis.call('EXPIRE', news, kept_s)
+  return {'dead'}
+end
+
+-- Never below what was given out before, even if that was lost with the server: in microseconds, which are exact in a
+-- double and too short for two claims, so tokens do not run ahead of the clock.
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+local token = string.format('%.0f', math.max(now, tonumber(redis.call('HGET', tokens, branch) or '0') + 1))
+redis.call('HSET', tokens, branch, token)
+redis.call('DEL', lease)
+redis.call('HSET', lease, 'worker', worker, 'nonce', nonce, 'token', token, 'job', cjson.decode(job).id)
+redis.call('PEXPIRE', lease, lease_ms)
+return {'claimed', job, token, head}

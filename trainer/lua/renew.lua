@@ -1,0 +1,17 @@
+-- All leases of a process, at once. Keys: tokens, store, then a lease each.
+-- A lease that ran out is given back if nobody else was given the branch meanwhile.
+local tokens, store = KEYS[1], KEYS[2]
+local worker, lease_ms = ARGV[1], ARGV[2]
+local kept = {}
+if redis.call('EXISTS', store) == 0 then return {'unreconciled'} end
+for i = 3, #KEYS do
+  local at = 3 + (i - 3) * 4
+  local branch, nonce, token, job = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
+  if tonumber(token) >= tonumber(redis.call('HGET', tokens, branch) or '0') then
+    redis.call('HSET', tokens, branch, token)
+    redis.call('HSET', KEYS[i], 'worker', worker, 'nonce', nonce, 'token', token, 'job', job)
+    redis.call('PEXPIRE', KEYS[i], lease_ms)
+    kept[#kept + 1] = branch
+  end
+end
+return kept

@@ -1,0 +1,71 @@
+"""What a recipe asks for, made ready: its prompts with what judges them, the arena of its steps, its learner.
+
+Left out: everything that moves (`worker`), and the engine's side of a recipe (the service's settings).
+"""
+
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer
+
+from clients.client import AsyncClient
+from service.media import Limits
+from trainer.data.held_out import trained
+from trainer.learner import Learner
+from trainer.loop import Arena, Capability
+from trainer.plan import Step
+from trainer.policy import load_policy
+from trainer.ranks import Ranks
+from trainer.recipe import Recipe, Reward
+from trainer.rewards import Rule
+from trainer.rewards.pool import RewardPool
+
+
+def capabilities_of(steps: Iterable[Step]) -> set[str]:
+    """Those whose prompts the steps draw."""
+    return {
+        name
+        for step in steps
+        for name in (*step.capabilities, *(teacher.capability for teacher in step.teachers), *step.negative)
+    }
+
+
+def open_capabilities(recipe: Recipe, names: Iterable[str]) -> dict[str, Capability]:
+    return {
+        name: Capability(
+            trained(name, recipe.capabilities[name], recipe.evaluation.questions, seed=recipe.seed, limits=Limits()),
+            rule_of(recipe.capabilities[name].reward),
+            recipe.capabilities[name].reward.deadline_s,
+        )
+        for name in sorted(names)
+    }
+
+
+def rule_of(reward: Reward) -> Rule:
+    return Rule(reward.kind, reward.format_share, reward.format_pattern, reward.tolerance)
+
+
+def make_arena(
+    recipe: Recipe, base: Path, client: AsyncClient, pool: RewardPool, capabilities: dict[str, Capability]
+) -> Arena:
+    decode = partial(AutoTokenizer.from_pretrained(base).decode, skip_special_tokens=True)
+    return Arena(client, pool, capabilities, decode, recipe.seed, recipe.rollout, recipe.loss, recipe.method.negative)
+
+
+def make_learner(recipe: Recipe, base: Path, digest: str, device: str | None, ranks: Ranks) -> Learner:
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    policy = load_policy(base, dtype=recipe.base.dtype, device=place)
+    if recipe.budget.gradient_checkpointing:
+        policy.recompute_layers()
+    return Learner(
+        policy,
+        base=digest,
+        seed=recipe.seed,
+        lora=recipe.lora,
+        loss=recipe.loss,
+        optimiser=recipe.optimiser,
+        budget=recipe.budget.tokens_per_micro_batch,
+        ranks=ranks,
+    )
