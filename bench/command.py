@@ -9,7 +9,10 @@ NAMES = {
     "growth": "how an update's time and memory grow with the group, the prompt and the adapters",
     "gpu_step": "one update of a Qwen3-VL-4B on one GPU, beside padded rows and a dense mask",
     "experts": "each toy capability trained alone through the real service",
+    "queue": "claims, publishes and dispatch of the queue with 1 to 64 workers",
     "step": "one training step, beside TRL and PEFT",
+    "merge": "three adapters folded into a base of 4 B parameters' shape, beside cp",
+    "pipeline": "a run whose next rollouts are made during an update, beside one that does one thing at a time",
     "rewards": "scores of completions a second, beside math-verify",
     "score": "seconds to score a group under several adapters, beside stock vLLM, PEFT and a bare script",
 }

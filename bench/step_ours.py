@@ -187,8 +187,8 @@ async def _round(steps: Iterator[Step], arena: Arena, learner: Learner | Turns, 
         done = [await train_step(step, arena, learner) for step in steps]
     seconds = watch.stop()
     assert not any(one.update.skipped for one in done)
-    answers = [answer for one in done for rollouts in one.batch.rollouts.values() for rollout in rollouts
-               for answer in rollout.answers]  # fmt: skip
+    answers = [answer for one in done for lessons in one.batch.lessons.values() for lesson in lessons
+               for answer in lesson.rollout.answers]  # fmt: skip
     decided = [value for one in done for name, value in one.batch.metrics.items() if name == "native/decided"]
     return seconds | {
         "length": float(np.mean([len(answer.ids_C) for answer in answers])),

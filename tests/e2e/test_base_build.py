@@ -46,6 +46,7 @@ def test_the_shipped_base_falls_to_the_blind_level_with_another_questions_media(
     assert shipped[name].swapped <= 0.20
 
 
+@pytest.mark.soak  # six minutes on two cores, and only code of the miniature can change its outcome
 def test_a_rebuilt_base_scores_the_same(shipped: dict[str, Row], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "clients.cli", "base", "build", "--out", str(tmp_path / "base")]
     threads = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}  # both cores are free
