@@ -13,6 +13,8 @@ from tests.faults.monkey import Monkey, quiet_port
 from tests.faults.recipes import CAPABILITIES, written
 
 SECONDS = 60.0
+LEAST_FAULTS = 8
+"""Even where the run is over sooner."""
 SEED = int(os.environ.get("COEVO_SEED", "1"))
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
@@ -26,6 +28,7 @@ def test_a_run_ends_as_planned_whatever_happened_to_its_processes(tmp_path: Path
         workers = {f"monkey-{one}": [f"monkey-{one}"] for one in CAPABILITIES}
         monkey = Monkey(cluster, recipe, workers, seed=SEED, log=tmp_path / "monkey.jsonl")
         monkey.play(SECONDS)
+        assert monkey.counts.total() >= LEAST_FAULTS
         print(f"{monkey.steps} steps among {dict(monkey.counts)}")
         monkey.finish(300)
         cluster.check(recipe)
