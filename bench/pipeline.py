@@ -79,7 +79,7 @@ async def _once(
     recipe = _recipe(name, prefetch, folder)
     made, queue, id = plan(recipe), Queue(queue_url), run_id(recipe)
     coordinating = asyncio.create_task(Coordinator(id, recipe, made, queue, client).coordinate())
-    arena = make_arena(recipe, base, client, pool, open_capabilities(recipe, recipe.capabilities))
+    arena = make_arena(recipe, base, client, pool, open_capabilities(recipe, base, recipe.capabilities))
     learner = make_learner(recipe, base, digest, "cpu", ALONE)
     while not await asyncio.to_thread(queue.runs):
         await asyncio.sleep(0.1)

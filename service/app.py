@@ -21,6 +21,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from adapters.base import locate
+from adapters.errors import UserError
 from adapters.faults import RESTARTS_VARIABLE
 from adapters.manifest import base_digest
 from adapters.store import DiskFullError, Store
@@ -37,10 +38,10 @@ from service import (
 from service.admission import Admission
 from service.auth import ApiKey, BodyLimit
 from service.door import Door
-from service.engine import Adapter, Engine, EngineDiedError, EngineSettings, Media, start_engine
+from service.engine import Adapter, Engine, EngineDiedError, EngineSettings, Media, dtype_of, start_engine
 from service.fence import QueueFence, fenced_by_queue
-from service.inputs import Decoder, Pixels, Vocabulary
-from service.media import Limits, Sampling, Sizing
+from service.inputs import Decoder, Vocabulary
+from service.media import Pixels, Sampling, Sizing
 from service.mediastore import MediaStore
 from service.metrics import Metrics, Timed
 from service.publish import Publisher, RefusedError
@@ -48,7 +49,7 @@ from service.registry import Registry, UnavailableError
 from service.runs import Runs
 from service.schemas import CANARY_COMPLETION, CANARY_PROMPT
 from service.scoring import Scorer
-from service.settings import Settings
+from service.settings import MediaNumbers, Settings
 
 CACHED_ADAPTERS = 32  # that the engine keeps, in its slots and beside them
 
@@ -58,10 +59,10 @@ async def open_door(settings: Settings) -> AsyncGenerator[Door]:
     """Everything the routes need; the store's lock and the engine's processes end with the block."""
     folder = locate(settings.base)
     digest = await asyncio.to_thread(base_digest, folder)
-    numbers = settings.engine
+    numbers, dtype = settings.engine, dtype_of(settings.engine.dtype)
     engine_settings = EngineSettings(
         base=folder,
-        dtype=numbers.dtype,
+        dtype=dtype,
         max_model_len=numbers.max_model_len,
         max_num_seqs=numbers.max_num_seqs,
         max_num_batched_tokens=numbers.max_num_batched_tokens,
@@ -71,6 +72,8 @@ async def open_door(settings: Settings) -> AsyncGenerator[Door]:
         max_cpu_loras=CACHED_ADAPTERS,
         max_lora_rank=numbers.max_lora_rank,
         top_k=numbers.top_k,
+        max_images=settings.media.max_images,
+        max_videos=settings.media.max_videos,
     )
     with (
         Store(settings.store, digest) as store,
@@ -78,7 +81,7 @@ async def open_door(settings: Settings) -> AsyncGenerator[Door]:
     ):
         runs = await asyncio.to_thread(Runs, settings.runs)
         async with _queue(settings, store, runs) as queue, start_engine(engine_settings) as engine:
-            registry = Registry(store, engine, Path(cache), dtype=numbers.dtype, capacity=CACHED_ADAPTERS)
+            registry = Registry(store, engine, Path(cache), dtype=dtype, capacity=CACHED_ADAPTERS)
             yield _door(settings, engine, store, registry, base_shape(folder), runs, queue)
             await registry.close()
 
@@ -107,8 +110,7 @@ def _door(
     runs: Runs,
     queue: QueueFence | None,
 ) -> Door:
-    limits = Limits()
-    pixels = Pixels(limits, *pixel_bounds(engine), Sampling())
+    pixels = pixels_of(settings.media, engine.image_pixels)
     metrics = Metrics()
     admission = Admission(
         max_requests=settings.max_requests,
@@ -135,11 +137,12 @@ def _door(
         ),
         runs=runs,
         scorer=Scorer(engine, metrics),
+        pixels=pixels,
         decoder=Decoder(pixels),
         vocabulary=Vocabulary(
             size=engine.vocabulary_size, pads=engine.pads, chat=engine.chat_ids, encode=engine.text_ids
         ),
-        media=MediaStore(settings.store / ".media", settings.media_bytes, limits),
+        media=MediaStore(settings.store / ".media", settings.media_bytes, pixels.limits),
         admission=admission,
         metrics=metrics,
         base_name=settings.base,
@@ -154,10 +157,22 @@ async def canary(engine: Engine, handle: object) -> list[float]:
     return scores.logprobs_C.tolist()
 
 
-def pixel_bounds(engine: Engine) -> tuple[Sizing, Sizing]:
-    """Of images and of frames: the bounds of the base's own processor."""
-    low, high = engine.image_pixels
-    return Sizing(min_pixels=low, max_pixels=high), Sizing(min_pixels=low, max_pixels=high)
+def pixels_of(numbers: MediaNumbers, bounds: tuple[int, int]) -> Pixels:
+    """How media become pixels; `bounds` are those of the base's own processor."""
+
+    def sizing(kind: str, given: tuple[int | None, int | None]) -> Sizing:
+        low, high = (bound if one is None else one for one, bound in zip(given, bounds, strict=True))
+        if low > high:
+            raise UserError(f"--{kind}-min-pixels {low} is above --{kind}-max-pixels {high}; lower the first")
+        return Sizing(min_pixels=low, max_pixels=high)
+
+    if numbers.min_frames > numbers.max_frames:
+        raise UserError(f"--min-frames {numbers.min_frames} is above --max-frames {numbers.max_frames}; lower it")
+    return Pixels(
+        images=sizing("image", (numbers.image_min_pixels, numbers.image_max_pixels)),
+        videos=sizing("video", (numbers.video_min_pixels, numbers.video_max_pixels)),
+        sampling=Sampling(fps=numbers.fps, min_frames=numbers.min_frames, max_frames=numbers.max_frames),
+    )
 
 
 def build_app(door: Door) -> ASGIApp:

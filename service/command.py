@@ -1,4 +1,7 @@
-"""`coevo serve`: the service, with a parent that starts it again when its engine dies."""
+"""`coevo serve [RECIPE]`: the service, with a parent that starts it again when its engine dies.
+
+A recipe gives the numbers that its run needs; flags and variables stand above it.
+"""
 
 import argparse
 import asyncio
@@ -9,11 +12,13 @@ import sys
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import uvicorn
 
 from adapters.errors import UserError
-from service.settings import Settings, add_arguments, read
+from service import settings as all_settings
+from service.settings import Settings, read
 from service.supervisor import ENGINE_DIED, supervise
 
 __all__ = ["add_arguments", "run"]
@@ -21,13 +26,30 @@ __all__ = ["add_arguments", "run"]
 KEEP_ALIVE_S = 75  # longer than clients keep an idle connection, else one is closed while the next request is sent
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", nargs="?", type=Path, metavar="RECIPE", help="take the base and the numbers of it")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a value of the recipe")
+    all_settings.add_arguments(parser)
+
+
 def run(arguments: argparse.Namespace) -> int:
-    settings = read(vars(arguments), os.environ)  # a wrong value is told before anything starts
+    settings = _settings(arguments)  # a wrong value is told before anything starts
     command = [sys.executable, "-m", "service.command", *_as_flags(arguments)]
     if settings.port != 0:
         return supervise(command)
     with _held_port(settings.host) as held:  # so that a service that is started again is found where it was
         return supervise([*command, f"--port={held.getsockname()[1]}"])
+
+
+def _settings(arguments: argparse.Namespace) -> Settings:
+    if arguments.recipe is None:
+        if arguments.set:
+            raise UserError("--set: there is no recipe to set it in; name one: coevo serve RECIPE --set ...")
+        return read(vars(arguments), os.environ)
+    from trainer.recipe.file import load
+    from trainer.recipe.serving import service_numbers
+
+    return read(vars(arguments), os.environ, service_numbers(load(arguments.recipe, arguments.set)))
 
 
 def _held_port(host: str) -> socket.socket:
@@ -39,12 +61,14 @@ def _held_port(host: str) -> socket.socket:
 
 
 def _as_flags(arguments: argparse.Namespace) -> list[str]:
-    """The flags that were given, for the child."""
+    """The recipe and the flags that were given, for the child."""
     parser = argparse.ArgumentParser()
-    add_arguments(parser)
+    all_settings.add_arguments(parser)
     known = vars(parser.parse_args([]))
     given = {name: value for name, value in vars(arguments).items() if name in known and value is not None}
-    return [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
+    recipe = [] if arguments.recipe is None else [str(arguments.recipe)]
+    changes = [f"--set={change}" for change in arguments.set]
+    return [*recipe, *changes, *(f"--{name.replace('_', '-')}={value}" for name, value in given.items())]
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -52,7 +76,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="coevo serve")
     add_arguments(parser)
     try:
-        settings = read(vars(parser.parse_args(words)), os.environ)
+        settings = _settings(parser.parse_args(words))
         return asyncio.run(_serve(settings))
     except UserError as error:
         print(f"coevo serve: {error}", file=sys.stderr)

@@ -6,6 +6,7 @@ from adapters.store import Store
 from service.admission import Admission
 from service.engine import Adapter, Engine
 from service.inputs import Decoder, Vocabulary
+from service.media import Pixels
 from service.mediastore import MediaStore
 from service.metrics import Metrics
 from service.publish import Publisher
@@ -26,6 +27,7 @@ class Door:
     publisher: Publisher
     runs: Runs
     scorer: Scorer
+    pixels: Pixels
     decoder: Decoder
     vocabulary: Vocabulary
     media: MediaStore

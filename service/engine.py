@@ -21,7 +21,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,7 @@ from PIL.Image import Image
 
 from adapters.errors import UserError
 from service.media import Video
-from service.registry import AdapterLoadError
+from service.registry import AdapterLoadError, Dtype
 
 LORA_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 # `media` has sized the pixels and chosen the frames; the processor only cuts patches.
@@ -45,7 +45,7 @@ class EngineSettings:
     """What the engine may hold. Plain numbers: `settings` reads and checks them."""
 
     base: Path
-    dtype: str = "bfloat16"
+    dtype: Dtype = "bfloat16"
     max_model_len: int = 2048
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 4096
@@ -392,6 +392,16 @@ def on_cpu() -> bool:
     import torch
 
     return not torch.cuda.is_available()
+
+
+def dtype_of(asked: Literal["auto"] | Dtype) -> Dtype:
+    """Auto: a processor without instructions for bfloat16 multiplies it many times slower than float32."""
+    import torch
+
+    if asked != "auto":
+        return asked
+    mkldnn: Any = torch.ops.mkldnn
+    return "bfloat16" if not on_cpu() or mkldnn._is_mkldnn_bf16_supported() else "float32"
 
 
 def _environment(settings: EngineSettings) -> dict[str, str]:

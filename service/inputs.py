@@ -14,7 +14,7 @@ from typing import Any
 from adapters.errors import UserError
 from service import schemas
 from service.engine import Media
-from service.media import Limits, Sampling, Sizing, decode_image, decode_video
+from service.media import Pixels, decode_image, decode_video
 
 
 class InputError(UserError):
@@ -35,16 +35,6 @@ class Vocabulary:
     """Of `image` and `video`."""
     chat: Callable[[list[dict[str, Any]]], list[int]]
     encode: Callable[[str], list[int]]
-
-
-@dataclass(frozen=True, slots=True)
-class Pixels:
-    """How media become pixels."""
-
-    limits: Limits
-    images: Sizing
-    videos: Sizing
-    sampling: Sampling
 
 
 class Decoder:

@@ -38,7 +38,23 @@ async def adapters(request: Request) -> schemas.AdaptersResponse:
             top_k=numbers.top_k,
             body_bytes=door.settings.body_bytes,
         ),
-        engine=schemas.EngineInfo(version=door.engine.version, dtype=numbers.dtype),
+        media=_media(door),
+        engine=schemas.EngineInfo(version=door.engine.version, dtype=door.engine.settings.dtype),
+    )
+
+
+def _media(door: Door) -> schemas.MediaInfo:
+    numbers, pixels = door.settings.media, door.pixels
+    return schemas.MediaInfo(
+        max_images=numbers.max_images,
+        max_videos=numbers.max_videos,
+        image_min_pixels=pixels.images.min_pixels,
+        image_max_pixels=pixels.images.max_pixels,
+        video_min_pixels=pixels.videos.min_pixels,
+        video_max_pixels=pixels.videos.max_pixels,
+        fps=pixels.sampling.fps,
+        min_frames=pixels.sampling.min_frames,
+        max_frames=pixels.sampling.max_frames,
     )
 
 

@@ -171,6 +171,20 @@ class LimitsInfo(Body):
     body_bytes: int
 
 
+class MediaInfo(Body):
+    """What pixels the engine sees, under the names of a recipe's `media`."""
+
+    max_images: int
+    max_videos: int
+    image_min_pixels: int
+    image_max_pixels: int
+    fps: float
+    min_frames: int
+    max_frames: int
+    video_min_pixels: int
+    video_max_pixels: int
+
+
 class EngineInfo(Body):
     version: str
     dtype: str
@@ -180,6 +194,7 @@ class AdaptersResponse(Body):
     base: BaseInfo
     branches: dict[str, BranchInfo]
     limits: LimitsInfo
+    media: MediaInfo
     engine: EngineInfo
 
 

@@ -40,8 +40,8 @@ class _Frozen(BaseModel):
 class EngineNumbers(_Frozen):
     """What the engine may hold."""
 
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Of the base and of the served copies of the adapters."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Of the base and of the served copies of the adapters; auto is bfloat16 where the processor multiplies it."""
     max_model_len: int = Field(default=2048, ge=2)
     """Tokens of a prompt, expanded, and its completion together, plus one."""
     max_num_seqs: int = Field(default=64, ge=1)
@@ -58,6 +58,29 @@ class EngineNumbers(_Frozen):
     """The largest rank that can be served."""
     top_k: int = Field(default=20, ge=1)
     """The most likeliest tokens that a request may ask for."""
+
+
+class MediaNumbers(_Frozen):
+    """What pixels the engine sees. Left out, the bounds are those of the base's own processor."""
+
+    max_images: int = Field(default=8, ge=0)
+    """Images in one prompt."""
+    max_videos: int = Field(default=1, ge=0)
+    """Videos in one prompt."""
+    image_min_pixels: int | None = Field(default=None, ge=1)
+    """A smaller image is scaled up to this."""
+    image_max_pixels: int | None = Field(default=None, ge=1)
+    """A larger image is scaled down to this."""
+    video_min_pixels: int | None = Field(default=None, ge=1)
+    """A smaller frame is scaled up to this."""
+    video_max_pixels: int | None = Field(default=None, ge=1)
+    """A larger frame is scaled down to this."""
+    fps: float = Field(default=2.0, gt=0, allow_inf_nan=False)
+    """Frames taken from a second of video."""
+    min_frames: int = Field(default=4, ge=2)
+    """Frames of one video; a shorter one is sampled more densely."""
+    max_frames: int = Field(default=128, ge=2)
+    """Frames of one video; a longer one is sampled more thinly."""
 
 
 class Settings(_Frozen):
@@ -98,6 +121,11 @@ class Settings(_Frozen):
     redis_url: SecretStr | None = None
     """Of the queue; without one, publishes are fenced in this process. Holds a password."""
     engine: EngineNumbers = EngineNumbers()
+    media: MediaNumbers = MediaNumbers()
+
+
+SECTIONS: Mapping[str, type[BaseModel]] = {"engine": EngineNumbers, "media": MediaNumbers}
+"""Settings of settings: their names are flags and variables like all others."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -122,17 +150,21 @@ def read(flags: Mapping[str, Any], environ: Mapping[str, str], recipe: Mapping[s
             if value is not None:
                 given[name], origins[name] = value, origin
                 break
-    numbers = {name: given.pop(name) for name in EngineNumbers.model_fields if name in given}
+    sections = {
+        section: {name: given.pop(name) for name in model.model_fields if name in given}
+        for section, model in SECTIONS.items()
+    }
     try:
-        return Settings(**given, engine=cast(EngineNumbers, numbers))
+        return Settings(**given, **cast(Any, sections))
     except ValidationError as error:
         wrong = (_describe(one, origins) for one in error.errors(include_url=False, include_input=False))
         raise SettingsError("; ".join(wrong)) from None
 
 
 def _fields() -> Iterator[tuple[str, FieldInfo]]:
-    yield from ((name, field) for name, field in Settings.model_fields.items() if name != "engine")
-    yield from EngineNumbers.model_fields.items()
+    yield from ((name, field) for name, field in Settings.model_fields.items() if name not in SECTIONS)
+    for section in SECTIONS.values():
+        yield from section.model_fields.items()
 
 
 def _flag(name: str) -> str:
@@ -144,6 +176,6 @@ def _variable(name: str) -> str:
 
 
 def _describe(error: ErrorDetails, origins: Mapping[str, str]) -> str:
-    name = next(str(part) for part in error["loc"] if part != "engine")
+    name = next(str(part) for part in error["loc"] if part not in SECTIONS)
     message = error["msg"].removeprefix("Value error, ")
     return f"{origins[name]}: {message[:1].lower()}{message[1:]}"

@@ -28,6 +28,7 @@ from trainer.plan import Plan, Segment, impossible, is_there
 from trainer.queue_server import url_from_environment
 from trainer.recipe import Recipe
 from trainer.recipe.file import digest, load
+from trainer.recipe.serving import check_service
 from trainer.systems import plan
 
 AHEAD = 2
@@ -130,6 +131,7 @@ class Coordinator:
     async def _check_store(self) -> None:
         """A branch of the plan must be new, or this run's."""
         found = await self._client.adapters()
+        check_service(found, self._recipe)
         for start in self._plan.starts:
             head = found.branches[start.branch].head if start.branch in found.branches else 0
             if head == 0:

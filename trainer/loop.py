@@ -36,7 +36,7 @@ from trainer.parts import Bins, Floats, Group, Part, Target
 from trainer.plan import Step, Teacher
 from trainer.recipe import Loss
 from trainer.recipe import Rollout as Amounts
-from trainer.recipe.method import Negative
+from trainer.recipe.method import Mix, Negative
 from trainer.rewards import Rule
 from trainer.rewards.pool import RewardPool
 from trainer.rollouts import Answer, Rollout, Scores, judge, sample, score, seeds
@@ -65,6 +65,7 @@ class Arena:
     seed: int
     amounts: Amounts
     loss: Loss
+    mix: Mix = "equal"
     negative: Negative = field(default_factory=Negative)
 
 
@@ -127,7 +128,7 @@ Found = tuple[str, list[Lesson], dict[str, float]]
 
 async def _native(step: Step, arena: Arena) -> Found:
     """GRPO: rewards of the branch's own capabilities, compared within each prompt."""
-    shares = equal_shares(arena.amounts.prompts, len(step.capabilities))
+    shares = shares_of(step, arena)
     answered = await asyncio.gather(
         *(
             _answered(step, arena, capability, NATIVE, share, arena.amounts.group_size)
@@ -249,9 +250,20 @@ def _target(answer: Answer, advantages_C: Any, bins: Bins | None = None) -> Targ
     return Target(answer.ids_C, advantages_C, answer.logprobs_C, bins)
 
 
-def equal_shares(total: int, count: int) -> list[int]:
-    """Equal, the first ones larger by one where it does not divide."""
-    return [total // count + (number < total % count) for number in range(count)]
+def shares_of(step: Step, arena: Arena) -> list[int]:
+    """Prompts of each of the step's own capabilities: equally many, or as many as it has."""
+    sizes = [len(arena.capabilities[name].prompts) if arena.mix == "proportional" else 1 for name in step.capabilities]
+    return divided(arena.amounts.prompts, sizes)
+
+
+def divided(total: int, sizes: Sequence[int]) -> list[int]:
+    """In proportion; what does not divide goes to the largest remainders, the first of equals first."""
+    whole = sum(sizes)
+    shares = [total * size // whole for size in sizes]
+    remainders = sorted(range(len(sizes)), key=lambda place: -(total * sizes[place] % whole))
+    for place in remainders[: total - sum(shares)]:
+        shares[place] += 1
+    return shares
 
 
 # ---- the new revision ----

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
-from service.media import Limits
+from service.media import Pixels
 from trainer import attention
 from trainer.logprobs import Logprobs, chosen_logprobs
 from trainer.lora import Adapters
@@ -24,12 +24,14 @@ from trainer.vision import Seen, Vision
 
 
 class Policy:
-    def __init__(self, model: Qwen3VLForConditionalGeneration, processor: Qwen3VLProcessor) -> None:
+    def __init__(
+        self, model: Qwen3VLForConditionalGeneration, processor: Qwen3VLProcessor, pixels: Pixels | None = None
+    ) -> None:
         model.requires_grad_(False).eval()
         self._model: Any = model
         self._language: Any = model.model.language_model
         self.adapters = Adapters(self._language)
-        self.vision = Vision(model, processor, Limits())
+        self.vision = Vision(model, processor, pixels)
 
     @property
     def device(self) -> torch.device:
@@ -74,12 +76,18 @@ class Policy:
         return output.last_hidden_state[0]
 
 
-def load_policy(base: Path, *, dtype: Literal["float32", "bfloat16"], device: str | torch.device = "cpu") -> Policy:
+def load_policy(
+    base: Path,
+    *,
+    dtype: Literal["float32", "bfloat16"],
+    device: str | torch.device = "cpu",
+    pixels: Pixels | None = None,
+) -> Policy:
     """The base of a folder, frozen."""
     model: Any = Qwen3VLForConditionalGeneration.from_pretrained(
         base, dtype=getattr(torch, dtype), attn_implementation={"text_config": attention.NAME, "vision_config": "sdpa"}
     )
-    return Policy(model.to(device), Qwen3VLProcessor.from_pretrained(base))
+    return Policy(model.to(device), Qwen3VLProcessor.from_pretrained(base), pixels)
 
 
 def _in_row(seen: Seen, span: Any) -> Tensor:

@@ -17,7 +17,7 @@ from adapters.errors import UserError
 from clients.calls import media_id
 from service.schemas import RecordedCompletion, RecordedGroup, RecordedPart, StepRollouts
 from trainer.data.prompts import Prompt
-from trainer.loop import NATIVE, Arena, Batch, Lesson, as_part, asked, equal_shares
+from trainer.loop import NATIVE, Arena, Batch, Lesson, as_part, asked, shares_of
 from trainer.parts import Target
 from trainer.plan import Step
 from trainer.rollouts import Answer, Rollout
@@ -58,8 +58,10 @@ def _capability(step: Step, part: str) -> str | None:
 
 
 def _asked(step: Step, arena: Arena, part: RecordedPart) -> Iterator[Prompt]:
-    capabilities = step.capabilities if part.capability is None else (part.capability,)
-    for capability, count in zip(capabilities, equal_shares(len(part.groups), len(capabilities)), strict=True):
+    if part.capability is not None:
+        yield from asked(step, arena, part.capability, part.name, len(part.groups))
+        return
+    for capability, count in zip(step.capabilities, shares_of(step, arena), strict=True):
         yield from asked(step, arena, capability, part.name, count)
 
 

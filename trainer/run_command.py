@@ -109,7 +109,10 @@ def _queue(out: Path) -> Generator[str]:
 
 def _start_service(children: "_Children", recipe: Recipe, out: Path, port: int, stop: "_Stop") -> str | None:
     """Its address, when it answers. None: told to stop before."""
-    children.start(SERVICE, "-m", "clients.cli", "serve", *service_flags(recipe, out, port))
+    children.start(
+        SERVICE, "-m", "clients.cli", "serve", str(out / "recipe.json"),
+        f"--store={out / 'store'}", f"--runs={out / 'runs'}", f"--port={port}",
+    )  # fmt: skip
     deadline = time.monotonic() + _SERVICE_WITHIN_S
     while not stop.is_set:
         if found := re.search(r"coevo serve: (http://\S+) serves", children.log(SERVICE)):
@@ -118,27 +121,6 @@ def _start_service(children: "_Children", recipe: Recipe, out: Path, port: int, 
             raise UserError(children.last_words(SERVICE))
         time.sleep(_LOOK_S)
     return None
-
-
-def service_flags(recipe: Recipe, out: Path, port: int) -> list[str]:
-    """What the recipe says of the engine."""
-    engine = recipe.engine
-    numbers = {
-        "base": recipe.base.name,
-        "dtype": recipe.base.dtype if engine.dtype == "base" else engine.dtype,
-        "max-model-len": recipe.rollout.max_model_len,
-        "max-lora-rank": recipe.max_lora_rank,
-        "max-loras": engine.max_loras,
-        "max-num-seqs": engine.max_num_seqs,
-        "max-num-batched-tokens": engine.max_num_batched_tokens,
-        "kv-cache-gib": engine.kv_cache_gib,
-        "top-k": engine.top_k,
-        "adapter-cache": engine.adapter_cache,
-        "store": out / "store",
-        "runs": out / "runs",
-        "port": port,
-    }
-    return [f"--{name}={value}" for name, value in numbers.items()]
 
 
 @dataclass(eq=False, slots=True)

@@ -1,8 +1,8 @@
 """What the frozen vision tower makes of a prompt's media, and where a prompt's tokens stand: once for each prompt.
 
 The tower has no adapter, so its features are computed without gradient and serve every completion, part and update of
-a step. Pixels come from the service's decoder with the bounds of the base's own processor, so engine and trainer see
-the same. The expanded ids are the engine's; that they hold as many pads as the features have rows is checked here.
+a step. Pixels come from the service's decoder with the service's settings, so engine and trainer see the same. The
+expanded ids are the engine's; that they hold as many pads as the features have rows is checked here.
 
 Axes: P tokens of a prompt, M tokens of media among them, D hidden size, L layers that take deep features.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
 from adapters.errors import UserError
-from service.media import Limits, Sampling, Sizing, decode_image, decode_video
+from service.media import Pixels, Sizing, decode_image, decode_video
 from trainer.parts import Group
 
 
@@ -35,13 +35,16 @@ class Seen:
 class Vision:
     """Sees prompts and remembers them until `forget`."""
 
-    def __init__(self, model: Qwen3VLForConditionalGeneration, processor: Qwen3VLProcessor, limits: Limits) -> None:
+    def __init__(
+        self, model: Qwen3VLForConditionalGeneration, processor: Qwen3VLProcessor, pixels: Pixels | None = None
+    ) -> None:
+        """Without `pixels` the bounds are those of the base's own processor, as they are the service's."""
         self._model: Any = model.model
         self._processor: Any = processor
         self._pads = {"image": int(model.config.image_token_id), "video": int(model.config.video_token_id)}
-        self._limits = limits
         size = self._processor.image_processor.size
-        self._sizing = Sizing(min_pixels=size["shortest_edge"], max_pixels=size["longest_edge"])
+        own = Sizing(min_pixels=size["shortest_edge"], max_pixels=size["longest_edge"])
+        self._pixels = pixels or Pixels(images=own, videos=own)
         self._seen: dict[bytes, Seen] = {}
 
     def __call__(self, group: Group) -> Seen:
@@ -88,14 +91,15 @@ class Vision:
     def _images(self, images: Sequence[bytes]) -> tuple[Tensor, Tensor] | None:
         if not images:
             return None
-        decoded = [decode_image(data, self._limits, self._sizing) for data in images]
+        decoded = [decode_image(data, self._pixels.limits, self._pixels.images) for data in images]
         made = self._processor.image_processor(decoded, do_resize=False, return_tensors="pt")
         return made["pixel_values"], made["image_grid_thw"]
 
     def _videos(self, videos: Sequence[bytes]) -> tuple[Tensor, Tensor] | None:
         if not videos:
             return None
-        decoded = [decode_video(data, self._limits, Sampling(), self._sizing) for data in videos]
+        how = self._pixels
+        decoded = [decode_video(data, how.limits, how.sampling, how.videos) for data in videos]
         made = self._processor.video_processor(
             [video.frames_THWC for video in decoded],
             video_metadata=[video.metadata() for video in decoded],

@@ -37,6 +37,7 @@ from trainer.pulse import Pulse
 from trainer.queue_server import url_from_environment
 from trainer.ranks import Ranks, joined
 from trainer.recipe import Recipe
+from trainer.recipe.serving import check_service
 from trainer.recorded import replay
 from trainer.shift import Run, Shift, patiently, unless
 from trainer.systems import plan
@@ -110,13 +111,14 @@ async def _lead(arguments: argparse.Namespace, name: str, url: str, ranks: Ranks
         run, branches = found
         base, recipe = locate(run.recipe.base.name), run.recipe
         digest = await asyncio.to_thread(base_digest, base)
-        data = open_capabilities(recipe, capabilities_of(s for s in run.plan.steps if s.branch in branches))
+        data = open_capabilities(recipe, base, capabilities_of(s for s in run.plan.steps if s.branch in branches))
         for capability, one in data.items():
             await _check_fingerprint(queue, run.id, capability, one.prompts.fingerprint)
         ranks.from_first(recipe.model_dump_json())
         learner = make_learner(recipe, base, digest, arguments.device, ranks)
         service = from_environment(os.environ)
         async with AsyncClient(str(service["url"]), api_key=service["api_key"], base=digest) as client:
+            check_service(await client.adapters(), recipe)
             arena = make_arena(recipe, base, client, pool, data)
             pulse = Pulse(Queue(url, lease_s=arguments.lease), name)
             pulse.start()

@@ -14,12 +14,13 @@ file but the first. An animated image is refused, because its first frame alone 
 
 from service.media.images import check_image, decode_image, encode_image
 from service.media.limits import Limits, MediaError, kind
-from service.media.sizing import Sampling, Sizing, fitting_size, sample
+from service.media.sizing import Pixels, Sampling, Sizing, fitting_size, sample
 from service.media.video import Video, check_video, decode_video, encode_video
 
 __all__ = [
     "Limits",
     "MediaError",
+    "Pixels",
     "Sampling",
     "Sizing",
     "Video",

@@ -6,11 +6,12 @@ longer clip has more frames, not coarser ones.
 """
 
 import math
+from dataclasses import dataclass, field
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.media.limits import MediaError
+from service.media.limits import Limits, MediaError
 
 
 class Sampling(BaseModel):
@@ -33,6 +34,17 @@ class Sizing(BaseModel):
     """Of one image, of one frame."""
     factor: int = Field(default=32, gt=0)
     """Patch size times merge size of the vision tower: sides are multiples of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pixels:
+    """How media become pixels."""
+
+    images: Sizing
+    videos: Sizing
+    """Of one frame."""
+    sampling: Sampling = field(default_factory=Sampling)
+    limits: Limits = field(default_factory=Limits)
 
 
 def sample(total: int, fps: float, sampling: Sampling) -> tuple[int, ...]:

@@ -56,10 +56,12 @@ class Video:
         }
 
 
-def check_video(file: BinaryIO, limits: Limits) -> None:
-    """Refuse by header: container, bytes, codec, frame size, duration, a file that ends too early."""
-    with _open_video(file, limits):
-        pass
+def check_video(file: BinaryIO, limits: Limits) -> tuple[int, int, float | None]:
+    """Refuse by header: container, bytes, codec, frame size, duration, a file that ends too early. Gives the height,
+    width and seconds that it states."""
+    with _open_video(file, limits) as (container, stream):
+        seconds = None if container.duration is None else container.duration / 1_000_000
+        return stream.codec_context.height, stream.codec_context.width, seconds
 
 
 def decode_video(data: bytes, limits: Limits, sampling: Sampling, sizing: Sizing | None = None) -> Video:

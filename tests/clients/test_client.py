@@ -37,6 +37,7 @@ from service.schemas import (
     LimitsInfo,
     LogprobsRequest,
     LogprobsResponse,
+    MediaInfo,
     Prompt,
     RecordedCompletion,
     RecordedGroup,
@@ -528,11 +529,25 @@ def test_put_media_tells_the_id(app, url, ask):
 # ---- who answers ----
 
 
+MEDIA = MediaInfo(
+    max_images=8,
+    max_videos=1,
+    image_min_pixels=1024,
+    image_max_pixels=4096,
+    fps=2.0,
+    min_frames=4,
+    max_frames=128,
+    video_min_pixels=1024,
+    video_max_pixels=4096,
+)
+
+
 def described(digest):
     return AdaptersResponse(
         base=BaseInfo(name="miniature", digest=digest),
         branches={},
         limits=LimitsInfo(rank=8, max_model_len=64, top_k=5, body_bytes=1),
+        media=MEDIA,
         engine=EngineInfo(version="0", dtype="float32"),
     )
 

@@ -23,6 +23,7 @@ import redis
 from adapters.manifest import read_manifest, verify
 from tests.engine.service_process import ServiceProcess
 from tests.faults.queue_process import QueueProcess
+from tests.faults.recipes import MINIATURE
 from trainer.coordinator import run_id
 from trainer.jobs import PERMANENT, Queue
 from trainer.recipe.file import load
@@ -78,9 +79,7 @@ class Cluster:
         self.server.start()
         self.environ = {"COEVO_REDIS_URL": self.server.url, "TMPDIR": str(folder)} | environ
         self.store = folder / "store"
-        self.service = ServiceProcess(
-            self.store, "--max-num-seqs=192", f"--runs={folder / 'runs'}", *flags, **self.environ
-        )
+        self.service = ServiceProcess(self.store, str(MINIATURE), f"--runs={folder / 'runs'}", *flags, **self.environ)
         self.queue = Queue(self.server.url)
         self.children: list[Child] = []
         self._heads: dict[str, int] = {}

@@ -79,8 +79,8 @@ class Monkey:
     # ---- the two halves of a test ----
 
     def play(self, seconds: float) -> None:
-        """Faults for so long from the first step, or until the run is over; then all that was frozen or is gone is back,
-        or on its way."""
+        """Faults for so long from the first step, or until the run is over; then all that was frozen or is gone is
+        back, or on its way."""
         self._cluster.wait_until(lambda: self.steps > 0)
         end = time.monotonic() + seconds
         next_at = time.monotonic() + self._random.uniform(*PAUSE_S)

@@ -3,7 +3,7 @@ import argparse
 import pytest
 from pydantic import ValidationError
 
-from service.settings import SECRETS, EngineNumbers, Settings, SettingsError, add_arguments, read
+from service.settings import SECRETS, SECTIONS, Settings, SettingsError, add_arguments, read
 
 
 def parsed(*words):
@@ -27,7 +27,8 @@ def test_flags_beat_variables_beat_the_recipe():
 
 
 def test_every_setting_but_the_secrets_has_a_flag():
-    assert set(parsed()) == (set(Settings.model_fields) | set(EngineNumbers.model_fields)) - SECRETS - {"engine"}
+    inner = {name for section in SECTIONS.values() for name in section.model_fields}
+    assert set(parsed()) == (set(Settings.model_fields) | inner) - SECRETS - set(SECTIONS)
 
 
 def test_secrets_come_from_the_environment_and_are_not_shown():
@@ -48,7 +49,7 @@ def test_a_variable_set_to_nothing_is_not_set():
         ({"port": "eighty"}, {}, {}, "--port: input should be a valid integer"),
         ({"port": "65536"}, {}, {}, "--port: input should be less than or equal to 65535"),
         ({}, {"COEVO_KV_CACHE_GIB": "nan"}, {}, "COEVO_KV_CACHE_GIB: "),
-        ({}, {"COEVO_DTYPE": "int4"}, {}, "COEVO_DTYPE: input should be 'bfloat16' or 'float32'"),
+        ({}, {"COEVO_DTYPE": "int4"}, {}, "COEVO_DTYPE: input should be 'auto', 'bfloat16' or 'float32'"),
         ({}, {}, {"max_lora_rank": 1024}, "recipe: max_lora_rank: input should be less than or equal to 512"),
         ({"max_waiting": "-1"}, {"COEVO_MAX_LORAS": "1"}, {}, "--max-waiting: .*; COEVO_MAX_LORAS: "),
         ({}, {"COEVO_API_KEY": "open sesame"}, {}, "COEVO_API_KEY: take visible ASCII"),

@@ -3,7 +3,7 @@
 Media stay on disk, encoded, until a prompt is asked for; at load only their headers are read. What is found wrong is
 one line that names the file, the row and the column.
 
-Left out: decoding to pixels (service.media), cutting of long prompts (`PromptSet.keep` drops them), streaming.
+Left out: decoding to pixels (service.media), cutting of long prompts (`lengths` drops them), streaming.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from adapters.errors import UserError
 from service.media import Limits
 from trainer.data.prompts import Prompt, PromptError
 from trainer.data.records import Records, read_records
-from trainer.data.rows import Check, Reading, build, check_draft, draft_of
+from trainer.data.rows import Check, Measured, Reading, build, check_draft, draft_of, measure
 
 COLUMNS = {"prompt": "prompt", "answer": "answer"}
 KEYS = ("prompt", "answer", "images", "videos")
@@ -56,11 +56,13 @@ class PromptSet:
         number, row = self.places[index]
         return f"{self.records[number].label}: row {row + 1}"
 
-    def keep(self, why_not: Callable[[Prompt], str | None]) -> "PromptSet":
-        """The set without the prompts that `why_not` gives a reason against; they are counted under it."""
+    def keep(self, why_not: Callable[[Measured], str | None]) -> "PromptSet":
+        """The set without the prompts that `why_not` gives a reason against; they are counted under it. Of media only
+        the headers are read."""
         dropped, kept = self.dropped.copy(), list[int]()
-        for index in range(len(self)):
-            reason = why_not(self[index])
+        for index, (number, row) in enumerate(self.places):
+            records = self.records[number]
+            reason = why_not(measure(draft_of(records.rows[row], self.reading, records.folder), self.reading))
             if reason is None:
                 kept.append(index)
             else:

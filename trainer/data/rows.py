@@ -26,7 +26,7 @@ from trainer.data.records import Row
 
 Source = bytes | Path
 """An encoded file: itself, or where it lies."""
-Clip = Source | tuple[Source, ...]
+Film = Source | tuple[Source, ...]
 """A video: a file, or its frames as images."""
 
 Check = Literal["header", "pixels"]
@@ -55,6 +55,25 @@ class Draft:
     text: Any
     answer: Any
     images: tuple[Source, ...]
+    videos: tuple[Film, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """A video by its header."""
+
+    size: tuple[int, int]
+    """Height and width of a frame."""
+    seconds: float | None
+    """None: the header does not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A draft's text, and the sizes of its media."""
+
+    messages: tuple[Message, ...]
+    images: tuple[tuple[int, int], ...]
     videos: tuple[Clip, ...]
 
 
@@ -62,13 +81,13 @@ def draft_of(row: Row, reading: Reading, folder: Path) -> Draft:
     """The cells of a row; `folder` is where paths start from unless the reading says so."""
     columns, root = reading.columns, reading.media_root or folder
     images: tuple[Source, ...] = ()
-    videos: tuple[Clip, ...] = ()
+    videos: tuple[Film, ...] = ()
     if column := columns.get("images"):
         with _column(column):
             images = _sources(_cell(row, column), root)
     if column := columns.get("videos"):
         with _column(column):
-            videos = _clips(_cell(row, column), root)
+            videos = _films(_cell(row, column), root)
     return Draft(root, _cell(row, columns["prompt"]), _cell(row, columns["answer"]), images, videos)
 
 
@@ -79,14 +98,22 @@ def check_draft(draft: Draft, reading: Reading, check: Check) -> bytes:
         for image in draft.images:
             _check_image(image, reading.limits, check)
     with _column(reading.columns.get("videos", "")):
-        for clip in draft.videos:
-            _check_clip(clip, reading.limits, check)
+        for film in draft.videos:
+            _check_film(film, reading, check)
     media = [
         [_trace(source, draft.root) for source in draft.images],
-        [_trace(clip, draft.root) for clip in draft.videos],
+        [_trace(film, draft.root) for film in draft.videos],
     ]
-    rate = reading.frames_fps if any(isinstance(clip, tuple) for clip in draft.videos) else None
+    rate = reading.frames_fps if any(isinstance(film, tuple) for film in draft.videos) else None
     return bytes.fromhex(digest([messages, answer, media, rate]))
+
+
+def measure(draft: Draft, reading: Reading) -> Measured:
+    """From headers alone."""
+    messages, _ = _texts(draft, reading)
+    images = tuple(_check_image(image, reading.limits, "header") for image in draft.images)
+    clips = tuple(_check_film(film, reading, "header") for film in draft.videos)
+    return Measured(messages, images, clips)
 
 
 def _texts(draft: Draft, reading: Reading) -> tuple[tuple[Message, ...], str]:
@@ -103,7 +130,7 @@ def build(draft: Draft, reading: Reading) -> Prompt:
     """The prompt, its media read; frames become a video."""
     images = [_bytes(image) for image in draft.images]
     with _column(reading.columns.get("videos", "")):
-        videos = [_video_bytes(clip, reading.frames_fps, reading.limits) for clip in draft.videos]
+        videos = [_video_bytes(film, reading.frames_fps, reading.limits) for film in draft.videos]
     return make_prompt(
         reading.capability, draft.text, draft.answer, images, videos, system=reading.system, suffix=reading.suffix
     )
@@ -126,7 +153,7 @@ def _sources(cell: Any, root: Path) -> tuple[Source, ...]:
     return tuple(_source(item, root) for item in items)
 
 
-def _clips(cell: Any, root: Path) -> tuple[Clip, ...]:
+def _films(cell: Any, root: Path) -> tuple[Film, ...]:
     items = cast(list[Any], cell) if isinstance(cell, list) else []
     if any(isinstance(item, list) for item in items):
         return tuple(_sources(item, root) for item in items)
@@ -179,36 +206,39 @@ def _check_image(image: Source, limits: Limits, check: Check) -> tuple[int, int]
     return size
 
 
-def _check_clip(clip: Clip, limits: Limits, check: Check) -> None:
-    if isinstance(clip, tuple):
-        _check_frames({_check_image(frame, limits, check) for frame in clip})
-        return
-    with _open(clip) as file:
-        check_video(file, limits)
+def _check_film(film: Film, reading: Reading, check: Check) -> Clip:
+    limits = reading.limits
+    if isinstance(film, tuple):
+        size = _only_size({_check_image(frame, limits, check) for frame in film})
+        return Clip(size, len(film) / reading.frames_fps)
+    with _open(film) as file:
+        height, width, seconds = check_video(file, limits)
     if check == "pixels":
-        decode_video(_bytes(clip), limits, Sampling(max_frames=2))  # the first frame, and the last after all others
+        decode_video(_bytes(film), limits, Sampling(max_frames=2))  # the first frame, and the last after all others
+    return Clip((height, width), seconds)
 
 
-def _check_frames(sizes: set[tuple[int, int]]) -> None:
+def _only_size(sizes: set[tuple[int, int]]) -> tuple[int, int]:
     if len(sizes) != 1:
         raise PromptError("the frames of a video are not of one size" if sizes else "a video without frames", "frames")
+    return sizes.pop()
 
 
-def _video_bytes(clip: Clip, fps: float, limits: Limits) -> bytes:
-    if not isinstance(clip, tuple):
-        return _bytes(clip)
-    frames = [decode_image(_bytes(frame), limits) for frame in clip]
-    _check_frames({(frame.height, frame.width) for frame in frames})
+def _video_bytes(film: Film, fps: float, limits: Limits) -> bytes:
+    if not isinstance(film, tuple):
+        return _bytes(film)
+    frames = [decode_image(_bytes(frame), limits) for frame in film]
+    _only_size({(frame.height, frame.width) for frame in frames})
     return encode_video(np.stack([np.asarray(frame) for frame in frames]), fps)
 
 
-def _trace(clip: Clip, root: Path) -> Any:
+def _trace(film: Film, root: Path) -> Any:
     """What stands for media in a hash: of bytes their own, of a file where it lies and its size."""
-    if isinstance(clip, tuple):
-        return [_trace(frame, root) for frame in clip]
-    if isinstance(clip, bytes):
-        return hashlib.sha256(clip).hexdigest()
-    return [clip.relative_to(root).as_posix(), clip.stat().st_size]
+    if isinstance(film, tuple):
+        return [_trace(frame, root) for frame in film]
+    if isinstance(film, bytes):
+        return hashlib.sha256(film).hexdigest()
+    return [film.relative_to(root).as_posix(), film.stat().st_size]
 
 
 @contextmanager

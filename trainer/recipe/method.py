@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from trainer.recipe.parts import Section
 
+Mix = Literal["equal", "proportional"]
+
 
 @dataclass(frozen=True, slots=True)
 class Edge:
@@ -84,7 +86,7 @@ class Method(Section):
     """How steps are matched between systems: as the paper's table does, or to an equal total."""
     rhythm: Literal["fixed", "adaptive"] = "fixed"
     """adaptive: shift steps between the phases to keep the overlap of the branches in its band."""
-    mix: Literal["equal", "proportional"] = "equal"
+    mix: Mix = "equal"
     """Prompts of a mixed branch: equal numbers from each capability, or as many as it has."""
 
     @property

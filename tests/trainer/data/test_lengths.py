@@ -1,0 +1,93 @@
+"""A prompt's tokens beside those of transformers' processor on the same media."""
+
+import json
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer, Qwen3VLProcessor
+
+from adapters.base import locate
+from adapters.errors import UserError
+from service.media import Pixels, Sampling, Sizing, decode_image, decode_video, encode_image, encode_video
+from trainer.data.datasets import load
+from trainer.data.lengths import TOO_LONG, within
+
+BASE = locate("miniature")
+SIZING = Sizing(min_pixels=1024, max_pixels=16384)
+PIXELS = Pixels(images=SIZING, videos=SIZING, sampling=Sampling(max_frames=8))
+COLUMNS = {"images": "image", "videos": "video"}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(BASE)
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return Qwen3VLProcessor.from_pretrained(BASE)
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    rng = np.random.default_rng(0)
+    for height, width in ((40, 200), (300, 500)):
+        (tmp_path / f"{height}.png").write_bytes(encode_image(rng.integers(0, 255, (height, width, 3), np.uint8)))
+    for frames in (2, 9, 40):
+        clip = rng.integers(0, 255, (frames, 48, 100, 3), np.uint8)
+        (tmp_path / f"{frames}.mkv").write_bytes(encode_video(clip, 4.0))
+    media = [{}, *({"image": f"{height}.png"} for height in (40, 300)), *({"video": f"{n}.mkv"} for n in (2, 9, 40))]
+    media.append({"image": ["40.png", "300.png"], "video": "9.mkv"})
+    rows = [{"prompt": f"{number} of them?", "answer": "1", "image": None, "video": None} | one
+            for number, one in enumerate(media)]  # fmt: skip
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return load(str(path), capability="mixed", columns=COLUMNS)
+
+
+def true_length(prompt, processor) -> int:
+    images = [decode_image(data, PIXELS.limits, PIXELS.images) for data in prompt.images]
+    videos = [decode_video(data, PIXELS.limits, PIXELS.sampling, PIXELS.videos) for data in prompt.videos]
+    text = processor.apply_chat_template(list(prompt.messages), add_generation_prompt=True, tokenize=False)
+    made = processor(
+        text=[text],
+        images=images or None,
+        videos=[video.frames_THWC for video in videos] or None,
+        images_kwargs={"do_resize": False},
+        videos_kwargs={
+            "do_resize": False,
+            "do_sample_frames": False,
+            "video_metadata": [video.metadata() for video in videos] or None,
+        },
+    )
+    return len(made["input_ids"][0])
+
+
+def longest_kept(prompts, place, tokenizer) -> int:
+    """The smallest limit that keeps a prompt."""
+    low, high = 1, 2000
+    while low < high:
+        most = (low + high) // 2
+        try:
+            kept = prompts[place].id in {one.id for one in within(prompts, "mixed", tokenizer, PIXELS, most)}
+        except UserError:
+            kept = False
+        low, high = (low, most) if kept else (most + 1, high)
+    return low
+
+
+def test_text_and_images_are_counted_exactly_and_videos_never_too_low(prompts, tokenizer, processor) -> None:
+    for place, prompt in enumerate(prompts):
+        counted, true = longest_kept(prompts, place, tokenizer), true_length(prompt, processor)
+        if prompt.videos:
+            assert true <= counted <= 1.6 * true + 20
+        else:
+            assert counted == true
+
+
+def test_what_is_too_long_is_dropped_and_counted(prompts, tokenizer) -> None:
+    kept = within(prompts, "mixed", tokenizer, PIXELS, longest_kept(prompts, 1, tokenizer))
+    assert [prompt.id for prompt in kept] == [prompts[0].id, prompts[1].id]
+    assert kept.dropped == {TOO_LONG: 5}
+    with pytest.raises(UserError, match=r"capabilities\.mixed\.data: every prompt has more than 3 tokens; raise"):
+        within(prompts, "mixed", tokenizer, PIXELS, 3)
