@@ -108,6 +108,15 @@ def adapter_digest(files: Mapping[str, FileEntry]) -> str:
     return _digest((name, files[name].sha256) for name in ADAPTER_FILES)
 
 
+def files_digest(files: Mapping[str, Path]) -> str:
+    """The digest of two adapter files, wherever they lie."""
+    return _digest((name, _sha256(files[name])) for name in ADAPTER_FILES)
+
+
+def folder_digest(folder: Path) -> str:
+    return files_digest({name: folder / name for name in ADAPTER_FILES})
+
+
 def base_digest(folder: Path) -> str:
     """The same rule over what decides a base's numbers: its config.json, *.safetensors and tokenizer.json.
 

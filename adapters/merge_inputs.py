@@ -3,7 +3,6 @@
 Left out: what is made of them (`merge`).
 """
 
-import hashlib
 import json
 import struct
 from collections.abc import Generator
@@ -17,7 +16,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from adapters.errors import UserError
-from adapters.manifest import ADAPTER_FILES, WEIGHTS, FileEntry, adapter_digest, base_digest, read_manifest, verify
+from adapters.manifest import WEIGHTS, base_digest, folder_digest, read_manifest, verify
 from adapters.names import Ref, is_name, is_revision, shown
 from adapters.store import RETIRED
 from adapters.validate import Adapter, BaseShape, base_shape, check_adapter, header_problem
@@ -179,7 +178,7 @@ def _head(store: Path, ref: Ref) -> Ref:
 def _open(folder: Path, base: Base, name: str, source: str, digest: str | None) -> Branch:
     adapter = check_adapter(folder, base.shape, _MAX_RANK)
     weights = safe_open(folder / WEIGHTS, framework="pt")
-    return Branch(name, source, digest or _digest(folder), adapter, weights)
+    return Branch(name, source, digest or folder_digest(folder), adapter, weights)
 
 
 @contextmanager
@@ -189,12 +188,3 @@ def _present(what: str) -> Generator[None]:
         yield
     except FileNotFoundError:
         raise UserError(f"{what}: went away while it was read; name a revision that is kept") from None
-
-
-def _digest(folder: Path) -> str:
-    files: dict[str, FileEntry] = {}
-    for name in ADAPTER_FILES:
-        with (folder / name).open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        files[name] = FileEntry(sha256=sha256, bytes=(folder / name).stat().st_size)
-    return adapter_digest(files)

@@ -16,7 +16,7 @@ from urllib.parse import quote
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from adapters.manifest import ADAPTER_FILES, CONFIG, OPTIMISER, WEIGHTS, FileEntry, Manifest, adapter_digest
+from adapters.manifest import ADAPTER_FILES, CONFIG, OPTIMISER, WEIGHTS, Manifest, files_digest
 from clients.retries import RefusedError, ServiceError, error_of
 from service import schemas
 from service.wire import WireError, decode_generated, decode_logprobs
@@ -124,7 +124,7 @@ def publish(
     missing = [name for name in ADAPTER_FILES if name not in files]
     if missing:
         raise error_of("invalid", None, f"{folder}: no {' and no '.join(missing)} here; name an adapter's folder")
-    digest = _digest_of(files)
+    digest = files_digest(files)
 
     def read(answer: httpx.Response) -> Manifest:
         info = _json(answer, Manifest)
@@ -266,15 +266,6 @@ class Landing:
 
 def _path(*parts: str | int) -> str:
     return "".join(f"/{quote(str(part), safe='@')}" for part in parts)
-
-
-def _digest_of(files: Mapping[str, Path]) -> str:
-    entries: dict[str, FileEntry] = {}
-    for name in ADAPTER_FILES:
-        with files[name].open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            entries[name] = FileEntry(sha256=sha256, bytes=file.tell())
-    return adapter_digest(entries)
 
 
 def _arrays(answer: httpx.Response, decode: Callable[[bytes], Model], model: type[Model]) -> Model:

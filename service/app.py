@@ -9,7 +9,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -23,9 +23,10 @@ from starlette.types import ASGIApp
 from adapters.base import locate
 from adapters.errors import UserError
 from adapters.faults import RESTARTS_VARIABLE
-from adapters.manifest import base_digest
+from adapters.manifest import base_digest, folder_digest
+from adapters.names import BASE, is_name, shown
 from adapters.store import DiskFullError, Store
-from adapters.validate import BaseShape, base_shape
+from adapters.validate import BaseShape, InvalidAdapterError, base_shape, check_adapter
 from service import (
     problems,
     routes_adapters,
@@ -45,7 +46,7 @@ from service.media import Pixels, Sampling, Sizing
 from service.mediastore import MediaStore
 from service.metrics import Metrics, Timed
 from service.publish import Publisher, RefusedError
-from service.registry import Registry, UnavailableError
+from service.registry import Extra, Registry, UnavailableError
 from service.runs import Runs
 from service.schemas import CANARY_COMPLETION, CANARY_PROMPT
 from service.scoring import Scorer
@@ -75,15 +76,38 @@ async def open_door(settings: Settings) -> AsyncGenerator[Door]:
         max_images=settings.media.max_images,
         max_videos=settings.media.max_videos,
     )
+    shape = base_shape(folder)
+    extras = await asyncio.to_thread(extras_of, settings.extra, shape, numbers.max_lora_rank)
     with (
         Store(settings.store, digest) as store,
         _adapter_cache(settings.adapter_cache, settings.store) as cache,
     ):
         runs = await asyncio.to_thread(Runs, settings.runs)
         async with _queue(settings, store, runs) as queue, start_engine(engine_settings) as engine:
-            registry = Registry(store, engine, Path(cache), dtype=dtype, capacity=CACHED_ADAPTERS)
-            yield _door(settings, engine, store, registry, base_shape(folder), runs, queue)
+            _check_names(extras, store)
+            registry = Registry(store, engine, Path(cache), dtype=dtype, capacity=CACHED_ADAPTERS, extras=extras)
+            yield _door(settings, engine, store, registry, shape, runs, queue)
             await registry.close()
+
+
+def extras_of(text: str, shape: BaseShape, max_rank: int) -> dict[str, Extra]:
+    """`merged=DIR,other=DIR`: adapters as PEFT saves them, checked."""
+    found: dict[str, Extra] = {}
+    for part in filter(None, text.split(",")):
+        name, _, folder = part.partition("=")
+        if not is_name(name) or name == BASE or name in found:
+            raise UserError(f"--extra {shown(part)}: {shown(name)} is no name for it; write NAME=DIR, each name once")
+        try:
+            check_adapter(Path(folder), shape, max_rank)
+        except InvalidAdapterError as error:
+            raise UserError(f"--extra {part}: {error}") from None
+        found[name] = Extra(Path(folder), folder_digest(Path(folder)))
+    return found
+
+
+def _check_names(extras: Mapping[str, Extra], store: Store) -> None:
+    for name in extras.keys() & store.branches.keys():
+        raise UserError(f"--extra {name}: the store has a branch of that name; take another")
 
 
 def _queue(settings: Settings, store: Store, runs: Runs) -> AbstractAsyncContextManager[QueueFence | None]:

@@ -105,7 +105,7 @@ async def _serve(settings: Settings) -> int:
             for number in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_running_loop().add_signal_handler(number, stop)
             serving = asyncio.create_task(server.serve(sockets=[listener]))
-            names = ", ".join(["base", *sorted(door.registry.heads)])
+            names = ", ".join(["base", *sorted(door.registry.heads), *sorted(door.registry.extras)])
             url = f"http://{settings.host}:{listener.getsockname()[1]}"
             print(f"coevo serve: {url} serves {names} after {time.monotonic() - began:.0f} s", flush=True)
             watching = asyncio.create_task(watch(door))

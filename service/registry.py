@@ -1,6 +1,6 @@
 """Which revisions the engine holds, and who is using them.
 
-    async with registry.acquire("image@17") as served:   # or "image" (its head), or "base"
+    async with registry.acquire("image@17") as served:   # or "image" (its head), "base", or an extra adapter
         ...                                              # served.handle stays loaded in here, whatever is published
 
 Kept revisions are loaded from the store when they are first asked for; those asked for longest ago leave when there
@@ -69,6 +69,14 @@ class Served:
     """The engine's own; None: the base itself."""
 
 
+@dataclass(frozen=True, slots=True)
+class Extra:
+    """An adapter that is in no store: a merge, served to be measured. It never changes."""
+
+    folder: Path
+    digest: str
+
+
 @dataclass(eq=False, slots=True)
 class _Entry:
     ref: Ref
@@ -81,9 +89,19 @@ class _Entry:
 class Registry:
     """`cache` is a folder of this registry's own; what an earlier one left there is removed."""
 
-    def __init__(self, store: Store, loader: Loader, cache: Path, *, dtype: Dtype, capacity: int) -> None:
+    def __init__(
+        self,
+        store: Store,
+        loader: Loader,
+        cache: Path,
+        *,
+        dtype: Dtype,
+        capacity: int,
+        extras: Mapping[str, Extra] | None = None,
+    ) -> None:
         self.heads = {name: branch.head for name, branch in store.branches.items()}
         """What a branch's name alone stands for."""
+        self.extras = dict(extras or {})
         self._store = store
         self._loader = loader
         self._cache = cache
@@ -123,14 +141,17 @@ class Registry:
         if ref.branch == BASE:
             yield Served(BASE, 0, self._store.base, None)
             return
-        manifest = self.find(ref)
-        if not manifest.files:
-            yield Served(manifest.branch, manifest.revision, manifest.digest, None)
-            return
-        entry = self._entries.get(manifest.ref)
-        if entry is None:
-            entry = self._enter(manifest.ref, manifest.digest, self._store.folder(manifest.ref), manifest.adapter_files)
-        self._entries.move_to_end(manifest.ref)
+        if (extra := self.extras.get(ref.branch)) is not None and not ref.revision:
+            kept, digest, folder, files = Ref(ref.branch, 0), extra.digest, extra.folder, {}
+        else:
+            manifest = self.find(ref)
+            if not manifest.files:
+                yield Served(manifest.branch, manifest.revision, manifest.digest, None)
+                return
+            kept, digest, files = manifest.ref, manifest.digest, manifest.adapter_files
+            folder = self._store.folder(kept)
+        entry = self._entries.get(kept) or self._enter(kept, digest, folder, files)
+        self._entries.move_to_end(kept)
         async with self._using(entry) as served:
             yield served
 

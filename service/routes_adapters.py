@@ -32,6 +32,7 @@ async def adapters(request: Request) -> schemas.AdaptersResponse:
     return schemas.AdaptersResponse(
         base=schemas.BaseInfo(name=door.base_name, digest=door.base_digest),
         branches={name: _branch(door, name) for name in sorted(door.registry.heads)},
+        extra=sorted(door.registry.extras),
         limits=schemas.LimitsInfo(
             rank=numbers.max_lora_rank,
             max_model_len=numbers.max_model_len,

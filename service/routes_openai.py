@@ -24,7 +24,7 @@ router = APIRouter(tags=["OpenAI-compatible"])
 async def models(request: Request) -> Response:
     """The base and the head of every branch."""
     door: Door = request.app.state.door
-    names = [BASE, *sorted(door.registry.heads)]
+    names = [BASE, *sorted(door.registry.heads), *sorted(door.registry.extras)]
     cards = [{"id": name, "object": "model", "created": 0, "owned_by": "coevo"} for name in names]
     return JSONResponse({"object": "list", "data": cards})
 

@@ -193,6 +193,8 @@ class EngineInfo(Body):
 class AdaptersResponse(Body):
     base: BaseInfo
     branches: dict[str, BranchInfo]
+    extra: list[str] = []
+    """Adapters of no store, which never change."""
     limits: LimitsInfo
     media: MediaInfo
     engine: EngineInfo

@@ -98,6 +98,8 @@ class Settings(_Frozen):
     """Folder of what runs tell: their events, and every step's rollouts."""
     adapter_cache: Path = Path("/dev/shm")
     """Where the served copies of the adapters lie, in a folder of the service's own."""
+    extra: str = ""
+    """Adapters of folders beside the store's, answered by these names: `merged=DIR,other=DIR`."""
     body_bytes: int = Field(default=512 * 2**20, ge=1)
     """The largest body of a request but an upload."""
     upload_bytes: int = Field(default=16 * 2**30, ge=1)

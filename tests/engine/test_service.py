@@ -26,8 +26,9 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
-    process = ServiceProcess(tmp_path_factory.mktemp("service") / "store", "--dtype=float32")
+def service(tmp_path_factory: pytest.TempPathFactory, adapter_folders) -> Iterator[ServiceProcess]:
+    extra = f"--extra=merged={adapter_folders['thin']}"
+    process = ServiceProcess(tmp_path_factory.mktemp("service") / "store", "--dtype=float32", extra)
     yield process
     process.stop()
 
@@ -64,14 +65,18 @@ def scores(http: httpx.Client, *adapters: str) -> list[dict]:
 
 
 def test_a_published_revision_scores_as_peft_does(http, adapter_folders, base, reference) -> None:
+    """And so does an adapter that stands beside the store."""
     assert publish(http, "text/1", adapter_folders["plain"], 0).status_code == 201
-    mine, theirs = scores(http, "text", "base")
+    mine, beside, theirs = scores(http, "text", "merged", "base")
     assert (mine["adapter"], mine["revision"], theirs["adapter"]) == ("text", 1, "base")
+    assert (beside["adapter"], beside["revision"]) == ("merged", 0)
+    assert http.get("/adapters").json()["extra"] == ["merged"]
+    assert "merged" in {card["id"] for card in http.get("/v1/models").json()["data"]}
     prompt = base[1].tokenizer(
         base[1].apply_chat_template(ASK["sequences"][0]["prompt"]["messages"], add_generation_prompt=True)
     )["input_ids"]
     (prompt,) = prompt if isinstance(prompt[0], list) else (prompt,)
-    for name, found in (("plain", mine), ("base", theirs)):
+    for name, found in (("plain", mine), ("thin", beside), ("base", theirs)):
         ids = found["sequences"][0]["token_ids"]
         expected_CV = reference.logprobs(name, [*prompt, *ids], len(ids), Media())
         expected = expected_CV[torch.arange(len(ids)), torch.tensor(ids)].tolist()

@@ -5,11 +5,12 @@ from datetime import UTC, datetime
 import pytest
 
 from adapters.errors import UserError
-from adapters.manifest import CONFIG, WEIGHTS, DamagedError, FileEntry, Manifest, adapter_digest
+from adapters.manifest import CONFIG, WEIGHTS, DamagedError, FileEntry, Manifest, adapter_digest, folder_digest
 from adapters.names import Ref
 from adapters.store import Store
-from service.registry import AdapterLoadError, Registry, Served, UnavailableError
-from tests.adapters.files import BASE, write_adapter
+from service.app import extras_of
+from service.registry import AdapterLoadError, Extra, Registry, Served, UnavailableError
+from tests.adapters.files import BASE, SHAPE, write_adapter
 from tests.service.recording import RecordingLoader
 
 pytestmark = pytest.mark.anyio
@@ -267,3 +268,29 @@ async def test_what_a_killed_service_left_in_the_cache_is_removed_and_nothing_el
         (cache / name).mkdir(parents=True)
     Registry(store, loader, cache, dtype="float32", capacity=2)
     assert [path.name for path in cache.iterdir()] == ["mine"]
+
+
+async def test_an_extra_adapter_is_loaded_when_asked_for_and_has_no_other_revision(store, loader, tmp_path):
+    folder = write_adapter(tmp_path / "merge", 9)
+    extras = {"merged": Extra(folder, folder_digest(folder))}
+    registry = Registry(store, loader, tmp_path / "cache", dtype="float32", capacity=2, extras=extras)
+    async with registry.acquire("merged") as served, registry.acquire("merged@0") as again:
+        assert served == again
+        assert (served.branch, served.revision, served.digest) == ("merged", 0, folder_digest(folder))
+    with pytest.raises(UnavailableError, match="there is no branch merged"):
+        async with registry.acquire("merged@1"):
+            pass
+    await registry.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("Merged=x", "'Merged' is no name for it"),
+        ("base=x", "'base' is no name for it"),
+        ("merged=/no/such", "adapter_config.json: missing"),
+    ],
+)
+def test_an_extra_adapter_that_cannot_be_served_is_told_at_the_start(text, said):
+    with pytest.raises(UserError, match=said):
+        extras_of(text, SHAPE, 16)
