@@ -2,8 +2,9 @@
 
     coevo coordinate RECIPE
 
-It computes nothing and waits for nothing but news. All it knows follows from the recipe, the queue and the store, so it
-can be ended and started again at any moment; a run goes by its recipe, and the same recipe is the same run.
+It trains nothing and waits for nothing but news; how the branches do meanwhile, `observer` measures. All it knows
+follows from the recipe, the queue and the store, so it can be ended and started again at any moment; a run goes by its
+recipe, and the same recipe is the same run.
 
 Left out: doing the steps (`worker`), starting the processes of a run, deleting anything else than old revisions.
 """
@@ -24,6 +25,7 @@ from adapters.manifest import Manifest
 from adapters.names import BASE, Ref
 from clients.client import AsyncClient, RefusedError, ServiceError, from_environment
 from trainer.jobs import Job, Queue, QueueAwayError, Waiting
+from trainer.observer import Observer
 from trainer.plan import Plan, Segment, impossible, is_there
 from trainer.queue_server import url_from_environment
 from trainer.recipe import Recipe
@@ -51,10 +53,12 @@ def job_of(segment: Segment, run: str) -> Job:
     return Job(f"{run}:{segment.id}", run, segment.branch, segment.kind, segment.first, len(segment.steps))
 
 
-def due(made: Plan, run: str, heads: Mapping[str, int]) -> Iterator[Job]:
-    """Of every branch the job that it is at, and the one after it."""
+def due(made: Plan, run: str, heads: Mapping[str, int], decided: int | None = None) -> Iterator[Job]:
+    """Of every branch the job that it is at, and the one after it; none beyond the steps that are decided."""
     count: dict[str, int] = {}
     for segment in made.segments:
+        if decided is not None and segment.first >= decided:
+            continue
         if heads.get(segment.branch, -1) < segment.steps[-1].number and count.get(segment.branch, 0) < AHEAD:
             count[segment.branch] = count.get(segment.branch, 0) + 1
             yield job_of(segment, run)
@@ -75,10 +79,11 @@ def retirable(
 
 
 class Coordinator:
-    def __init__(self, run: str, recipe: Recipe, made: Plan, queue: Queue, client: AsyncClient) -> None:
-        self._run, self._recipe, self._plan = run, recipe, made
+    def __init__(self, run: str, recipe: Recipe, queue: Queue, client: AsyncClient) -> None:
+        self._run, self._recipe, self._plan = run, recipe, plan(recipe)
         self._queue, self._client = queue, client
-        self._ends = {start.branch: made.head(start.branch) for start in made.starts}
+        self._observer = Observer(run, recipe, queue, client)
+        self._ends = {start.branch: self._plan.head(start.branch) for start in self._plan.starts}
         self._moved: dict[str, tuple[int, float]] = {}
         """Of each branch its head, and when that was first seen."""
         self._intervals: list[float] = []
@@ -86,15 +91,18 @@ class Coordinator:
         self._is_away = False
 
     async def coordinate(self) -> None:
-        """Until every branch has come to its plan's end."""
+        """Until every branch has come to its plan's end, and all is measured."""
         await self._check_store()
         await self._put("running")
         newest = "0"
-        while not await self._look():
-            try:
-                newest = await asyncio.to_thread(self._news, newest)
-            except QueueAwayError:
-                await asyncio.sleep(_LOOK_S)
+        try:
+            while not await self._look():
+                try:
+                    newest = await asyncio.to_thread(self._news, newest)
+                except QueueAwayError:
+                    await asyncio.sleep(_LOOK_S)
+        finally:
+            await self._observer.close()
         await self._put("finished")
         log.info("%s is finished: %s", self._run, ", ".join(f"{name}@{end}" for name, end in self._ends.items()))
 
@@ -105,10 +113,13 @@ class Coordinator:
             await self._start_branches(heads)
             if not await asyncio.to_thread(self._queue.has_run, self._run):
                 await self._put("running")  # the queue was emptied
-            for job in due(self._plan, self._run, heads):
+            await self._observer.recall()
+            self._plan = plan(self._recipe, self._observer.rhythm)
+            for job in due(self._plan, self._run, heads, self._decided()):
                 await asyncio.to_thread(self._queue.enqueue, job)
             await self._retire(heads)
             await self._watch(heads)
+            is_measured = self._observer.look(self._plan, heads)
         except (QueueAwayError, ServiceError) as error:
             if isinstance(error, RefusedError) and error.status is not None:
                 raise
@@ -117,7 +128,12 @@ class Coordinator:
             self._is_away = True
             return False
         self._is_away = False
-        return all(heads.get(branch, -1) >= end for branch, end in self._ends.items())
+        return is_measured and all(heads.get(branch, -1) >= end for branch, end in self._ends.items())
+
+    def _decided(self) -> int | None:
+        """Steps of each branch that nothing can change any more; None: all."""
+        method = self._recipe.method
+        return len(self._observer.rhythm) * (method.rlvr_steps + method.opd_steps) if self._observer.rhythm else None
 
     def _news(self, newest: str) -> str:
         """Blocks for at most `_LOOK_S`."""
@@ -232,7 +248,7 @@ async def _run(recipe: Recipe, url: str) -> int:
     service = from_environment(os.environ)
     run = run_id(recipe)
     async with AsyncClient(str(service["url"]), api_key=service["api_key"]) as client:
-        task = asyncio.create_task(Coordinator(run, recipe, plan(recipe), Queue(url), client).coordinate())
+        task = asyncio.create_task(Coordinator(run, recipe, Queue(url), client).coordinate())
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, task.cancel)
         log.info("coordinates %s", run)

@@ -212,6 +212,11 @@ class Queue:
         key = f"coevo:agreed:{run}"
         return self._do(("HSETNX", key, name, value), ("EXPIRE", key, KEPT_S), ("HGET", key, name))[-1]
 
+    def agreed(self, run: str) -> dict[str, str]:
+        """All that was."""
+        (found,) = self._do(("HGETALL", f"coevo:agreed:{run}"))
+        return found
+
     # ---- the service ----
 
     def reconcile(self, store: str, branches: Mapping[str, tuple[int, int]]) -> bool:

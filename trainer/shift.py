@@ -28,6 +28,8 @@ from trainer.plan import Plan, Step, is_there
 from trainer.pulse import Pulse
 from trainer.recipe import Recipe
 from trainer.recorded import record
+from trainer.rhythm import decided
+from trainer.systems import plan
 
 PATIENCE_S = 600.0
 _LOOK_S = 2.0
@@ -67,7 +69,7 @@ class Shift:
         self._name = name
         self._queue, self._pulse = queue, pulse
         self._arena, self._learner, self._gather = arena, learner, gather
-        self._steps = {step.makes: step for step in run.plan.steps if step.branch in branches}
+        self._steps = _steps_of(run.plan, branches)
         self._ends = {branch: run.plan.head(branch) for branch in branches}
         self._under_way: set[str] = set()
         self._skipped: dict[str, int] = {}
@@ -150,7 +152,7 @@ class Shift:
         if found.job.run != self._run.id:
             await asyncio.to_thread(self._queue.release, found)
             return _LOOK_S
-        self._pulse.hold(found)
+        await self._hold(found)
         fault(f"claimed:{branch}@{heads.get(branch, 0)}")
         await self._tell("lease", branch=branch, what="claimed", job=found.job.id)
         return 0.0
@@ -245,9 +247,18 @@ class Shift:
         """At the end of a job: the branch's next one, under a token of its own, if there is one."""
         found = await patiently(lambda: self._queue.claim(lease.branch, self._name))
         if isinstance(found, Lease) and found.job.run == self._run.id:
-            self._pulse.hold(found)
+            await self._hold(found)
         elif self._pulse.holds(lease):
             await self._give_back(lease)
+
+    async def _hold(self, lease: Lease) -> None:
+        """Of an adaptive rhythm a job's steps are decided before it is queued."""
+        method = self._run.recipe.method
+        if method.rhythm == "adaptive":
+            agreed = await patiently(lambda: self._queue.agreed(self._run.id))
+            made = plan(self._run.recipe, decided(agreed, method.rlvr_steps))
+            self._steps = _steps_of(made, list(self._ends))
+        self._pulse.hold(lease)
 
     async def _give_back(self, lease: Lease) -> None:
         self._pulse.drop(lease)
@@ -268,6 +279,11 @@ class Shift:
             await asyncio.to_thread(partial(self._queue.tell, self._run.id, kind, worker=self._name, **what))
         except QueueAwayError:
             log.warning("not told, the queue is away: %s %s", kind, what.get("branch", ""))
+
+
+def _steps_of(made: Plan, branches: Sequence[str]) -> dict[Ref, Step]:
+    """By what they make."""
+    return {step.makes: step for step in made.steps if step.branch in branches}
 
 
 async def unless(event: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:

@@ -22,9 +22,10 @@ from trainer.recipe import Branch, Edge, Method, Recipe, edges
 Branches = Mapping[str, Branch]
 
 
-def plan(recipe: Recipe) -> Plan:
-    """Every step of a run."""
-    made = SYSTEMS[recipe.method.kind](recipe.method, recipe.branches)
+def plan(recipe: Recipe, rhythm: Sequence[int] = ()) -> Plan:
+    """Every step of a run. `rhythm`: of the cycles that were decided on so far, their RLVR steps (`trainer.rhythm`)."""
+    method, branches = recipe.method, recipe.branches
+    made = copd(method, branches, rhythm) if rhythm else SYSTEMS[method.kind](method, branches)
     return replace(made, segments=tuple(_with_ends(made.segments)))
 
 
@@ -38,31 +39,30 @@ def rlvr(method: Method, branches: Branches) -> Plan:
     return Plan(_starts(branches), tuple(_alone(method, branches, counts)))
 
 
-def copd(method: Method, branches: Branches) -> Plan:
-    """All branches step together: a teacher is as old as its student."""
+def copd(method: Method, branches: Branches, rhythm: Sequence[int] = ()) -> Plan:
+    """All branches step together: a teacher is as old as its student. What is not decided yet goes on as it was."""
+    before = [*rhythm] or [method.rlvr_steps]
+    rlvr_steps = before + before[-1:] * (method.cycles - len(before))
 
-    def segment(name: str, first: int) -> Segment:
+    def segment(name: str, first: int, count: int) -> Segment:
         mine = [edge for edge in edges(method, tuple(branches)) if edge.student == name]
         steps = [
             Step(name, number, branches[name].capabilities, _teachers(mine, branches, _age(method, first, number)))
-            for number in _numbers(first, method.opd_steps)
+            for number in _numbers(first, count)
         ]
         return Segment("opd", tuple(steps))
 
-    return _in_cycles(method, branches, segment)
+    return _in_cycles(method, branches, rlvr_steps, segment)
 
 
 def negative(method: Method, branches: Branches) -> Plan:
-    def segment(name: str, first: int) -> Segment:
+    def segment(name: str, first: int, count: int) -> Segment:
         mine = [edge.teacher for edge in edges(method, tuple(branches)) if edge.student == name]
         pushed = tuple(capability for teacher in mine for capability in branches[teacher].capabilities)
-        steps = [
-            Step(name, number, branches[name].capabilities, negative=pushed)
-            for number in _numbers(first, method.opd_steps)
-        ]
+        steps = [Step(name, number, branches[name].capabilities, negative=pushed) for number in _numbers(first, count)]
         return Segment("negative", tuple(steps))
 
-    return _in_cycles(method, branches, segment)
+    return _in_cycles(method, branches, [method.rlvr_steps] * method.cycles, segment)
 
 
 def static_opd(method: Method, branches: Branches) -> Plan:
@@ -121,14 +121,17 @@ def _numbers(first: int, count: int) -> range:
     return range(first + 1, first + count + 1)
 
 
-def _in_cycles(method: Method, branches: Branches, second: Callable[[str, int], Segment]) -> Plan:
-    """Both phases of every cycle, each for all branches before the next begins."""
+def _in_cycles(
+    method: Method, branches: Branches, rlvr_steps: Sequence[int], second: Callable[[str, int, int], Segment]
+) -> Plan:
+    """Both phases of every cycle, each for all branches before the next begins. All cycles have the same length."""
+    length = method.rlvr_steps + method.opd_steps
     segments: list[Segment] = []
-    for cycle in range(method.cycles):
-        first = cycle * (method.rlvr_steps + method.opd_steps)
-        if method.rlvr_steps:
-            segments += [_own(name, branches[name], first, method.rlvr_steps) for name in branches]
-        segments += [second(name, first + method.rlvr_steps) for name in branches]
+    for cycle, own_steps in enumerate(rlvr_steps):
+        first = cycle * length
+        if own_steps:
+            segments += [_own(name, branches[name], first, own_steps) for name in branches]
+        segments += [second(name, first + own_steps, length - own_steps) for name in branches]
     return Plan(_starts(branches), tuple(segments))
 
 

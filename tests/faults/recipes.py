@@ -15,6 +15,7 @@ SMALL = (
     "method.cycles=2",
     "method.rlvr_steps=2",
     "method.opd_steps=1",
+    "evaluation.overlap_prompts=0",
     *(f"capabilities.{one}.data.size=64" for one in CAPABILITIES),  # they are drawn at every start of a worker
 )
 ALONE = ("method.kind=rlvr", "method.topology=pairwise", "method.hub=null")

@@ -13,6 +13,7 @@ from tests.faults.recipes import CAPABILITIES, written
 from trainer.coordinator import run_id
 from trainer.plan import Plan
 from trainer.recipe.file import load
+from trainer.rhythm import decided
 from trainer.systems import plan
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
@@ -57,6 +58,26 @@ def test_three_processes_that_start_one_after_the_other_make_theirs(cluster: Clu
     assert taught(cluster.store, recipe) == planned(plan(load(recipe)))
     steps = [event for event in cluster.events(run_id(load(recipe))) if event["kind"] == "step"]
     assert {(event["branch"], event["worker"]) for event in steps} == {(f"three-{x}", f"of-{x}") for x in CAPABILITIES}
+
+
+def test_an_adaptive_rhythm_is_decided_once_for_all_workers(cluster: Cluster, tmp_path: Path) -> None:
+    """Branches are still alike after a short cycle, so the next has more RLVR steps; a new coordinator knows of it."""
+    numbers = ("rlvr_steps=1", "opd_steps=2", "rhythm=adaptive", "cycles=3")
+    path = written(tmp_path, "adaptive", *(f"method.{one}" for one in numbers), "evaluation.overlap_prompts=2")
+    recipe, run = load(path), run_id(load(path))
+    workers = [cluster.worker(f"adaptive-{one}", name=f"adaptive-{one}") for one in CAPABILITIES]
+    first = cluster.coordinator(path)
+    cluster.wait_for_head("adaptive-text", 4)
+    first.kill()
+    second = cluster.coordinator(path)
+    assert [child.wait() for child in (*workers, second)] == [0, 0, 0, 0]
+    told = [event for event in cluster.events(run) if event["kind"] == "rhythm"]
+    assert [(event["cycle"], event["rlvr_steps"]) for event in told] == [(1, 2), (2, 2)]
+    rhythm = decided(cluster.queue.agreed(run), recipe.method.rlvr_steps)
+    assert rhythm == (1, 2, 2)
+    assert taught(cluster.store, path) == planned(plan(recipe, rhythm))
+    overlaps = [event for event in cluster.events(run) if event["kind"] == "overlap"]
+    assert {event["step"] for event in overlaps} == {1, 3, 5, 6, 8, 9}
 
 
 def test_a_run_that_was_killed_in_the_middle_ends_in_the_same_bits(

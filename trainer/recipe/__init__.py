@@ -117,6 +117,7 @@ class Recipe(Section):
             *_too_few_branches(self.method, tuple(self.branches)),
             *_limit_problems(self.rollout, self.budget, self.engine, self.loss, self.evaluation),
             *_media_problems(self.media, self.capabilities),
+            *_rhythm_problems(self.method, self.evaluation),
         ]
         if problems:
             raise ValueError("\n".join(problems))
@@ -201,6 +202,11 @@ def _limit_problems(
             f"evaluation.overlap_prompts: {evaluation.overlap_prompts} of {evaluation.questions} held-out questions; "
             f"raise evaluation.questions to {evaluation.overlap_prompts}"
         )
+
+
+def _rhythm_problems(method: Method, evaluation: Evaluation) -> Iterator[str]:
+    if method.rhythm == "adaptive" and evaluation.overlap_prompts == 0:
+        yield "evaluation.overlap_prompts: rhythm adaptive goes by the overlap; set it to 16 or more"
 
 
 def _media_problems(media: Media, capabilities: dict[str, Capability]) -> Iterator[str]:

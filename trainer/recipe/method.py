@@ -85,7 +85,8 @@ class Method(Section):
     rule: Literal["paper", "equal"] = "paper"
     """How steps are matched between systems: as the paper's table does, or to an equal total."""
     rhythm: Literal["fixed", "adaptive"] = "fixed"
-    """adaptive: shift steps between the phases to keep the overlap of the branches in its band."""
+    """adaptive: after each cycle, where the lowest overlap of a student with its teacher is below 0.90, three quarters
+    of the RLVR steps, and where it is above 0.97, five quarters; a cycle's length stays. For copd."""
     mix: Mix = "equal"
     """Prompts of a mixed branch: equal numbers from each capability, or as many as it has."""
 
@@ -126,6 +127,10 @@ def _topology_problems(method: Method) -> Iterator[str]:
 def _kind_problems(method: Method) -> Iterator[str]:
     if method.cyclic and method.steps is not None:
         yield f"steps is not read by {method.kind}; remove it and set cycles, rlvr_steps and opd_steps"
+    if method.rhythm == "adaptive" and method.kind != "copd":
+        yield f"rhythm adaptive is not read by {method.kind}; remove it, or take kind copd"
+    if method.rhythm == "adaptive" and method.rlvr_steps == 0:
+        yield "rhythm adaptive has no RLVR steps to shift; set rlvr_steps"
     if method.cyclic and method.opd_steps == 0:
         yield f'{method.kind} without opd_steps teaches nothing; set opd_steps, or kind = "rlvr"'
     if not method.cyclic and method.expert_steps == 0:

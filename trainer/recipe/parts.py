@@ -353,13 +353,13 @@ class Evaluation(Section):
     """What is measured, beside what training itself shows."""
 
     every: int = Field(default=0, ge=0)
-    """Cycles between measurements (without cycles: as many steps); 0 = only at the end."""
+    """Cycles between measurements of accuracy, or segments of that length where there are none; 0 = only at the end."""
     questions: int = Field(default=256, ge=1)
     """Held-out questions of each capability."""
     answers: Answers = Answers(samples=4)
     """How those are answered."""
-    overlap_prompts: int = Field(default=64, ge=1)
-    """How many of those overlap and KL of the branches are measured on."""
+    overlap_prompts: int = Field(default=64, ge=0)
+    """How many of those overlap and KL of the branches are measured on, at the end of each phase; 0 = never."""
     overlap_top_k: int = Field(default=10, ge=1)
     """Tokens in the overlap of two branches."""
     sets: dict[Name, EvaluationSet] = {}
