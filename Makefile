@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 TORCH := 2.13.0
 
-.PHONY: setup demo test lint ci soak
+.PHONY: setup demo test lint ci soak compose-test
 
 setup: .venv/.ready
 
@@ -34,3 +34,7 @@ ci: lint test
 
 soak: setup
 	$(BIN)/pytest -m soak
+
+# Builds and runs the containers; needs an engine, and says so where there is none.
+compose-test: setup
+	$(BIN)/python -m tests.compose
