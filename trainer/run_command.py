@@ -6,41 +6,36 @@ keep lies in one folder:
     DIR/recipe.json      what is computed            DIR/runs/ID/events.jsonl   what happened
     DIR/store/           every revision              DIR/runs/ID/rollouts/      what each step learnt from
     DIR/queue/           the queue server's files    DIR/logs/                  what the processes said
+    DIR/merged/          the merged model            DIR/results.json           the accuracy of every model
 
-Ctrl-C stops after the update under way and says how to go on. Left out: what is shown (`console`), and who restarts a
-service whose engine died (it does itself).
+Ctrl-C stops after the update under way and says how to go on. Left out: what a run ends with (`finish`), what is shown
+meanwhile (`console`), and who restarts a service whose engine died (it does itself).
 """
 
 import argparse
-import contextlib
 import os
-import re
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from adapters.errors import UserError
-from adapters.family import dying_with_us
+from adapters.names import MERGED
+from trainer.children import COORDINATOR, SERVICE, Children
 from trainer.console import Console
 from trainer.coordinator import run_id
+from trainer.events import overlap_lines, read_events
+from trainer.finish import Outcome, finish
+from trainer.picture import curves
 from trainer.queue_server import URL_VARIABLE, describe, start
 from trainer.recipe import Recipe
 from trainer.recipe.file import load, write_resolved
+from trainer.scoreboard import show
 from trainer.systems import plan
 
-COORDINATOR, SERVICE = "coordinator", "service"
 _LOOK_S = 0.2
-_STOP_WITHIN_S = 120.0
-_SERVICE_WITHIN_S = 1800.0
-"""A large base is read and compiled before the service answers."""
-_RESTARTS = 5
-_AGAIN = frozenset({69, 70})
-"""Exit status of a worker that is worth another start."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,33 +52,68 @@ def run(arguments: argparse.Namespace) -> int:
     out = arguments.out or Path("out") / recipe.name
     _check_folder(out, recipe, resume=arguments.resume)
     write_resolved(recipe, out)
+    with _stopping() as stop, ExitStack() as stack:
+        threads = os.environ.get("OMP_NUM_THREADS", "1")
+        environ = {URL_VARIABLE: stack.enter_context(_queue(out)), "OMP_NUM_THREADS": threads}
+        children = stack.enter_context(Children(out / "logs", environ))
+        outcome = None
+        if is_trained(out, recipe) or _train(recipe, out, children, stop, arguments):
+            outcome = finish(recipe, out, children, lambda: stop.is_set)
+    if outcome is None:
+        changes = "".join(f" --set {one}" for one in arguments.set)
+        print(f"stopped; to go on: coevo run {arguments.recipe}{changes} --out {out} --resume")
+        return 130
+    _tell(recipe, out, outcome)
+    return 0
+
+
+def is_trained(out: Path, recipe: Recipe) -> bool:
+    """The coordinator has said so, after the last step and the last measurement."""
+    told = [event for event in read_events(events_of(out, recipe)) if event["kind"] == "run"]
+    return bool(told) and told[-1]["state"] == "finished"
+
+
+def events_of(out: Path, recipe: Recipe) -> Path:
+    return out / "runs" / run_id(recipe) / "events.jsonl"
+
+
+def _train(recipe: Recipe, out: Path, children: Children, stop: "_Stop", arguments: argparse.Namespace) -> bool:
+    """All steps of the plan. False: told to stop before."""
     branches = [start.branch for start in plan(recipe).starts]
     workers = [[branch] for branch in branches] if arguments.worker_each else [["all"]]
-    with _stopping() as stop, ExitStack() as stack:
-        environ = {URL_VARIABLE: stack.enter_context(_queue(out)), "OMP_NUM_THREADS": "1"}
-        children = stack.enter_context(_Children(out / "logs", environ))
-        url = _start_service(children, recipe, out, arguments.port, stop)
-        if url is not None:
-            children.environ["COEVO_SERVICE_URL"] = url
-            children.start(COORDINATOR, "-m", "clients.cli", "coordinate", str(out / "recipe.json"))
-            for names in workers:
-                words = [word for name in names for word in ("--branch", name)]
-                name = f"worker-{names[0]}"
-                children.start(name, "-m", "trainer.worker", *words, "--name", f"{out.resolve().name}-{names[0]}")
-            with Console(recipe, out / "runs" / run_id(recipe) / "events.jsonl", url) as console:
-                while not stop.is_set and children.is_running(COORDINATOR):
-                    children.look_after()
-                    console.look()
-                    time.sleep(_LOOK_S)
-                console.look()
-        finished = children.status(COORDINATOR) == 0 and not stop.is_set
-        children.stop()
-    if finished:
-        print(f"{run_id(recipe)} is finished; {out / 'store'} has every revision, {out / 'runs'} what happened")
-        return 0
-    changes = "".join(f" --set {one}" for one in arguments.set)
-    print(f"stopped; to go on: coevo run {arguments.recipe}{changes} --out {out} --resume")
-    return 130
+    flags = [f"--store={out / 'store'}", f"--runs={out / 'runs'}", f"--port={arguments.port}"]
+    resolved = str(out / "recipe.json")
+    url = children.serve(SERVICE, resolved, *flags, is_stopped=lambda: stop.is_set)
+    if url is None:
+        return False
+    children.environ["COEVO_SERVICE_URL"] = url
+    children.start(COORDINATOR, "-m", "clients.cli", "coordinate", resolved)
+    for names in workers:
+        words = [word for name in names for word in ("--branch", name)]
+        children.start(
+            f"worker-{names[0]}", "-m", "trainer.worker", *words, "--name", f"{out.resolve().name}-{names[0]}"
+        )
+    with Console(recipe, events_of(out, recipe), url) as console:
+        while not stop.is_set and children.is_running(COORDINATOR):
+            children.look_after()
+            console.look()
+            time.sleep(_LOOK_S)
+        console.look()
+    is_done = children.status(COORDINATOR) == 0 and not stop.is_set
+    children.stop()
+    return is_done
+
+
+def _tell(recipe: Recipe, out: Path, outcome: Outcome) -> None:
+    """The table, and where everything is."""
+    show(recipe.name, outcome.found, outcome.means)
+    for line in overlap_lines(read_events(events_of(out, recipe))):
+        print(line)
+    picture = curves(read_events(events_of(out, recipe)), out / "curves.png")
+    print(f"{run_id(recipe)} is finished: {out / 'results.json'} has the table, {out / 'items.jsonl'} every answer,")
+    print(f"  {out / 'store'} every revision, {picture} what happened on the way")
+    if (out / MERGED).exists():
+        print(f"  {out / MERGED} is the merged model, {out / 'merged-adapter'} the same as an adapter")
 
 
 def _check_folder(out: Path, recipe: Recipe, *, resume: bool) -> None:
@@ -105,102 +135,6 @@ def _queue(out: Path) -> Generator[str]:
         return
     with start(out / "queue") as server:
         yield server.url
-
-
-def _start_service(children: "_Children", recipe: Recipe, out: Path, port: int, stop: "_Stop") -> str | None:
-    """Its address, when it answers. None: told to stop before."""
-    children.start(
-        SERVICE, "-m", "clients.cli", "serve", str(out / "recipe.json"),
-        f"--store={out / 'store'}", f"--runs={out / 'runs'}", f"--port={port}",
-    )  # fmt: skip
-    deadline = time.monotonic() + _SERVICE_WITHIN_S
-    while not stop.is_set:
-        if found := re.search(r"coevo serve: (http://\S+) serves", children.log(SERVICE)):
-            return found[1]
-        if not children.is_running(SERVICE) or time.monotonic() > deadline:
-            raise UserError(children.last_words(SERVICE))
-        time.sleep(_LOOK_S)
-    return None
-
-
-@dataclass(eq=False, slots=True)
-class _Child:
-    words: Sequence[str]
-    process: subprocess.Popen[bytes]
-    log: Path
-    begin: int
-    """Of this life in the log."""
-    restarts: int = 0
-
-
-@dataclass(eq=False, slots=True)
-class _Children:
-    """Processes with a log each, in sessions of their own: Ctrl-C reaches them through here."""
-
-    folder: Path
-    environ: dict[str, str]
-    _children: dict[str, _Child] = field(default_factory=dict[str, _Child])
-
-    def __enter__(self) -> "_Children":
-        self.folder.mkdir(parents=True, exist_ok=True)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def start(self, name: str, *words: str) -> None:
-        path = self.folder / f"{name}.log"
-        with path.open("a") as log:
-            begin = log.tell()
-            process = subprocess.Popen(
-                dying_with_us([sys.executable, *words]),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=os.environ | self.environ,
-                start_new_session=True,
-            )
-        before = self._children.get(name)
-        self._children[name] = _Child(words, process, path, begin, 0 if before is None else before.restarts + 1)
-
-    def log(self, name: str) -> str:
-        return self._children[name].log.read_text()[self._children[name].begin :]
-
-    def is_running(self, name: str) -> bool:
-        return self._children[name].process.poll() is None
-
-    def status(self, name: str) -> int | None:
-        child = self._children.get(name)
-        return None if child is None else child.process.poll()
-
-    def last_words(self, name: str) -> str:
-        lines = self.log(name).strip().splitlines()
-        said = lines[-1] if lines else f"it ended with status {self.status(name)}"
-        return f"the {name} did not go on: {said} ({self._children[name].log})"
-
-    def look_after(self) -> None:
-        """Starts workers again that died; what cannot go on ends the run."""
-        for name, child in list(self._children.items()):
-            status = child.process.poll()
-            if status is None or status == 0:
-                continue
-            is_worker = name not in (COORDINATOR, SERVICE)
-            if is_worker and (status in _AGAIN or status < 0) and child.restarts < _RESTARTS:
-                self.start(name, *child.words)
-            else:
-                raise UserError(self.last_words(name))
-
-    def stop(self) -> None:
-        """Workers first, they hand over; the service last, it takes what they publish."""
-        for name in sorted(self._children, key=lambda name: (name == SERVICE, name == COORDINATOR)):
-            process = self._children[name].process
-            if process.poll() is None:
-                process.terminate()
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(_STOP_WITHIN_S)
-            process.kill()
-            process.wait()
-        self._children = {name: child for name, child in self._children.items() if name == COORDINATOR}
 
 
 class _Stop:
