@@ -17,9 +17,9 @@ RUN python3 -m venv /opt/coevo && pip install --upgrade pip
 WORKDIR /source
 COPY constraints.txt LICENSE pyproject.toml ./
 RUN touch README.md
-# torch first: its plain name would bring the CUDA build. The constraints are for the CPU: vLLM for CUDA pins its own.
+# torch first: its plain name would bring the CUDA build. The other constraints are the CPU's: vLLM for CUDA has its own.
 RUN torch=$(grep '^torch==' constraints.txt) && \
-    if [ "$DEVICE" = gpu ]; then : > constraints.txt && pip install "$torch"; \
+    if [ "$DEVICE" = gpu ]; then sed -i '/^torch/!d' constraints.txt && pip install "$torch"; \
     else pip install "$torch+cpu" || pip install --index-url https://download.pytorch.org/whl/cpu "$torch"; fi
 
 FROM packages AS wheel

@@ -8,6 +8,7 @@ installed in an image that also has the certificates and the wheels of this mach
 import contextlib
 import functools
 import os
+import re
 import shutil
 import signal
 import ssl
@@ -98,8 +99,9 @@ def client() -> tuple[str, dict[str, str]]:
     without."""
     found = [path for path in (shutil.which("docker"), "/usr/bin/docker") if path and Path(path).exists()]
     for program in found:
-        said = subprocess.run([program, "version", "--format", "{{.Client.Version}}"], capture_output=True, text=True)
-        if int(said.stdout.strip().partition(".")[0] or 0) < 23 or _says([program, "buildx", "version"]):
+        said = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
+        version = re.search(r"version (\d+)", said)
+        if (version and int(version[1]) < 23) or _says([program, "buildx", "version"]):
             return program, {"DOCKER_BUILDKIT": "1"}
     if not found:
         raise UnavailableError("no docker; apt-get install docker.io docker-compose debootstrap")
@@ -137,7 +139,8 @@ def _started(folder: Path) -> Generator[str]:
     log = folder / "dockerd.log"
     for flags in STARTS:
         own = {"data-root": "root", "exec-root": "exec", "pidfile": "docker.pid"}
-        command = ["dockerd", f"--host={socket}", *(f"--{name}={folder / one}" for name, one in own.items()), *flags]
+        kept = [f"--{name}={folder / one}" for name, one in own.items()]
+        command = ["dockerd", f"--host={socket}", "--bridge=none", *kept, *flags]
         with log.open("w") as file:
             process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
         try:
@@ -148,18 +151,22 @@ def _started(folder: Path) -> Generator[str]:
                     return
                 time.sleep(0.5)
         finally:
-            _end(process)
+            _end(process, folder)
     lines = log.read_text().strip().splitlines()
     raise UnavailableError(f"dockerd does not start here: {lines[-1] if lines else 'it says nothing'}")
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: subprocess.Popen[bytes], folder: Path) -> None:
+    """With the mounts that it leaves: a folder with one cannot be removed."""
     process.send_signal(signal.SIGTERM)
     try:
         process.wait(60)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+    mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
+    for mount in reversed([one for one in mounts if Path(one).is_relative_to(folder)]):
+        subprocess.run(["umount", mount], check=False)
 
 
 def make_images(docker: Docker, folder: Path, base: str, redis: str) -> Images:

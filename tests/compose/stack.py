@@ -94,9 +94,6 @@ class Stack:
     def inside(self, service: str, *words: str, check: bool = True) -> str:
         return self.docker.run("exec", self._id(service), *words, check=check)
 
-    def services(self) -> list[str]:
-        return self("config", "--services").split()
-
     def ask(self, path: str, body: object = None, key: str | None = None) -> tuple[int, Any]:
         request = urllib.request.Request(f"{self.url}{path}", None if body is None else json.dumps(body).encode())
         request.add_header("content-type", "application/json")

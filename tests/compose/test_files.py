@@ -153,6 +153,14 @@ def test_the_images_install_what_pyproject_names() -> None:
     assert not re.search(r"^(ENV|ARG) .*(KEY|TOKEN|PASSWORD|SECRET)", text, re.M)
 
 
+def test_only_named_folders_go_into_the_build() -> None:
+    first, *rest = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")]
+    assert first == "*"
+    named = [line.removeprefix("!") for line in rest if line.startswith("!")]
+    assert all((ROOT / name).exists() for name in named)
+    assert not {".env", ".git", ".venv", "tests"} & set(named)
+
+
 @files
 @pytest.mark.parametrize("command", ["docker compose", "docker-compose"])
 def test_compose_accepts_them(names: tuple[str, ...], command: str) -> None:
