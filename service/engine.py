@@ -9,6 +9,7 @@ The rest of the service knows `Engine` and its plain types. What this file relie
   scored again without the cache.
 * Rows are counted from the end: one runner returns a garbage head where another returns a shorter list.
 * On CPU vLLM applies the last adapter's weights to the base's rows of a mixed batch. `CpuLora` replaces that kernel.
+* On CPU seeded requests whose prompts come in pieces kill it. `CpuWorker` mends that.
 
 Left out: which revision is which (`registry`), limits of requests (`admission`), several engines.
 """
@@ -439,6 +440,7 @@ def _arguments(settings: EngineSettings) -> list[str]:
     if on_cpu():
         flags.append("--enforce-eager")
         arguments["distributed-executor-backend"] = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+        arguments["worker-cls"] = "service.cpu_worker.CpuWorker"
     else:
         arguments["kv-cache-memory-bytes"] = int(settings.kv_cache_gib * 2**30)
     named = [f"--{name}={value}" for name, value in arguments.items()]
