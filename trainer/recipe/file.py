@@ -1,5 +1,9 @@
 """Reads a recipe from its file, sets single values over it, writes what came out.
 
+A recipe may extend others, `extends = "miniature.toml"` or a list: their keys under its own, the last first. `method`
+and `branches` are one statement each, so they are taken whole; and a capability that was inherited is left out where
+the branches that the recipe names do not use it.
+
 Every mistake ends in a one-line `RecipeError`: the file, the path of the key, what is wrong, the nearest right key.
 A resolved recipe is JSON, because TOML has no null; it lies beside its run and loads to an equal recipe.
 """
@@ -21,6 +25,9 @@ from trainer.recipe import Recipe, with_branches
 
 Tree = dict[str, Any]
 Override = tuple[tuple[str, ...], Any]
+
+EXTENDS = "extends"
+WHOLE = frozenset({"method", "branches"})
 
 _SHOWN = 3  # problems in one line; the rest is counted
 
@@ -69,7 +76,49 @@ def write_resolved(recipe: Recipe, folder: Path) -> Path:
     return path
 
 
-def _read(path: Path) -> Tree:
+def _read(path: Path, below: tuple[Path, ...] = ()) -> Tree:
+    """With what it extends. `below`: the recipes that extend this one."""
+    own = _parse(path)
+    named = own.pop(EXTENDS, [])
+    names = cast(list[Any], named if isinstance(named, list) else [named])
+    if not all(isinstance(name, str) for name in names):
+        raise RecipeError(f"{path}: {EXTENDS}: write the file of a recipe, or a list of such")
+    here = path.resolve()
+    if here in below:
+        raise RecipeError(f"{path}: {EXTENDS}: it comes back to itself; leave one of them out")
+    inherited: Tree = {}
+    for name in names:
+        inherited = _over(inherited, _read(path.parent / name, (*below, here)))
+    tree = _over(inherited, own)
+    if "branches" in own:
+        _leave_out_unused(tree, own)
+    return tree
+
+
+def _over(under: Tree, own: Tree, *, is_top: bool = True) -> Tree:
+    """Tables are merged, all else is replaced."""
+    merged = dict(under)
+    for key, value in own.items():
+        old = merged.get(key)
+        is_whole = is_top and key in WHOLE
+        if isinstance(old, dict) and isinstance(value, dict) and not is_whole:
+            merged[key] = _over(cast(Tree, old), cast(Tree, value), is_top=False)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _leave_out_unused(tree: Tree, own: Tree) -> None:
+    branches, capabilities = own["branches"], tree.get("capabilities")
+    if not (isinstance(branches, dict) and isinstance(capabilities, dict)):
+        return  # what is wrong is told of the whole
+    tables = [cast(Tree, one) for one in cast(Tree, branches).values() if isinstance(one, dict)]
+    used = {str(name) for one in tables for name in cast(list[Any], one.get("capabilities") or [])}
+    kept = used | set(cast(Tree, own.get("capabilities") or {}))
+    tree["capabilities"] = {name: one for name, one in cast(Tree, capabilities).items() if name in kept}
+
+
+def _parse(path: Path) -> Tree:
     try:
         text = path.read_text(encoding="utf-8")
         tree = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
