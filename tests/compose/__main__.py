@@ -124,6 +124,7 @@ def check_a_short_run(stack: Stack, said: list[tuple[str, str]]) -> None:
     assert answer["adapters"][0]["revision"] == SHORT * STEPS
     assert stack.ask("/logprobs?adapter=image", SCORE, key="wrong")[0] == 401
     curl(stack)
+    check_commands(stack)
     check_that_they_stay_ended(stack)
 
 
@@ -133,6 +134,16 @@ def curl(stack: Stack) -> None:
                "-H", "content-type: application/json", "-d", json.dumps(SCORE)]  # fmt: skip
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert json.loads(said)["adapters"][0]["adapter"] == "image"
+
+
+def check_commands(stack: Stack) -> None:
+    """Of docs/containers.md: what a person does with a run that is finished."""
+    recipe = "recipes/miniature.toml"
+    told = stack("run", "--rm", "-T", "coordinator", "coevo", "eval", recipe, "--adapter", "text", "--questions", "4")
+    assert "text" in told
+    stack("exec", "-T", "service", "coevo", "merge", "store", "--base", "miniature", "--out", "runs/merged")
+    assert "model.safetensors" in stack.inside("service", "ls", "runs/merged")
+    assert "text" in stack("run", "--rm", "-T", "coordinator", "coevo", "jobs")
 
 
 def check_containers(stack: Stack) -> None:
