@@ -142,7 +142,7 @@ def _sync() -> None:
 
 def _merge() -> None:
     """The command itself, and then what it took."""
-    from adapters import merge_command
+    from trainer import merge_command
 
     parser = argparse.ArgumentParser()
     merge_command.add_arguments(parser)

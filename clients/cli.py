@@ -17,10 +17,12 @@ COMMANDS = {
     "doctor": ("trainer.doctor.command", "what this machine has; with a recipe, whether it fits"),
     "run": ("trainer.run_command", "a whole run on this machine"),
     "coordinate": ("trainer.coordinator", "a run's coordinator: enqueues its jobs, retires old revisions"),
+    "status": ("trainer.status_command", "which runs there are, how far they are, who waits for what"),
+    "rollouts": ("trainer.rollouts_command", "what a step learnt from: questions, answers, rewards, advantages"),
     "jobs": ("trainer.jobs_command", "what is queued, who works on it, what failed for good"),
     "plan": ("trainer.plan_command", "every step of a recipe before anything runs, and what it costs"),
     "eval": ("trainer.eval_command", "accuracy of branches on held-out questions, with intervals"),
-    "merge": ("adapters.merge_command", "branches folded into one checkpoint, or into one adapter"),
+    "merge": ("trainer.merge_command", "branches folded into one checkpoint, or into one adapter"),
     "bench": ("bench.command", "measurements, each number beside its peer's"),
     "base": ("trainer.miniature.command", "the miniature's base: path, build, check"),
 }

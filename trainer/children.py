@@ -20,9 +20,13 @@ from adapters.family import dying_with_us
 COORDINATOR, SERVICE = "coordinator", "service"
 _LOOK_S = 0.2
 _STOP_WITHIN_S = 120.0
+_FAILED_WITHIN_S = 5.0
+"""When one of them has failed, the others may wait for it in vain."""
 _SERVICE_WITHIN_S = 1800.0
 """A large base is read and compiled before the service answers."""
 _RESTARTS = 5
+_LIVED_S = 600.0
+"""Who has lived so long starts with all its restarts again."""
 _AGAIN = frozenset({69, 70})
 """Exit status of a worker that is worth another start."""
 
@@ -34,7 +38,8 @@ class Child:
     log: Path
     begin: int
     """Of this life in the log."""
-    restarts: int = 0
+    restarts: int
+    began: float = field(default_factory=time.monotonic)
 
 
 @dataclass(eq=False, slots=True)
@@ -49,8 +54,8 @@ class Children:
         self.folder.mkdir(parents=True, exist_ok=True)
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.stop()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.stop(_STOP_WITHIN_S if kind is None else _FAILED_WITHIN_S)
 
     def start(self, name: str, *words: str, **environ: str) -> None:
         path = self.folder / f"{name}.log"
@@ -65,7 +70,8 @@ class Children:
                 start_new_session=True,
             )
         before = self._children.get(name)
-        self._children[name] = Child(words, process, path, begin, 0 if before is None else before.restarts + 1)
+        is_again = before is not None and time.monotonic() - before.began < _LIVED_S
+        self._children[name] = Child(words, process, path, begin, before.restarts + 1 if before and is_again else 0)
 
     def serve(self, name: str, *words: str, is_stopped: Callable[[], bool], **environ: str) -> str | None:
         """Starts a service and waits for it; its address. None: told to stop before it answers."""
@@ -105,14 +111,14 @@ class Children:
             else:
                 raise UserError(self.last_words(name))
 
-    def stop(self) -> None:
+    def stop(self, within_s: float = _STOP_WITHIN_S) -> None:
         """Workers first, they hand over; the service last, it takes what they publish."""
         for name in sorted(self._children, key=lambda name: (name == SERVICE, name == COORDINATOR)):
             process = self._children[name].process
             if process.poll() is None:
                 process.terminate()
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(_STOP_WITHIN_S)
+                    process.wait(within_s)
             process.kill()
             process.wait()
         self._children.clear()

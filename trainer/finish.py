@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from adapters.base import locate
+from adapters.manifest import CONFIG
 from adapters.merge import Mixture, fold, mixture, write_adapter
 from adapters.merge_inputs import Base, open_base, open_revision
 from adapters.merge_record import Record, write_card
@@ -39,6 +40,7 @@ from trainer.systems import plan
 
 ALONE = frozenset({"base", "mopd", "pilot"})
 """Systems whose result is no merge of their branches."""
+ADAPTER = "merged-adapter"
 _LOOK_S = 0.2
 
 Stopped = Callable[[], bool]
@@ -71,13 +73,13 @@ def finish(recipe: Recipe, out: Path, children: Children, is_stopped: Stopped) -
     examiner = Examiner(recipe, out, children, asked, is_stopped)
     if mix is None:
         items = examiner.examine(models)
-    elif (rank := stacked_rank(out)) is None:
+    elif (rank := stacked_rank(out / ADAPTER)) is None:
         items = examiner.examine(models)
         if items is not None:
             of_merged = examiner.examine_checkpoint(out / MERGED)
             items = None if of_merged is None else items + of_merged
     else:
-        items = examiner.examine([*models, MERGED], rank=rank, extra={MERGED: out / "merged-adapter"})
+        items = examiner.examine([*models, MERGED], rank=rank, extra={MERGED: out / ADAPTER})
     if items is None:
         return None
     found = results(items, asked)
@@ -88,7 +90,7 @@ def finish(recipe: Recipe, out: Path, children: Children, is_stopped: Stopped) -
 
 def merge(base: Base, mix: Mixture, out: Path) -> Record:
     """The checkpoint and, where there is one, the adapter: each whole or not there."""
-    target, adapter = out / MERGED, out / "merged-adapter"
+    target, adapter = out / MERGED, out / ADAPTER
     if mix.method != "ties" and not adapter.exists():
         write_adapter(base, mix, adapter)
     if target.exists():
@@ -96,9 +98,9 @@ def merge(base: Base, mix: Mixture, out: Path) -> Record:
     return fold(base, mix, target)
 
 
-def stacked_rank(out: Path) -> int | None:
+def stacked_rank(adapter: Path) -> int | None:
     """What the engine must take to serve the merge as an adapter; None: it cannot."""
-    config = out / "merged-adapter" / "adapter_config.json"
+    config = adapter / CONFIG
     if not config.exists():
         return None
     rank = int(json.loads(config.read_text())["r"])

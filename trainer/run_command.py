@@ -27,13 +27,14 @@ from trainer.children import COORDINATOR, SERVICE, Children
 from trainer.console import Console
 from trainer.coordinator import run_id
 from trainer.events import overlap_lines, read_events
-from trainer.finish import Outcome, finish
+from trainer.finish import ADAPTER, Outcome, finish
 from trainer.picture import curves
 from trainer.queue_server import URL_VARIABLE, describe, start
 from trainer.recipe import Recipe
 from trainer.recipe.file import load, write_resolved
 from trainer.scoreboard import show
 from trainer.systems import plan
+from trainer.tracking import check_trackers
 
 _LOOK_S = 0.2
 
@@ -49,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     recipe = load(arguments.recipe, arguments.set)
+    check_trackers(recipe.tracking.to)
     out = arguments.out or Path("out") / recipe.name
     _check_folder(out, recipe, resume=arguments.resume)
     write_resolved(recipe, out)
@@ -87,7 +89,7 @@ def _train(recipe: Recipe, out: Path, children: Children, stop: "_Stop", argumen
     if url is None:
         return False
     children.environ["COEVO_SERVICE_URL"] = url
-    children.start(COORDINATOR, "-m", "clients.cli", "coordinate", resolved)
+    children.start(COORDINATOR, "-m", "clients.cli", "coordinate", resolved, f"--tracking={out / 'runs'}")
     for names in workers:
         words = [word for name in names for word in ("--branch", name)]
         children.start(
@@ -113,7 +115,7 @@ def _tell(recipe: Recipe, out: Path, outcome: Outcome) -> None:
     print(f"{run_id(recipe)} is finished: {out / 'results.json'} has the table, {out / 'items.jsonl'} every answer,")
     print(f"  {out / 'store'} every revision, {picture} what happened on the way")
     if (out / MERGED).exists():
-        print(f"  {out / MERGED} is the merged model, {out / 'merged-adapter'} the same as an adapter")
+        print(f"  {out / MERGED} is the merged model, {out / ADAPTER} the same as an adapter")
 
 
 def _check_folder(out: Path, recipe: Recipe, *, resume: bool) -> None:

@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from adapters import merge_command
 from adapters.base import locate
 from adapters.errors import UserError
 from adapters.manifest import ADAPTER_FILES, CONFIG, WEIGHTS, FileEntry, Manifest, adapter_digest, base_digest
@@ -23,6 +22,7 @@ from adapters.names import Ref
 from adapters.store import DiskFullError, Store
 from adapters.validate import check_adapter
 from tests.adapters.files import SHAPE
+from trainer import merge_command
 
 MINIATURE = locate("miniature")
 KINDS = {"text": (4, 16, False), "image": (16, 8, True), "video": (7, 3.5, False)}  # rank, alpha, rsLoRA

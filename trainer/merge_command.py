@@ -1,9 +1,13 @@
-"""`coevo merge RUN` or `coevo merge ADAPTER...`: adapters of one base become one checkpoint, one adapter, or both."""
+"""`coevo merge RUN` or `coevo merge ADAPTER...`: adapters of one base become one checkpoint, one adapter, or both.
+
+Of a run, its recipe says the base, the method and the weights, where the command does not. `--scale auto` takes the
+best of several scales on the run's held-out questions; `--push` sends the checkpoint to a hub.
+"""
 
 import argparse
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -11,8 +15,10 @@ from adapters.base import locate
 from adapters.errors import UserError
 from adapters.merge import Mixture, check_new, fold, mixture, write_adapter
 from adapters.merge_inputs import Base, Branch, heads, open_base, open_folder, open_revision
-from adapters.merge_record import METHODS, Method, Record, write_card
+from adapters.merge_record import METHODS, Record, write_card
 from adapters.names import Ref, is_name, shown
+from trainer.recipe import Recipe
+from trainer.recipe.file import load
 
 _SCORES = TypeAdapter(dict[str, dict[str, float]])
 
@@ -22,19 +28,73 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError("nothing to make; name a new folder with --out, --adapter or both")
     for target in filter(None, (arguments.out, arguments.adapter)):
         check_new(target)  # before a base of many GB is read
+    out: Path | None = arguments.out
+    if arguments.push and out is None:
+        raise UserError(f"--push {arguments.push}: sends a checkpoint; name its folder with --out")
     scores = _scores(arguments.scores) if arguments.scores else {}
-    folder = locate(arguments.base)
-    base = open_base(folder, folder.name if Path(arguments.base).is_dir() else arguments.base)
+    recipe = recipe_of(arguments.adapters)
+    name = arguments.base or (recipe.base.name if recipe else None)
+    if name is None:
+        raise UserError("--base: which one are they of? give miniature, a folder or a hub name")
+    folder = locate(name)
+    base = open_base(folder, folder.name if Path(name).is_dir() else name)
+    method = arguments.method or (recipe.merge.method if recipe and recipe.merge.method != "none" else "mean")
+    branches = branches_of(arguments.adapters, arguments.store, base)
+    weights = parsed_weights(arguments.weights) or (recipe.merge.weights if recipe else {})
+    scale = parsed_scale(arguments.scale)
     mix = mixture(
-        branches_of(arguments.adapters, arguments.store, base),
-        parsed_weights(arguments.weights),
-        method=cast(Method, arguments.method),
-        scale=arguments.scale,
+        branches,
+        weights,
+        method=method,
+        scale=1.0 if scale is None else scale,
         rank=arguments.rank,
         density=arguments.density,
     )
-    make(base, mix, arguments.out, arguments.adapter, scores)
+    if scale is None:
+        mix = replace(mix, scale=chosen_scale(recipe, Path(arguments.adapters[0]), base, mix))
+    make(base, mix, out, arguments.adapter, scores)
+    if arguments.push and out is not None:
+        print(f"pushed: {push(out, arguments.push)}")
     return 0
+
+
+def recipe_of(adapters: Sequence[str]) -> Recipe | None:
+    """Of a run's folder."""
+    path = Path(adapters[0]) / "recipe.json"
+    return load(path) if len(adapters) == 1 and path.is_file() else None
+
+
+def chosen_scale(recipe: Recipe | None, run: Path, base: Base, mix: Mixture) -> float:
+    from trainer.merge_scale import SCALES, best, scale_curve
+
+    if recipe is None:
+        raise UserError("--scale auto: goes by the questions of a run; name the folder of one")
+    if mix.method == "ties":
+        raise UserError("--scale auto: compares adapters, and ties makes none; take mean or svd")
+    curve = scale_curve(recipe, run, base, mix, SCALES, lambda: False)
+    print("scale\taccuracy\tgain")
+    for point in curve:
+        half = "-" if point.gain.half_width is None else f"{point.gain.half_width:.4f}"
+        print(f"{point.scale:g}\t{point.accuracy.mean:.4f}\t{point.gain.mean:+.4f} +-{half}")
+    found = best(curve).scale
+    print(f"scale: {found:g}")
+    return found
+
+
+def push(folder: Path, name: str) -> str:
+    """To a private repository of the hub, made where there is none. Its address."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    api = HfApi()
+    try:
+        api.create_repo(name, private=True, exist_ok=True)
+        return str(api.upload_folder(repo_id=name, folder_path=folder, commit_message="Merged with coevo"))
+    except HFValidationError:
+        raise UserError(f"--push {name}: no name of a repository; write OWNER/NAME") from None
+    except (HfHubHTTPError, OSError) as error:
+        said = str(error).strip().splitlines()[0]
+        raise UserError(f"--push {name}: the hub does not take it ({said}); log in with `hf auth login`") from None
 
 
 def make(base: Base, mix: Mixture, out: Path | None, adapter: Path | None, scores: dict[str, dict[str, float]]) -> None:
@@ -80,6 +140,11 @@ def parsed_weights(text: str) -> dict[str, float]:
     return weights
 
 
+def parsed_scale(text: str) -> float | None:
+    """None: to be chosen."""
+    return None if text == "auto" else _number(text, f"--scale {shown(text)}", "1.0, or auto")
+
+
 def lines(record: Record) -> Iterator[str]:
     """What the merge did, for a person."""
     yield f"weights: {', '.join(f'{branch.source} {branch.share:.4g}' for branch in record.branches)}"
@@ -109,13 +174,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "adapters", nargs="+", metavar="ADAPTER", help="[NAME=]BRANCH@REVISION, [NAME=]FOLDER, or a run"
     )
-    parser.add_argument("--base", required=True, metavar="BASE", help="miniature, a folder, or a hub name")
+    parser.add_argument("--base", metavar="BASE", help="miniature, a folder, or a hub name; a run's own by default")
     parser.add_argument("--store", type=Path, metavar="DIR", help="where BRANCH@REVISION are; a service may use it")
     parser.add_argument("--out", type=Path, metavar="DIR", help="the checkpoint, a new folder")
     parser.add_argument("--adapter", type=Path, metavar="DIR", help="the same as one adapter, a new folder")
-    parser.add_argument("--method", choices=METHODS, default="mean")
+    parser.add_argument("--method", choices=METHODS, help="mean by default, or as a run's recipe says")
     parser.add_argument("--weights", default="", metavar="NAME=W,...", help="of the mean; equal by default")
-    parser.add_argument("--scale", type=float, default=1.0, metavar="X", help="times the merged delta")
+    parser.add_argument(
+        "--scale", default="1", metavar="X", help="times the merged delta; auto takes the best of several"
+    )
     parser.add_argument("--rank", type=int, metavar="N", help="of svd; the largest adapter's by default")
     parser.add_argument("--density", type=float, default=0.2, metavar="X", help="of ties: the share of entries kept")
     parser.add_argument("--scores", type=Path, metavar="FILE", help="JSON for the card: {model: {capability: score}}")
+    parser.add_argument("--push", metavar="OWNER/NAME", help="send the checkpoint to this repository of the hub")
