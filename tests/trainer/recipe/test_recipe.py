@@ -9,12 +9,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adapters.errors import UserError
+from trainer.plan import impossible
+from trainer.plan_command import cost
 from trainer.recipe import TARGET_MODULES, Edge, Method, Recipe, edges, engine_rank
 from trainer.recipe.file import digest, load, resolved, write_resolved
 from trainer.recipe.parts import Section
+from trainer.systems import plan
 
 RECIPES = Path(__file__).parents[3] / "recipes"
-SHIPPED = sorted(RECIPES.glob("*.toml"))
+SHIPPED = sorted(path for path in RECIPES.rglob("*.toml") if path.parent.name != "parts")
 MINIATURE = RECIPES / "miniature.toml"
 
 SMALL = """
@@ -46,7 +49,7 @@ def message(path, *overrides):
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_recipes_load_and_survive_a_round_trip(path, tmp_path):
     recipe = load(path)
-    assert recipe.name == path.stem
+    assert recipe.name == "-".join([*path.parent.relative_to(RECIPES).parts, path.stem])
     again = load(write_resolved(recipe, tmp_path))
     assert again == recipe
     assert digest(again) == digest(recipe)
@@ -60,14 +63,80 @@ def test_shipped_recipes_differ():
 def test_headers_say_what_a_step_costs(path):
     recipe = load(path)
     header = " ".join(line.lstrip("# ") for line in path.read_text().partition("\nname =")[0].splitlines())
-    native = recipe.rollout.prompts * recipe.rollout.group_size
-    prompts, group = recipe.rollout.opd_batch
-    taught = edges(recipe.method, tuple(recipe.branches))
-    for branch in recipe.branches:
-        teachers = sum(edge.student == branch for edge in taught)
-        for rollouts in (native, native + teachers * prompts * group):
-            assert f"{rollouts:,} " in header
-            assert f"{rollouts * recipe.rollout.max_completion_tokens:,}" in header
+    for one in {cost(step, recipe) for step in plan(recipe).steps}:
+        assert f"{one.rollouts:,} " in header
+        assert f"{one.generated:,}" in header
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_recipe_makes_a_plan(path):
+    made = plan(load(path))
+    assert list(impossible(made)) == []
+    assert made.starts
+
+
+def test_every_system_is_shipped_in_miniature_and_at_the_papers_scale():
+    kinds = {
+        scale: {
+            (recipe.method.kind, len(recipe.branches)) for recipe in map(load, SHIPPED) if recipe.name.startswith(scale)
+        }
+        for scale in ("miniature", "paper")
+    }
+    assert kinds["miniature"] == kinds["paper"]
+    assert {kind for kind, _ in kinds["paper"]} == {"rlvr", "static-opd", "mopd", "copd", "pilot", "negative"}
+
+
+# ---- recipes that extend others ----
+
+
+def extended(tmp_path, text, name="own.toml"):
+    path = tmp_path / name
+    path.write_text(f'extends = "small.toml"\n{text}')
+    return path
+
+
+def test_tables_are_merged_and_values_replaced(small, tmp_path):
+    recipe = load(extended(tmp_path, 'name = "own"\nlora.rank = 8\nlora.alpha = 8\ncapabilities.text.data.size = 5'))
+    assert (recipe.name, recipe.lora.rank, recipe.base.name) == ("own", 8, "miniature")
+    assert (recipe.capabilities["text"].data.size, recipe.capabilities["image"].data.size) == (5, 2000)
+
+
+def test_a_method_is_taken_whole(small, tmp_path):
+    first = extended(tmp_path, 'name = "hub"\nmethod = { topology = "hub", hub = "text", cycles = 9 }', "hub.toml")
+    path = tmp_path / "ring.toml"
+    path.write_text('extends = "hub.toml"\nname = "ring"\nmethod.topology = "ring"')
+    assert (load(first).method.hub, load(first).method.cycles) == ("text", 9)
+    assert (load(path).method.hub, load(path).method.cycles) == (None, 8)
+
+
+def test_of_several_the_later_stand_above(small, tmp_path):
+    (tmp_path / "part.toml").write_text("lora.rank = 4\nlora.alpha = 4\nseed = 3")
+    path = tmp_path / "own.toml"
+    path.write_text('extends = ["small.toml", "part.toml"]\nseed = 5')
+    assert (load(path).lora.rank, load(path).seed) == (4, 5)
+
+
+def test_inherited_capabilities_that_no_branch_uses_are_left_out(small, tmp_path):
+    path = extended(tmp_path, 'branches.only.capabilities = ["image"]\nmethod.kind = "rlvr"')
+    assert list(load(path).capabilities) == ["image"]
+    own = "\ncapabilities.text.data.size = 3"
+    assert "capabilities.text: no branch uses it" in message(
+        extended(tmp_path, path.read_text().partition("\n")[2] + own)
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("extends = 3", "extends: write the file of a recipe"),
+        ('extends = "smal.toml"', "no such recipe; did you mean"),
+        ('extends = "own.toml"', "comes back to itself"),
+    ],
+)
+def test_what_cannot_be_extended_is_told(small, tmp_path, text, said):
+    path = tmp_path / "own.toml"
+    path.write_text(text)
+    assert said in message(path)
 
 
 def test_the_paper_recipe_has_the_papers_settings():
