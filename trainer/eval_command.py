@@ -1,7 +1,9 @@
 """`coevo eval RECIPE --adapter base --adapter text@40`: accuracy of models on the recipe's held-out questions.
 
-It asks a running service (COEVO_SERVICE_URL). Gains are over the first model named, paired by question, and every
-interval is one of 95 %. `--json` has the table, `--items` every answer, a line of JSON each.
+It asks a running service (COEVO_SERVICE_URL). `coevo eval RUN`, the folder of a run, starts one for as long as it asks:
+with the base, the newest revision of every branch, and the merge where there is one. Gains are over the first model
+named, paired by question, and every interval is one of 95 %. `--json` has the table, `--items` every answer, a line of
+JSON each.
 """
 
 import argparse
@@ -9,17 +11,19 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from adapters.base import locate
 from adapters.errors import UserError
 from adapters.manifest import base_digest
-from adapters.names import Ref
+from adapters.names import BASE, MERGED, Ref
 from clients.client import AsyncClient, ServiceError, from_environment
-from trainer.evaluate import Item, Result, examine, exams, overall, pinned, results
+from trainer.children import SERVICE, Children
+from trainer.evaluate import Item, Result, decoder, examine, exams, overall, pinned, results
+from trainer.finish import ADAPTER, flags_of, stacked_rank
 from trainer.recipe import Recipe
 from trainer.recipe.file import load
 from trainer.rewards.pool import RewardPool
@@ -27,7 +31,7 @@ from trainer.scoreboard import as_json, lines, show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", type=Path, metavar="RECIPE")
+    parser.add_argument("recipe", type=Path, metavar="RECIPE", help="a recipe, or the folder of a run")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a value of the recipe")
     parser.add_argument(
         "--adapter",
@@ -41,8 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    recipe = load(arguments.recipe, arguments.set)
-    names = arguments.adapter or ["base", *recipe.branches]
+    folder: Path | None = arguments.recipe if arguments.recipe.is_dir() else None
+    recipe = load(folder / "recipe.json" if folder else arguments.recipe, arguments.set)
+    merged = [MERGED] if folder and stacked_rank(folder / ADAPTER) else []
+    names = arguments.adapter or [BASE, *recipe.branches, *merged]
     for name in names:
         Ref.parse(name)
     if arguments.questions is not None and arguments.questions < 1:
@@ -50,9 +56,9 @@ def run(arguments: argparse.Namespace) -> int:
     for file in filter(None, (arguments.json, arguments.items)):
         if not file.absolute().parent.is_dir():
             raise UserError(f"{file}: there is no folder {file.parent}; make it first")
-    with RewardPool(num_children=max(1, (os.cpu_count() or 2) // 2)) as pool:
+    with RewardPool(num_children=max(1, (os.cpu_count() or 2) // 2)) as pool, _service(folder) as service:
         try:
-            found, items = asyncio.run(_measure(recipe, names, arguments.questions, pool))
+            found, items = asyncio.run(_measure(recipe, names, arguments.questions, pool, service))
         except ServiceError as error:
             raise UserError(str(error)) from None
     rows = overall(found)
@@ -68,13 +74,24 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-async def _measure(
-    recipe: Recipe, names: Sequence[str], most: int | None, pool: RewardPool
-) -> tuple[list[Result], list[Item]]:
-    from functools import partial
+@contextmanager
+def _service(folder: Path | None) -> Generator[Mapping[str, str | None]]:
+    """The one that is named, or of a run its own."""
+    if folder is None:
+        yield from_environment(os.environ)
+        return
+    adapter = folder / ADAPTER
+    rank = stacked_rank(adapter)
+    flags = flags_of(folder, rank, {MERGED: adapter} if rank else None)
+    with Children(folder / "logs", {"OMP_NUM_THREADS": "1"}) as children:
+        url = children.serve(SERVICE, str(folder / "recipe.json"), "--port=0", *flags, is_stopped=lambda: False)
+        yield {**from_environment(os.environ), "url": url}
 
+
+async def _measure(
+    recipe: Recipe, names: Sequence[str], most: int | None, pool: RewardPool, service: Mapping[str, str | None]
+) -> tuple[list[Result], list[Item]]:
     base = locate(recipe.base.name)
-    service = from_environment(os.environ)
     url = str(service["url"])
     digest = await asyncio.to_thread(base_digest, base)
     async with AsyncClient(url, api_key=service["api_key"], base=digest) as client:
@@ -82,10 +99,6 @@ async def _measure(
             raise UserError(f"{url}: no service is ready there; start one (coevo serve) or set COEVO_SERVICE_URL")
         models = await pinned(client, names)
         asked = await asyncio.to_thread(exams, recipe, most)
-
-        from transformers import AutoTokenizer
-
-        decode: Any = partial(AutoTokenizer.from_pretrained(base).decode, skip_special_tokens=True)
-        longest = recipe.rollout.max_completion_tokens
+        longest, decode = recipe.rollout.max_completion_tokens, decoder(recipe)
         items = await examine(client, pool, models, asked, seed=recipe.seed, max_tokens=longest, decode=decode)
     return results(items, asked), items

@@ -15,16 +15,20 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from adapters.base import locate
 from adapters.errors import UserError
 from adapters.names import RESERVED, Ref
 from adapters.together import together
 from clients.client import AsyncClient
 from service.media import Limits
 from trainer.data.held_out import SEED, held_out_data, measured, open_benchmark
+from trainer.data.lengths import fit
 from trainer.data.prompts import Prompts
 from trainer.intervals import Interval, average, interval
 from trainer.miniature.blind import best_constant, best_guess
@@ -113,18 +117,27 @@ class Result:
 
 
 def exams(recipe: Recipe, most: int | None = None) -> list[Exam]:
-    """Of every capability and of every benchmark; with `most`, so many questions of each."""
+    """Of every capability and of every benchmark; with `most`, so many questions of each. None that are too long."""
     evaluation, limits = recipe.evaluation, Limits()
+    fitting = fit(recipe, locate(recipe.base.name))
     found: list[Exam] = []
     for name, capability in recipe.capabilities.items():
-        prompts = measured(name, capability, evaluation.questions, limits=limits, most=most)
+        prompts = fitting(name, measured(name, capability, evaluation.questions, limits=limits, most=most))
         found.append(_exam(name, name, prompts, held_out_data(capability), capability.reward, evaluation.answers))
     for name, benchmark in evaluation.sets.items():
         if name in recipe.capabilities:
             raise UserError(f"evaluation.sets.{name}: a capability has that name; give the benchmark another")
-        data, prompts = benchmark.data, open_benchmark(name, benchmark.data, most, limits=limits)
+        data = benchmark.data
+        prompts = fitting(name, open_benchmark(name, data, most, limits=limits))
         found.append(_exam(name, benchmark.capability, prompts, data, benchmark.reward, benchmark.answers))
     return found
+
+
+def decoder(recipe: Recipe) -> Decode:
+    from transformers import AutoTokenizer
+
+    decode: Any = partial(AutoTokenizer.from_pretrained(locate(recipe.base.name)).decode, skip_special_tokens=True)
+    return decode
 
 
 def _exam(

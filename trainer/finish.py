@@ -15,11 +15,9 @@ import asyncio
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 from adapters.base import locate
 from adapters.manifest import CONFIG
@@ -29,7 +27,7 @@ from adapters.merge_record import Record, write_card
 from adapters.names import BASE, MERGED, Ref
 from clients.client import AsyncClient, from_environment
 from trainer.children import SERVICE, Children
-from trainer.evaluate import Decode, Exam, Item, Overall, Result, examine, exams, overall, results
+from trainer.evaluate import Exam, Item, Overall, Result, decoder, examine, exams, overall, results
 from trainer.plan import Plan
 from trainer.queue_server import URL_VARIABLE
 from trainer.recipe import Recipe
@@ -107,6 +105,16 @@ def stacked_rank(adapter: Path) -> int | None:
     return engine_rank(rank) if rank <= ENGINE_RANKS[-1] else None
 
 
+def flags_of(out: Path, rank: int | None = None, extra: Mapping[str, Path] | None = None) -> list[str]:
+    """Of a service of the run in this folder that takes adapters of a rank, with some that are not in its store."""
+    flags = [f"--store={out / 'store'}", f"--runs={out / 'runs'}"]
+    if rank is not None:
+        flags.append(f"--max-lora-rank={rank}")
+    if extra:
+        flags.append(f"--extra={','.join(f'{name}={folder}' for name, folder in extra.items())}")
+    return flags
+
+
 @dataclass(frozen=True, slots=True)
 class Examiner:
     """Examines models through a service of its own, which ends with the questions."""
@@ -118,15 +126,10 @@ class Examiner:
     is_stopped: Stopped
 
     def examine(
-        self, models: Sequence[str], *, rank: int | None = None, extra: dict[str, Path] | None = None
+        self, models: Sequence[str], *, rank: int | None = None, extra: Mapping[str, Path] | None = None
     ) -> list[Item] | None:
         """None: told to stop."""
-        flags = [f"--store={self.out / 'store'}", f"--runs={self.out / 'runs'}"]
-        if rank is not None:
-            flags.append(f"--max-lora-rank={rank}")
-        if extra:
-            flags.append(f"--extra={','.join(f'{name}={folder}' for name, folder in extra.items())}")
-        return self._asked(models, flags)
+        return self._asked(models, flags_of(self.out, rank, extra))
 
     def examine_checkpoint(self, folder: Path) -> list[Item] | None:
         """A checkpoint as a base of its own, called merged."""
@@ -169,13 +172,6 @@ class Examiner:
                     return None
                 await asyncio.wait([work], timeout=_LOOK_S)
             return await work
-
-
-def decoder(recipe: Recipe) -> Decode:
-    from transformers import AutoTokenizer
-
-    decode: Any = partial(AutoTokenizer.from_pretrained(locate(recipe.base.name)).decode, skip_special_tokens=True)
-    return decode
 
 
 def scores_of(outcome: Outcome) -> dict[str, dict[str, float]]:

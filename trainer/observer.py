@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from adapters.base import locate
 from adapters.names import BASE, Ref
 from clients.client import AsyncClient, RefusedError, ServiceError
 from trainer.data.prompts import Prompt
-from trainer.evaluate import Decode, Exam, examine, exams, overall, results
+from trainer.evaluate import Decode, Exam, decoder, examine, exams, overall, results
 from trainer.jobs import Queue
 from trainer.overlap import Overlaps, alarms, measure_overlap
 from trainer.plan import Plan, Segment, is_there
@@ -194,10 +193,7 @@ class Observer:
 
 
 def _questions(recipe: Recipe) -> tuple[list[Exam], Decode]:
-    from transformers import AutoTokenizer
-
-    decode: Any = partial(AutoTokenizer.from_pretrained(locate(recipe.base.name)).decode, skip_special_tokens=True)
-    return exams(recipe), decode
+    return exams(recipe), decoder(recipe)
 
 
 def _is_own(exam: Exam) -> bool:

@@ -3,8 +3,7 @@
 Left out: everything that moves (`worker`), and the engine's side of a recipe (the service's settings).
 """
 
-import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -12,20 +11,17 @@ import torch
 from transformers import AutoTokenizer
 
 from clients.client import AsyncClient
-from service.media import Limits, Pixels, Sampling, Sizing
+from service.media import Limits
 from trainer.data.held_out import trained
-from trainer.data.lengths import within
-from trainer.data.prompts import Prompts
+from trainer.data.lengths import fit, pixels_of
 from trainer.learner import Learner
 from trainer.loop import Arena, Capability
 from trainer.plan import Step
 from trainer.policy import load_policy
 from trainer.ranks import Ranks
-from trainer.recipe import Media, Recipe, Reward
+from trainer.recipe import Recipe, Reward
 from trainer.rewards import Rule
 from trainer.rewards.pool import RewardPool
-
-log = logging.getLogger(__name__)
 
 
 def capabilities_of(steps: Iterable[Step]) -> set[str]:
@@ -47,30 +43,6 @@ def open_capabilities(recipe: Recipe, base: Path, names: Iterable[str]) -> dict[
         return Capability(fitting(name, prompts), rule_of(capability.reward), capability.reward.deadline_s)
 
     return {name: opened(name) for name in sorted(names)}
-
-
-def fit(recipe: Recipe, base: Path) -> Callable[[str, Prompts], Prompts]:
-    """Drops the prompts of a capability that are too long for the recipe, and says how many."""
-    tokenizer, pixels, most = AutoTokenizer.from_pretrained(base), pixels_of(recipe.media), recipe.rollout
-
-    def fitting(capability: str, prompts: Prompts) -> Prompts:
-        kept = within(prompts, capability, tokenizer, pixels, most.max_prompt_tokens)
-        if dropped := len(prompts) - len(kept):
-            log.warning(
-                "%s: %d of %d prompts have more than rollout.max_prompt_tokens = %d tokens and are left out",
-                capability, dropped, len(prompts), most.max_prompt_tokens,
-            )  # fmt: skip
-        return kept
-
-    return fitting
-
-
-def pixels_of(media: Media) -> Pixels:
-    return Pixels(
-        images=Sizing(min_pixels=media.image_min_pixels, max_pixels=media.image_max_pixels),
-        videos=Sizing(min_pixels=media.video_min_pixels, max_pixels=media.video_max_pixels),
-        sampling=Sampling(fps=media.fps, min_frames=media.min_frames, max_frames=media.max_frames),
-    )
 
 
 def rule_of(reward: Reward) -> Rule:

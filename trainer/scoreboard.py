@@ -42,11 +42,17 @@ def lines(found: Sequence[Result], rows: Sequence[Overall]) -> Iterator[tuple[st
     yield HEADS
     for one in found:
         yield (
-            one.exam, one.way, one.model, *_cells(one.accuracy), *_cells(one.gain), _number(one.blind),
+            one.exam, one.way, one.model, *_shares(one.accuracy), *_cells(one.gain), _number(one.blind),
             str(one.questions), _number(one.unscorable), _number(one.cut_off), f"{one.tokens:.1f}",
         )  # fmt: skip
     for row in rows:
-        yield (MEAN, row.way, row.model, *_cells(row.accuracy), *_cells(row.gain), "-", "-", "-", "-", "-")
+        yield (MEAN, row.way, row.model, *_shares(row.accuracy), *_cells(row.gain), "-", "-", "-", "-", "-")
+
+
+def _shares(one: Interval) -> tuple[str, str, str]:
+    """Of few questions an interval may reach beyond what a share can be."""
+    low, high = (None if end is None else min(max(end, 0.0), 1.0) for end in (one.low, one.high))
+    return _number(one.mean), _number(low), _number(high)
 
 
 def _cells(one: Interval) -> tuple[str, str, str]:

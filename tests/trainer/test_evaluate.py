@@ -10,7 +10,7 @@ import pytest
 from adapters.errors import UserError
 from service.media import Limits
 from trainer.data.held_out import measured, trained
-from trainer.eval_command import lines
+from trainer.scoreboard import lines
 from trainer.evaluate import Exam, Item, Way, blind_level, exams, overall, question_means, results
 from trainer.intervals import interval
 from trainer.miniature.prompts import prompts

@@ -6,24 +6,55 @@ than the recipe allows is dropped before training, and never cut.
 Left out: generated questions, whose length is known.
 """
 
+import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from adapters.errors import UserError
-from service.media import Pixels, Sizing, fitting_size
+from service.media import Pixels, Sampling, Sizing, fitting_size
 from trainer.data.datasets import PromptSet
 from trainer.data.prompts import Message, Prompts
 from trainer.data.rows import Clip, Measured
+from trainer.recipe import Media, Recipe
 
 Count = Callable[[Sequence[Message]], int]
 TOO_LONG = "too long"
 _STAMP = "<9999.9 seconds>"  # stands before each pair of frames
 
+log = logging.getLogger(__name__)
 
-def within(prompts: Prompts, capability: str, tokenizer: Any, pixels: Pixels, most: int) -> Prompts:
+
+def fit(recipe: Recipe, base: Path) -> Callable[[str, Prompts], Prompts]:
+    """Drops the prompts of a capability that are too long for the recipe, and says how many."""
+    most = recipe.rollout.max_prompt_tokens
+
+    def fitting(capability: str, prompts: Prompts) -> Prompts:
+        if not isinstance(prompts, PromptSet):
+            return prompts
+        from transformers import AutoTokenizer
+
+        kept = within(prompts, capability, AutoTokenizer.from_pretrained(base), pixels_of(recipe.media), most)
+        if dropped := len(prompts) - len(kept):
+            log.warning(
+                "%s: %d of %d prompts have more than rollout.max_prompt_tokens = %d tokens and are left out",
+                capability, dropped, len(prompts), most,
+            )  # fmt: skip
+        return kept
+
+    return fitting
+
+
+def pixels_of(media: Media) -> Pixels:
+    return Pixels(
+        images=Sizing(min_pixels=media.image_min_pixels, max_pixels=media.image_max_pixels),
+        videos=Sizing(min_pixels=media.video_min_pixels, max_pixels=media.video_max_pixels),
+        sampling=Sampling(fps=media.fps, min_frames=media.min_frames, max_frames=media.max_frames),
+    )
+
+
+def within(prompts: PromptSet, capability: str, tokenizer: Any, pixels: Pixels, most: int) -> PromptSet:
     """Those of at most so many tokens."""
-    if not isinstance(prompts, PromptSet):
-        return prompts
     stamp = len(tokenizer.encode(_STAMP, add_special_tokens=False))
 
     def why_not(found: Measured) -> str | None:
