@@ -12,7 +12,7 @@ ARG DEVICE=cpu
 
 FROM ${BUILD_IMAGE} AS packages
 ARG DEVICE
-ENV PATH=/opt/coevo/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+ENV DEVICE=$DEVICE PATH=/opt/coevo/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python3 -m venv /opt/coevo && pip install --upgrade pip
 WORKDIR /source
 COPY constraints.txt LICENSE pyproject.toml ./
