@@ -65,6 +65,8 @@ def finish(recipe: Recipe, out: Path, children: Children, is_stopped: Stopped) -
     folder = locate(recipe.base.name)
     base = open_base(folder, recipe.base.name)
     mix = merge_of(recipe, made, out / "store", base)
+    if mix is not None:
+        print(f"merging {', '.join(branch.source for branch in mix.branches)}", flush=True)
     record = merge(base, mix, out) if mix is not None else None
     asked = exams(recipe)
     models = [BASE, *(str(Ref(start.branch, made.head(start.branch))) for start in made.starts)]
@@ -146,6 +148,8 @@ class Examiner:
         url = self.children.serve(SERVICE, *words, is_stopped=self.is_stopped, **environ)
         if url is None:
             return None
+        questions = ", ".join(f"{len(exam.prompts)} of {exam.name}" for exam in self.asked)
+        print(f"examining {', '.join(models)} on questions: {questions}", flush=True)
         with RewardPool(num_children=max(1, (os.cpu_count() or 2) // 2)) as pool:
             items = asyncio.run(self._answers(url, models, pool))
         self.children.stop()

@@ -17,8 +17,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Generator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from adapters.errors import UserError
@@ -28,6 +28,7 @@ from trainer.console import Console
 from trainer.coordinator import run_id
 from trainer.events import overlap_lines, read_events
 from trainer.finish import ADAPTER, Outcome, finish
+from trainer.jobs import Queue, QueueAwayError
 from trainer.picture import curves
 from trainer.queue_server import URL_VARIABLE, describe, start
 from trainer.recipe import Recipe
@@ -55,8 +56,8 @@ def run(arguments: argparse.Namespace) -> int:
     _check_folder(out, recipe, resume=arguments.resume)
     write_resolved(recipe, out)
     with _stopping() as stop, ExitStack() as stack:
-        threads = os.environ.get("OMP_NUM_THREADS", "1")
-        environ = {URL_VARIABLE: stack.enter_context(_queue(out)), "OMP_NUM_THREADS": threads}
+        threads, url = os.environ.get("OMP_NUM_THREADS", "1"), stack.enter_context(_queue(out))
+        environ = {URL_VARIABLE: url, "OMP_NUM_THREADS": threads}
         children = stack.enter_context(Children(out / "logs", environ))
         outcome = None
         if is_trained(out, recipe) or _train(recipe, out, children, stop, arguments):
@@ -84,7 +85,9 @@ def _train(recipe: Recipe, out: Path, children: Children, stop: "_Stop", argumen
     branches = [start.branch for start in plan(recipe).starts]
     workers = [[branch] for branch in branches] if arguments.worker_each else [["all"]]
     flags = [f"--store={out / 'store'}", f"--runs={out / 'runs'}", f"--port={arguments.port}"]
-    resolved = str(out / "recipe.json")
+    resolved, queue = str(out / "recipe.json"), Queue(children.environ[URL_VARIABLE])
+    for job in queue.dead():  # whatever it was is mended, or it fails again
+        queue.retry(job.branch)
     url = children.serve(SERVICE, resolved, *flags, is_stopped=lambda: stop.is_set)
     if url is None:
         return False
@@ -98,12 +101,21 @@ def _train(recipe: Recipe, out: Path, children: Children, stop: "_Stop", argumen
     with Console(recipe, events_of(out, recipe), url) as console:
         while not stop.is_set and children.is_running(COORDINATOR):
             children.look_after()
+            _check_jobs(queue, branches)
             console.look()
             time.sleep(_LOOK_S)
         console.look()
     is_done = children.status(COORDINATOR) == 0 and not stop.is_set
     children.stop()
     return is_done
+
+
+def _check_jobs(queue: Queue, branches: Sequence[str]) -> None:
+    """Nobody may be there to mend and retry: what fails for good ends the run."""
+    with suppress(QueueAwayError):
+        for job in queue.dead():
+            if job.branch in branches:
+                raise UserError(f"{job.job} failed for good: {job.error}; mend that, then go on with --resume")
 
 
 def _tell(recipe: Recipe, out: Path, outcome: Outcome) -> None:

@@ -1,8 +1,8 @@
 """What one worker does: takes branches, makes their steps as they become ready, gives them back.
 
 A step is ready when every revision that it names is published. Of several branches any ready step is made, the earliest
-first, and while one branch is updated the next one's rollouts and scores are already made: a step at a time in each
-half. None of this changes a revision, since everything that a step reads is named by one.
+first, and while one branch is updated, others' rollouts and scores are already made: `budget.prefetch` of them. None of
+this changes a revision, since everything that a step reads is named by one.
 
 Left out: what a step computes (`loop`), which steps there are (`plan`), and the process around it (`worker`).
 """
@@ -74,6 +74,7 @@ class Shift:
         self._under_way: set[str] = set()
         self._skipped: dict[str, int] = {}
         self._stopping = asyncio.Event()
+        self._looking, self._updating = asyncio.Lock(), asyncio.Lock()
 
     def stop(self) -> None:
         """After the update under way."""
@@ -82,30 +83,45 @@ class Shift:
 
     async def work(self) -> None:
         """Until the plan is done for this worker's branches, or it is told to stop."""
-        update: asyncio.Task[None] | None = None
+        hands = [asyncio.create_task(self._hand()) for _ in range(1 + self._run.recipe.budget.prefetch)]
+        try:
+            await asyncio.wait(hands)
+        finally:
+            for lease in self._pulse.leases.values():
+                await self._give_back(lease)
+        for hand in hands:
+            hand.result()
+
+    async def _hand(self) -> None:
+        """A step at a time, from its rollouts to its revision. Only one hand updates at a time."""
         try:
             while (found := await self._next()) is not None:
                 step, lease = found
-                self._under_way.add(step.branch)
                 began = time.monotonic()
-                batch = await unless(self._stopping, self._try(step, lease, self._gather(step)))
-                if update is not None:
-                    await update
-                update = asyncio.create_task(self._finish(step, lease, batch, time.monotonic() - began))
-                if self._run.recipe.budget.prefetch == 0:
-                    await update
-            if update is not None:
-                await update
-        finally:
-            if update is not None:
-                await asyncio.wait([update])
-            for lease in self._pulse.leases.values():
-                await self._give_back(lease)
+                try:
+                    batch = await unless(self._stopping, self._try(step, lease, self._gather(step)))
+                    gather_s = time.monotonic() - began
+                    async with self._updating:
+                        if batch is not None and self._pulse.holds(lease):
+                            await self._finish(step, lease, batch, gather_s)
+                finally:
+                    self._under_way.discard(step.branch)
+                    self._pulse.wake()
+        except BaseException:
+            self.stop()  # the other hands must see this end
+            raise
 
     # ---- which step ----
 
     async def _next(self) -> tuple[Step, Lease] | None:
-        """The next ready step of a branch that is ours; None at the end."""
+        """The next ready step of a branch that is ours, which is under way from now on; None at the end."""
+        async with self._looking:
+            found = await self._look()
+            if found is not None:
+                self._under_way.add(found[0].branch)
+            return found
+
+    async def _look(self) -> tuple[Step, Lease] | None:
         while not self._stopping.is_set():
             wait_s = _LOOK_S
             try:
@@ -159,19 +175,11 @@ class Shift:
 
     # ---- a step ----
 
-    async def _finish(self, step: Step, lease: Lease, batch: Batch | None, gather_s: float) -> None:
+    async def _finish(self, step: Step, lease: Lease, batch: Batch, gather_s: float) -> None:
         """The second half of a step, from the batch to the published revision."""
-        try:
-            if batch is not None and self._pulse.holds(lease):
-                done = await self._try(step, lease, self._learn(step, lease, batch, gather_s))
-                if done and step.number == lease.job.last and self._pulse.holds(lease):
-                    await self._hand_on(lease)
-        except BaseException:
-            self.stop()  # whoever waits for the next step must see this end
-            raise
-        finally:
-            self._under_way.discard(step.branch)
-            self._pulse.wake()
+        done = await self._try(step, lease, self._learn(step, lease, batch, gather_s))
+        if done and step.number == lease.job.last and self._pulse.holds(lease):
+            await self._hand_on(lease)
 
     async def _learn(self, step: Step, lease: Lease, batch: Batch, gather_s: float) -> bool:
         fault(f"gathered:{step.makes}")

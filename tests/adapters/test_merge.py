@@ -1,9 +1,7 @@
 import hashlib
 import itertools
 import json
-import os
 import shutil
-import subprocess
 from argparse import ArgumentParser
 from datetime import UTC, datetime
 
@@ -21,6 +19,7 @@ from adapters.merge_record import RECORD
 from adapters.names import Ref
 from adapters.store import DiskFullError, Store
 from adapters.validate import check_adapter
+from tests import disks
 from tests.adapters.files import SHAPE
 from trainer import merge_command
 
@@ -381,24 +380,16 @@ def test_an_existing_target_is_refused_and_kept(kind, base16, folders, tmp_path)
 
 @pytest.fixture
 def small_disk(tmp_path):
-    folder = tmp_path / "small"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=8m", "none", folder]
-    if subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("mounting needs root")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
+    with disks.small_disk(tmp_path / "small", "8m") as folder:
+        yield folder
 
 
 @pytest.mark.parametrize("room", [0, 2**12, 2**20, 5 * 2**20])
 def test_a_full_disk_is_one_line_and_leaves_nothing(room, base16, folders, small_disk) -> None:
-    ballast = small_disk / "ballast"
-    with ballast.open("wb", buffering=0) as file:
-        written = file.write(bytes(2**24))
-    os.truncate(ballast, written - room)
+    ballast = disks.fill(small_disk, room)
     with pytest.raises(DiskFullError, match="free some room"):
         fold(base16, mix_of(base16, folders), small_disk / "out")
-    assert [path.name for path in small_disk.iterdir()] == ["ballast"]
+    assert [path.name for path in small_disk.iterdir()] == [ballast.name]
     ballast.unlink()
     fold(base16, mix_of(base16, folders), small_disk / "out")
 

@@ -38,3 +38,23 @@ def written(
     path = folder / f"{name}.json"
     path.write_text(json.dumps(tree))
     return path
+
+
+def renamed(folder: Path, recipe: Recipe, name: str) -> Path:
+    """The same with branches NAME-text and so on."""
+    tree = recipe.model_dump(mode="json")
+    method = tree["method"]
+
+    def own(branch: str | None) -> str | None:
+        return None if branch is None else f"{name}-{branch}"
+
+    tree["name"] = name
+    tree["branches"] = {own(branch): one for branch, one in tree["branches"].items()}
+    tree["merge"]["weights"] = {own(branch): one for branch, one in tree["merge"]["weights"].items()}
+    method["hub"], method["student"] = own(method["hub"]), own(method["student"])
+    method["edges"] = [
+        edge | {"student": own(edge["student"]), "teacher": own(edge["teacher"])} for edge in method["edges"]
+    ]
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(tree))
+    return path

@@ -87,7 +87,7 @@ def test_a_run_that_was_killed_in_the_middle_ends_in_the_same_bits(
     run = run_id(load(recipe))
     record = at_once.folder / "runs" / run
     without = tmp_path / recipe.name
-    without.write_text(recipe.read_text().replace('"prefetch": 1', '"prefetch": 0'))
+    without.write_text(recipe.read_text().replace('"prefetch": 2', '"prefetch": 0'))
     assert run_id(load(without)) == run
     second = Cluster(tmp_path)
     try:

@@ -18,6 +18,7 @@ from adapters.names import Ref
 from adapters.store import Branch, DiskFullError, Store
 from service.publish import META_BYTES, LocalFence, RefusedError, Upload, decide, parse_meta
 from service.registry import UnavailableError
+from tests import disks
 from tests.adapters.files import BASE, write_adapter
 from tests.service.publish_once import chunks, make_publisher, publish
 from tests.service.recording import RecordingLoader
@@ -399,22 +400,8 @@ async def test_a_kill_after_any_step_leaves_all_or_nothing_and_the_retry_agrees(
 @pytest.fixture
 def small_disk(tmp_path):
     """1 MB, of which a publish needs more than is left."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "none", folder], capture_output=True, check=False
-    ).returncode:
-        pytest.skip("mounting needs root")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
-
-
-def fill(folder, leave):
-    """All but `leave` bytes of the disk."""
-    ballast = folder / ".ballast"
-    with ballast.open("wb", buffering=0) as file:
-        written = file.write(bytes(2**21))
-    os.truncate(ballast, written - leave)
+    with disks.small_disk(tmp_path / "small", "1m") as folder:
+        yield folder
 
 
 @pytest.mark.parametrize("full", ["store", "cache"])
@@ -426,7 +413,7 @@ async def test_a_full_disk_is_one_clear_error_and_leaves_nothing(small_disk, tmp
         registry, publisher = make_publisher(store, loader, folders["cache"])
         await publish(publisher, adapter, FIRST)
         while store.branch("image").head == 1:
-            fill(small_disk, leave=num_failures * 4096)
+            disks.fill(small_disk, leave=num_failures * 4096)
             try:
                 await publish(publisher, other, SECOND)
             except DiskFullError:

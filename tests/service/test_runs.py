@@ -3,7 +3,6 @@ import gzip
 import json
 import logging
 import os
-import subprocess
 import time
 import tracemalloc
 from datetime import UTC, datetime
@@ -19,6 +18,7 @@ from service.auth import BodyLimit
 from service.routes_runs import follow
 from service.runs import MOST_AT_ONCE, Runs
 from service.schemas import RecordedCompletion, RecordedGroup, RecordedPart, StepRollouts
+from tests import disks
 from trainer.jobs import Queue
 from trainer.queue_server import start
 
@@ -223,23 +223,15 @@ def test_a_runs_folder_that_is_deleted_begins_again(queue, runs, folder):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    folder = tmp_path / "small"
-    folder.mkdir()
-    if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "none", folder], capture_output=True, check=False
-    ).returncode:
-        pytest.skip("mounting needs root")
-    yield folder
-    subprocess.run(["umount", "-l", folder], check=True)
+    with disks.small_disk(tmp_path / "small", "64k") as folder:
+        yield folder
 
 
 def test_with_a_full_disk_events_stay_in_the_queue(queue, small_disk):
     runs = Runs(small_disk / "runs")
     tell_steps(queue, 1)
     runs.drain(queue)
-    ballast = small_disk / "ballast"
-    with ballast.open("wb", buffering=0) as file:
-        file.write(bytes(2**17))
+    ballast = disks.fill(small_disk, 0)
     for number in range(2, 50):
         queue.tell("first", "step", branch="image", step=number, text="x" * 200)
     with pytest.raises(DiskFullError):

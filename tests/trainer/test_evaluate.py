@@ -10,12 +10,12 @@ import pytest
 from adapters.errors import UserError
 from service.media import Limits
 from trainer.data.held_out import measured, trained
-from trainer.scoreboard import lines
 from trainer.evaluate import Exam, Item, Way, blind_level, exams, overall, question_means, results
 from trainer.intervals import interval
 from trainer.miniature.prompts import prompts
 from trainer.recipe import Capability, Columns, DatasetData, MiniatureData, Recipe, Reward
 from trainer.rewards import Rule
+from trainer.scoreboard import lines
 
 MINIATURE = {"data": {"type": "miniature", "name": "text"}, "reward": {"kind": "exact"}}
 

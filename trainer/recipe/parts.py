@@ -373,8 +373,9 @@ class Budget(Section):
     """Packed tokens in one forward and backward pass."""
     gradient_checkpointing: bool = True
     """Keep only the inputs of layers for the backward pass and compute the rest again: less memory, a third slower."""
-    prefetch: int = Field(default=1, ge=0, le=1)
-    """Branches whose next rollouts already run while one updates; 0 = one thing at a time."""
+    prefetch: int = Field(default=1, ge=0, le=8)
+    """Branches whose next rollouts already run while one updates; 0 = one thing at a time. Several fill an engine that
+    small batches leave idle."""
     keep_last: int = Field(default=4, ge=2)
     """Revisions of a branch that stay in the store, beside heads, phase ends and those that the plan still names."""
 
