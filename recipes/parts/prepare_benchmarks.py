@@ -245,13 +245,16 @@ def _found(out: Path, video: str) -> str | None:
     return others[0].relative_to(out).as_posix() if others else None
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="+", choices=sorted(BENCHMARKS), metavar="NAME", help=", ".join(BENCHMARKS))
     parser.add_argument("--out", type=Path, default=Path("data/benchmarks"), metavar="DIR", help="[data/benchmarks]")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     for name in arguments.names:
-        written, left_out = write(name, questions(BENCHMARKS[name]), arguments.out)
+        try:
+            written, left_out = write(name, questions(BENCHMARKS[name]), arguments.out)
+        except OSError as error:  # the hub is away, or has no such data set for this user
+            raise SystemExit(f"{name}: {str(error).splitlines()[0]}") from None
         missing = f", {left_out} left out: no video of theirs in {arguments.out / name}" if left_out else ""
         print(f"{arguments.out / name}.jsonl: {written} questions{missing}")
 

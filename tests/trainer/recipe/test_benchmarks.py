@@ -12,6 +12,7 @@ from recipes.parts.prepare_benchmarks import (
     Part,
     Question,
     bare,
+    main,
     mathverse,
     mathvision,
     mathvista,
@@ -398,3 +399,16 @@ def test_sets_name_media_of_the_right_kind(name):
     assert isinstance(data, DatasetData)
     kind = "videos" if LOCAL[name].capability == "video" else "images"
     assert data.columns.model_dump(exclude_none=True) == {"prompt": "prompt", "answer": "answer", kind: kind}
+
+
+def test_the_command_tells_how_many_questions_there_are_and_what_cannot_be_had(tmp_path, monkeypatch, capsys):
+    rows = tmp_path / "mcq.jsonl"
+    rows.write_text(json.dumps(VIDEOMATHQA) + "\n")
+    here = {"path": "json", "data_files": str(rows), "split": "train"}
+    monkeypatch.setitem(BENCHMARKS, "videomathqa", [Part(here, videomathqa)])
+    main(["videomathqa", "--out", str(tmp_path)])
+    told = f"{tmp_path}/videomathqa.jsonl: 0 questions, 1 left out: no video of theirs in {tmp_path}/videomathqa\n"
+    assert capsys.readouterr().out == told
+    monkeypatch.setitem(BENCHMARKS, "wemath", [Part(here | {"data_files": str(tmp_path / "none.jsonl")}, wemath)])
+    with pytest.raises(SystemExit, match=r"^wemath: Unable to find .*none\.jsonl"):
+        main(["wemath", "--out", str(tmp_path)])
