@@ -133,6 +133,7 @@ async def _native(step: Step, arena: Arena) -> Found:
         *(
             _answered(step, arena, capability, NATIVE, share, arena.amounts.group_size)
             for capability, share in zip(step.capabilities, shares, strict=True)
+            if share
         )
     )
     rollouts = [rollout for one in answered for rollout in one]

@@ -1,4 +1,4 @@
-"""Every system that can be compared makes its plan, through the real service: each shipped recipe of the miniature."""
+"""Every system that can be compared makes its plan through the real service, in a few small steps."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,12 +11,14 @@ from trainer.coordinator import run_id
 from trainer.recipe.file import load
 from trainer.systems import plan
 
-RECIPES = [MINIATURE, *sorted(MINIATURE.with_suffix("").glob("*.toml"))]
+SHIPPED = sorted(MINIATURE.with_suffix("").glob("*.toml"))
+KINDS = [MINIATURE.with_suffix("") / f"{name}.toml" for name in ("mixed", "mopd", "pilot", "static-vt")]
+"""What no other test runs."""
 TINY = (
     "method.cycles=1",
     "method.rlvr_steps=1",
     "method.opd_steps=1",
-    "rollout.prompts=2",
+    "rollout.prompts=3",
     "rollout.group_size=2",
     "rollout.max_completion_tokens=8",
     "evaluation.questions=2",
@@ -33,17 +35,27 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     cluster.close()
 
 
-@pytest.mark.parametrize("first", range(0, len(RECIPES), AT_ONCE))
-def test_every_system_runs_to_its_end(cluster: Cluster, tmp_path: Path, first: int) -> None:
-    """Some at a time, each with its own branches in one store."""
+def test_every_kind_of_system_runs_to_its_end(cluster: Cluster, tmp_path: Path) -> None:
+    run(cluster, tmp_path, KINDS)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("first", range(0, len(SHIPPED), AT_ONCE))
+def test_every_shipped_recipe_of_the_miniature_runs_to_its_end(cluster: Cluster, tmp_path: Path, first: int) -> None:
+    run(cluster, tmp_path, SHIPPED[first : first + AT_ONCE])
+
+
+def run(cluster: Cluster, tmp_path: Path, paths: list[Path]) -> None:
+    """All at once, each with its own branches in one store."""
     started = []
-    for number, path in enumerate(RECIPES[first : first + AT_ONCE], first):
+    for path in paths:
+        name = f"{path.stem}-{len(cluster.children)}"
         recipe = load(path, [*TINY, f"evaluation.overlap_prompts={2 if 'adaptive' in path.stem else 0}"])
         if recipe.method.kind == "pilot":
             recipe = load(path, [*TINY, "method.checkpoints=1", "evaluation.overlap_prompts=0"])
-        own = renamed(tmp_path, recipe, f"s{number}")
-        coordinator, run = cluster.coordinator(own), run_id(load(own))
-        started.append((own, coordinator, cluster.worker("all", name=f"s{number}", words=("--run", run))))
+        own = renamed(tmp_path, recipe, name)
+        coordinator = cluster.coordinator(own)
+        started.append((own, coordinator, cluster.worker("all", name=name, words=("--run", run_id(load(own))))))
     for own, coordinator, worker in started:
         assert (worker.wait(), coordinator.wait()) == (0, 0), worker.log[-2000:]
         made, heads = plan(load(own)), cluster.heads()

@@ -118,6 +118,7 @@ class Recipe(Section):
             *_limit_problems(self.rollout, self.budget, self.engine, self.loss, self.evaluation),
             *_media_problems(self.media, self.capabilities),
             *_rhythm_problems(self.method, self.evaluation),
+            *_mix_problems(self.branches, self.rollout),
         ]
         if problems:
             raise ValueError("\n".join(problems))
@@ -202,6 +203,15 @@ def _limit_problems(
             f"evaluation.overlap_prompts: {evaluation.overlap_prompts} of {evaluation.questions} held-out questions; "
             f"raise evaluation.questions to {evaluation.overlap_prompts}"
         )
+
+
+def _mix_problems(branches: dict[str, Branch], rollout: Rollout) -> Iterator[str]:
+    for name, branch in branches.items():
+        if rollout.prompts < len(branch.capabilities):
+            yield (
+                f"rollout.prompts: {rollout.prompts} are fewer than the {len(branch.capabilities)} capabilities of "
+                f"{name}; take one for each at least"
+            )
 
 
 def _rhythm_problems(method: Method, evaluation: Evaluation) -> Iterator[str]:

@@ -86,6 +86,11 @@ def test_every_system_is_shipped_in_miniature_and_at_the_papers_scale():
     assert {kind for kind, _ in kinds["paper"]} == {"rlvr", "static-opd", "mopd", "copd", "pilot", "negative"}
 
 
+def test_a_mixed_branch_needs_a_prompt_for_each_capability(small):
+    mixed = ("branches={mixed={capabilities=['text','image']}}", "method.kind=rlvr", "rollout.prompts=1")
+    assert "rollout.prompts: 1 are fewer than the 2 capabilities of mixed" in message(small, *mixed)
+
+
 # ---- recipes that extend others ----
 
 
