@@ -18,9 +18,11 @@ setup: .venv/.ready
 	$(BIN)/pip uninstall --quiet --yes torchaudio torchcodec
 	@touch $@
 
+# Goes on where it was interrupted. Another one: make demo SEED=1
+SEED ?= 0
 demo: setup
 	$(BIN)/coevo doctor
-	$(BIN)/coevo base check
+	$(BIN)/coevo run recipes/miniature.toml --set seed=$(SEED) --out out/demo-$(SEED) --resume
 
 test: setup
 	$(BIN)/pytest -m "not soak" --durations=6

@@ -99,7 +99,8 @@ class _Forwarded(Response):
 
 
 def _model_name(served: Served) -> str:
-    return BASE if served.branch == BASE else f"{served.branch}@{served.revision}"
+    """To vLLM a branch that is still at the base is the base."""
+    return BASE if served.handle is None else f"{served.branch}@{served.revision}"
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:

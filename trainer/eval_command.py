@@ -39,6 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="base, text, text@40 or merged; repeat it [base and branches]",
     )
+    parser.add_argument(
+        "--exam", action="append", metavar="NAME", help="a capability or a benchmark; repeat it [all of the recipe]"
+    )
     parser.add_argument("--questions", type=int, metavar="N", help="at most so many of each set")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table to this file as well")
     parser.add_argument("--items", type=Path, metavar="FILE", help="write every answer to this file")
@@ -58,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise UserError(f"{file}: there is no folder {file.parent}; make it first")
     with RewardPool(num_children=max(1, (os.cpu_count() or 2) // 2)) as pool, _service(folder) as service:
         try:
-            found, items = asyncio.run(_measure(recipe, names, arguments.questions, pool, service))
+            found, items = asyncio.run(_measure(recipe, names, arguments, pool, service))
         except ServiceError as error:
             raise UserError(str(error)) from None
     rows = overall(found)
@@ -89,7 +92,11 @@ def _service(folder: Path | None) -> Generator[Mapping[str, str | None]]:
 
 
 async def _measure(
-    recipe: Recipe, names: Sequence[str], most: int | None, pool: RewardPool, service: Mapping[str, str | None]
+    recipe: Recipe,
+    names: Sequence[str],
+    arguments: argparse.Namespace,
+    pool: RewardPool,
+    service: Mapping[str, str | None],
 ) -> tuple[list[Result], list[Item]]:
     base = locate(recipe.base.name)
     url = str(service["url"])
@@ -98,7 +105,7 @@ async def _measure(
         if not await client.ready():
             raise UserError(f"{url}: no service is ready there; start one (coevo serve) or set COEVO_SERVICE_URL")
         models = await pinned(client, names)
-        asked = await asyncio.to_thread(exams, recipe, most)
+        asked = await asyncio.to_thread(exams, recipe, arguments.questions, arguments.exam)
         longest, decode = recipe.rollout.max_completion_tokens, decoder(recipe)
         items = await examine(client, pool, models, asked, seed=recipe.seed, max_tokens=longest, decode=decode)
     return results(items, asked), items

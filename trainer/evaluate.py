@@ -13,7 +13,7 @@ import asyncio
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -116,15 +116,24 @@ class Result:
 # ---- what is asked ----
 
 
-def exams(recipe: Recipe, most: int | None = None) -> list[Exam]:
-    """Of every capability and of every benchmark; with `most`, so many questions of each. None that are too long."""
+def exams(recipe: Recipe, most: int | None = None, only: Collection[str] | None = None) -> list[Exam]:
+    """Of every capability and of every benchmark, or `only` those named; with `most`, so many questions of each. None
+    that are too long."""
     evaluation, limits = recipe.evaluation, Limits()
     fitting = fit(recipe, locate(recipe.base.name))
     found: list[Exam] = []
+    for name in only or ():
+        if name not in recipe.capabilities and name not in evaluation.sets:
+            there = ", ".join([*recipe.capabilities, *evaluation.sets])
+            raise UserError(f"--exam {name}: the recipe has no such exam; it has {there}")
     for name, capability in recipe.capabilities.items():
+        if only is not None and name not in only:
+            continue
         prompts = fitting(name, measured(name, capability, evaluation.questions, limits=limits, most=most))
         found.append(_exam(name, name, prompts, held_out_data(capability), capability.reward, evaluation.answers))
     for name, benchmark in evaluation.sets.items():
+        if only is not None and name not in only:
+            continue
         if name in recipe.capabilities:
             raise UserError(f"evaluation.sets.{name}: a capability has that name; give the benchmark another")
         data = benchmark.data

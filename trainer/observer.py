@@ -69,7 +69,7 @@ class Observer:
         self._queue, self._client = queue, client
         self._task: asyncio.Task[None] | None = None
         self._agreed: dict[str, str] = {}
-        self._asked: tuple[list[Exam], Decode] | None = None
+        self._asked: asyncio.Task[tuple[list[Exam], Decode]] | None = None
 
     @property
     def rhythm(self) -> tuple[int, ...]:
@@ -86,6 +86,10 @@ class Observer:
 
     def look(self, made: Plan, heads: Mapping[str, int]) -> bool:
         """Begins what can be measured now. Whether nothing is left to measure."""
+        if self._asked is None:
+            self._asked = asyncio.create_task(asyncio.to_thread(_questions, self._recipe))
+        if self._asked.done():
+            self._asked.result()  # questions that cannot be opened are told long before they are asked
         left = [moment for moment in moments(made) if moment.name not in self._agreed and self._is_wanted(moment)]
         if self._task is not None:
             if not self._task.done():
@@ -98,9 +102,10 @@ class Observer:
         return not left
 
     async def close(self) -> None:
-        if self._task is not None and not self._task.done():
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        for task in (self._task, self._asked):
+            if task is not None and not task.done():
+                task.cancel()
+                await asyncio.wait([task])
 
     def _is_wanted(self, moment: Moment) -> bool:
         return self._is_compared(moment) or self._is_examined(moment)
@@ -179,9 +184,8 @@ class Observer:
         await self._tell("accuracy", moment, rows=table)
 
     async def _questions(self) -> tuple[list[Exam], Decode]:
-        if self._asked is None:
-            self._asked = await asyncio.to_thread(_questions, self._recipe)
-        return self._asked
+        assert self._asked is not None
+        return await self._asked
 
     async def _agree(self, name: str, value: str) -> str:
         self._agreed[name] = await asyncio.to_thread(self._queue.agree, self._run, name, value)

@@ -19,7 +19,6 @@ from trainer.data.rows import Clip, Measured
 from trainer.recipe import Media, Recipe
 
 Count = Callable[[Sequence[Message]], int]
-TOO_LONG = "too long"
 _STAMP = "<9999.9 seconds>"  # stands before each pair of frames
 
 log = logging.getLogger(__name__)
@@ -34,12 +33,9 @@ def fit(recipe: Recipe, base: Path) -> Callable[[str, Prompts], Prompts]:
             return prompts
         from transformers import AutoTokenizer
 
-        kept = within(prompts, capability, AutoTokenizer.from_pretrained(base), pixels_of(recipe.media), most)
-        if dropped := len(prompts) - len(kept):
-            log.warning(
-                "%s: %d of %d prompts have more than rollout.max_prompt_tokens = %d tokens and are left out",
-                capability, dropped, len(prompts), most,
-            )  # fmt: skip
+        kept = within(prompts, capability, AutoTokenizer.from_pretrained(base), recipe.media, most)
+        for reason, count in sorted((kept.dropped - prompts.dropped).items()):
+            log.warning("%s: %d of %d prompts are left out: %s", capability, count, len(prompts), reason)
         return kept
 
     return fitting
@@ -53,21 +49,24 @@ def pixels_of(media: Media) -> Pixels:
     )
 
 
-def within(prompts: PromptSet, capability: str, tokenizer: Any, pixels: Pixels, most: int) -> PromptSet:
-    """Those of at most so many tokens."""
-    stamp = len(tokenizer.encode(_STAMP, add_special_tokens=False))
+def within(prompts: PromptSet, capability: str, tokenizer: Any, media_limits: Media, most: int) -> PromptSet:
+    """Those of at most so many tokens, images and videos."""
+    stamp, pixels = len(tokenizer.encode(_STAMP, add_special_tokens=False)), pixels_of(media_limits)
 
     def why_not(found: Measured) -> str | None:
+        if len(found.images) > media_limits.max_images:
+            return f"more than media.max_images = {media_limits.max_images} images"
+        if len(found.videos) > media_limits.max_videos:
+            return f"more than media.max_videos = {media_limits.max_videos} videos"
         chat = tokenizer.apply_chat_template(found.messages, add_generation_prompt=True, return_dict=False)
         media = sum(image_tokens(size, pixels.images) - 1 for size in found.images)
         media += sum(most_video_tokens(clip, pixels, stamp) - 1 for clip in found.videos)
-        return TOO_LONG if len(chat) + media > most else None
+        return f"more than rollout.max_prompt_tokens = {most} tokens" if len(chat) + media > most else None
 
     kept = prompts.keep(why_not)
     if not len(kept):
-        raise UserError(
-            f"capabilities.{capability}.data: every prompt has more than {most} tokens; raise rollout.max_prompt_tokens"
-        )
+        why = kept.dropped.most_common(1)[0][0]
+        raise UserError(f"capabilities.{capability}.data: no prompt is left, most have {why}; raise that")
     return kept
 
 

@@ -8,13 +8,16 @@ from transformers import AutoTokenizer, Qwen3VLProcessor
 
 from adapters.base import locate
 from adapters.errors import UserError
-from service.media import Pixels, Sampling, Sizing, decode_image, decode_video, encode_image, encode_video
+from service.media import decode_image, decode_video, encode_image, encode_video
 from trainer.data.datasets import load
-from trainer.data.lengths import TOO_LONG, within
+from trainer.data.lengths import pixels_of, within
+from trainer.recipe import Media
 
 BASE = locate("miniature")
-SIZING = Sizing(min_pixels=1024, max_pixels=16384)
-PIXELS = Pixels(images=SIZING, videos=SIZING, sampling=Sampling(max_frames=8))
+MEDIA = Media(
+    image_min_pixels=1024, image_max_pixels=16384, video_min_pixels=1024, video_max_pixels=16384, max_frames=8
+)
+PIXELS = pixels_of(MEDIA)
 COLUMNS = {"images": "image", "videos": "video"}
 
 
@@ -69,7 +72,7 @@ def longest_kept(prompts, place, tokenizer) -> int:
     while low < high:
         most = (low + high) // 2
         try:
-            kept = prompts[place].id in {one.id for one in within(prompts, "mixed", tokenizer, PIXELS, most)}
+            kept = prompts[place].id in {one.id for one in within(prompts, "mixed", tokenizer, MEDIA, most)}
         except UserError:
             kept = False
         low, high = (low, most) if kept else (most + 1, high)
@@ -86,8 +89,17 @@ def test_text_and_images_are_counted_exactly_and_videos_never_too_low(prompts, t
 
 
 def test_what_is_too_long_is_dropped_and_counted(prompts, tokenizer) -> None:
-    kept = within(prompts, "mixed", tokenizer, PIXELS, longest_kept(prompts, 1, tokenizer))
+    kept = within(prompts, "mixed", tokenizer, MEDIA, longest_kept(prompts, 1, tokenizer))
     assert [prompt.id for prompt in kept] == [prompts[0].id, prompts[1].id]
-    assert kept.dropped == {TOO_LONG: 5}
-    with pytest.raises(UserError, match=r"capabilities\.mixed\.data: every prompt has more than 3 tokens; raise"):
-        within(prompts, "mixed", tokenizer, PIXELS, 3)
+    ((why, count),) = kept.dropped.items()
+    assert (why.startswith("more than rollout.max_prompt_tokens = "), count) == (True, 5)
+    with pytest.raises(
+        UserError, match=r"no prompt is left, most have more than rollout\.max_prompt_tokens = 3 tokens"
+    ):
+        within(prompts, "mixed", tokenizer, MEDIA, 3)
+
+
+def test_a_prompt_has_no_more_media_than_the_engine_takes(prompts, tokenizer) -> None:
+    kept = within(prompts, "mixed", tokenizer, MEDIA.model_copy(update={"max_images": 1, "max_videos": 0}), 2000)
+    assert [prompt.id for prompt in kept] == [prompts[place].id for place in (0, 1, 2)]
+    assert kept.dropped == {"more than media.max_images = 1 images": 1, "more than media.max_videos = 0 videos": 3}
