@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 NAMES = {
+    "generate": "four models examined on the miniature's questions, beside the engine alone",
     "growth": "how an update's time and memory grow with the group, the prompt and the adapters",
     "gpu_step": "one update of a Qwen3-VL-4B on one GPU, beside padded rows and a dense mask",
     "experts": "each toy capability trained alone through the real service",

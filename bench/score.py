@@ -57,8 +57,8 @@ def messages() -> list[dict[str, Any]]:
     return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "21+red?"}]}]
 
 
-def save_adapters(folder: Path) -> list[Path]:
-    """Random adapters of rank 16 on the seven projections."""
+def save_adapters(folder: Path, count: int = MOST, std: float = 0.02) -> None:
+    """Random adapters of rank 16 on the seven projections, `a0` and so on."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import Qwen3VLForConditionalGeneration
@@ -68,13 +68,12 @@ def save_adapters(folder: Path) -> list[Path]:
     model = Qwen3VLForConditionalGeneration.from_pretrained(locate("miniature"), dtype=torch.float32)
     config = LoraConfig(r=16, lora_alpha=32, target_modules=list(LORA_MODULES), init_lora_weights=False)
     peft = get_peft_model(model, config)
-    for number in range(MOST):
+    for number in range(count):
         torch.manual_seed(number)
         for name, parameter in peft.named_parameters():
             if "lora_" in name:
-                torch.nn.init.normal_(parameter, std=0.02)
+                torch.nn.init.normal_(parameter, std=std)
         peft.save_pretrained(folder / f"a{number}")
-    return [folder / f"a{number}" for number in range(MOST)]
 
 
 def median(times: Sequence[float]) -> float:
@@ -146,13 +145,14 @@ def run_hf(folders: Sequence[Path], rounds: int) -> dict[str, float]:
 
 def run_engine(folders: Sequence[Path], rounds: int) -> dict[str, float]:
     """No checks, no second pass, no HTTP."""
-    from service.engine import EngineSettings, start_engine
+    from service.engine import EngineSettings, dtype_of, start_engine
 
     async def measure() -> list[float]:
         from vllm import SamplingParams
         from vllm.lora.request import LoRARequest
 
-        settings = EngineSettings(base=locate("miniature"), max_model_len=LENGTH, max_lora_rank=16, max_loras=MOST)
+        sizes = {"max_model_len": LENGTH, "max_lora_rank": 16, "max_loras": MOST}
+        settings = EngineSettings(base=locate("miniature"), dtype=dtype_of("auto"), **sizes)
         async with start_engine(settings) as engine:
             client: Any = engine._client
             prompt = engine.chat_ids(messages())

@@ -1,0 +1,178 @@
+"""Seconds to examine four models on the miniature's questions, beside the engine alone that is given the same prompts.
+
+    coevo bench generate [--json FILE] [--questions 500] [--rounds 3]
+
+Four models, the base and three adapters, answer 500 questions of each capability by their likeliest tokens. Ours is
+`examine` through the service: HTTP, media, judging, every answer kept. The peer is vLLM's AsyncLLM in a bare script,
+with our CPU kernel and the same sizes, given all prompts at once with their media decoded, and nobody reads what it
+answers. In turns, each in a process of its own that has loaded before; figures are medians of the rounds.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from adapters.base import locate
+from bench.score import ENVIRONMENT, save_adapters
+from bench.served import served
+from trainer.evaluate import Exam, decoder, examine, exams
+from trainer.recipe import Recipe
+from trainer.recipe.file import load
+
+RECIPE = Path("recipes/miniature.toml")
+ADAPTERS = 3
+STD = 0.004
+"""Of the adapters' weights: near enough to the base that answers end by themselves."""
+
+
+def recipe_of(questions: int) -> Recipe:
+    asked = [f"evaluation.questions={questions}", "evaluation.answers.samples=0", "evaluation.overlap_prompts=0"]
+    return load(RECIPE, asked)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.folder:
+        asyncio.run(_engine(arguments.folder, arguments.questions))
+        return 0
+    with tempfile.TemporaryDirectory(prefix="coevo-bench-") as name:
+        folder = Path(name)
+        save_adapters(folder, ADAPTERS, STD)
+        ours, theirs = _measured(folder, arguments.questions, arguments.rounds)
+    row = {"what": "generate", "unit": "s", "ours": statistics.median(ours), "peer": "engine alone",
+           "theirs": statistics.median(theirs)}  # fmt: skip
+    row |= {"ratio": row["ours"] / row["theirs"], "rounds": {"ours": ours, "theirs": theirs}}
+    print(f"generate: {row['ours']:.1f} s, engine alone {row['theirs']:.1f} s, ratio {row['ratio']:.2f}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps([row], indent=2) + "\n")
+    return 0
+
+
+def _measured(folder: Path, questions: int, rounds: int) -> tuple[list[float], list[float]]:
+    """In turns: what else the machine does meets both."""
+    from trainer.rewards.pool import RewardPool
+
+    recipe = recipe_of(questions)
+    asked = exams(recipe)
+    command = [sys.executable, "-m", "bench.generate", f"--folder={folder}", f"--questions={questions}"]
+    ours: list[float] = []
+    theirs: list[float] = []
+    with (
+        served(str(RECIPE)) as url,
+        RewardPool(num_children=1) as pool,
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | ENVIRONMENT
+        ) as peer,
+    ):
+        assert peer.stdin is not None
+        assert peer.stdout is not None
+        models = ["base", *_published(url, folder)]
+        assert json.loads(peer.stdout.readline()) == "ready"
+        for number in range(rounds + 1):  # the first one warms both up
+            began = time.perf_counter()
+            asyncio.run(_examined(url, pool, models, asked, recipe))
+            ours.append(time.perf_counter() - began)
+            peer.stdin.write("go\n")
+            peer.stdin.flush()
+            theirs.append(json.loads(peer.stdout.readline()))
+            print(f"round {number}: {ours[-1]:.1f} s, engine alone {theirs[-1]:.1f} s", flush=True)
+        peer.stdin.close()
+    return ours[1:], theirs[1:]
+
+
+def _published(url: str, folder: Path) -> list[str]:
+    import httpx
+
+    with httpx.Client(base_url=url, timeout=60) as http:
+        for number in range(ADAPTERS):
+            names = ("adapter_model.safetensors", "adapter_config.json")
+            files = {name: (folder / f"a{number}" / name).read_bytes() for name in names}
+            http.put(f"/adapters/a{number}/1", data={"parent": "0"}, files=files).raise_for_status()
+    return [f"a{number}@1" for number in range(ADAPTERS)]
+
+
+async def _examined(url: str, pool: Any, models: Sequence[str], asked: Sequence[Exam], recipe: Recipe) -> None:
+    from clients.client import AsyncClient
+
+    longest = recipe.rollout.max_completion_tokens
+    async with AsyncClient(url) as client:
+        await examine(client, pool, models, asked, seed=0, max_tokens=longest, decode=decoder(recipe))
+
+
+async def _engine(folder: Path, questions: int) -> None:
+    """The peer: says that it is ready, then answers every line with the seconds that it took."""
+    from vllm import SamplingParams
+    from vllm.lora.request import LoRARequest
+    from vllm.sampling_params import RequestOutputKind
+
+    from service.engine import EngineSettings, dtype_of, start_engine
+    from service.inputs import Decoder
+    from trainer.data.lengths import pixels_of
+    from trainer.recipe.serving import service_numbers
+
+    recipe = recipe_of(questions)
+    numbers = service_numbers(recipe)
+    names = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "max_loras", "max_lora_rank", "kv_cache_gib")
+    sizes: Any = {name: numbers[name] for name in names}
+    dtype: Any = numbers["dtype"]
+    decode = Decoder(pixels_of(recipe.media), keep=4 * questions)
+    async with start_engine(EngineSettings(base=locate("miniature"), dtype=dtype_of(dtype), **sizes)) as engine:
+        client: Any = engine._client
+        requests = [None, *(LoRARequest(f"a{n}", n + 1, str(folder / f"a{n}")) for n in range(ADAPTERS))]
+        for request in requests[1:]:
+            await client.add_lora(request)
+        inputs: list[Any] = []
+        for exam in exams(recipe):
+            for place in range(len(exam.prompts)):
+                prompt = exam.prompts[place]
+                media = await decode(prompt.images, prompt.videos)
+                inputs.append(_input(engine.chat_ids(prompt.messages), media))
+        params = SamplingParams(
+            max_tokens=recipe.rollout.max_completion_tokens, temperature=0.0, stop_token_ids=[engine.eos_id],
+            detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY,
+        )  # fmt: skip
+
+        async def one(tokens: Any, request: Any, key: str) -> None:
+            async for _ in client.generate(tokens, params, key, lora_request=request):
+                pass
+
+        print(json.dumps("ready"), flush=True)
+        for number, _ in enumerate(iter(sys.stdin.readline, "")):
+            began = time.perf_counter()
+            await client.reset_prefix_cache()
+            asked = [(tokens, request) for request in requests for tokens in inputs]
+            await asyncio.gather(*(one(*pair, f"{number}-{place}") for place, pair in enumerate(asked)))
+            print(json.dumps(time.perf_counter() - began), flush=True)
+
+
+def _input(ids: list[int], media: Any) -> dict[str, Any]:
+    tokens: dict[str, Any] = {"prompt_token_ids": ids}
+    if media.images:
+        tokens["multi_modal_data"] = {"image": [image for _, image in media.images]}
+        tokens["multi_modal_uuids"] = {"image": [name for name, _ in media.images]}
+    if media.videos:
+        videos = [(one.frames_THWC, one.metadata() | {"do_sample_frames": False}) for _, one in media.videos]
+        tokens["multi_modal_data"] = {"video": videos}
+        tokens["multi_modal_uuids"] = {"video": [name for name, _ in media.videos]}
+    return tokens
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the row to this file as well")
+    parser.add_argument("--questions", type=int, default=500, metavar="N", help="of each capability")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N")
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    sys.exit(run(parser.parse_args()))
