@@ -38,10 +38,13 @@ class Learner:
         optimiser: recipe.Optimiser,
         budget: int,
         ranks: Ranks = ALONE,
+        seeds: Mapping[str, int] | None = None,
     ) -> None:
+        """`seeds` of branches that have one of their own."""
         self.base = base
         """Its digest."""
         self._policy = policy
+        self._seeds = dict(seeds or {})
         self._seed, self._lora, self._loss, self._settings = seed, lora, loss, optimiser
         self._budget = budget
         self._ranks = ranks
@@ -108,7 +111,8 @@ class Learner:
         """The branch from the files in a folder; without any it starts at the base."""
         if branch in self._optimisers:
             self._policy.adapters.remove(branch)
-        seed = f"{self._seed}" if self._lora.shared_init else f"{self._seed} {branch}"
+        own = self._seeds.get(branch, self._seed)
+        seed = f"{own}" if self._lora.shared_init else f"{own} {branch}"
         self._policy.adapters.add(branch, rank=self._lora.rank, alpha=self._lora.alpha, seed=seed)
         settings = self._settings
         self._optimisers[branch] = Optimiser(

@@ -217,7 +217,7 @@ async def _answered(step: Step, arena: Arena, capability: str, part: str, count:
         prompts,
         n=group_size,
         max_tokens=arena.amounts.max_completion_tokens,
-        seeds=seeds(count, arena.seed, _stream(step, part, capability), step.number),
+        seeds=seeds(count, seed_of(step, arena), _stream(step, part, capability), step.number),
         decode=arena.decode,
         temperature=arena.amounts.temperature,
         top_p=arena.amounts.top_p,
@@ -228,12 +228,17 @@ async def _answered(step: Step, arena: Arena, capability: str, part: str, count:
 def asked(step: Step, arena: Arena, capability: str, part: str, count: int) -> list[Prompt]:
     """The prompts of a step."""
     prompts, stream = arena.capabilities[capability].prompts, _stream(step, part, capability)
-    return [prompts[at] for at in draw(prompts, seed=arena.seed, branch=stream, step=step.number - 1, count=count)]
+    places = draw(prompts, seed=seed_of(step, arena), branch=stream, step=step.number - 1, count=count)
+    return [prompts[at] for at in places]
+
+
+def seed_of(step: Step, arena: Arena) -> int:
+    return arena.seed if step.seed is None else step.seed
 
 
 def _stream(step: Step, part: str, capability: str) -> str:
     """Of chance: no two parts of a run draw alike."""
-    return f"{step.branch} {part} {capability}"
+    return f"{step.stream or step.branch} {part} {capability}"
 
 
 def as_part(name: str, lessons: Sequence[Lesson]) -> Part:
@@ -286,7 +291,7 @@ async def publish(
     """
     metrics = {name: value for name, value in {**batch.metrics, **update.metrics}.items() if np.isfinite(value)}
     meta = {
-        "seed": arena.seed,
+        "seed": seed_of(step, arena),
         "metrics": metrics,
         "phase_end": step.is_phase_end,
         "teachers": [str(teacher.ref) for teacher in step.teachers],

@@ -40,18 +40,19 @@ class Moment:
     phase: str
     step: int
     refs: tuple[Ref, ...]
+    system: str = ""
 
     @property
     def name(self) -> str:
-        return f"{_SEEN}{self.phase}:{self.step}"
+        return f"{_SEEN}{self.system}:{self.phase}:{self.step}"
 
 
 def moments(made: Plan) -> list[Moment]:
     """In the order of the plan."""
-    together: dict[tuple[str, int], list[Segment]] = {}
+    together: dict[tuple[str, str, int], list[Segment]] = {}
     for segment in made.segments:
-        together.setdefault((segment.kind, segment.steps[-1].number), []).append(segment)
-    return [Moment(phase, step, tuple(_compared(found))) for (phase, step), found in together.items()]
+        together.setdefault((segment.system, segment.kind, segment.steps[-1].number), []).append(segment)
+    return [Moment(phase, step, tuple(_compared(found)), system) for (system, phase, step), found in together.items()]
 
 
 def _compared(segments: Sequence[Segment]) -> Iterator[Ref]:
@@ -192,8 +193,8 @@ class Observer:
         return self._agreed[name]
 
     async def _tell(self, kind: str, moment: Moment, **what: Any) -> None:
-        tell = partial(self._queue.tell, self._run, kind, phase=moment.phase, step=moment.step, **what)
-        await asyncio.to_thread(tell)
+        where = {"system": moment.system, "phase": moment.phase, "step": moment.step}
+        await asyncio.to_thread(partial(self._queue.tell, self._run, kind, **where, **what))
 
 
 def _questions(recipe: Recipe) -> tuple[list[Exam], Decode]:

@@ -22,6 +22,7 @@ from trainer.ranks import Ranks
 from trainer.recipe import Recipe, Reward
 from trainer.rewards import Rule
 from trainer.rewards.pool import RewardPool
+from trainer.systems import plan
 
 
 def capabilities_of(steps: Iterable[Step]) -> set[str]:
@@ -80,4 +81,5 @@ def make_learner(recipe: Recipe, base: Path, digest: str, device: str | None, ra
         optimiser=recipe.optimiser,
         budget=recipe.budget.tokens_per_micro_batch,
         ranks=ranks,
+        seeds={start.branch: start.seed for start in plan(recipe).starts if start.seed is not None},
     )

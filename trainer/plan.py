@@ -40,6 +40,10 @@ class Step:
     negative: tuple[str, ...] = ()
     """Capabilities on whose prompts the control without a teacher is computed."""
     is_phase_end: bool = False
+    seed: int | None = None
+    """Of its chance; None: the run's."""
+    stream: str | None = None
+    """By which name it draws, where that is not its branch's: branches of one name and seed draw alike."""
 
     @property
     def parent(self) -> Ref:
@@ -62,6 +66,8 @@ class Segment:
     kind: str
     """`rlvr`, `opd` or `negative`."""
     steps: tuple[Step, ...]
+    system: str = ""
+    """Where a plan holds several: branches are compared with those of their own."""
 
     @property
     def branch(self) -> str:
@@ -83,6 +89,8 @@ class Start:
 
     branch: str
     origin: str
+    seed: int | None = None
+    """Of its first A; None: the run's."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """What one worker does: takes branches, makes their steps as they become ready, gives them back.
 
-A step is ready when every revision that it names is published. Of several branches any ready step is made, the earliest
-first, and while one branch is updated, others' rollouts and scores are already made: `budget.prefetch` of them. None of
-this changes a revision, since everything that a step reads is named by one.
+A step is ready when every revision that it names is published. Of several branches any ready step is made, the
+first of the plan first, and while one branch is updated, others' rollouts and scores are already made:
+`budget.prefetch` of them. None of this changes a revision, since everything that a step reads is named by one.
 
 Left out: what a step computes (`loop`), which steps there are (`plan`), and the process around it (`worker`).
 """
@@ -70,6 +70,7 @@ class Shift:
         self._queue, self._pulse = queue, pulse
         self._arena, self._learner, self._gather = arena, learner, gather
         self._steps = _steps_of(run.plan, branches)
+        self._places = {ref: place for place, ref in enumerate(self._steps)}
         self._ends = {branch: run.plan.head(branch) for branch in branches}
         self._under_way: set[str] = set()
         self._skipped: dict[str, int] = {}
@@ -134,7 +135,7 @@ class Shift:
                 if ready := [
                     one for one in self._candidates(heads) if all(is_there(ref, heads) for ref in one[0].needs)
                 ]:
-                    return min(ready, key=lambda one: (one[0].number, list(self._ends).index(one[0].branch)))
+                    return min(ready, key=lambda one: self._places[one[0].makes])
             except NotReconciledError as error:
                 log.info("%s", error)
             except QueueAwayError:
@@ -266,6 +267,7 @@ class Shift:
             agreed = await patiently(lambda: self._queue.agreed(self._run.id))
             made = plan(self._run.recipe, decided(agreed, method.rlvr_steps))
             self._steps = _steps_of(made, list(self._ends))
+            self._places = {ref: place for place, ref in enumerate(self._steps)}
         self._pulse.hold(lease)
 
     async def _give_back(self, lease: Lease) -> None:
@@ -290,7 +292,7 @@ class Shift:
 
 
 def _steps_of(made: Plan, branches: Sequence[str]) -> dict[Ref, Step]:
-    """By what they make."""
+    """By what they make, in the order of the plan."""
     return {step.makes: step for step in made.steps if step.branch in branches}
 
 

@@ -25,6 +25,11 @@ Branches = Mapping[str, Branch]
 def plan(recipe: Recipe, rhythm: Sequence[int] = ()) -> Plan:
     """Every step of a run. `rhythm`: of the cycles that were decided on so far, their RLVR steps (`trainer.rhythm`)."""
     method, branches = recipe.method, recipe.branches
+    if recipe.comparison is not None:
+        from trainer.comparison import comparison
+
+        made = comparison(method, tuple(recipe.capabilities), recipe.comparison)
+        return replace(made, segments=tuple(_with_ends(made.segments)))
     made = copd(method, branches, rhythm) if rhythm else SYSTEMS[method.kind](method, branches)
     return replace(made, segments=tuple(_with_ends(made.segments)))
 
@@ -36,7 +41,7 @@ def base(method: Method, branches: Branches) -> Plan:
 def rlvr(method: Method, branches: Branches) -> Plan:
     """As many steps for each capability that a branch has."""
     counts = {name: method.expert_steps * len(branch.capabilities) for name, branch in branches.items()}
-    return Plan(_starts(branches), tuple(_alone(method, branches, counts)))
+    return Plan(_starts(branches), tuple(alone(method, branches, counts)))
 
 
 def copd(method: Method, branches: Branches, rhythm: Sequence[int] = ()) -> Plan:
@@ -67,23 +72,23 @@ def negative(method: Method, branches: Branches) -> Plan:
 
 def static_opd(method: Method, branches: Branches) -> Plan:
     """A student goes on from its own expert."""
-    experts = _expert_steps(method)
-    segments = list(_alone(method, branches, dict.fromkeys(branches, experts)))
+    experts = expert_steps(method)
+    segments = list(alone(method, branches, dict.fromkeys(branches, experts)))
     taught = edges(method, tuple(branches))
     for name in branches:
         mine = [edge for edge in taught if edge.student == name]
         if mine:
-            segments += _distilled(method, name, experts, _later_steps(method, branches), mine, branches, experts)
+            segments += distilled(method, name, experts, later_steps(method, len(branches)), mine, branches, experts)
     return Plan(_starts(branches), tuple(segments))
 
 
 def mopd(method: Method, branches: Branches) -> Plan:
     assert method.student is not None
-    experts = _expert_steps(method)
+    experts = expert_steps(method)
     taught = {name: branch for name, branch in branches.items() if name != method.student}
-    segments = list(_alone(method, taught, dict.fromkeys(taught, experts)))
-    mine, steps = edges(method, tuple(branches)), _later_steps(method, taught)
-    segments += _distilled(method, method.student, 0, steps, mine, branches, experts)
+    segments = list(alone(method, taught, dict.fromkeys(taught, experts)))
+    mine, steps = edges(method, tuple(branches)), later_steps(method, len(taught))
+    segments += distilled(method, method.student, 0, steps, mine, branches, experts)
     return Plan(_starts(branches), tuple(segments))
 
 
@@ -92,13 +97,13 @@ def pilot(method: Method, branches: Branches) -> Plan:
     taught = {name: branch for name, branch in branches.items() if name != method.student}
     total, steps = method.expert_steps, method.cycles * method.opd_steps
     ages = sorted({max(1, total * (number + 1) // method.checkpoints) for number in range(method.checkpoints)})
-    segments = list(_alone(method, taught, dict.fromkeys(taught, total), ages))
+    segments = list(alone(method, taught, dict.fromkeys(taught, total), ages))
     students: list[str] = []
     for edge in edges(method, tuple(branches)):
         for age in ages:
             students.append(f"{method.student}-{edge.teacher}-{age}")
             mine = [replace(edge, student=students[-1])]
-            segments += _distilled(method, students[-1], 0, steps, mine, branches, age)
+            segments += distilled(method, students[-1], 0, steps, mine, branches, age)
     return Plan((*_starts(taught), *_starts(dict.fromkeys(students))), tuple(segments))
 
 
@@ -139,7 +144,7 @@ def _own(name: str, branch: Branch, first: int, count: int) -> Segment:
     return Segment("rlvr", tuple(Step(name, number, branch.capabilities) for number in _numbers(first, count)))
 
 
-def _alone(
+def alone(
     method: Method, branches: Branches, counts: Mapping[str, int], ends: Collection[int] = ()
 ) -> Iterator[Segment]:
     """Experts, in segments of a cycle's length, turn by turn; a new segment begins after each of `ends`."""
@@ -153,7 +158,7 @@ def _alone(
                     begin = end
 
 
-def _distilled(
+def distilled(
     method: Method, student: str, first: int, count: int, mine: Sequence[Edge], branches: Branches, age: int
 ) -> Iterator[Segment]:
     """A student that only listens, to teachers that stay what they are."""
@@ -177,15 +182,15 @@ def _age(method: Method, phase_start: int, number: int) -> int:
     return number - 1 if method.sync == "step" else phase_start
 
 
-def _expert_steps(method: Method) -> int:
+def expert_steps(method: Method) -> int:
     return method.expert_steps if method.rule == "paper" else max(1, round(0.6 * method.expert_steps))
 
 
-def _later_steps(method: Method, branches: Branches) -> int:
-    """Of distillation after the experts."""
+def later_steps(method: Method, count: int) -> int:
+    """Of distillation after so many experts."""
     if method.rule == "paper":
-        return method.cycles * method.opd_steps * len(branches)
-    return max(1, round(0.4 * method.expert_steps * len(branches)))
+        return method.cycles * method.opd_steps * count
+    return max(1, round(0.4 * method.expert_steps * count))
 
 
 def _with_ends(segments: Sequence[Segment]) -> Iterator[Segment]:

@@ -120,7 +120,7 @@ def test_accuracy_of_the_base_is_what_asking_by_hand_counts(service, command, tm
             assert [one["reward"] for one in own] == right
             assert table[name, "greedy", "base"] == pytest.approx(sum(right) / 12, abs=1e-4)
             assert table[name, "greedy", "zero@0"] == pytest.approx(sum(right) / 12, abs=1e-4)
-    assert len(items) == 2 * 3 * 12 * (1 + 4)
+    assert len(items) == 2 * 3 * 12 * (1 + load(RECIPE).evaluation.answers.samples)
 
 
 def test_answers_asked_for_twice_are_equal(service) -> None:

@@ -25,7 +25,7 @@ def test_the_cost_of_a_step_is_that_of_its_own_and_of_its_teachers_prompts() -> 
     made = {step.makes: step for step in plan(recipe).steps}
     first, taught = (next(step for ref, step in made.items() if str(ref) == name) for name in ("text@1", "text@4"))
     assert cost(first, recipe) == Cost(1, 64, 64 * 48, 0)
-    assert cost(taught, recipe) == Cost(1, 64 + 2 * 16, (64 + 2 * 16) * 48, 2 * 2 * 16 * 48)
+    assert cost(taught, recipe) == Cost(1, 64 + 2 * 8, (64 + 2 * 8) * 48, 2 * 2 * 8 * 48)
     steps = list(made.values())
     assert total(steps, recipe) == sum((cost(step, recipe) for step in steps), Cost())
 

@@ -26,6 +26,7 @@ from trainer.recipe.parts import (
     Budget,
     Capability,
     Columns,
+    Comparison,
     DatasetData,
     Engine,
     Evaluation,
@@ -52,6 +53,7 @@ __all__ = [
     "Budget",
     "Capability",
     "Columns",
+    "Comparison",
     "DatasetData",
     "Edge",
     "Engine",
@@ -97,6 +99,8 @@ class Recipe(Section):
     evaluation: Evaluation = Evaluation()
     budget: Budget = Budget()
     tracking: Tracking = Tracking()
+    comparison: Comparison | None = None
+    """Many systems and seeds in one run, instead of `method.kind` alone: what `coevo compare` makes of a recipe."""
 
     @property
     def max_lora_rank(self) -> int:

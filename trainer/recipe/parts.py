@@ -4,7 +4,7 @@ Left out: which steps are made and who learns from whom (`method`), and what hol
 """
 
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -378,6 +378,22 @@ class Budget(Section):
     small batches leave idle."""
     keep_last: int = Field(default=4, ge=2)
     """Revisions of a branch that stay in the store, beside heads, phase ends and those that the plan still names."""
+
+
+Compared = Literal[
+    "mixed2", "vt", "tv", "copd2", "noi", "not", "mixed3", "mopd", "copd3", "neg", "pilot", "sweep"
+]  # fmt: skip
+
+
+class Comparison(Section):
+    """Systems side by side (`trainer.comparison` says what each is), beside the experts."""
+
+    systems: tuple[Compared, ...] = get_args(Compared)[:-2]
+    """Beside the experts and their merges, which every one of them is compared with."""
+    seeds: int = Field(default=5, ge=1)
+    """How many; each trains everything."""
+    first_seed: int = Field(default=0, ge=0)
+    """The others follow."""
 
 
 class Tracking(Section):

@@ -1,0 +1,250 @@
+"""Every system of the paper's tables, for several seeds, as one plan: one engine, one worker, experts trained once.
+
+    x          the experts s0-x-text and so on, forked and taught from by others
+    mixed2     mixed RLVR of the pair             mixed3    of all capabilities
+    vt, tv     static distillation of the pair: the second expert teaches the first, and the other way
+    copd2      mutual distillation of the pair    noi, not  without what the second, or the first, teaches
+    copd3      mutual, hub and spokes             neg       its steps without teachers: the control
+    mopd       a fresh student of all experts     pilot     fresh students of the experts' checkpoints
+    sweep      copd3 with other shares of RLVR steps in a cycle: r14 has 1 of 5
+
+Branches of one capability and seed draw the same prompts with the same chance at the same step, whichever system they
+are of, so systems differ by what they do. Steps are matched as `method.rule` says. The pair is the hub and the first
+other capability; in the paper, text and image.
+
+Left out: what comes of it (`standings`), and merges, which are no steps.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from adapters.names import BASE, Ref
+from trainer.plan import Plan, Segment, Start
+from trainer.recipe import Branch, Comparison, Edge, Method
+from trainer.systems import alone, copd, distilled, expert_steps, later_steps, negative
+
+EXPERTS = "x"
+MERGED = "merged"
+ALONE = frozenset({EXPERTS, "mixed2", "mixed3", "vt", "tv", "mopd", "pilot"})
+"""Systems whose branches are results of their own; those of the others are merged as well."""
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """What the systems of one seed are made of."""
+
+    method: Method
+    capabilities: tuple[str, ...]
+    seed: int
+
+    @property
+    def prefix(self) -> str:
+        return f"s{self.seed}"
+
+    @property
+    def pair(self) -> tuple[str, str]:
+        first = self.method.hub if self.method.hub in self.capabilities else self.capabilities[0]
+        return first, next(name for name in self.capabilities if name != first)
+
+    @property
+    def reversed_pair(self) -> tuple[str, str]:
+        return self.pair[1], self.pair[0]
+
+    @property
+    def around(self) -> list[tuple[str, str]]:
+        """Students with their teachers: the hub and the others, both ways."""
+        hub = self.pair[0]
+        others = [name for name in self.capabilities if name != hub]
+        return [*((hub, name) for name in others), *((name, hub) for name in others)]
+
+    @property
+    def ages(self) -> list[int]:
+        """Of the experts that teach in the pilot."""
+        total, count = self.method.expert_steps, self.method.checkpoints
+        return sorted({max(1, total * (number + 1) // count) for number in range(count)})
+
+    def branches(self, system: str, names: Iterable[str]) -> dict[str, Branch]:
+        return {f"{self.prefix}-{system}-{name}": Branch(capabilities=(name,)) for name in names}
+
+    def expert(self, name: str) -> str:
+        return f"{self.prefix}-{EXPERTS}-{name}"
+
+
+def comparison(method: Method, capabilities: Sequence[str], asked: Comparison) -> Plan:
+    """Seed by seed, so that the first ones are done first."""
+    plain = method.model_copy(update={"kind": "copd"})
+    fields = [Field(plain, tuple(capabilities), asked.first_seed + number) for number in range(asked.seeds)]
+    made = [
+        one for field in fields for one in [_experts(field, asked), *(BUILD[name](field) for name in asked.systems)]
+    ]
+    return Plan(
+        tuple(start for one in made for start in one.starts),
+        tuple(segment for one in made for segment in one.segments),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A result: a branch at its end, or the merge of several."""
+
+    system: str
+    row: str
+    """A capability's name, `merged`, or empty where the system is one branch."""
+    seed: int
+    refs: tuple[Ref, ...]
+
+    @property
+    def model(self) -> str:
+        """By what name the service answers it."""
+        return str(self.refs[0]) if self.row != MERGED else f"s{self.seed}-{self.system}-{MERGED}"
+
+
+def entries(made: Plan) -> Iterator[Entry]:
+    """Of a plan of `comparison`: in its order, seed by seed."""
+    systems: dict[str, dict[str, None]] = {}
+    for segment in made.segments:
+        systems.setdefault(segment.system, {})[segment.branch] = None
+    for name, branches in systems.items():
+        place, system = name.split("-", 1)
+        seed, heads = int(place.removeprefix("s")), [Ref(branch, made.head(branch)) for branch in branches]
+        for ref in heads:
+            yield Entry(system, ref.branch.removeprefix(name).removeprefix("-"), seed, (ref,))
+        if system not in ALONE:
+            yield Entry(system, MERGED, seed, tuple(heads))
+        if system == EXPERTS:
+            yield Entry("merge2", MERGED, seed, tuple(heads[:2]))
+            if len(heads) > 2:
+                yield Entry("merge3", MERGED, seed, tuple(heads))
+
+
+# ---- the systems ----
+
+
+def _experts(field: Field, asked: Comparison) -> Plan:
+    """The pair first. They stop for a moment where others learn from an earlier revision."""
+    method, names = field.method, dict.fromkeys([*field.pair, *field.capabilities])
+    branches = field.branches(EXPERTS, names)
+    ends = {expert_steps(method), *(field.ages if "pilot" in asked.systems else ())} - {method.expert_steps}
+    segments = alone(method, branches, dict.fromkeys(branches, method.expert_steps), ends)
+    return _marked(Plan(tuple(Start(name, BASE) for name in branches), tuple(segments)), field, EXPERTS)
+
+
+def _mixed(system: str, names: Callable[[Field], Sequence[str]]) -> Callable[[Field], Plan]:
+    def build(field: Field) -> Plan:
+        branch, chosen = f"{field.prefix}-{system}", tuple(names(field))
+        counts = {branch: field.method.expert_steps * len(chosen)}
+        segments = alone(field.method, {branch: Branch(capabilities=chosen)}, counts)
+        return _marked(Plan((Start(branch, BASE),), tuple(segments)), field, system)
+
+    return build
+
+
+def _taught(field: Field, system: str, branch: str, origin: str, teachers: Sequence[str], steps: int, age: int) -> Plan:
+    """A student of experts as they were at an age."""
+    mine = [Edge(branch, field.expert(name), field.method.beta) for name in teachers]
+    segments = distilled(field.method, branch, 0, steps, mine, field.branches(EXPERTS, teachers), age)
+    return _marked(Plan((Start(branch, origin),), tuple(segments)), field, system)
+
+
+def _static(system: str, student: int) -> Callable[[Field], Plan]:
+    """One of the pair goes on from its expert and learns from the other's."""
+
+    def build(field: Field) -> Plan:
+        name, teacher = field.pair[student], field.pair[1 - student]
+        age, steps = expert_steps(field.method), later_steps(field.method, 2)
+        origin = f"{field.expert(name)}@{age}"
+        return _taught(field, system, f"{field.prefix}-{system}", origin, [teacher], steps, age)
+
+    return build
+
+
+def _mopd(field: Field) -> Plan:
+    names, age = field.capabilities, expert_steps(field.method)
+    steps = later_steps(field.method, len(names))
+    return _taught(field, "mopd", f"{field.prefix}-mopd", BASE, names, steps, age)
+
+
+def _pilot(field: Field) -> Plan:
+    """Students with as many steps as a branch has of mutual distillation."""
+    steps = field.method.cycles * field.method.opd_steps
+    made = [
+        _taught(field, "pilot", f"{field.prefix}-pilot-{name}-{age}", BASE, [name], steps, age)
+        for name in field.capabilities
+        for age in field.ages
+    ]
+    return _joined(made)
+
+
+def _mutual(
+    system: str, pairs: Callable[[Field], Sequence[tuple[str, str]]], names: Callable[[Field], Sequence[str]]
+) -> Callable[[Field], Plan]:
+    """`pairs` of student and teacher."""
+
+    def build(field: Field) -> Plan:
+        branches = field.branches(system, names(field))
+        start = f"{field.prefix}-{system}-"
+        edges = [{"student": f"{start}{a}", "teacher": f"{start}{b}"} for a, b in pairs(field)]
+        kind = "negative" if system == "neg" else "copd"
+        changes = {"kind": kind, "topology": "explicit", "hub": None, "edges": edges, "steps": None}
+        own = Method.model_validate(field.method.model_dump() | changes)
+        return _marked(negative(own, branches) if kind == "negative" else copd(own, branches), field, system)
+
+    return build
+
+
+def _sweep(field: Field) -> Plan:
+    method = field.method
+    length = method.rlvr_steps + method.opd_steps
+    made: list[Plan] = []
+    for steps in range(1, length):
+        if steps != method.rlvr_steps:  # that is copd3
+            own = method.model_copy(update={"rlvr_steps": steps, "opd_steps": length - steps})
+            build = _mutual(f"r{steps}{length - steps}", lambda field: field.around, _all)
+            made.append(build(replace(field, method=own)))
+    return _joined(made)
+
+
+def _all(field: Field) -> Sequence[str]:
+    return field.capabilities
+
+
+def _both(field: Field) -> Sequence[str]:
+    return field.pair
+
+
+BUILD: Mapping[str, Callable[[Field], Plan]] = {
+    "mixed2": _mixed("mixed2", _both),
+    "vt": _static("vt", 0),
+    "tv": _static("tv", 1),
+    "copd2": _mutual("copd2", lambda field: [field.pair, field.reversed_pair], _both),
+    "noi": _mutual("noi", lambda field: [field.reversed_pair], _both),
+    "not": _mutual("not", lambda field: [field.pair], _both),
+    "mixed3": _mixed("mixed3", _all),
+    "mopd": _mopd,
+    "copd3": _mutual("copd3", lambda field: field.around, _all),
+    "neg": _mutual("neg", lambda field: field.around, _all),
+    "pilot": _pilot,
+    "sweep": _sweep,
+}
+
+
+def _joined(plans: Sequence[Plan]) -> Plan:
+    return Plan(
+        tuple(start for one in plans for start in one.starts),
+        tuple(segment for one in plans for segment in one.segments),
+    )
+
+
+def _marked(made: Plan, field: Field, system: str) -> Plan:
+    """With its seed, what it is compared with, and by which names its branches draw: what follows their system's."""
+    name = f"{field.prefix}-{system}"
+
+    def marked(segment: Segment) -> Segment:
+        stream = segment.branch.removeprefix(f"{name}-")
+        steps = tuple(
+            replace(step, seed=field.seed, stream=stream.removeprefix(f"{field.prefix}-")) for step in segment.steps
+        )
+        return replace(segment, steps=steps, system=name)
+
+    starts = tuple(replace(one, seed=field.seed) for one in made.starts)
+    return Plan(starts, tuple(marked(segment) for segment in made.segments))
