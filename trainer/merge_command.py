@@ -29,8 +29,10 @@ def run(arguments: argparse.Namespace) -> int:
     for target in filter(None, (arguments.out, arguments.adapter)):
         check_new(target)  # before a base of many GB is read
     out: Path | None = arguments.out
-    if arguments.push and out is None:
-        raise UserError(f"--push {arguments.push}: sends a checkpoint; name its folder with --out")
+    if arguments.push:
+        if out is None:
+            raise UserError(f"--push {arguments.push}: sends a checkpoint; name its folder with --out")
+        check_hub(arguments.push)
     scores = _scores(arguments.scores) if arguments.scores else {}
     recipe = recipe_of(arguments.adapters)
     name = arguments.base or (recipe.base.name if recipe else None)
@@ -81,20 +83,42 @@ def chosen_scale(recipe: Recipe | None, run: Path, base: Base, mix: Mixture) -> 
     return found
 
 
+def check_hub(name: str) -> None:
+    """Before minutes of work: what stands in the way of a push and is known here."""
+    from huggingface_hub import get_token, is_offline_mode
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        raise UserError(f"--push {shown(name)}: no name of a repository; write OWNER/NAME") from None
+    if is_offline_mode():
+        raise UserError(f"--push {name}: HF_HUB_OFFLINE keeps it from the hub; unset that, or merge without --push")
+    if get_token() is None:
+        raise UserError(f"--push {name}: nobody is logged in to the hub; use `hf auth login`, or set HF_TOKEN")
+
+
 def push(folder: Path, name: str) -> str:
     """To a private repository of the hub, made where there is none. Its address."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     api = HfApi()
     try:
-        api.create_repo(name, private=True, exist_ok=True)
-        return str(api.upload_folder(repo_id=name, folder_path=folder, commit_message="Merged with coevo"))
-    except HFValidationError:
-        raise UserError(f"--push {name}: no name of a repository; write OWNER/NAME") from None
-    except (HfHubHTTPError, OSError) as error:
-        said = str(error).strip().splitlines()[0]
-        raise UserError(f"--push {name}: the hub does not take it ({said}); log in with `hf auth login`") from None
+        repository = api.create_repo(name, private=True, exist_ok=True)
+        api.upload_folder(repo_id=repository.repo_id, folder_path=folder, commit_message="Merged with coevo")
+    except Exception as error:  # of the hub, of what carries its requests, or of what carries large files
+        later = f"{folder} is whole; to send it later: hf upload {name} {folder} . --private"
+        raise UserError(f"--push {name}: the hub does not take it ({_said(error)}); {later}") from None
+    return str(repository)
+
+
+def _said(error: Exception) -> str:
+    """In one line: the hub's own words, where it has any."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    words = (error.server_message if isinstance(error, HfHubHTTPError) else None) or str(error)
+    return next(iter(words.strip().splitlines()), type(error).__name__)
 
 
 def make(base: Base, mix: Mixture, out: Path | None, adapter: Path | None, scores: dict[str, dict[str, float]]) -> None:

@@ -1,9 +1,6 @@
-import hashlib
 import itertools
 import json
 import shutil
-from argparse import ArgumentParser
-from datetime import UTC, datetime
 
 import numpy as np
 import pytest
@@ -12,16 +9,15 @@ from safetensors.torch import load_file, save_file
 
 from adapters.base import locate
 from adapters.errors import UserError
-from adapters.manifest import ADAPTER_FILES, CONFIG, WEIGHTS, FileEntry, Manifest, adapter_digest, base_digest
+from adapters.manifest import CONFIG, WEIGHTS
 from adapters.merge import fold, inner_products, mixture, ties, trim_threshold, truncated, write_adapter
 from adapters.merge_inputs import open_base, open_folder, open_revision
 from adapters.merge_record import RECORD
 from adapters.names import Ref
-from adapters.store import DiskFullError, Store
+from adapters.store import DiskFullError
 from adapters.validate import check_adapter
 from tests import disks
-from tests.adapters.files import SHAPE
-from trainer import merge_command
+from tests.adapters.files import SHAPE, store_in_use
 
 MINIATURE = locate("miniature")
 KINDS = {"text": (4, 16, False), "image": (16, 8, True), "video": (7, 3.5, False)}  # rank, alpha, rsLoRA
@@ -301,27 +297,8 @@ def test_everything_that_a_model_needs_comes_along(folded32, base32, folders) ->
 
 @pytest.fixture
 def store(tmp_path, folders):
-    """One in use: its lock is held. text@1 and 2, image@1, and an upload on its way."""
-    base = base_digest(MINIATURE)
-    with Store(tmp_path / "store", base) as store:
-        store.start("text")
-        store.start("image")
-        for name, revision in (("text", 1), ("text", 2), ("image", 1)):
-            staged = store.stage()
-            for file in ADAPTER_FILES:
-                shutil.copyfile(folders[name] / file, staged / file)
-            files = {file: entry_of(staged / file) for file in ADAPTER_FILES}
-            digest, now = adapter_digest(files), datetime.now(UTC)
-            parts = {"branch": name, "revision": revision, "parent": revision - 1, "base": base, "created": now}
-            store.commit(staged, Manifest(**parts, digest=digest, files=files))
-        store.stage()
+    with store_in_use(tmp_path / "store", folders) as store:
         yield store
-
-
-def entry_of(path):
-
-    data = path.read_bytes()
-    return FileEntry(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
 
 
 def listing(root):
@@ -434,58 +411,3 @@ def test_a_base_that_lacks_a_projection_is_refused(tmp_path) -> None:
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(UserError, match=r"layers\.2\.mlp\.up_proj\.weight is missing"):
         open_base(folder, "base")
-
-
-def command(*words):
-    parser = ArgumentParser()
-    merge_command.add_arguments(parser)
-    return merge_command.run(parser.parse_args([str(word) for word in words]))
-
-
-def test_the_command_merges_revisions_and_folders(store, folders, tmp_path, capsys) -> None:
-    scores = tmp_path / "scores.json"
-    scores.write_text(json.dumps({"base": {"text": 0.25}, "merged": {"text": 0.81, "image": 0.5}}))
-    words = ["text@1", "new=text@2", f"other={folders['video']}", "--base=miniature", f"--store={store.root}"]
-    out, adapter = tmp_path / "out", tmp_path / "adapter"
-    assert command(*words, "--weights=new=2,text=1,other=1", f"--out={out}", f"--adapter={adapter}",
-                   f"--scores={scores}") == 0  # fmt: skip
-    card = (out / "README.md").read_text()
-    assert "| new | text@2 |" in card
-    assert "| merged | 0.500 | 0.810 |" in card
-    assert "| base | - | 0.250 |" in card
-    assert (adapter / CONFIG).is_file()
-    told = capsys.readouterr().out
-    assert "cosine of text new: 1.000" in told
-    assert str(out) in told
-
-
-def test_of_a_run_every_branch_is_merged_as_it_is_newest(store, tmp_path) -> None:
-    for number, name in enumerate((store.root, store.root.parent)):
-        out = tmp_path / f"out{number}"
-        assert command(name, "--base=miniature", f"--out={out}", "--weights=text=3,image=1") == 0
-        record = json.loads((out / RECORD).read_text())
-        assert [(one["source"], one["share"]) for one in record["branches"]] == [("image@1", 0.25), ("text@2", 0.75)]
-
-
-@pytest.mark.parametrize(
-    ("words", "reason"),
-    [
-        (["text@1"], "nothing to make"),
-        (["text@1", "--out=x"], "with --store"),
-        (["text@1", "text@2", "--out=x", "--store={store}"], "two adapters are called text"),
-        (["text@1", "--out=x", "--store={store}", "--weights=text=many"], "has no number"),
-        (["text@1", "--out=x", "--store={store}", "--weights=text=1,text=2"], "has two"),
-        (["text@1", "--out=x", "--store={store}/text"], "no store"),
-        (["text@1", "--adapter=x", "--out=..", "--store={store}"], "exists"),
-        (["text@1", "--adapter=x", "--out=y", "--store={store}", "--method=ties"], "makes no adapter"),
-        (["text@1", "--out=/nowhere/x", "--store={store}"], "is no folder"),
-        (["text@1", "--out=x", "--store={store}", "--scores=nowhere"], "no scores"),
-    ],
-)
-def test_wrong_words_are_one_line_and_leave_nothing(words, reason, store, tmp_path, monkeypatch) -> None:
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    with pytest.raises(UserError, match=reason) as error:
-        command(*(word.format(store=store.root) for word in words), "--base=miniature")
-    assert "\n" not in str(error.value)
-    assert list((tmp_path / "here").iterdir()) == []
