@@ -1,6 +1,6 @@
 """Processes of ours with a log each: started, looked after, stopped in the order in which they need each other.
 
-Left out: which processes a run has (`run_command`), and who ends them if we are killed (`adapters.family`: they die
+Left out: which processes a run has (`training`), and who ends them if we are killed (`adapters.family`: they die
 with us).
 """
 

@@ -28,7 +28,7 @@ from trainer.jobs import Job, Queue, QueueAwayError, Waiting
 from trainer.observer import Observer
 from trainer.plan import Plan, Segment, impossible, is_there
 from trainer.queue_server import url_from_environment
-from trainer.recipe import Recipe
+from trainer.recipe import Comparison, Recipe
 from trainer.recipe.file import digest, load
 from trainer.recipe.serving import check_service
 from trainer.systems import plan
@@ -47,8 +47,10 @@ log = logging.getLogger("coordinator")
 
 
 def run_id(recipe: Recipe) -> str:
-    """The same for everything that computes the same: not the budget, not the trackers."""
+    """The same for everything that computes the same: not the budget, not the trackers, not how many seeds."""
     plain = recipe.model_copy(update={"budget": type(recipe.budget)(), "tracking": type(recipe.tracking)()})
+    if plain.comparison is not None:
+        plain = plain.model_copy(update={"comparison": Comparison(systems=plain.comparison.systems)})
     return f"{recipe.name}-{digest(plain).removeprefix('sha256:')[:8]}"
 
 
@@ -117,7 +119,8 @@ class Coordinator:
             if not await asyncio.to_thread(self._queue.has_run, self._run):
                 await self._put("running")  # the queue was emptied
             await self._observer.recall()
-            self._plan = plan(self._recipe, self._observer.rhythm)
+            if self._observer.rhythm:
+                self._plan = plan(self._recipe, self._observer.rhythm)
             for job in due(self._plan, self._run, heads, self._decided()):
                 await asyncio.to_thread(self._queue.enqueue, job)
             await self._retire(heads)

@@ -41,6 +41,7 @@ class Moment:
     step: int
     refs: tuple[Ref, ...]
     system: str = ""
+    is_watched: bool = True
 
     @property
     def name(self) -> str:
@@ -52,7 +53,10 @@ def moments(made: Plan) -> list[Moment]:
     together: dict[tuple[str, str, int], list[Segment]] = {}
     for segment in made.segments:
         together.setdefault((segment.system, segment.kind, segment.steps[-1].number), []).append(segment)
-    return [Moment(phase, step, tuple(_compared(found)), system) for (system, phase, step), found in together.items()]
+    return [
+        Moment(phase, step, tuple(_compared(found)), system, all(segment.is_watched for segment in found))
+        for (system, phase, step), found in together.items()
+    ]
 
 
 def _compared(segments: Sequence[Segment]) -> Iterator[Ref]:
@@ -112,7 +116,8 @@ class Observer:
         return self._is_compared(moment) or self._is_examined(moment)
 
     def _is_compared(self, moment: Moment) -> bool:
-        return self._recipe.evaluation.overlap_prompts > 0 and len(moment.refs) <= MOST_COMPARED
+        is_asked = self._recipe.evaluation.overlap_prompts > 0 and moment.is_watched
+        return is_asked and len(moment.refs) <= MOST_COMPARED
 
     def _is_examined(self, moment: Moment) -> bool:
         length = self._recipe.method.rlvr_steps + self._recipe.method.opd_steps

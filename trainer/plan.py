@@ -68,6 +68,8 @@ class Segment:
     steps: tuple[Step, ...]
     system: str = ""
     """Where a plan holds several: branches are compared with those of their own."""
+    is_watched: bool = True
+    """Whether they are compared at all."""
 
     @property
     def branch(self) -> str:

@@ -26,7 +26,7 @@ def plan(recipe: Recipe, rhythm: Sequence[int] = ()) -> Plan:
     """Every step of a run. `rhythm`: of the cycles that were decided on so far, their RLVR steps (`trainer.rhythm`)."""
     method, branches = recipe.method, recipe.branches
     if recipe.comparison is not None:
-        from trainer.comparison import comparison
+        from trainer.compare.plan import comparison
 
         made = comparison(method, tuple(recipe.capabilities), recipe.comparison)
         return replace(made, segments=tuple(_with_ends(made.segments)))

@@ -386,7 +386,7 @@ Compared = Literal[
 
 
 class Comparison(Section):
-    """Systems side by side (`trainer.comparison` says what each is), beside the experts."""
+    """Systems side by side (`trainer.compare.plan` says what each is), beside the experts."""
 
     systems: tuple[Compared, ...] = get_args(Compared)[:-2]
     """Beside the experts and their merges, which every one of them is compared with."""

@@ -6,7 +6,7 @@
     copd2      mutual distillation of the pair    noi, not  without what the second, or the first, teaches
     copd3      mutual, hub and spokes             neg       its steps without teachers: the control
     mopd       a fresh student of all experts     pilot     fresh students of the experts' checkpoints
-    sweep      copd3 with other shares of RLVR steps in a cycle: r14 has 1 of 5
+    sweep      copd3 with other shares of RLVR steps in a cycle: r1o4 has 1 of 5
 
 Branches of one capability and seed draw the same prompts with the same chance at the same step, whichever system they
 are of, so systems differ by what they do. Steps are matched as `method.rule` says. The pair is the hub and the first
@@ -25,6 +25,8 @@ from trainer.systems import alone, copd, distilled, expert_steps, later_steps, n
 
 EXPERTS = "x"
 MERGED = "merged"
+WATCHED = (EXPERTS, "copd2", "copd3")
+"""Systems whose branches are compared with each other at every phase end."""
 ALONE = frozenset({EXPERTS, "mixed2", "mixed3", "vt", "tv", "mopd", "pilot"})
 """Systems whose branches are results of their own; those of the others are merged as well."""
 
@@ -43,8 +45,7 @@ class Field:
 
     @property
     def pair(self) -> tuple[str, str]:
-        first = self.method.hub if self.method.hub in self.capabilities else self.capabilities[0]
-        return first, next(name for name in self.capabilities if name != first)
+        return pair_of(self.method, self.capabilities)
 
     @property
     def reversed_pair(self) -> tuple[str, str]:
@@ -68,6 +69,12 @@ class Field:
 
     def expert(self, name: str) -> str:
         return f"{self.prefix}-{EXPERTS}-{name}"
+
+
+def pair_of(method: Method, capabilities: Sequence[str]) -> tuple[str, str]:
+    """The hub and the first other capability."""
+    hub = method.hub if method.hub is not None and method.hub in capabilities else capabilities[0]
+    return hub, next(name for name in capabilities if name != hub)
 
 
 def comparison(method: Method, capabilities: Sequence[str], asked: Comparison) -> Plan:
@@ -100,10 +107,16 @@ class Entry:
 
 
 def entries(made: Plan) -> Iterator[Entry]:
-    """Of a plan of `comparison`: in its order, seed by seed."""
+    """Of a plan of `comparison`: in its order, seed by seed. With the pilot, its teachers as they were."""
     systems: dict[str, dict[str, None]] = {}
     for segment in made.segments:
         systems.setdefault(segment.system, {})[segment.branch] = None
+    teachers = {
+        teacher.ref: None
+        for segment in made.segments
+        if segment.system.endswith("-pilot")
+        for teacher in segment.steps[0].teachers
+    }
     for name, branches in systems.items():
         place, system = name.split("-", 1)
         seed, heads = int(place.removeprefix("s")), [Ref(branch, made.head(branch)) for branch in branches]
@@ -112,6 +125,10 @@ def entries(made: Plan) -> Iterator[Entry]:
         if system not in ALONE:
             yield Entry(system, MERGED, seed, tuple(heads))
         if system == EXPERTS:
+            for ref in teachers:
+                if ref.branch in branches:
+                    capability = ref.branch.removeprefix(f"{name}-")
+                    yield Entry(EXPERTS, f"{capability}@{ref.revision}", seed, (ref,))
             yield Entry("merge2", MERGED, seed, tuple(heads[:2]))
             if len(heads) > 2:
                 yield Entry("merge3", MERGED, seed, tuple(heads))
@@ -199,7 +216,7 @@ def _sweep(field: Field) -> Plan:
     for steps in range(1, length):
         if steps != method.rlvr_steps:  # that is copd3
             own = method.model_copy(update={"rlvr_steps": steps, "opd_steps": length - steps})
-            build = _mutual(f"r{steps}{length - steps}", lambda field: field.around, _all)
+            build = _mutual(f"r{steps}o{length - steps}", lambda field: field.around, _all)
             made.append(build(replace(field, method=own)))
     return _joined(made)
 
@@ -244,7 +261,7 @@ def _marked(made: Plan, field: Field, system: str) -> Plan:
         steps = tuple(
             replace(step, seed=field.seed, stream=stream.removeprefix(f"{field.prefix}-")) for step in segment.steps
         )
-        return replace(segment, steps=steps, system=name)
+        return replace(segment, steps=steps, system=name, is_watched=system in WATCHED)
 
     starts = tuple(replace(one, seed=field.seed) for one in made.starts)
     return Plan(starts, tuple(marked(segment) for segment in made.segments))

@@ -1,0 +1,126 @@
+"""What every result of a comparison answers on held-out questions: `DIR/answers/seed-0.jsonl`, whole or not there.
+
+A line for each result, exam and way of answering, with the reward of each question: all that the tables are made of.
+Merges are examined as the adapters that they exactly are, so a seed is one service and one round of questions. Equal
+questions and chance for every result and every seed.
+
+Left out: training, and what the numbers say (`standings`).
+"""
+
+import json
+import math
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import TypeAdapter
+
+from adapters.base import locate
+from adapters.errors import UserError
+from adapters.merge import mixture, write_adapter
+from adapters.merge_inputs import open_base, open_revision
+from adapters.names import BASE
+from trainer.children import Children
+from trainer.compare.plan import Entry
+from trainer.evaluate import Exam, Item, exams, question_means
+from trainer.finish import Examiner, stacked_rank
+from trainer.recipe import Recipe
+from trainer.recipe.parts import ENGINE_RANKS
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Of one result in one exam, answered in one way."""
+
+    seed: int
+    system: str
+    row: str
+    exam: str
+    way: str
+    """`greedy` or `sampled`."""
+    rewards: tuple[float | None, ...]
+    """The mean of each question's answers; None: nobody could judge them."""
+    tokens: float
+    """Of an answer."""
+    cut_off: float
+    """Share of the answers."""
+
+    @property
+    def values(self) -> NDArray[np.float64]:
+        """By question."""
+        return np.array([math.nan if one is None else one for one in self.rewards])
+
+
+_LINE = TypeAdapter(Answers)
+
+
+def path_of(out: Path, seed: int) -> Path:
+    return out / "answers" / f"seed-{seed}.jsonl"
+
+
+def read_answers(path: Path) -> list[Answers]:
+    return [_LINE.validate_json(line) for line in path.read_text().splitlines()]
+
+
+def examine_seed(
+    recipe: Recipe, out: Path, seed: int, entries: Sequence[Entry], children: Children, is_stopped: Callable[[], bool]
+) -> bool:
+    """False: told to stop."""
+    target = path_of(out, seed)
+    target.parent.mkdir(exist_ok=True)
+    asked = exams(recipe)
+    with tempfile.TemporaryDirectory(prefix=".merges-", dir=out) as name:
+        merges = write_merges(recipe, out / "store", entries, Path(name))
+        ranks = [stacked_rank(folder) for folder in merges.values()]
+        if None in ranks:
+            raise UserError(f"the ranks of a merge add up to more than {ENGINE_RANKS[-1]}; lower lora.rank")
+        rank = max((rank for rank in ranks if rank is not None), default=None)
+        models = [BASE, *dict.fromkeys(entry.model for entry in entries)]
+        items = Examiner(recipe, out, children, asked, is_stopped).examine(models, rank=rank, extra=merges)
+    if items is None:
+        return False
+    draft = target.with_suffix(".draft")
+    draft.write_text("".join(json.dumps(asdict(one)) + "\n" for one in answers_of(items, asked, seed, entries)))
+    draft.replace(target)
+    return True
+
+
+def write_merges(recipe: Recipe, store: Path, entries: Sequence[Entry], folder: Path) -> dict[str, Path]:
+    """Each as one adapter, by the name that it is asked for."""
+    base = open_base(locate(recipe.base.name), recipe.base.name)
+    found: dict[str, Path] = {}
+    for entry in entries:
+        if len(entry.refs) > 1:
+            branches = [open_revision(store, ref, base) for ref in entry.refs]
+            mix = mixture(branches, {}, method="mean", scale=recipe.merge.scale)
+            write_adapter(base, mix, folder / entry.model)
+            found[entry.model] = folder / entry.model
+    return found
+
+
+def answers_of(items: Sequence[Item], asked: Sequence[Exam], seed: int, entries: Sequence[Entry]) -> Iterator[Answers]:
+    of: dict[tuple[str, str, str], list[Item]] = {}
+    for item in items:
+        of.setdefault((item.model, item.exam, item.way), []).append(item)
+    named: Mapping[tuple[str, str], str] = {
+        (BASE, ""): BASE,
+        **{(entry.system, entry.row): entry.model for entry in entries},
+    }
+    for (system, row), model in named.items():
+        for exam in asked:
+            for way in exam.ways:
+                own = of[model, exam.name, way.name]
+                means = question_means(own, len(exam.prompts)).tolist()
+                yield Answers(
+                    seed,
+                    system,
+                    row,
+                    exam.name,
+                    "greedy" if way.name == "greedy" else "sampled",
+                    tuple(None if math.isnan(value) else round(value, 4) for value in means),
+                    float(np.mean([item.tokens for item in own])),
+                    float(np.mean([item.is_cut_off for item in own])),
+                )

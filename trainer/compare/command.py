@@ -1,0 +1,113 @@
+"""`coevo compare RECIPE --seeds N`: the paper's tables, with intervals, from one command.
+
+Seed by seed, all systems of a seed as one plan on one engine and one worker, then every result examined at once. What
+is there is not made again: after Ctrl-C, or with more `--seeds`, go on with `--resume`.
+
+    DIR/answers/seed-0.jsonl   the reward of every result for every question: what all tables are made of
+    DIR/comparison.json        tables, verdicts, costs, dynamics
+    DIR/report.html            the same to read, with pictures, in one file
+    DIR/store, DIR/runs, ...   as of `coevo run`
+
+The recipe is one of `copd`; its hub and the first other capability are the pair of the two-branch tables. Tune on the
+miniature's validation questions and report on others: capabilities.NAME.held_out says which are asked.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+from adapters.errors import UserError
+from trainer.compare.answers import examine_seed, path_of, read_answers
+from trainer.compare.plan import entries
+from trainer.compare.report import write_report
+from trainer.compare.results import Results, as_json, results_of
+from trainer.evaluate import exams
+from trainer.events import read_events
+from trainer.recipe import Comparison, Recipe
+from trainer.recipe.file import load
+from trainer.systems import plan
+from trainer.tracking import check_trackers
+from trainer.training import events_of, is_trained, open_folder, processes, train
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", type=Path, metavar="RECIPE")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a value of the recipe")
+    parser.add_argument("--seeds", type=int, metavar="N", help="how many [comparison.seeds of the recipe]")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where everything lies [out/compare-NAME]")
+    parser.add_argument("--resume", action="store_true", help="go on with what is there, or add seeds to it")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to this file as well")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    recipe = of_comparison(load(arguments.recipe, arguments.set), arguments.seeds)
+    check_trackers(recipe.tracking.to)
+    if arguments.json and not arguments.json.absolute().parent.is_dir():
+        raise UserError(f"{arguments.json}: there is no folder {arguments.json.parent}; make it first")
+    out = arguments.out or Path("out") / f"compare-{recipe.name}"
+    open_folder(out, recipe, resume=arguments.resume)
+    assert recipe.comparison is not None
+    began, seeds = time.monotonic(), recipe.comparison.seeds
+    for number in range(seeds):
+        seed = recipe.comparison.first_seed + number
+        if path_of(out, seed).exists():
+            continue
+        print(f"seed {seed}, {number + 1} of {seeds}, after {(time.monotonic() - began) / 60:.0f} min", flush=True)
+        if not _made(recipe, out, seed):
+            changes = "".join(f" --set {one}" for one in arguments.set)
+            print(f"stopped; to go on: coevo compare {arguments.recipe}{changes} --seeds {seeds} --out {out} --resume")
+            return 130
+    results = gathered(recipe, out)
+    _write(results, out, arguments.json)
+    return 0
+
+
+def of_comparison(recipe: Recipe, seeds: int | None) -> Recipe:
+    """With how many seeds, if that was said."""
+    if recipe.method.kind != "copd" or recipe.method.rhythm == "adaptive":
+        raise UserError(
+            f"{recipe.name}: a comparison is made from a recipe of copd with a fixed rhythm; take such a one"
+        )
+    if seeds is not None and seeds < 1:
+        raise UserError(f"--seeds {seeds}: take 1 or more")
+    if len(recipe.capabilities) < 2:
+        raise UserError(f"{recipe.name}: has one capability; a comparison needs two or more")
+    asked = recipe.comparison or Comparison()
+    return recipe.model_copy(
+        update={"comparison": asked if seeds is None else asked.model_copy(update={"seeds": seeds})}
+    )
+
+
+def of_seed(recipe: Recipe, seed: int) -> Recipe:
+    assert recipe.comparison is not None
+    return recipe.model_copy(
+        update={"comparison": recipe.comparison.model_copy(update={"seeds": 1, "first_seed": seed})}
+    )
+
+
+def _made(recipe: Recipe, out: Path, seed: int) -> bool:
+    """Trains and examines one seed. False: told to stop."""
+    own = of_seed(recipe, seed)
+    open_folder(out, own, resume=True)
+    with processes(out) as (children, stop):
+        if not is_trained(out, own) and not train(own, out, children, stop):
+            return False
+        found = list(entries(plan(own)))
+        return examine_seed(own, out, seed, found, children, lambda: stop.is_set)
+
+
+def gathered(recipe: Recipe, out: Path) -> Results:
+    """From all seeds that are there."""
+    paths = sorted((out / "answers").glob("seed-*.jsonl"))
+    answers = [one for path in paths for one in read_answers(path)]
+    blind = {exam.name: exam.blind for exam in exams(recipe) if exam.blind is not None}
+    return results_of(recipe, answers, read_events(events_of(out, recipe)), blind)
+
+
+def _write(results: Results, out: Path, also: Path | None) -> None:
+    text = json.dumps(as_json(results), indent=1, allow_nan=False) + "\n"
+    for path in (out / "comparison.json", *([also] if also else [])):
+        path.write_text(text)
+    report = write_report(results, out / "report.html")
+    print(f"{report} has tables and pictures, {out / 'comparison.json'} the numbers, {out / 'answers'} every answer")

@@ -1,0 +1,155 @@
+"""All that a comparison says, as one value and as JSON.
+
+Left out: how it is shown (`report`).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from trainer.compare.answers import Answers
+from trainer.compare.costs import Spent, cost_of, spent_by_step
+from trainer.compare.dynamics import Point, Share, Student, correlation, series, students, sweep
+from trainer.compare.plan import entries, pair_of
+from trainer.compare.standings import Line, Standings, Table, Verdict, absorption, tables, verdicts
+from trainer.events import Event
+from trainer.intervals import Interval
+from trainer.recipe import Comparison, Recipe
+from trainer.systems import plan
+
+
+@dataclass(frozen=True, slots=True)
+class Absorbed:
+    """The share of a teacher's lead that a student took."""
+
+    student: str
+    capability: str
+    share: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    name: str
+    steps: int
+    """Of an expert."""
+    way: str
+    """By which the tables' verdicts go."""
+    found: Standings
+    tables: Sequence[Table]
+    verdicts: Mapping[str, Mapping[str, Sequence[Verdict]]]
+    """By table and way."""
+    spent: Mapping[tuple[str, str], Spent]
+    """By system and row: the mean of the seeds."""
+    blind: Mapping[str, float]
+    series: Sequence[Point]
+    students: Sequence[Student]
+    sweep: Sequence[Share]
+    absorbed: Sequence[Absorbed]
+
+
+def results_of(
+    recipe: Recipe, answers: Sequence[Answers], events: Sequence[Event], blind: Mapping[str, float]
+) -> Results:
+    found = Standings(answers)
+    exams, pair = tuple(recipe.capabilities), pair_of(recipe.method, tuple(recipe.capabilities))
+    made = tables(exams, pair, found)
+    way = found.ways[0]
+    return Results(
+        recipe.name,
+        recipe.method.expert_steps,
+        way,
+        found,
+        made,
+        {table.title: {way: list(verdicts(found, table, way)) for way in found.ways} for table in made},
+        _spent(recipe, found.seeds, events),
+        blind,
+        series(events),
+        students(found, events, way),
+        sweep(found, recipe.method, exams, way),
+        list(_absorbed(found, exams, pair, way)),
+    )
+
+
+def _spent(recipe: Recipe, seeds: Sequence[int], events: Sequence[Event]) -> dict[tuple[str, str], Spent]:
+    asked = recipe.comparison or Comparison()
+    by_step = spent_by_step(events, recipe.rollout)
+    sums: dict[tuple[str, str], Spent] = {}
+    for seed in seeds:
+        own = asked.model_copy(update={"seeds": 1, "first_seed": seed})
+        made = plan(recipe.model_copy(update={"comparison": own}))
+        for entry in entries(made):
+            key = entry.system, entry.row
+            sums[key] = sums.get(key, Spent()) + cost_of(entry.refs, made, by_step)
+    return {key: one.over(len(seeds)) for key, one in sums.items()}
+
+
+def _absorbed(found: Standings, exams: Sequence[str], pair: tuple[str, str], way: str):
+    base, (hub, other) = Line("base", "base"), pair
+    expert = {name: Line(name, "x", name) for name in exams}
+    cases = [("vt", expert[hub], [other]), ("tv", expert[other], [hub]), ("mopd", base, exams)]
+    for system, before, taught in cases:
+        student = Line(system, system)
+        if found.has(student):
+            for exam in taught:
+                yield Absorbed(system, exam, absorption(found, exam, student, before, expert[exam], way))
+
+
+# ---- as JSON ----
+
+
+def as_json(results: Results) -> dict[str, Any]:
+    found = results.found
+    return {
+        "name": results.name,
+        "expert_steps": results.steps,
+        "seeds": found.seeds,
+        "blind": dict(results.blind),
+        "tables": [_table(results, table) for table in results.tables],
+        "series": [asdict(point) for point in results.series],
+        "pilot": {
+            "students": [asdict(one) for one in results.students],
+            "r_gain": correlation([s.overlap for s in results.students], [s.gain for s in results.students]),
+        },
+        "sweep": [asdict(share) | {"accuracy": number(share.accuracy)} for share in results.sweep],
+        "absorption": [asdict(one) for one in results.absorbed],
+    }
+
+
+def _table(results: Results, table: Table) -> dict[str, Any]:
+    found = results.found
+    return {
+        "title": table.title,
+        "lines": [
+            {
+                "label": line.label,
+                "system": line.system,
+                "row": line.row,
+                **{
+                    way: {exam: number(found.accuracy(line, [exam], way)) for exam in table.exams}
+                    | {"mean": number(found.accuracy(line, table.exams, way))}
+                    for way in found.ways
+                },
+                "spent": asdict(spent) if (spent := results.spent.get((line.system, line.row))) else None,
+            }
+            for line in table.lines
+        ],
+        "claims": [
+            {
+                "ahead": one.claim.ahead.label,
+                "behind": one.claim.behind.label,
+                "exam": one.claim.exam,
+                "way": way,
+                "difference": number(one.difference),
+                "verdict": one.word,
+            }
+            for way, own in results.verdicts[table.title].items()
+            for one in own
+        ],
+    }
+
+
+def number(one: Interval) -> dict[str, float | None]:
+    """For JSON, to a hundredth of a point."""
+    ends = {"mean": one.mean, "low": one.low, "high": one.high}
+    return {name: None if value is None or math.isnan(value) else round(value, 4) for name, value in ends.items()}
