@@ -28,6 +28,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError("nothing to make; name a new folder with --out, --adapter or both")
     for target in filter(None, (arguments.out, arguments.adapter)):
         check_new(target)  # before a base of many GB is read
+    if arguments.out == arguments.adapter:
+        raise UserError(f"--out and --adapter: {arguments.out} cannot be both; name two folders")
     out: Path | None = arguments.out
     if arguments.push:
         if out is None:
@@ -137,7 +139,10 @@ def branches_of(texts: Sequence[str], store: Path | None, base: Base) -> list[Br
     """As they are named; of a run or a store alone, the newest of every branch."""
     for folder in (Path(texts[0]) / "store", Path(texts[0])):
         if len(texts) == 1 and (folder / "store.json").is_file():
-            return [open_revision(folder, ref, base) for ref in heads(folder)]
+            refs = heads(folder)
+            if not refs:
+                raise UserError(f"{folder}: no branch is in it yet; merge it when every branch has made a step")
+            return [open_revision(folder, ref, base) for ref in refs]
     return [branch_of(text, store, base) for text in texts]
 
 

@@ -12,9 +12,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from adapters.base import locate
 from adapters.errors import UserError
-from adapters.manifest import CONFIG
+from adapters.manifest import CONFIG, base_digest
 from adapters.merge_record import RECORD
+from adapters.store import Store
 from tests.adapters.files import store_in_use, write_adapter
 from trainer import merge_command
 
@@ -72,6 +74,7 @@ def test_of_a_run_every_branch_is_merged_as_it_is_newest(store, tmp_path) -> Non
         (["text@1", "--out=x", "--store={store}", "--weights=text=1,text=2"], "has two"),
         (["text@1", "--out=x", "--store={store}/text"], "no store"),
         (["text@1", "--adapter=x", "--out=..", "--store={store}"], "exists"),
+        (["text@1", "--adapter=x", "--out=x", "--store={store}"], "name two folders"),
         (["text@1", "--adapter=x", "--out=y", "--store={store}", "--method=ties"], "makes no adapter"),
         (["text@1", "--out=/nowhere/x", "--store={store}"], "is no folder"),
         (["text@1", "--out=x", "--store={store}", "--scores=nowhere"], "no scores"),
@@ -84,6 +87,13 @@ def test_wrong_words_are_one_line_and_leave_nothing(words, reason, store, tmp_pa
         command(*(word.format(store=store.root) for word in words), "--base=miniature")
     assert "\n" not in str(error.value)
     assert list((tmp_path / "here").iterdir()) == []
+
+
+def test_a_store_without_a_branch_is_one_line(tmp_path) -> None:
+    with Store(tmp_path / "store", base_digest(locate("miniature"))):
+        pass
+    with pytest.raises(UserError, match="store: no branch is in it yet"):
+        command(tmp_path / "store", "--base=miniature", f"--out={tmp_path / 'out'}")
 
 
 class Hub(ThreadingHTTPServer):
