@@ -248,7 +248,7 @@ def as_part(name: str, lessons: Sequence[Lesson]) -> Part:
         targets = tuple(target for target in lesson.targets if target is not None)
         if targets:
             prompt = lesson.rollout.prompt
-            groups.append(Group(lesson.rollout.ids_P, prompt.images, prompt.videos, targets))
+            groups.append(Group(lesson.rollout.ids_P, prompt.images, prompt.videos, targets, prompt.capability))
     return Part(name, tuple(groups))
 
 

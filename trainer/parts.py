@@ -51,6 +51,8 @@ class Group:
     """Encoded, as they came."""
     videos: tuple[bytes, ...]
     targets: tuple[Target, ...]
+    kind: str = ""
+    """By which the gradients of one part are told apart: the capability, of a branch that has several."""
 
     def only(self, targets: Sequence[Target]) -> Self:
         """The same prompt with some of its completions."""

@@ -15,6 +15,7 @@ a run ends with (`finish`), what is shown meanwhile (`console`), and who restart
 import argparse
 from pathlib import Path
 
+from adapters.errors import UserError
 from adapters.names import MERGED
 from trainer.coordinator import run_id
 from trainer.events import overlap_lines, read_events
@@ -38,6 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     recipe = load(arguments.recipe, arguments.set)
+    if recipe.comparison is not None:
+        raise UserError(f"{arguments.recipe}: compares systems; take coevo compare")
     check_trackers(recipe.tracking.to)
     out = arguments.out or Path("out") / recipe.name
     open_folder(out, recipe, resume=arguments.resume)

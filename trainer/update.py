@@ -9,8 +9,9 @@ as it was, and why is told. A device that is out of memory halves the token budg
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations, groupby
 
 import numpy as np
 import torch
@@ -26,6 +27,10 @@ from trainer.ranks import ALONE, Ranks
 from trainer.recipe import Loss
 
 LEAST_BUDGET = 64
+COSINE = "cosine"
+"""Of the gradients of two capabilities of a mixed branch: the metric `native/cosine:text:image`."""
+
+Gradients = dict[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +55,10 @@ class _NoRoomError(Exception):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Work:
-    """A part as this process computes it."""
+    """Those groups of a part that are of one kind, as this process computes them."""
 
     part: Part
+    kind: str
     packs: list[Pack]
     old: list[Tensor]
     """Log-probabilities before the first update, of each pack, once they are known."""
@@ -94,7 +100,7 @@ def _updates(
     budget: int,
     ranks: Ranks,
 ) -> dict[str, float]:
-    works = [_work(part, budget, ranks) for part in parts]
+    works = [_work(part, kind, budget, ranks) for part in parts for kind in _kinds(part)]
     metrics: dict[str, float] = {}
     for _ in range(loss.updates_per_batch):
         gradients, measured = _gradients(policy, adapter, works, loss, ranks)
@@ -104,9 +110,14 @@ def _updates(
     return metrics
 
 
-def _work(part: Part, budget: int, ranks: Ranks) -> _Work:
-    packs = pack([group for group in part.groups if _teaches(group)], budget)
-    return _Work(part, [packs[number] for number in share_out(packs, ranks.count)[ranks.rank]], [])
+def _kinds(part: Part) -> Sequence[str]:
+    """At least one, so that a part without groups is measured too."""
+    return list(dict.fromkeys(group.kind for group in part.groups)) or [""]
+
+
+def _work(part: Part, kind: str, budget: int, ranks: Ranks) -> _Work:
+    packs = pack([group for group in part.groups if group.kind == kind and _teaches(group)], budget)
+    return _Work(part, kind, [packs[number] for number in share_out(packs, ranks.count)[ranks.rank]], [])
 
 
 def _teaches(group: Group) -> bool:
@@ -118,21 +129,42 @@ def _gradients(
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Of the whole loss, and what each part measured."""
     parameters = policy.adapters.parameters(adapter)
-    total: dict[str, Tensor] = {}
+    total: Gradients = {}
     metrics: dict[str, float] = {}
-    for work in works:
-        sums = _with_room(policy, adapter, work, loss, ranks)
-        gradients = {key: _taken(parameter) for key, parameter in parameters.items()}
-        ranks.sum(gradients)
+    for name, own in groupby(works, lambda work: work.part.name):
+        sums, by_kind = torch.zeros(len(SUMS), dtype=torch.float64, device=policy.device), dict[str, Gradients]()
+        for work in own:
+            sums += _with_room(policy, adapter, work, loss, ranks)
+            by_kind[work.kind] = {key: _taken(parameter) for key, parameter in parameters.items()}
+            ranks.sum(by_kind[work.kind])
         ranks.sum({"sums": sums})
+        cosines = dict(_cosines(by_kind))
+        gradients = _added(list(by_kind.values()))
         measured = _measured(sums) | {"grad_norm": _norm(gradients)}
-        for name in ("loss", "grad_norm"):
-            if not math.isfinite(measured[name]):
-                raise _NotFiniteError(f"{work.part.name}: {name} is {measured[name]}")
-        metrics |= {f"{work.part.name}/{name}": value for name, value in measured.items()}
-        total = {key: total[key].add_(one) for key, one in gradients.items()} if total else gradients
+        for what in ("loss", "grad_norm"):
+            if not math.isfinite(measured[what]):
+                raise _NotFiniteError(f"{name}: {what} is {measured[what]}")
+        metrics |= {f"{name}/{what}": value for what, value in (measured | cosines).items()}
+        total = _added([total, gradients]) if total else gradients
     metrics["grad_norm"] = _norm(total)
     return total, metrics
+
+
+def _added(several: Sequence[Gradients]) -> Gradients:
+    """Into the first."""
+    first, *others = several
+    for other in others:
+        for key, one in other.items():
+            first[key].add_(one)
+    return first
+
+
+def _cosines(by_kind: Mapping[str, Gradients]) -> Iterator[tuple[str, float]]:
+    """Whether the capabilities of a mixed branch pull the same way."""
+    for (a, one), (b, other) in combinations(by_kind.items(), 2):
+        norm = _norm(one) * _norm(other)
+        if norm > 0:
+            yield f"{COSINE}:{a}:{b}", sum(float((one[key] * other[key]).sum()) for key in one) / norm
 
 
 def _norm(gradients: Mapping[str, Tensor]) -> float:

@@ -270,3 +270,22 @@ def test_other_errors_are_not_taken_for_a_full_device(policy, adapter, native, m
     monkeypatch.setattr(policy, "logprobs", broken)
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
         update(policy, adapter, observer(policy, adapter), [native], loss=Loss(), budget=4096)
+
+
+def test_gradients_of_several_capabilities_are_told_apart_and_add_up(policy, adapter, native):
+    """Of a mixed branch. The cosine is that of the gradients when the others are silent."""
+    kinds = ["text", "image", "text"]
+    mixed = Part("native", tuple(replace(one, kind=kind) for one, kind in zip(native.groups, kinds, strict=True)))
+
+    def alone(kind):
+        groups = (one if one.kind == kind else silent(one) for one in mixed.groups)
+        found, _ = gradients_of(policy, adapter, [Part("native", tuple(groups))])
+        return torch.cat([one.flatten() for one in found.values()])
+
+    plain, done_plain = gradients_of(policy, adapter, [native])
+    both, done = gradients_of(policy, adapter, [mixed])
+    assert difference(both, plain) < ROUNDING
+    cosine = torch.nn.functional.cosine_similarity(alone("text"), alone("image"), dim=0)
+    assert done.metrics["native/cosine:text:image"] == pytest.approx(float(cosine), abs=1e-4)
+    assert done.metrics["native/loss"] == pytest.approx(done_plain.metrics["native/loss"], abs=1e-6)
+    assert not any("cosine" in name for name in done_plain.metrics)

@@ -20,7 +20,7 @@ from pydantic import TypeAdapter
 
 from adapters.base import locate
 from adapters.errors import UserError
-from adapters.merge import mixture, write_adapter
+from adapters.merge import cosines, mixture, write_adapter
 from adapters.merge_inputs import open_base, open_revision
 from adapters.names import BASE
 from trainer.children import Children
@@ -61,6 +61,11 @@ def path_of(out: Path, seed: int) -> Path:
     return out / "answers" / f"seed-{seed}.jsonl"
 
 
+def cosines_of(out: Path, seed: int) -> Path:
+    """Between the deltas of branches that are merged, by system."""
+    return out / "answers" / f"cosines-{seed}.json"
+
+
 def read_answers(path: Path) -> list[Answers]:
     return [_LINE.validate_json(line) for line in path.read_text().splitlines()]
 
@@ -71,6 +76,7 @@ def examine_seed(
     """False: told to stop."""
     target = path_of(out, seed)
     target.parent.mkdir(exist_ok=True)
+    cosines_of(out, seed).write_text(json.dumps(_branch_cosines(recipe, out / "store", entries), indent=1) + "\n")
     asked = exams(recipe)
     with tempfile.TemporaryDirectory(prefix=".merges-", dir=out) as name:
         merges = write_merges(recipe, out / "store", entries, Path(name))
@@ -86,6 +92,18 @@ def examine_seed(
     draft.write_text("".join(json.dumps(asdict(one)) + "\n" for one in answers_of(items, asked, seed, entries)))
     draft.replace(target)
     return True
+
+
+def _branch_cosines(recipe: Recipe, store: Path, entries: Sequence[Entry]) -> dict[str, dict[str, float | None]]:
+    base = open_base(locate(recipe.base.name), recipe.base.name)
+    return {
+        entry.system: {
+            " - ".join(name.removeprefix(f"s{entry.seed}-") for name in pair.split()): cosine
+            for pair, cosine in cosines(base, [open_revision(store, ref, base) for ref in entry.refs]).items()
+        }
+        for entry in entries
+        if len(entry.refs) > 1
+    }
 
 
 def write_merges(recipe: Recipe, store: Path, entries: Sequence[Entry], folder: Path) -> dict[str, Path]:

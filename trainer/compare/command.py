@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from adapters.errors import UserError
-from trainer.compare.answers import examine_seed, path_of, read_answers
+from trainer.compare.answers import cosines_of, examine_seed, path_of, read_answers
 from trainer.compare.plan import entries
 from trainer.compare.report import write_report
 from trainer.compare.results import Results, as_json, results_of
@@ -102,7 +102,8 @@ def gathered(recipe: Recipe, out: Path) -> Results:
     paths = sorted((out / "answers").glob("seed-*.jsonl"))
     answers = [one for path in paths for one in read_answers(path)]
     blind = {exam.name: exam.blind for exam in exams(recipe) if exam.blind is not None}
-    return results_of(recipe, answers, read_events(events_of(out, recipe)), blind)
+    cosines = {seed: json.loads(cosines_of(out, seed).read_text()) for seed in {one.seed for one in answers}}
+    return results_of(recipe, answers, read_events(events_of(out, recipe)), blind, cosines)
 
 
 def _write(results: Results, out: Path, also: Path | None) -> None:

@@ -1,10 +1,11 @@
 """How branches drift apart or stay together, and whether that is what teaching depends on: from a comparison's events.
 
     series    overlap and symmetric KL between branches over the steps, of the experts and of CoPD
+    pulls     cosines between the gradients of a mixed branch's capabilities
     pilot     gain of a fresh student against its overlap with the teacher at the start, with Pearson's r
     sweep     accuracy of the merge by the share of RLVR steps in a cycle
 
-Left out: gradients (`divergence`), and accuracies of systems beside each other (`standings`).
+Left out: accuracies of systems beside each other (`standings`).
 """
 
 import re
@@ -19,8 +20,10 @@ from trainer.compare.plan import EXPERTS, MERGED
 from trainer.compare.standings import Line, Standings
 from trainer.events import Event, overlaps_of
 from trainer.intervals import Interval
+from trainer.loop import NATIVE
 from trainer.overlap import Overlaps
 from trainer.recipe import Method
+from trainer.update import COSINE
 
 _RESAMPLED = 2000
 Floats = NDArray[np.float64]
@@ -72,6 +75,29 @@ def _point(event: Event, found: Overlaps) -> Point | None:
 def _place(system: str) -> tuple[int, str]:
     place, name = system.split("-", 1)
     return int(place.removeprefix("s")), name
+
+
+# ---- gradients of mixed RLVR ----
+
+
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """Two capabilities in one step of a mixed branch: 1, they pull the same way; below 0, against each other."""
+
+    system: str
+    seed: int
+    step: int
+    pair: str
+    cosine: float
+
+
+def pulls(events: Sequence[Event]) -> Iterator[Pull]:
+    for event in events:
+        if event["kind"] == "step":
+            for name, value in event["metrics"].items():
+                if name.startswith(f"{NATIVE}/{COSINE}:"):
+                    seed, system = _place(event["branch"])
+                    yield Pull(system, seed, event["step"], " - ".join(name.split(":")[1:]), value)
 
 
 # ---- pilot ----

@@ -10,6 +10,7 @@ import numpy as np
 from trainer.compare.plan import EXPERTS
 from trainer.compare.results import Results
 
+_SMOOTH = 10  # steps
 NAMES = {EXPERTS: "experts alone", "copd2": "CoPD, two branches", "copd3": "CoPD"}
 
 
@@ -18,6 +19,7 @@ def pictures(results: Results) -> dict[str, bytes]:
     found = {
         "Means over the seeds": (bool(results.tables), _draw_means),
         "Branches while they learn": (bool(results.series), _draw_series),
+        "Gradients of mixed RLVR": (bool(results.pulls), _draw_pulls),
         "Pilot: what a fresh student takes from a teacher": (bool(results.students), _draw_pilot),
         "RLVR and distillation in a cycle": (bool(results.sweep), _draw_sweep),
     }
@@ -82,6 +84,26 @@ def _bands(results: Results, field: str) -> Iterator[tuple[str, list[int], list[
         steps = sorted(by_step)
         own = [by_step[step] for step in steps]
         yield system, steps, [float(np.mean(one)) for one in own], [min(one) for one in own], [max(one) for one in own]
+
+
+def _draw_pulls(results: Results, figure: Any) -> None:
+    """Means over the seeds, over `_SMOOTH` steps."""
+    systems = list(dict.fromkeys(one.system for one in results.pulls))
+    panels = figure.subplots(1, len(systems), squeeze=False)[0]
+    for panel, system in zip(panels, systems, strict=True):
+        for pair in dict.fromkeys(one.pair for one in results.pulls if one.system == system):
+            by_bin: dict[int, list[float]] = defaultdict(list)
+            for one in results.pulls:
+                if (one.system, one.pair) == (system, pair):
+                    by_bin[(one.step - 1) // _SMOOTH].append(one.cosine)
+            bins = sorted(by_bin)
+            panel.plot(
+                [(one + 0.5) * _SMOOTH for one in bins], [float(np.mean(by_bin[one])) for one in bins], label=pair
+            )
+        panel.axhline(0, color="grey", linewidth=0.8, linestyle=":")
+        panel.set_title(f"{system}: cosine of the capabilities' gradients", fontsize=10)
+        panel.set_xlabel("step")
+        panel.legend(fontsize=8)
 
 
 def _draw_pilot(results: Results, figure: Any) -> None:

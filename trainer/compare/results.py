@@ -10,7 +10,7 @@ from typing import Any
 
 from trainer.compare.answers import Answers
 from trainer.compare.costs import Spent, cost_of, spent_by_step
-from trainer.compare.dynamics import Point, Share, Student, correlation, series, students, sweep
+from trainer.compare.dynamics import Point, Pull, Share, Student, correlation, pulls, series, students, sweep
 from trainer.compare.plan import entries, pair_of
 from trainer.compare.standings import Line, Standings, Table, Verdict, absorption, tables, verdicts
 from trainer.events import Event
@@ -43,13 +43,20 @@ class Results:
     """By system and row: the mean of the seeds."""
     blind: Mapping[str, float]
     series: Sequence[Point]
+    pulls: Sequence[Pull]
+    cosines: Mapping[int, Mapping[str, Mapping[str, float | None]]]
+    """Between the deltas of branches: by seed, system and pair."""
     students: Sequence[Student]
     sweep: Sequence[Share]
     absorbed: Sequence[Absorbed]
 
 
 def results_of(
-    recipe: Recipe, answers: Sequence[Answers], events: Sequence[Event], blind: Mapping[str, float]
+    recipe: Recipe,
+    answers: Sequence[Answers],
+    events: Sequence[Event],
+    blind: Mapping[str, float],
+    cosines: Mapping[int, Mapping[str, Mapping[str, float | None]]],
 ) -> Results:
     found = Standings(answers)
     exams, pair = tuple(recipe.capabilities), pair_of(recipe.method, tuple(recipe.capabilities))
@@ -65,6 +72,8 @@ def results_of(
         _spent(recipe, found.seeds, events),
         blind,
         series(events),
+        list(pulls(events)),
+        cosines,
         students(found, events, way),
         sweep(found, recipe.method, exams, way),
         list(_absorbed(found, exams, pair, way)),
@@ -107,6 +116,8 @@ def as_json(results: Results) -> dict[str, Any]:
         "blind": dict(results.blind),
         "tables": [_table(results, table) for table in results.tables],
         "series": [asdict(point) for point in results.series],
+        "gradient_cosines": [asdict(one) for one in results.pulls],
+        "delta_cosines": {str(seed): of for seed, of in results.cosines.items()},
         "pilot": {
             "students": [asdict(one) for one in results.students],
             "r_gain": correlation([s.overlap for s in results.students], [s.gain for s in results.students]),

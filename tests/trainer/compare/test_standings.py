@@ -1,0 +1,96 @@
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from trainer.compare.answers import Answers
+from trainer.compare.standings import Claim, Line, Standings, Table, absorption, centred, tables, verdicts
+from trainer.intervals import interval
+
+A, B = Line("a", "a"), Line("b", "b")
+TABLE = Table("t", ("text", "image"), (A, B), (Claim(A, B), Claim(A, B, "image")))
+
+
+def answers(system: str, exam: str, by_seed: Sequence[Sequence[float]], row: str = "") -> list[Answers]:
+    return [
+        Answers(seed, system, row, exam, "greedy", tuple(rewards), 10.0, 0.0) for seed, rewards in enumerate(by_seed)
+    ]
+
+
+def drawn(mean: float, seeds: int = 3, questions: int = 200, number: int = 0) -> list[list[float]]:
+    rng = np.random.default_rng(number)
+    return (rng.random((seeds, questions)) < mean).astype(float).tolist()
+
+
+def test_the_mean_is_that_of_exams_which_count_alike():
+    found = Standings([*answers("a", "text", [[1, 1, 1, 1]]), *answers("a", "image", [[0, 1]])])
+    assert found.accuracy(A, ["text", "image"], "greedy").mean == pytest.approx(0.75)
+
+
+def test_how_hard_an_exam_is_does_not_widen_the_interval():
+    """Against the closed form: independent questions of two exams, one seed."""
+    text, image = np.array(drawn(0.9, 1)), np.array(drawn(0.3, 1, number=1))
+    variance = text.var(ddof=0) / text.size + image.var(ddof=0) / image.size
+    found = interval(centred([text, image]))
+    assert found.mean == pytest.approx((text.mean() + image.mean()) / 2)
+    assert found.error == pytest.approx(math.sqrt(variance) / 2, rel=0.01)
+
+
+def test_what_a_seed_does_to_all_exams_is_not_averaged_away():
+    luck = np.array([[-0.2], [0.0], [0.2]])
+    shared = interval(centred([0.5 + luck + np.zeros((3, 50)), 0.5 + luck + np.zeros((3, 50))]))
+    assert shared.error == pytest.approx(0.2 / math.sqrt(3), rel=0.05)
+
+
+def test_a_claim_holds_fails_or_is_undecided_by_the_interval_of_the_difference():
+    better, worse = drawn(0.9), drawn(0.5, number=1)
+    for one, other, word in (
+        (better, worse, "holds"),
+        (worse, better, "fails"),
+        (better, drawn(0.9, number=2), "undecided"),
+    ):
+        both = [answers("a", exam, one) + answers("b", exam, other) for exam in ("text", "image")]
+        found = Standings([*both[0], *both[1]])
+        assert [verdict.word for verdict in verdicts(found, TABLE, "greedy")] == [word, word]
+
+
+def test_differences_are_paired_by_question_and_seed():
+    values = drawn(0.5)
+    lower = [[max(0.0, one - 0.1) for one in seed] for seed in values]
+    found = Standings([*answers("a", "text", values), *answers("b", "text", lower)])
+    difference = found.difference(A, B, ["text"], "greedy")
+    assert difference.mean == pytest.approx(0.1 * np.mean(values))
+    assert difference.half_width is not None
+    assert difference.half_width < 0.02
+
+
+def test_only_seeds_that_both_have_are_compared():
+    found = Standings([*answers("a", "text", [[1, 1], [0, 0]]), *answers("b", "text", [[0, 1]])])
+    assert found.difference(A, B, ["text"], "greedy").mean == pytest.approx(0.5)
+    assert found.by_seed(A, ["text"], "greedy") == {0: 1.0, 1: 0.0}
+
+
+def test_a_question_that_nobody_could_judge_is_left_out():
+    rows = [Answers(0, "a", "", "text", "greedy", (1.0, None, 0.0, 1.0), 1.0, 0.0)]
+    assert Standings(rows).accuracy(A, ["text"], "greedy").mean == pytest.approx(2 / 3)
+
+
+def test_the_papers_tables_have_the_lines_that_were_answered():
+    rows = [
+        one
+        for system, row in [("base", ""), ("x", "text"), ("x", "image"), ("mixed2", ""), ("copd2", "merged")]
+        for exam in ("text", "image", "video")
+        for one in answers(system, exam, drawn(0.5), row)
+    ]
+    made = tables(("text", "image", "video"), ("text", "image"), Standings(rows))
+    assert [table.title for table in made] == ["two branches"]
+    assert [line.label for line in made[0].lines] == ["base", "image expert", "text expert", "mixed RLVR", "CoPD"]
+    assert all(claim.ahead in made[0].lines and claim.behind in made[0].lines for claim in made[0].claims)
+
+
+def test_absorption_is_the_share_of_the_teachers_lead():
+    rows = [*answers("base", "text", [[0, 0, 0, 0]]), *answers("a", "text", [[1, 0, 0, 0]]),
+            *answers("b", "text", [[1, 1, 0, 0]])]  # fmt: skip
+    assert absorption(Standings(rows), "text", A, Line("base", "base"), B, "greedy") == pytest.approx(0.5)
+    assert absorption(Standings(rows), "text", A, B, Line("base", "base"), "greedy") is None
