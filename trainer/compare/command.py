@@ -6,6 +6,7 @@ is there is not made again: after Ctrl-C, or with more `--seeds`, go on with `--
     DIR/answers/seed-0.jsonl   the reward of every result for every question: what all tables are made of
     DIR/comparison.json        tables, verdicts, costs, dynamics
     DIR/report.html            the same to read, with pictures, in one file
+    DIR/tables.md              its tables for a document
     DIR/store, DIR/runs, ...   as of `coevo run`
 
 The recipe is one of `copd`; its hub and the first other capability are the pair of the two-branch tables. Tune on the
@@ -20,7 +21,7 @@ from pathlib import Path
 from adapters.errors import UserError
 from trainer.compare.answers import cosines_of, examine_seed, path_of, read_answers
 from trainer.compare.plan import entries
-from trainer.compare.report import write_report
+from trainer.compare.report import markdown, write_report
 from trainer.compare.results import Results, as_json, results_of
 from trainer.evaluate import exams
 from trainer.events import read_events
@@ -110,5 +111,6 @@ def _write(results: Results, out: Path, also: Path | None) -> None:
     text = json.dumps(as_json(results), indent=1, allow_nan=False) + "\n"
     for path in (out / "comparison.json", *([also] if also else [])):
         path.write_text(text)
+    (out / "tables.md").write_text("\n".join(markdown(results)) + "\n")
     report = write_report(results, out / "report.html")
     print(f"{report} has tables and pictures, {out / 'comparison.json'} the numbers, {out / 'answers'} every answer")
