@@ -50,6 +50,7 @@ class Learner:
         self._ranks = ranks
         self._optimisers: dict[str, Optimiser] = {}
         self._revisions: dict[str, int] = {}
+        self._canaries: dict[str, list[float]] = {}
 
     # ---- rank 0 ----
 
@@ -71,7 +72,9 @@ class Learner:
         """One training step on the weights of a branch, in all processes together."""
         self._ranks.from_first(("learn", branch, parts))
         del self._revisions[branch]
-        return self._update(branch, parts)
+        done = self._update(branch, parts)
+        self._canaries[branch] = self._measured(branch)
+        return done
 
     def advance(self, branch: str, revision: int) -> None:
         """What is here is that revision now."""
@@ -82,7 +85,10 @@ class Learner:
         self._optimisers[branch].save(folder)
 
     def canary(self, branch: str) -> list[float]:
-        """What the engine must find when it serves what is published."""
+        """What the engine must find when it serves what was learnt last."""
+        return self._canaries[branch]
+
+    def _measured(self, branch: str) -> list[float]:
         ids_C = np.array(CANARY_COMPLETION, np.int64)
         nothing_C = np.zeros(len(ids_C), np.float32)
         group = Group(np.array(CANARY_PROMPT, np.int64), (), (), (Target(ids_C, nothing_C, nothing_C),))

@@ -296,7 +296,7 @@ async def publish(
         "phase_end": step.is_phase_end,
         "teachers": [str(teacher.ref) for teacher in step.teachers],
         "skipped": update.skipped,
-        "canary": await asyncio.to_thread(learner.canary, step.branch),
+        "canary": learner.canary(step.branch),
     }
     with tempfile.TemporaryDirectory(prefix="coevo-") as folder:
         await asyncio.to_thread(learner.save, step.branch, Path(folder))

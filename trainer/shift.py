@@ -30,6 +30,7 @@ from trainer.recipe import Recipe
 from trainer.recorded import record
 from trainer.rhythm import decided
 from trainer.systems import plan
+from trainer.update import Update
 
 PATIENCE_S = 600.0
 _LOOK_S = 2.0
@@ -75,7 +76,7 @@ class Shift:
         self._under_way: set[str] = set()
         self._skipped: dict[str, int] = {}
         self._stopping = asyncio.Event()
-        self._looking, self._updating = asyncio.Lock(), asyncio.Lock()
+        self._looking, self._learning = asyncio.Lock(), asyncio.Lock()
 
     def stop(self) -> None:
         """After the update under way."""
@@ -94,7 +95,7 @@ class Shift:
             hand.result()
 
     async def _hand(self) -> None:
-        """A step at a time, from its rollouts to its revision. Only one hand updates at a time."""
+        """A step at a time, from its rollouts to its revision. Only one hand learns at a time."""
         try:
             while (found := await self._next()) is not None:
                 step, lease = found
@@ -102,9 +103,8 @@ class Shift:
                 try:
                     batch = await unless(self._stopping, self._try(step, lease, self._gather(step)))
                     gather_s = time.monotonic() - began
-                    async with self._updating:
-                        if batch is not None and self._pulse.holds(lease):
-                            await self._finish(step, lease, batch, gather_s)
+                    if batch is not None:
+                        await self._finish(step, lease, batch, gather_s)
                 finally:
                     self._under_way.discard(step.branch)
                     self._pulse.wake()
@@ -178,17 +178,31 @@ class Shift:
 
     async def _finish(self, step: Step, lease: Lease, batch: Batch, gather_s: float) -> None:
         """The second half of a step, from the batch to the published revision."""
-        done = await self._try(step, lease, self._learn(step, lease, batch, gather_s))
+        async with self._learning:
+            learn_s = -time.monotonic()
+            update = await self._try(step, lease, self._learn(step, lease, batch))
+            learn_s += time.monotonic()
+        if update is None:
+            return
+        done = await self._try(step, lease, self._publish(step, lease, batch, update, gather_s, learn_s))
         if done and step.number == lease.job.last and self._pulse.holds(lease):
             await self._hand_on(lease)
 
-    async def _learn(self, step: Step, lease: Lease, batch: Batch, gather_s: float) -> bool:
+    async def _learn(self, step: Step, lease: Lease, batch: Batch) -> Update | None:
+        """None: the lease was lost while others learnt."""
+        if not self._pulse.holds(lease):
+            return None
         fault(f"gathered:{step.makes}")
-        began = time.monotonic()
         await self._learner.prepare(step.parent, self._arena.client)
         update = await asyncio.to_thread(self._learner.learn, step.branch, batch.parts)
         fault(f"learnt:{step.makes}")
-        learnt = time.monotonic()
+        return update
+
+    async def _publish(
+        self, step: Step, lease: Lease, batch: Batch, update: Update, gather_s: float, learn_s: float
+    ) -> bool:
+        """While another branch learns. False: it was published already, by another worker."""
+        began = time.monotonic()
         made = await publish(step, self._arena, self._learner, batch, update, token=lease.token, job=lease.job.id)
         fault(f"published:{step.makes}")
         if made.token != lease.token:  # another worker was there before, with the same bits, and has told of it
@@ -204,7 +218,7 @@ class Shift:
             teachers=[str(teacher.ref) for teacher in step.teachers],
             skipped=update.skipped,
             metrics={name: value for name, value in metrics.items() if value == value},
-            seconds={"gather": gather_s, "learn": learnt - began, "publish": time.monotonic() - learnt},
+            seconds={"gather": gather_s, "learn": learn_s, "publish": time.monotonic() - began},
             warnings=list(warnings(metrics)),
         )
         await self._keep_rollouts(step, batch)
