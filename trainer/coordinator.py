@@ -47,10 +47,10 @@ log = logging.getLogger("coordinator")
 
 
 def run_id(recipe: Recipe) -> str:
-    """The same for everything that computes the same: not the budget, not the trackers, not how many seeds."""
+    """The same for everything that computes the same: not the budget, the trackers, or what is compared besides."""
     plain = recipe.model_copy(update={"budget": type(recipe.budget)(), "tracking": type(recipe.tracking)()})
     if plain.comparison is not None:
-        plain = plain.model_copy(update={"comparison": Comparison(systems=plain.comparison.systems)})
+        plain = plain.model_copy(update={"comparison": Comparison()})
     return f"{recipe.name}-{digest(plain).removeprefix('sha256:')[:8]}"
 
 

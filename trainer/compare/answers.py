@@ -61,22 +61,32 @@ def path_of(out: Path, seed: int) -> Path:
     return out / "answers" / f"seed-{seed}.jsonl"
 
 
-def cosines_of(out: Path, seed: int) -> Path:
-    """Between the deltas of branches that are merged, by system."""
+def _cosines_of(out: Path, seed: int) -> Path:
     return out / "answers" / f"cosines-{seed}.json"
 
 
+def read_cosines(out: Path, seed: int) -> dict[str, dict[str, float | None]]:
+    """Between the deltas of branches that are merged, by system."""
+    path = _cosines_of(out, seed)
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
 def read_answers(path: Path) -> list[Answers]:
+    """None if the seed was not examined yet."""
+    if not path.exists():
+        return []
     return [_LINE.validate_json(line) for line in path.read_text().splitlines()]
 
 
 def examine_seed(
     recipe: Recipe, out: Path, seed: int, entries: Sequence[Entry], children: Children, is_stopped: Callable[[], bool]
 ) -> bool:
-    """False: told to stop."""
+    """Adds these results to those of the seed. False: told to stop."""
     target = path_of(out, seed)
     target.parent.mkdir(exist_ok=True)
-    cosines_of(out, seed).write_text(json.dumps(_branch_cosines(recipe, out / "store", entries), indent=1) + "\n")
+    found = read_cosines(out, seed) | _branch_cosines(recipe, out / "store", entries)
+    _cosines_of(out, seed).write_text(json.dumps(found, indent=1) + "\n")
+    before = read_answers(target)
     asked = exams(recipe)
     with tempfile.TemporaryDirectory(prefix=".merges-", dir=out) as name:
         merges = write_merges(recipe, out / "store", entries, Path(name))
@@ -89,7 +99,8 @@ def examine_seed(
     if items is None:
         return False
     draft = target.with_suffix(".draft")
-    draft.write_text("".join(json.dumps(asdict(one)) + "\n" for one in answers_of(items, asked, seed, entries)))
+    after = [one for one in answers_of(items, asked, seed, entries) if not before or one.system != BASE]
+    draft.write_text("".join(json.dumps(asdict(one)) + "\n" for one in [*before, *after]))
     draft.replace(target)
     return True
 

@@ -1,7 +1,7 @@
 """`coevo compare RECIPE --seeds N`: the paper's tables, with intervals, from one command.
 
 Seed by seed, all systems of a seed as one plan on one engine and one worker, then every result examined at once. What
-is there is not made again: after Ctrl-C, or with more `--seeds`, go on with `--resume`.
+is there is not made again: after Ctrl-C, or with more `--seeds` or `comparison.systems`, go on with `--resume`.
 
     DIR/answers/seed-0.jsonl   the reward of every result for every question: what all tables are made of
     DIR/comparison.json        tables, verdicts, costs, dynamics
@@ -16,16 +16,18 @@ miniature's validation questions and report on others: capabilities.NAME.held_ou
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from adapters.errors import UserError
-from trainer.compare.answers import cosines_of, examine_seed, path_of, read_answers
-from trainer.compare.plan import entries
+from trainer.compare.answers import examine_seed, path_of, read_answers, read_cosines
+from trainer.compare.plan import Entry, entries
 from trainer.compare.report import markdown, write_report
 from trainer.compare.results import Results, as_json, results_of
 from trainer.evaluate import exams
 from trainer.events import read_events
 from trainer.recipe import Comparison, Recipe
+from trainer.recipe.base import base_of
 from trainer.recipe.file import load
 from trainer.systems import plan
 from trainer.tracking import check_trackers
@@ -44,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     recipe = of_comparison(load(arguments.recipe, arguments.set), arguments.seeds)
     check_trackers(recipe.tracking.to)
+    base_of(recipe)  # what is wrong with it is told before anything is written
     if arguments.json and not arguments.json.absolute().parent.is_dir():
         raise UserError(f"{arguments.json}: there is no folder {arguments.json.parent}; make it first")
     out = arguments.out or Path("out") / f"compare-{recipe.name}"
@@ -52,10 +55,11 @@ def run(arguments: argparse.Namespace) -> int:
     began, seeds = time.monotonic(), recipe.comparison.seeds
     for number in range(seeds):
         seed = recipe.comparison.first_seed + number
-        if path_of(out, seed).exists():
+        missing = unanswered(of_seed(recipe, seed), out, seed)
+        if not missing:
             continue
         print(f"seed {seed}, {number + 1} of {seeds}, after {(time.monotonic() - began) / 60:.0f} min", flush=True)
-        if not _made(recipe, out, seed):
+        if not _made(recipe, out, seed, missing):
             changes = "".join(f" --set {one}" for one in arguments.set)
             print(f"stopped; to go on: coevo compare {arguments.recipe}{changes} --seeds {seeds} --out {out} --resume")
             return 130
@@ -87,15 +91,20 @@ def of_seed(recipe: Recipe, seed: int) -> Recipe:
     )
 
 
-def _made(recipe: Recipe, out: Path, seed: int) -> bool:
-    """Trains and examines one seed. False: told to stop."""
+def unanswered(recipe: Recipe, out: Path, seed: int) -> list[Entry]:
+    """Results of this one seed that have not been examined."""
+    there = {(one.system, one.row) for one in read_answers(path_of(out, seed))}
+    return [entry for entry in entries(plan(recipe)) if (entry.system, entry.row) not in there]
+
+
+def _made(recipe: Recipe, out: Path, seed: int, missing: Sequence[Entry]) -> bool:
+    """Trains one seed, and examines what was not. False: told to stop."""
     own = of_seed(recipe, seed)
     open_folder(out, own, resume=True)
     with processes(out) as (children, stop):
         if not is_trained(out, own) and not train(own, out, children, stop):
             return False
-        found = list(entries(plan(own)))
-        return examine_seed(own, out, seed, found, children, lambda: stop.is_set)
+        return examine_seed(own, out, seed, missing, children, lambda: stop.is_set)
 
 
 def gathered(recipe: Recipe, out: Path) -> Results:
@@ -103,7 +112,7 @@ def gathered(recipe: Recipe, out: Path) -> Results:
     paths = sorted((out / "answers").glob("seed-*.jsonl"))
     answers = [one for path in paths for one in read_answers(path)]
     blind = {exam.name: exam.blind for exam in exams(recipe) if exam.blind is not None}
-    cosines = {seed: json.loads(cosines_of(out, seed).read_text()) for seed in {one.seed for one in answers}}
+    cosines = {seed: read_cosines(out, seed) for seed in {one.seed for one in answers}}
     return results_of(recipe, answers, read_events(events_of(out, recipe)), blind, cosines)
 
 

@@ -107,12 +107,13 @@ def test_results_are_branches_at_their_end_and_merges():
     assert len({one.model for one in found.values()}) == len(found)
 
 
-def test_more_seeds_are_the_same_run_and_other_systems_are_not():
+def test_more_seeds_and_more_systems_are_the_same_run():
     def of(**asked) -> str:
         return run_id(RECIPE.model_copy(update={"comparison": Comparison(**asked)}))
 
     assert of(seeds=1) == of(seeds=3, first_seed=2)
-    assert of(systems=("mopd",)) != of()
+    assert of(systems=("mopd",)) == of()
+    assert of() != run_id(RECIPE.model_copy(update={"seed": 1, "comparison": Comparison()}))
 
 
 def test_the_pair_is_the_hub_and_the_first_other():
