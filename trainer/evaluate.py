@@ -35,6 +35,7 @@ from trainer.miniature.blind import best_constant, best_guess
 from trainer.miniature.capabilities import capability as miniature_capability
 from trainer.miniature.question import questions as miniature_questions
 from trainer.recipe import Answers, DatasetData, MiniatureData, Recipe, Reward
+from trainer.recipe.base import base_of
 from trainer.rewards import Rule
 from trainer.rewards.pool import RewardPool
 from trainer.rollouts import ROOM, Rollout, judge, sample, seeds
@@ -120,7 +121,7 @@ def exams(recipe: Recipe, most: int | None = None, only: Collection[str] | None 
     """Of every capability and of every benchmark, or `only` those named; with `most`, so many questions of each. None
     that are too long."""
     evaluation, limits = recipe.evaluation, Limits()
-    fitting = fit(recipe, locate(recipe.base.name))
+    fitting = fit(recipe, base_of(recipe))
     found: list[Exam] = []
     for name in only or ():
         if name not in recipe.capabilities and name not in evaluation.sets:

@@ -21,7 +21,6 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from adapters.base import locate
 from adapters.errors import UserError
 from adapters.manifest import base_digest
 from adapters.names import BASE, Ref
@@ -36,6 +35,7 @@ from trainer.data.sources import open_prompts
 from trainer.evaluate import decoder, pinned
 from trainer.rating import Asked, rate
 from trainer.recipe import Capability, DatasetData, MiniatureData, Recipe
+from trainer.recipe.base import base_of
 from trainer.recipe.file import load
 from trainer.rewards import Rule
 from trainer.rewards.pool import RewardPool
@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
     Ref.parse(arguments.adapter)
     reward, rollout = capability.reward, recipe.rollout
     rule = Rule(reward.kind, 0.0, reward.format_pattern, reward.tolerance)
-    base = locate(recipe.base.name)
+    base = base_of(recipe)
     digest = base_digest(base)
     with RewardPool(num_children=max(1, (os.cpu_count() or 2) // 2)) as pool:
         model = asyncio.run(_model(digest, arguments.adapter))

@@ -112,7 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
     forked = [Ref.parse(start.origin) for start in made.starts if start.origin != BASE]  # the store's to know
     problems = list(impossible(made, forked))
     assert not problems, problems
-    adapter = memory.lora_parameters(shape_of_base(recipe.base.name), recipe.lora.rank)
+    adapter = memory.lora_parameters(shape_of_base(recipe), recipe.lora.rank)
     rows = list(lines(made, recipe, adapter))
     if not sys.stdout.isatty():
         for row in [HEADS, *rows]:

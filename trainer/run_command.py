@@ -22,6 +22,7 @@ from trainer.events import overlap_lines, read_events
 from trainer.finish import ADAPTER, Outcome, finish
 from trainer.picture import curves
 from trainer.recipe import Recipe
+from trainer.recipe.base import base_of
 from trainer.recipe.file import load
 from trainer.scoreboard import show
 from trainer.tracking import check_trackers
@@ -42,6 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     if recipe.comparison is not None:
         raise UserError(f"{arguments.recipe}: compares systems; take coevo compare")
     check_trackers(recipe.tracking.to)
+    base_of(recipe)  # what is wrong with it is told before anything is written
     out = arguments.out or Path("out") / recipe.name
     open_folder(out, recipe, resume=arguments.resume)
     with processes(out) as (children, stop):

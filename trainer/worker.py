@@ -37,6 +37,7 @@ from trainer.pulse import Pulse
 from trainer.queue_server import url_from_environment
 from trainer.ranks import Ranks, joined
 from trainer.recipe import Recipe
+from trainer.recipe.base import base_of
 from trainer.recipe.serving import check_service
 from trainer.recorded import replay
 from trainer.shift import Run, Shift, patiently, unless
@@ -109,7 +110,7 @@ async def _lead(arguments: argparse.Namespace, name: str, url: str, ranks: Ranks
             ranks.from_first(None)
             return 0
         run, branches = found
-        base, recipe = locate(run.recipe.base.name), run.recipe
+        base, recipe = base_of(run.recipe), run.recipe
         digest = await asyncio.to_thread(base_digest, base)
         data = open_capabilities(recipe, base, capabilities_of(s for s in run.plan.steps if s.branch in branches))
         for capability, one in data.items():

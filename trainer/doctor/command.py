@@ -11,11 +11,11 @@ from pathlib import Path
 
 import psutil
 
-from adapters.base import locate
 from adapters.errors import UserError
 from trainer.doctor import memory
 from trainer.doctor.machine import GIB, Card, Row, found_cards, free_bytes, gib, imported_row, machine_rows
 from trainer.recipe import Recipe
+from trainer.recipe.base import base_of
 from trainer.recipe.file import load
 
 _DEEP_IMPORTS = ("torch", "torchvision", "vllm")
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     if recipe is not None:
         planned = [Card("planned", int(size * GIB)) for size in arguments.card_gib] or cards
         try:
-            shape = shape_of_base(recipe.base.name)
+            shape = shape_of_base(recipe)
         except UserError as error:
             rows.append(Row("WARN", "recipe fits", "unknown", str(error)))
         else:
@@ -58,11 +58,11 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if any(row.status == "FAIL" for row in rows) else 0
 
 
-def shape_of_base(name: str) -> memory.Shape:
+def shape_of_base(recipe: Recipe) -> memory.Shape:
     """Of a base that is known, lies here, or was downloaded before."""
-    if name in memory.KNOWN_SHAPES:
-        return memory.KNOWN_SHAPES[name]
-    config = locate(name) / "config.json"
+    if recipe.base.name in memory.KNOWN_SHAPES:
+        return memory.KNOWN_SHAPES[recipe.base.name]
+    config = base_of(recipe) / "config.json"
     try:
         return memory.shape_of(json.loads(config.read_text()))
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -11,8 +11,11 @@ from rich.table import Table
 
 from adapters.base import locate
 from adapters.errors import UserError
+from trainer.miniature.words import without_words
 
 THREADS = min(4, os.cpu_count() or 1)
+SHIPPED = ("text", "image", "video")
+"""What the shipped base has learnt."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,16 +25,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     build = actions.add_parser("build", help="train the miniature's base (minutes on two cores)")
     build.add_argument("--out", type=Path, required=True, metavar="DIR", help="a folder that does not exist yet")
-    build.add_argument("--capabilities", nargs="+", default=["text", "image", "video"], metavar="NAME")
+    build.add_argument("--capabilities", nargs="+", default=SHIPPED, metavar="NAME", help=f"[{' '.join(SHIPPED)}]")
     build.add_argument(
         "--conflict", type=float, default=1.0, help="0: one style is reliable everywhere; 1: each its own"
     )
-    build.add_argument("--steps", type=int, help="training steps (default: the shipped base's)")
+    build.add_argument("--steps", type=int, help="training steps [for each capability as many as the shipped base's]")
     build.add_argument("--seed", type=int, default=0)
 
     check = actions.add_parser("check", help="accuracy by capability and level, beside the blind levels")
     check.add_argument("--base", default="miniature", metavar="NAME", help="miniature, or a folder that build made")
-    check.add_argument("--capabilities", nargs="+", default=["text", "image", "video"], metavar="NAME")
+    check.add_argument("--capabilities", nargs="+", default=SHIPPED, metavar="NAME", help=f"[{' '.join(SHIPPED)}]")
     check.add_argument("--split", choices=("train", "validation", "test"), default="validation")
     check.add_argument("--questions", type=int, default=256, metavar="N", help="questions a level")
     check.add_argument("--samples", type=int, default=8, metavar="N", help="samples a question")
@@ -56,7 +59,8 @@ def _build(arguments: argparse.Namespace) -> int:
     if not 0 <= arguments.conflict <= 1:
         raise UserError(f"--conflict {arguments.conflict}: it is a number from 0 (none) to 1 (strong)")
     capabilities = [capability(name) for name in arguments.capabilities]
-    training = Training(seed=arguments.seed, **({"steps": arguments.steps} if arguments.steps else {}))
+    steps = arguments.steps or round(Training().steps * len(capabilities) / len(SHIPPED))
+    training = Training(seed=arguments.seed, steps=steps)
     torch.set_num_threads(THREADS)
     out.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
@@ -83,6 +87,8 @@ def _check(arguments: argparse.Namespace) -> int:
     if arguments.questions < 1 or arguments.samples < 1:
         raise UserError("--questions and --samples must be at least 1")
     folder = locate(arguments.base)
+    if missing := without_words(folder, arguments.capabilities):
+        raise UserError(f"--base {arguments.base} has no words for {', '.join(missing)}; take one built with them")
     torch.set_num_threads(THREADS)
     model = Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     processor = Qwen3VLProcessor.from_pretrained(folder)

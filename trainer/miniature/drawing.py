@@ -1,20 +1,41 @@
-"""Cells of 32 x 32 pixels, one visual token each, with a coloured square in them. A video is a row of such pictures."""
+"""Cells of 32 x 32 pixels, one visual token each, with a coloured shape in them. A video is a row of such pictures."""
 
 import random
+from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 COLOURS = {"red": (220, 40, 40), "blue": (40, 60, 220), "green": (40, 180, 60)}
+SHAPES = ("square", "disc", "triangle")
 CELL = 32
 BACKGROUND = 235
 FPS = 2  # of every video
 SHIFT, TINT = 3, 20
 
 
-def cell(rng: random.Random, colour: str, *, size: int = 20, middle: tuple[int, int] = (0, 0)) -> NDArray[np.uint8]:
-    """A cell [H, W, C]. Its square is shifted and tinted a little, so that no two questions share their pixels."""
+def cell(
+    rng: random.Random, colour: str, *, shape: str = "square", size: int = 20, middle: tuple[int, int] = (0, 0)
+) -> NDArray[np.uint8]:
+    """A cell [H, W, C]. Its shape is shifted and tinted a little, so that no two questions share their pixels."""
     pixels = np.full((CELL, CELL, 3), BACKGROUND, np.int16)
     top, left = ((CELL - size) // 2 + offset + rng.randint(-SHIFT, SHIFT) for offset in middle)
-    pixels[top : top + size, left : left + size] = np.array(COLOURS[colour]) + rng.randint(-TINT, TINT)
+    box = pixels[top : top + size, left : left + size]
+    box[_covered(shape, size)] = np.array(COLOURS[colour]) + rng.randint(-TINT, TINT)
     return np.clip(pixels, 0, 255).astype(np.uint8)
+
+
+@cache
+def _covered(shape: str, size: int) -> NDArray[np.bool_]:
+    """Which pixels of its box a shape covers [size, size]."""
+    down, right = (np.mgrid[:size, :size] + 0.5) * 2 / size - 1  # of a pixel's middle, from -1 to 1
+    if shape == "disc":
+        return down**2 + right**2 <= 1
+    return 2 * np.abs(right) <= down + 1 if shape == "triangle" else np.full((size, size), True)
+
+
+def grid(cells: Sequence[NDArray[np.uint8]], columns: int) -> NDArray[np.uint8]:
+    """Cells row by row as one picture."""
+    rows = [np.concatenate(cells[first : first + columns], axis=1) for first in range(0, len(cells), columns)]
+    return np.concatenate(rows)

@@ -147,7 +147,7 @@ class MiniatureData(Section):
 
     type: Literal["miniature"]
     name: str
-    """Which toy capability: text, image, video, or one of your own."""
+    """Which toy capability: text, image, video; with a base that has learnt them shapes, order or one of your own."""
     size: int = Field(default=2000, ge=1)
     """Different prompts."""
     level: Literal[1, 2] | None = None

@@ -14,6 +14,7 @@ from trainer import queue_server
 from trainer.doctor.command import fit_row, shape_of_base
 from trainer.doctor.machine import GIB, Card, machine_rows
 from trainer.doctor.memory import KNOWN_SHAPES, Knob
+from trainer.recipe.file import load
 
 RECIPES = Path(__file__).parents[3] / "recipes"
 LARGE = str(RECIPES / "gpu-1x80g-4b.toml")
@@ -165,10 +166,11 @@ def test_something_stays_free():
 
 
 def test_a_folders_config_gives_its_shape(tmp_path):
+    recipe = load(Path(LARGE), [f"base.name={tmp_path}"])
     with pytest.raises(ValueError, match=r"no config\.json in this folder"):
-        shape_of_base(str(tmp_path))
+        shape_of_base(recipe)
     config = tmp_path / "config.json"
     config.write_text(json.dumps({"model_type": "llama", "hidden_size": 64}))
     with pytest.raises(ValueError, match="cannot be read as the config of a Qwen3-VL"):
-        shape_of_base(str(tmp_path))
-    assert shape_of_base("Qwen/Qwen3-VL-4B-Instruct") == KNOWN_SHAPES["Qwen/Qwen3-VL-4B-Instruct"]
+        shape_of_base(recipe)
+    assert shape_of_base(load(Path(LARGE))) == KNOWN_SHAPES["Qwen/Qwen3-VL-4B-Instruct"]

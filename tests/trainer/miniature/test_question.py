@@ -1,14 +1,19 @@
 """Questions: disjoint splits, right answers, derivations that say what they should."""
 
+import hashlib
 import itertools
 import random
+from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from trainer.miniature.blind import best_constant, best_guess
 from trainer.miniature.capabilities import CAPABILITIES, capability
+from trainer.miniature.drawing import BACKGROUND, CELL, COLOURS
 from trainer.miniature.question import (
     LEVELS,
     SPLIT_SHARES,
@@ -23,7 +28,9 @@ from trainer.miniature.question import (
 from trainer.rewards.mathematics import math_reward
 
 NAMES = sorted(CAPABILITIES)
+LOOKING = [name for name in NAMES if CAPABILITIES[name].media != "none"]
 SPLITS = [split for split, _ in SPLIT_SHARES]
+Pixels = NDArray[np.uint8]
 
 
 def take(name: str, split: str, count: int, level: int | None = None, seed: int = 0) -> list[Question]:
@@ -92,11 +99,66 @@ def test_nobody_scores_more_than_a_fifth_without_looking(name: str, level: int) 
     assert best_constant(known, asked) <= 0.20
 
 
-@pytest.mark.parametrize("name", ["image", "video"])
+@pytest.mark.parametrize("name", LOOKING)
 def test_every_count_is_equally_frequent(name: str) -> None:
     counts = [question.scene.count for question in take(name, "train", 3000)]
     shares = [counts.count(value) / len(counts) for value in set(counts)]
     assert max(shares) - min(shares) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("name", "digest"),
+    [
+        ("text", "9d043843cbc76ae6"),
+        ("image", "6622834fdfdcd385"),
+        ("video", "46163414b55279d4"),
+    ],
+)
+def test_what_the_shipped_base_has_learnt_is_still_asked(name: str, digest: str) -> None:
+    """Questions, splits and pixels: a change of them would leave the shipped base behind without a word."""
+    found = hashlib.sha256()
+    for split in SPLITS:
+        for question in take(name, split, 100):
+            found.update(f"{question.text} {question.answer} {question.scene.items}".encode())
+            found.update(question.scene.render().tobytes())
+    assert found.hexdigest()[:16] == digest
+
+
+def drawn(pixels: Pixels) -> tuple[str, str, tuple[bool, bool]]:
+    """The shape in a cell, by its area; its colour; and the corner that it is nearest to."""
+    covered = (pixels != BACKGROUND).any(axis=2)
+    shape = {400: "square", 196: "square", 316: "disc", 200: "triangle"}[int(covered.sum())]
+    mean = pixels[covered].mean(axis=0)
+    colour = min(COLOURS, key=lambda name: float(np.abs(mean - COLOURS[name]).sum()))
+    down, right = np.argwhere(covered).mean(axis=0) > CELL / 2
+    return shape, colour, (bool(down), bool(right))
+
+
+def test_the_colour_of_a_shape_tells_nothing_and_the_corner_of_a_flash_neither() -> None:
+    shapes, flashes = Counter[tuple[object, ...]](), Counter[tuple[object, ...]]()
+    for one, other in zip(take("shapes", "train", 300), take("order", "train", 300), strict=True):
+        cells = one.scene.render().reshape(2, CELL, 3, CELL, 3).swapaxes(1, 2).reshape(6, CELL, CELL, 3)
+        frames = other.scene.render()[::2]
+        seen, flashed = [[drawn(pixels) for pixels in pictures] for pictures in (cells, frames)]
+        assert [shape for shape, _, _ in seen] == list(one.scene.items)
+        assert [colour for _, colour, _ in flashed] == list(other.scene.items)
+        shapes.update((shape, colour) for shape, colour, _ in seen)
+        flashes.update((colour, corner) for _, colour, corner in flashed)
+    for pairs, kinds in ((shapes, 3 * 3), (flashes, 3 * 4)):
+        assert len(pairs) == kinds
+        assert all(abs(count / pairs.total() - 1 / kinds) < 0.03 for count in pairs.values())
+
+
+def test_order_counts_what_flashed_before_or_after_the_only_one_of_its_colour() -> None:
+    for question in take("order", "train", 500):
+        scene = question.scene
+        side, key = ("before", scene.thing[6:]) if scene.thing.startswith("before") else ("after", scene.thing[5:])
+        place = scene.items.index(key)
+        assert scene.items.count(key) == 1
+        assert scene.count == (place if side == "before" else len(scene.items) - 1 - place)
+        seen = scene.items[:-1]
+        short = seen.index(key) if key in seen else len(seen)
+        assert scene.short_count == (short if side == "before" else max(0, len(seen) - 1 - short))
 
 
 def test_levels_alternate_unless_one_is_asked_for() -> None:
@@ -116,5 +178,7 @@ def test_conflict_moves_a_capability_from_the_common_style_to_its_own() -> None:
 
 
 def test_an_unknown_capability_is_told_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="no miniature capability 'taste': there are image, text, video"):
+    with pytest.raises(
+        ValueError, match="no miniature capability 'taste': there are image, order, shapes, text, video"
+    ):
         capability("taste")

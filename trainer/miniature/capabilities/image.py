@@ -3,9 +3,7 @@
 import random
 from functools import partial
 
-import numpy as np
-
-from trainer.miniature.drawing import COLOURS, cell
+from trainer.miniature.drawing import COLOURS, cell, grid
 from trainer.miniature.question import Capability, Frames, Scene
 
 ROWS, COLUMNS = 2, 3
@@ -25,9 +23,7 @@ def scene(rng: random.Random) -> Scene:
 
 def _render(seed: int, items: list[str]) -> Frames:
     rng = random.Random(seed)
-    cells = [cell(rng, colour) for colour in items]
-    rows = [np.concatenate(cells[row * COLUMNS : (row + 1) * COLUMNS], axis=1) for row in range(ROWS)]
-    return np.concatenate(rows)[None]
+    return grid([cell(rng, colour) for colour in items], COLUMNS)[None]
 
 
 CAPABILITY = Capability(
