@@ -11,7 +11,8 @@ from trainer.coordinator import run_id
 from trainer.recipe.file import load
 from trainer.systems import plan
 
-SHIPPED = sorted(MINIATURE.with_suffix("").glob("*.toml"))
+SHIPPED = [path for path in sorted(MINIATURE.with_suffix("").glob("*.toml")) if load(path).base.name == "miniature"]
+"""On the shipped base."""
 KINDS = [MINIATURE.with_suffix("") / f"{name}.toml" for name in ("mixed", "mopd", "pilot", "static-vt")]
 """What no other test runs."""
 TINY = (
