@@ -24,6 +24,10 @@ def curves(events: Sequence[Event], path: Path) -> Path:
     _draw_rewards(panels[0], events)
     _draw_pairs(panels[1], events, 0, "overlap of the likeliest tokens")
     _draw_pairs(panels[2], events, 1, "symmetric KL, nats a token")
+    if panels[0].lines:
+        panels[0].legend(fontsize=7)
+    if panels[1].lines:  # both have the same pairs, more than fit between the lines
+        figure.legend(*panels[1].get_legend_handles_labels(), loc="outside right upper", fontsize=7)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
     return path
@@ -44,6 +48,8 @@ def _draw_rewards(panel: Any, events: Sequence[Event]) -> None:
 
 def _draw_pairs(panel: Any, events: Sequence[Event], which: int, title: str) -> None:
     """Mean over capabilities and both directions of each pair; the base's dashed."""
+    from matplotlib import colormaps
+
     series: dict[str, dict[int, float]] = defaultdict(dict)
     for event, found in overlaps_of(events):
         names = list(found.branches)
@@ -51,10 +57,11 @@ def _draw_pairs(panel: Any, events: Sequence[Event], which: int, title: str) -> 
             for b in names[number + 1 :]:
                 both = [found.at(x, y, c)[which] for x, y in ((a, b), (b, a)) for c in found.capabilities]
                 series[" - ".join(_branch(name) for name in (a, b))][event["step"]] = float(np.mean(both))
-    for pair, by_step in series.items():
+    colours = colormaps["turbo"](np.linspace(0.05, 0.95, len(series)))  # as many as there are pairs
+    for (pair, by_step), colour in zip(series.items(), colours, strict=True):
         steps = sorted(by_step)
         style = "--" if pair.endswith(BASE) else "-"
-        panel.plot(steps, [by_step[step] for step in steps], style, marker=".", label=pair)
+        panel.plot(steps, [by_step[step] for step in steps], style, color=colour, marker=".", label=pair)
     _finish(panel, title)
 
 
@@ -73,5 +80,3 @@ def _smooth(values: Any) -> Any:
 def _finish(panel: Any, title: str) -> None:
     panel.set_title(title, fontsize=10)
     panel.set_xlabel("step")
-    if panel.lines:
-        panel.legend(fontsize=7)

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 from PIL import Image
@@ -31,3 +32,10 @@ def test_a_run_is_drawn_even_when_little_has_happened(tmp_path: Path) -> None:
         picture = Image.open(curves(events, tmp_path / f"{number}.png"))
         assert picture.size[0] > 1000
         assert picture.convert("L").getextrema() == (0, 255)
+
+
+def test_every_pair_of_five_branches_has_a_colour_of_its_own(tmp_path: Path) -> None:
+    branches = [f"{name}@3" for name in ("text", "image", "video", "shapes", "order")]
+    drawn = curves([told.overlap(3, *branches)], tmp_path / "five.svg").read_text()
+    colours = set(re.findall(r"stroke: (#\w{6})", drawn)) - {"#000000", "#cccccc"}  # axes, frames of legends
+    assert len(colours) == 5 * 4 / 2 + 5  # with each other, and with the base
