@@ -9,18 +9,21 @@ Left out: training, and what the numbers say (`standings`).
 
 import json
 import math
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
+from adapters import merge
 from adapters.base import locate
 from adapters.errors import UserError
-from adapters.merge import cosines, mixture, write_adapter
 from adapters.merge_inputs import open_base, open_revision
 from adapters.names import BASE
 from trainer.children import Children
@@ -84,8 +87,8 @@ def examine_seed(
     """Adds these results to those of the seed. False: told to stop."""
     target = path_of(out, seed)
     target.parent.mkdir(exist_ok=True)
-    found = read_cosines(out, seed) | _branch_cosines(recipe, out / "store", entries)
-    _cosines_of(out, seed).write_text(json.dumps(found, indent=1) + "\n")
+    cosines = read_cosines(out, seed) | _branch_cosines(recipe, out / "store", entries)
+    _cosines_of(out, seed).write_text(json.dumps(cosines, indent=1) + "\n")
     before = read_answers(target)
     asked = exams(recipe)
     with tempfile.TemporaryDirectory(prefix=".merges-", dir=out) as name:
@@ -95,8 +98,18 @@ def examine_seed(
             raise UserError(f"the ranks of a merge add up to more than {ENGINE_RANKS[-1]}; lower lora.rank")
         rank = max((rank for rank in ranks if rank is not None), default=None)
         models = [BASE, *dict.fromkeys(entry.model for entry in entries)]
-        items = Examiner(recipe, out, children, asked, is_stopped).examine(models, rank=rank, extra=merges)
-    if items is None:
+
+        def examined(share: int, shares: int) -> list[Item] | None:
+            with Children(children.folder / f"exam-{share}", children.environ) as own:
+                return Examiner(recipe, out, own, asked, is_stopped).examine(
+                    models[share::shares], rank=rank, extra=merges
+                )
+
+        shares = _engines()
+        with ThreadPoolExecutor(shares) as threads:
+            found = list(threads.map(examined, range(shares), [shares] * shares))
+    items = [item for one in found if one is not None for item in one]
+    if None in found:
         return False
     draft = target.with_suffix(".draft")
     after = [one for one in answers_of(items, asked, seed, entries) if not before or one.system != BASE]
@@ -110,11 +123,16 @@ def _branch_cosines(recipe: Recipe, store: Path, entries: Sequence[Entry]) -> di
     return {
         entry.system: {
             " - ".join(name.removeprefix(f"s{entry.seed}-") for name in pair.split()): cosine
-            for pair, cosine in cosines(base, [open_revision(store, ref, base) for ref in entry.refs]).items()
+            for pair, cosine in merge.cosines(base, [open_revision(store, ref, base) for ref in entry.refs]).items()
         }
         for entry in entries
         if len(entry.refs) > 1
     }
+
+
+def _engines() -> int:
+    """On a CPU an engine has one thread; a second one finds a core that training has left."""
+    return 1 if torch.cuda.is_available() else max(1, min(2, (os.cpu_count() or 1)))
 
 
 def write_merges(recipe: Recipe, store: Path, entries: Sequence[Entry], folder: Path) -> dict[str, Path]:
@@ -124,8 +142,8 @@ def write_merges(recipe: Recipe, store: Path, entries: Sequence[Entry], folder: 
     for entry in entries:
         if len(entry.refs) > 1:
             branches = [open_revision(store, ref, base) for ref in entry.refs]
-            mix = mixture(branches, {}, method="mean", scale=recipe.merge.scale)
-            write_adapter(base, mix, folder / entry.model)
+            mix = merge.mixture(branches, {}, method="mean", scale=recipe.merge.scale)
+            merge.write_adapter(base, mix, folder / entry.model)
             found[entry.model] = folder / entry.model
     return found
 

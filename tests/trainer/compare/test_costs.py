@@ -39,7 +39,7 @@ def test_what_was_spent_is_what_the_run_told():
         "s0-x-text-text/delta": 0.0,
     }
     told = {"kind": "step", "branch": "b", "step": 1, "metrics": metrics, "seconds": {"gather": 1.0, "learn": 2.0}}
-    own, other = 6 * 8, 6 * 4
+    own, other = 6 * 4, 6 * 2
     assert spent_by_step([told], RECIPE.rollout) == {
         Ref("b", 1): Spent(1, own + other, own * 20 + other * 10, 2 * other * 10, 0.75 * own * 20 + other * 10, 3.0)
     }
