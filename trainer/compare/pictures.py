@@ -58,7 +58,8 @@ def _draw_means(results: Results, figure: Any) -> None:
                 label=way,
             )
         panel.set_yticks(range(len(lines)), [line.label for line in lines], fontsize=8)
-        panel.set_title(f"{table.title}: mean accuracy, %", fontsize=10)
+        panel.set_title(table.title, fontsize=10)
+        panel.set_xlabel("mean accuracy, %")
         panel.legend(fontsize=8)
 
 

@@ -1,0 +1,72 @@
+"""`coevo compare` for real, at its smallest: a seed, then more systems and seeds added to it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trainer.compare.answers import read_answers
+
+SMALL = (
+    "method.cycles=1",
+    "method.rlvr_steps=1",
+    "method.opd_steps=1",
+    "rollout.prompts=2",
+    "evaluation.questions=6",
+    "evaluation.overlap_prompts=2",
+    *(f"capabilities.{name}.data.size=64" for name in ("text", "image", "video")),
+    *(f"capabilities.{name}.held_out.size=6" for name in ("text", "image", "video")),
+)
+
+
+def small(out: Path, *systems: str, resume: bool = False, seeds: int = 1) -> subprocess.CompletedProcess[str]:
+    sets = [word for one in (*SMALL, f"comparison.systems={json.dumps(systems)}") for word in ("--set", one)]
+    words = [*sets, "--seeds", str(seeds), "--out", str(out), *(["--resume"] if resume else [])]
+    command = [sys.executable, "-m", "clients.cli", "compare", "recipes/miniature/compare.toml", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+
+
+def answered(out: Path) -> set[tuple[str, str]]:
+    return {(one.system, one.row) for one in read_answers(out / "answers" / "seed-0.jsonl")}
+
+
+EXPERTS = {("x", "text"), ("x", "image"), ("x", "video"), ("merge2", "merged"), ("merge3", "merged")}
+COPD2 = {("copd2", "text"), ("copd2", "image"), ("copd2", "merged")}
+
+
+@pytest.mark.e2e
+@pytest.mark.timeout(400)
+def test_a_seed_is_trained_examined_and_told(tmp_path):
+    out = tmp_path / "out"
+    done = small(out, "vt", "copd2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert answered(out) == {("base", ""), ("vt", "")} | EXPERTS | COPD2
+    assert all(len(one.rewards) == 6 for one in read_answers(out / "answers" / "seed-0.jsonl"))
+    told = json.loads((out / "comparison.json").read_text())
+    lines = {line["label"]: line for line in told["tables"][0]["lines"]}
+    assert lines["static OPD image -> text"]["spent"]["steps"] == 2 + 2 + 2
+    assert "data:image/png" in (out / "report.html").read_text()
+    assert (out / "tables.md").read_text().count("\n| CoPD |") == 4  # of two tables, greedy and sampled
+
+    again = small(out, "vt", "copd2")
+    assert again.returncode == 2
+    assert "add --resume" in again.stderr
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+def test_systems_and_seeds_are_added_to_what_is_there(tmp_path):
+    out = tmp_path / "out"
+    assert small(out, "vt").returncode == 0
+    before = (out / "answers" / "seed-0.jsonl").read_text()
+    assert answered(out) == {("base", ""), ("vt", "")} | EXPERTS
+
+    second = small(out, "vt", "copd2", resume=True, seeds=2)
+    assert second.returncode == 0, second.stdout + second.stderr
+    after = (out / "answers" / "seed-0.jsonl").read_text()
+    assert after.startswith(before)
+    assert "s0-x-text@1 " not in second.stdout  # experts are not trained again
+    assert answered(out) == {("base", ""), ("vt", "")} | EXPERTS | COPD2
+    assert json.loads((out / "comparison.json").read_text())["seeds"] == [0, 1]

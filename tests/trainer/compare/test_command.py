@@ -1,0 +1,28 @@
+import pytest
+
+from clients.cli import main
+
+COMPARE = "recipes/miniature/compare.toml"
+
+
+@pytest.mark.parametrize(
+    ("words", "recipe", "said"),
+    [
+        (["--seeds", "0"], COMPARE, "--seeds 0: take 1 or more"),
+        ([], "recipes/miniature/mopd.toml", "a comparison is made from a recipe of copd"),
+        ([], "recipes/miniature/adaptive.toml", "fixed rhythm"),
+        (["--json", "/nowhere/x.json"], COMPARE, "there is no folder /nowhere"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_line(words, recipe, said, tmp_path, capsys):
+    assert main(["compare", recipe, "--out", str(tmp_path / "out"), *words]) == 2
+    told = capsys.readouterr()
+    assert said in told.err
+    assert told.err.count("\n") == 1
+    assert told.out == ""
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_recipe_of_a_comparison_is_no_run(tmp_path, capsys):
+    assert main(["run", COMPARE, "--out", str(tmp_path / "out")]) == 2
+    assert "take coevo compare" in capsys.readouterr().err
