@@ -79,6 +79,11 @@ def of_comparison(recipe: Recipe, seeds: int | None) -> Recipe:
     if len(recipe.capabilities) < 2:
         raise UserError(f"{recipe.name}: has one capability; a comparison needs two or more")
     asked = recipe.comparison or Comparison()
+    if "mixed3" in asked.systems and recipe.rollout.prompts < len(recipe.capabilities):
+        raise UserError(
+            f"rollout.prompts: {recipe.rollout.prompts} are fewer than the {len(recipe.capabilities)} capabilities of "
+            "mixed RLVR; take one for each at least"
+        )
     return recipe.model_copy(
         update={"comparison": asked if seeds is None else asked.model_copy(update={"seeds": seeds})}
     )

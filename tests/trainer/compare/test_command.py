@@ -11,6 +11,7 @@ COMPARE = "recipes/miniature/compare.toml"
         (["--seeds", "0"], COMPARE, "--seeds 0: take 1 or more"),
         ([], "recipes/miniature/mopd.toml", "a comparison is made from a recipe of copd"),
         ([], "recipes/miniature/adaptive.toml", "fixed rhythm"),
+        (["--set", "rollout.prompts=2"], COMPARE, "fewer than the 3 capabilities of mixed RLVR"),
         (["--json", "/nowhere/x.json"], COMPARE, "there is no folder /nowhere"),
     ],
 )
