@@ -3,6 +3,7 @@
 import os
 
 import pytest
+from hypothesis import settings
 
 os.environ |= {
     "OMP_NUM_THREADS": "1",  # two spinning OpenMP pools on two cores cost a factor of twenty
@@ -16,6 +17,8 @@ os.environ |= {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
 }
+settings.register_profile("coevo", deadline=None)  # no test is about time
+settings.load_profile("coevo")
 TIERS = ("reference", "engine", "e2e", "soak")
 
 

@@ -1,7 +1,7 @@
 import asyncio
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from service.admission import Admission, tokens_of_generation, tokens_of_scoring
@@ -36,7 +36,6 @@ WORK = st.tuples(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(WORK, max_size=20), st.integers(1, 4), st.integers(1, 12), st.integers(0, 20))
 def test_never_above_the_limits_and_nobody_stuck_or_lost(works, max_requests, max_tokens, max_waiting):
     async def scenario():

@@ -68,7 +68,7 @@ def levels(video) -> list[int]:
 # ---- what comes out ----
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     arrays(np.uint8, st.tuples(st.integers(1, 5), st.integers(1, 33), st.integers(1, 33), st.just(3))),
     st.sampled_from([0.5, 1.0, 2.0, 12.5, 23.976, 24.0, 25.0, 29.97, 30.0, 60.0, 240.0]),
@@ -302,7 +302,7 @@ def test_sound_beside_the_video_is_ignored():
     assert levels(decode_video(file.getvalue(), LIMITS, EVERY)) == [0, 1, 2, 3, 4]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from(CODECS), st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=20))
 def test_damage_anywhere_is_refused_or_decoded_but_never_another_error(files, codec, bytes_changed):
     data = bytearray(files[codec])

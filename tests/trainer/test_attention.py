@@ -49,7 +49,7 @@ def assert_near(ours: Any, theirs: Any, tolerance: float = 1e-5) -> None:
     torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=0, check_dtype=False)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(SHAPES, st.integers(0, 99))
 def test_blocks_are_dense_attention_with_a_mask(shapes: list[tuple[int, list[int]]], seed: int) -> None:
     spans = spans_of(*shapes)
@@ -82,7 +82,7 @@ def test_blocks_take_bfloat16() -> None:
     assert_near(gradients(ours, halves), gradients(theirs, qkv), 0.1)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(SHAPES)
 def test_the_mask_of_flex_attention_is_that_of_the_spans(shapes: list[tuple[int, list[int]]]) -> None:
     spans = spans_of(*shapes)
@@ -91,7 +91,7 @@ def test_the_mask_of_flex_attention_is_that_of_the_spans(shapes: list[tuple[int,
     assert torch.equal(found_TT, dense_mask(spans))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     st.lists(
         st.tuples(st.integers(1, 300), st.lists(st.integers(0, 200), min_size=1, max_size=4)), min_size=1, max_size=3

@@ -7,7 +7,7 @@ from tests.trainer.packs import dense_mask
 from trainer.packing import Pack, group_tokens, lay_out, pack, share_out
 from trainer.parts import Group, Target
 
-QUICK = settings(max_examples=60, deadline=None)
+QUICK = settings(max_examples=60)
 SHAPES = st.lists(
     st.tuples(st.integers(1, 9), st.lists(st.integers(1, 7), min_size=1, max_size=6)), min_size=1, max_size=6
 )

@@ -24,7 +24,7 @@ def make(kind: str, count: int, **settings) -> Plan:
     return SYSTEMS[kind](Method(kind=kind, **settings), branches)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from(KINDS),
     st.integers(2, 9),

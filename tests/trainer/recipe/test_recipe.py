@@ -326,9 +326,7 @@ TREES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS | st.text(max_size=5), inner, max_size=4),
     max_leaves=12,
 )
-fuzzed = settings(
-    max_examples=75, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+fuzzed = settings(max_examples=75, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @fuzzed
