@@ -1,8 +1,8 @@
 """What every result of a comparison answers on held-out questions: `DIR/answers/seed-0.jsonl`, whole or not there.
 
 A line for each result, exam and way of answering, with the reward of each question: all that the tables are made of.
-Merges are examined as the adapters that they exactly are, so a seed is one service and one round of questions. Equal
-questions and chance for every result and every seed.
+Merges are examined as the adapters that they exactly are, so a seed is one round of questions. Equal questions and
+chance for every result and every seed.
 
 Left out: training, and what the numbers say (`standings`).
 """
@@ -30,7 +30,9 @@ from trainer.children import Children
 from trainer.compare.plan import Entry
 from trainer.evaluate import Exam, Item, exams, question_means
 from trainer.finish import Examiner, stacked_rank
+from trainer.queue_server import URL_VARIABLE
 from trainer.recipe import Recipe
+from trainer.recipe.file import write_resolved
 from trainer.recipe.parts import ENGINE_RANKS
 
 
@@ -91,25 +93,10 @@ def examine_seed(
     _cosines_of(out, seed).write_text(json.dumps(cosines, indent=1) + "\n")
     before = read_answers(target)
     asked = exams(recipe)
-    with tempfile.TemporaryDirectory(prefix=".merges-", dir=out) as name:
-        merges = write_merges(recipe, out / "store", entries, Path(name))
-        ranks = [stacked_rank(folder) for folder in merges.values()]
-        if None in ranks:
-            raise UserError(f"the ranks of a merge add up to more than {ENGINE_RANKS[-1]}; lower lora.rank")
-        rank = max((rank for rank in ranks if rank is not None), default=None)
-        models = [BASE, *dict.fromkeys(entry.model for entry in entries)]
-
-        def examined(share: int, shares: int) -> list[Item] | None:
-            with Children(children.folder / f"exam-{share}", children.environ) as own:
-                return Examiner(recipe, out, own, asked, is_stopped).examine(
-                    models[share::shares], rank=rank, extra=merges
-                )
-
-        shares = _engines()
-        with ThreadPoolExecutor(shares) as threads:
-            found = list(threads.map(examined, range(shares), [shares] * shares))
-    items = [item for one in found if one is not None for item in one]
-    if None in found:
+    with tempfile.TemporaryDirectory(prefix=".exam-", dir=out) as folder:
+        adapters = adapters_of(recipe, out / "store", entries, Path(folder))
+        items = _asked_of(recipe, asked, adapters, Path(folder), children, is_stopped)
+    if items is None:
         return False
     draft = target.with_suffix(".draft")
     after = [one for one in answers_of(items, asked, seed, entries) if not before or one.system != BASE]
@@ -130,22 +117,51 @@ def _branch_cosines(recipe: Recipe, store: Path, entries: Sequence[Entry]) -> di
     }
 
 
-def _engines() -> int:
-    """On a CPU an engine has one thread; a second one finds a core that training has left."""
-    return 1 if torch.cuda.is_available() else max(1, min(2, (os.cpu_count() or 1)))
-
-
-def write_merges(recipe: Recipe, store: Path, entries: Sequence[Entry], folder: Path) -> dict[str, Path]:
-    """Each as one adapter, by the name that it is asked for."""
+def adapters_of(recipe: Recipe, store: Path, entries: Sequence[Entry], folder: Path) -> dict[str, Path]:
+    """Every result as the folder of one adapter, by the name that it is asked for."""
     base = open_base(locate(recipe.base.name), recipe.base.name)
     found: dict[str, Path] = {}
     for entry in entries:
-        if len(entry.refs) > 1:
+        if len(entry.refs) == 1:
+            found[entry.model] = store / entry.refs[0].branch / str(entry.refs[0].revision)
+        else:
             branches = [open_revision(store, ref, base) for ref in entry.refs]
-            mix = merge.mixture(branches, {}, method="mean", scale=recipe.merge.scale)
-            merge.write_adapter(base, mix, folder / entry.model)
             found[entry.model] = folder / entry.model
+            mix = merge.mixture(branches, {}, method="mean", scale=recipe.merge.scale)
+            merge.write_adapter(base, mix, found[entry.model])
     return found
+
+
+def _asked_of(
+    recipe: Recipe,
+    asked: Sequence[Exam],
+    adapters: Mapping[str, Path],
+    folder: Path,
+    children: Children,
+    is_stopped: Callable[[], bool],
+) -> list[Item] | None:
+    """Through services that have nothing but these adapters. None: told to stop."""
+    ranks = [stacked_rank(path) for path in adapters.values()]
+    if None in ranks:
+        raise UserError(f"the ranks of a merge add up to more than {ENGINE_RANKS[-1]}; lower lora.rank")
+    rank = max(rank for rank in ranks if rank is not None)
+    models, count = [BASE, *adapters], _engines()
+
+    def examined(number: int) -> list[Item] | None:
+        own, out = models[number::count], folder / f"service-{number}"
+        write_resolved(recipe, out)
+        extra = {model: adapters[model] for model in own if model != BASE}
+        with Children(children.folder / f"exam-{number}", {**children.environ, URL_VARIABLE: ""}) as others:
+            return Examiner(recipe, out, others, asked, is_stopped).examine(own, rank=rank, extra=extra)
+
+    with ThreadPoolExecutor(count) as threads:
+        found = list(threads.map(examined, range(count)))
+    return None if None in found else [item for one in found if one is not None for item in one]
+
+
+def _engines() -> int:
+    """On a CPU an engine has one thread; a second one finds a core that training has left."""
+    return 1 if torch.cuda.is_available() else min(2, os.cpu_count() or 1)
 
 
 def answers_of(items: Sequence[Item], asked: Sequence[Exam], seed: int, entries: Sequence[Entry]) -> Iterator[Answers]:

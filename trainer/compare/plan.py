@@ -103,7 +103,8 @@ class Entry:
     @property
     def model(self) -> str:
         """By what name the service answers it."""
-        return str(self.refs[0]) if self.row != MERGED else f"s{self.seed}-{self.system}-{MERGED}"
+        (ref, *others) = self.refs
+        return f"s{self.seed}-{self.system}-{MERGED}" if others else f"{ref.branch}-{ref.revision}"
 
 
 def entries(made: Plan) -> Iterator[Entry]:

@@ -102,7 +102,7 @@ def test_results_are_branches_at_their_end_and_merges():
     found = {(one.system, one.row): one for one in entries(compared(seeds=1))}
     assert found["copd3", "merged"].refs == tuple(Ref(f"s0-copd3-{name}", 10) for name in ("text", "image", "video"))
     assert found["merge2", "merged"].refs == tuple(Ref(f"s0-x-{name}", 10) for name in ("text", "image"))
-    assert found["mixed3", ""].model == "s0-mixed3@30"
+    assert found["mixed3", ""].model == "s0-mixed3-30"
     assert ("mopd", "merged") not in found
     assert len({one.model for one in found.values()}) == len(found)
 
