@@ -25,7 +25,7 @@ def small(out: Path, *systems: str, resume: bool = False, seeds: int = 1) -> sub
     sets = [word for one in (*SMALL, f"comparison.systems={json.dumps(systems)}") for word in ("--set", one)]
     words = [*sets, "--seeds", str(seeds), "--out", str(out), *(["--resume"] if resume else [])]
     command = [sys.executable, "-m", "clients.cli", "compare", "recipes/miniature/compare.toml", *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
 
 
 def answered(out: Path) -> set[tuple[str, str]]:
@@ -37,7 +37,7 @@ COPD2 = {("copd2", "text"), ("copd2", "image"), ("copd2", "merged")}
 
 
 @pytest.mark.e2e
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_a_seed_is_trained_examined_and_told(tmp_path):
     out = tmp_path / "out"
     done = small(out, "vt", "copd2")
@@ -56,7 +56,7 @@ def test_a_seed_is_trained_examined_and_told(tmp_path):
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_systems_and_seeds_are_added_to_what_is_there(tmp_path):
     out = tmp_path / "out"
     assert small(out, "vt").returncode == 0
