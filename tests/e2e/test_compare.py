@@ -36,7 +36,7 @@ EXPERTS = {("x", "text"), ("x", "image"), ("x", "video"), ("merge2", "merged"), 
 COPD2 = {("copd2", "text"), ("copd2", "image"), ("copd2", "merged")}
 
 
-@pytest.mark.e2e
+@pytest.mark.soak
 @pytest.mark.timeout(900)
 def test_a_seed_is_trained_examined_and_told(tmp_path):
     out = tmp_path / "out"
