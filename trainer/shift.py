@@ -1,8 +1,9 @@
 """What one worker does: takes branches, makes their steps as they become ready, gives them back.
 
-A step is ready when every revision that it names is published. Of several branches any ready step is made, the
-first of the plan first, and while one branch is updated, others' rollouts and scores are already made:
-`budget.prefetch` of them. None of this changes a revision, since everything that a step reads is named by one.
+A step is ready when every revision that it names is published. Of several branches any ready step is made, first that
+of the branch with the most to go, which would be left alone at the end; and while one branch learns, others' rollouts
+and scores are already made: `budget.prefetch` of them. None of this changes a revision, since everything that a step
+reads is named by one.
 
 Left out: what a step computes (`loop`), which steps there are (`plan`), and the process around it (`worker`).
 """
@@ -135,13 +136,18 @@ class Shift:
                 if ready := [
                     one for one in self._candidates(heads) if all(is_there(ref, heads) for ref in one[0].needs)
                 ]:
-                    return min(ready, key=lambda one: self._places[one[0].makes])
+                    return min(ready, key=self._urgency)
             except NotReconciledError as error:
                 log.info("%s", error)
             except QueueAwayError:
                 pass  # the pulse has said so
             await self._pulse.change(wait_s)
         return None
+
+    def _urgency(self, one: tuple[Step, Lease]) -> tuple[int, int]:
+        """The lowest is made first."""
+        step = one[0]
+        return step.number - self._ends[step.branch], self._places[step.makes]
 
     def _free(self, heads: dict[str, int]) -> list[str]:
         """Branches that are nobody's yet, as far as we know, and that have steps left."""
