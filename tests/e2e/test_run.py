@@ -86,9 +86,10 @@ def test_a_run_that_is_interrupted_goes_on_where_it_was(tmp_path: Path) -> None:
     training.wait_for_line(lambda line: "taught by" in line)
     training.interrupt()
     assert 3 <= sum(heads(out).values()) < 9
-    exam = Started("--resume", out=out)
-    exam.wait_for_line(lambda line: line.startswith("examining base, text@3"))
-    exam.interrupt()
+    trained = Started("--resume", out=out)
+    trained.wait_for_line(lambda line: line.startswith("merging "))
+    trained.interrupt()
+    assert not (out / "results.json").exists()
     done = run(command(out, "--resume"))
     assert done.returncode == 0, done.stdout + done.stderr
     check_finished(out, done.stdout)
