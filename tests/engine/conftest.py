@@ -1,9 +1,9 @@
-"""One real engine in float32 for the whole session, in an event loop of its own, and three PEFT adapters."""
+"""One real engine in float32 in an event loop of its own, one service, and three PEFT adapters, for all tests here."""
 
 import asyncio
 import gc
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,21 @@ from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 from adapters.base import locate
 from service.engine import LORA_MODULES, Engine, EngineSettings, start_engine
 from tests.engine.reference import Reference
+from tests.engine.service_process import ServiceProcess
 
+HERE = Path(__file__).parent
+ALONE = ("test_service_faults", "test_service_load")
+"""These have services of their own."""
 ADAPTERS = {"thin": (2, 4), "plain": (8, 8), "strong": (16, 32)}  # rank, alpha
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of several processes of pytest one has all that share an engine and a service."""
+    for item in items:
+        if item.path.parent == HERE:
+            name = item.path.stem
+            item.add_marker(pytest.mark.xdist_group(name if name in ALONE else "engine"))
 
 
 class EngineThread:
@@ -48,7 +61,7 @@ def settings(dtype: str) -> EngineSettings:
     )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def engine_thread():
     thread = EngineThread(settings("float32"))
     yield thread
@@ -78,7 +91,16 @@ def adapter_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]
     return folders
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
+def service(tmp_path_factory: pytest.TempPathFactory, adapter_folders: dict[str, Path]) -> Iterator[ServiceProcess]:
+    """For tests that leave it alive, each with branches of its own; beside the store it has an adapter `merged`."""
+    extra = f"--extra=merged={adapter_folders['thin']}"
+    process = ServiceProcess(tmp_path_factory.mktemp("service") / "store", "--dtype=float32", extra)
+    yield process
+    process.stop()
+
+
+@pytest.fixture(scope="package")
 def loaded(engine_thread: EngineThread, adapter_folders: dict[str, Path]):
     """The adapters in the engine; None is the base."""
     adapters = {

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-PATIENCE_S = 120.0
+PATIENCE_S = 180.0
 
 
 class ServiceProcess:

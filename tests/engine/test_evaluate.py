@@ -4,7 +4,6 @@ import argparse
 import asyncio
 import json
 import shutil
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -16,9 +15,12 @@ from adapters.base import locate
 from adapters.errors import UserError
 from adapters.manifest import WEIGHTS
 from clients.client import AsyncClient
+from tests.engine.load import running
 from tests.engine.service_process import ServiceProcess
+from trainer.children import Children
 from trainer.eval_command import add_arguments, run
 from trainer.evaluate import examine, exams, pinned
+from trainer.finish import Examiner
 from trainer.miniature.prompts import prompts
 from trainer.overlap import Overlaps, alarms, measure_overlap
 from trainer.recipe.file import load
@@ -42,20 +44,18 @@ def far(tmp_path_factory, adapter_folders) -> Path:
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory, far) -> Iterator[ServiceProcess]:
+def service(service: ServiceProcess, far: Path) -> ServiceProcess:
     """With branches `far@1` and `twin@1` of the same weights, and `zero@0`, which is the base."""
-    process = ServiceProcess(tmp_path_factory.mktemp("evaluate") / "store")
 
     async def publish() -> None:
-        async with AsyncClient(process.url) as client:
+        async with AsyncClient(service.url) as client:
             for branch in ("far", "twin"):
                 await client.fork(branch, "base")
                 await client.publish(branch, 1, far, parent=0)
             await client.fork("zero", "base")
 
     asyncio.run(publish())
-    yield process
-    process.stop()
+    return service
 
 
 @pytest.fixture
@@ -137,6 +137,17 @@ def test_answers_asked_for_twice_are_equal(service) -> None:
     assert len({one.text for one in first}) > 10
 
 
+def test_an_exam_that_is_told_to_stop_leaves_no_question_behind(service, tmp_path) -> None:
+    looks = iter([False, False])
+    recipe = load(RECIPE)
+    with RewardPool(num_children=1) as pool:
+        children = Children(tmp_path, {})
+        examiner = Examiner(recipe, tmp_path, children, exams(recipe), is_stopped=lambda: next(looks, True))
+        assert asyncio.run(examiner._answers(service.url, ["base", "far@1"], pool)) is None
+    with service.client() as http:
+        service.wait_until(lambda: not any(running(http).values()))
+
+
 def test_a_branch_is_measured_as_it_is_at_that_moment(service) -> None:
     async def names() -> list[str]:
         async with AsyncClient(service.url) as client:
@@ -148,12 +159,14 @@ def test_a_branch_is_measured_as_it_is_at_that_moment(service) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("txt", "--adapter txt: the service has no such branch; it has base, far, twin, zero"),
+        ("txt", "--adapter txt: the service has no such branch; it has base, {branches}"),
         ("far@7", "--adapter far@7: the service has no such revision of far; it has 0, 1"),
         ("Far", "'Far' names no adapter; take BRANCH or BRANCH@REVISION, such as image@17"),
     ],
 )
-def test_a_wrong_adapter_is_one_line(command, name: str, message: str) -> None:
+def test_a_wrong_adapter_is_one_line(service, command, name: str, message: str) -> None:
+    with service.client() as http:
+        branches = http.get("/adapters").json()["branches"]
     with pytest.raises(UserError) as error:
         command(f"--adapter={name}", "--questions=1")
-    assert str(error.value) == message
+    assert str(error.value) == message.format(branches=", ".join(branches))
