@@ -160,7 +160,7 @@ def data_set(folder: Path, rows: Sequence[dict]) -> list[str]:
 
 
 def test_who_is_interrupted_goes_on_and_writes_the_same_file(service, command, tmp_path) -> None:
-    words = ["text", "--samples=2", "--limit=200"]
+    words = ["text", "--samples=4", "--limit=300"]
     (tmp_path / "whole").mkdir()
     command(*words, "--out=whole/kept.jsonl")
     journal = tmp_path / "kept.jsonl.journal"
@@ -177,13 +177,13 @@ def test_who_is_interrupted_goes_on_and_writes_the_same_file(service, command, t
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     noted = journal.read_text().splitlines()[1:]
-    assert 0 < len(noted) < 200
-    assert f"stopped: {len(noted)} of 200 prompts are answered; the same again with --resume goes on" in errors
+    assert 0 < len(noted) < 300
+    assert f"stopped: {len(noted)} of 300 prompts are answered; the same again with --resume goes on" in errors
     assert {path.name for path in tmp_path.iterdir()} == {"whole", "kept.jsonl.journal"}
     with pytest.raises(UserError, match="add --resume to go on with them"):
         command(*words, "--out=kept.jsonl")
-    with pytest.raises(UserError, match="samples was 2 and is 4"):
-        command("text", "--samples=4", "--limit=200", "--out=kept.jsonl", "--resume")
+    with pytest.raises(UserError, match="samples was 4 and is 2"):
+        command("text", "--samples=2", "--limit=300", "--out=kept.jsonl", "--resume")
     command(*words, "--out=kept.jsonl", "--resume")
     assert Path("kept.jsonl").read_bytes() == Path("whole/kept.jsonl").read_bytes()
     assert not journal.exists()
