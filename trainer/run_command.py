@@ -13,6 +13,7 @@ a run ends with (`finish`), what is shown meanwhile (`console`), and who restart
 """
 
 import argparse
+import shlex
 from pathlib import Path
 
 from adapters.errors import UserError
@@ -26,7 +27,7 @@ from trainer.recipe.base import base_of
 from trainer.recipe.file import load
 from trainer.scoreboard import show
 from trainer.tracking import check_trackers
-from trainer.training import events_of, is_trained, open_folder, processes, train
+from trainer.training import events_of, is_trained, open_folder, processes, settings_of, train
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,8 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
         if is_trained(out, recipe) or train(recipe, out, children, stop, worker_each=each, port=port):
             outcome = finish(recipe, out, children, lambda: stop.is_set)
     if outcome is None:
-        changes = "".join(f" --set {one}" for one in arguments.set)
-        print(f"stopped; to go on: coevo run {arguments.recipe}{changes} --out {out} --resume")
+        words = [str(arguments.recipe), *settings_of(arguments.set), "--out", str(out), "--resume"]
+        print(f"stopped; to go on: coevo run {shlex.join(words)}")
         return 130
     _tell(recipe, out, outcome)
     return 0

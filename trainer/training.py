@@ -26,6 +26,11 @@ from trainer.systems import plan
 _LOOK_S = 0.2
 
 
+def settings_of(changes: Sequence[str]) -> list[str]:
+    """The words of a command line that make them."""
+    return [word for one in changes for word in ("--set", one)]
+
+
 @dataclass(slots=True)
 class Stop:
     """Whether somebody has asked to stop."""

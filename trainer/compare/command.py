@@ -15,6 +15,7 @@ miniature's validation questions and report on others: capabilities.NAME.held_ou
 
 import argparse
 import json
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +32,7 @@ from trainer.recipe.base import base_of
 from trainer.recipe.file import load
 from trainer.systems import plan
 from trainer.tracking import check_trackers
-from trainer.training import events_of, is_trained, open_folder, processes, train
+from trainer.training import events_of, is_trained, open_folder, processes, settings_of, train
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,8 +61,8 @@ def run(arguments: argparse.Namespace) -> int:
             continue
         print(f"seed {seed}, {number + 1} of {seeds}, after {(time.monotonic() - began) / 60:.0f} min", flush=True)
         if not _made(recipe, out, seed, missing):
-            changes = "".join(f" --set {one}" for one in arguments.set)
-            print(f"stopped; to go on: coevo compare {arguments.recipe}{changes} --seeds {seeds} --out {out} --resume")
+            words = [str(arguments.recipe), *settings_of(arguments.set), f"--seeds={seeds}", f"--out={out}", "--resume"]
+            print(f"stopped; to go on: coevo compare {shlex.join(words)}")
             return 130
     results = gathered(recipe, out)
     _write(results, out, arguments.json)
