@@ -13,7 +13,7 @@ from adapters.base import locate
 from trainer.miniature.capabilities import CAPABILITIES
 from trainer.miniature.check import Row, check
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("base"), pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
 NAMES = ("text", "image", "video")
 FEW, MANY = 32, 128  # questions a level, eight samples each
 NOISE = 0.08  # two trainings with other rounding differ by less; measured over seeds on many questions

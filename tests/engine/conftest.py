@@ -18,19 +18,7 @@ from service.engine import LORA_MODULES, Engine, EngineSettings, start_engine
 from tests.engine.reference import Reference
 from tests.engine.service_process import ServiceProcess
 
-HERE = Path(__file__).parent
-ALONE = ("test_service_faults", "test_service_load")
-"""These have services of their own."""
 ADAPTERS = {"thin": (2, 4), "plain": (8, 8), "strong": (16, 32)}  # rank, alpha
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of several processes of pytest one has all that share an engine and a service."""
-    for item in items:
-        if item.path.parent == HERE:
-            name = item.path.stem
-            item.add_marker(pytest.mark.xdist_group(name if name in ALONE else "engine"))
 
 
 class EngineThread:

@@ -19,7 +19,6 @@ from adapters.base import locate
 from adapters.manifest import OPTIMISER, WEIGHTS, base_digest
 from adapters.names import Ref
 from clients.client import AsyncClient, RefusedError
-from tests.engine.service_process import ServiceProcess
 from trainer.learner import Learner
 from trainer.loop import Arena, Capability, gather, publish, train_step
 from trainer.measures import warnings
@@ -40,13 +39,6 @@ BASE = locate("miniature")
 def pool() -> Iterator[RewardPool]:
     with RewardPool(num_children=1) as pool:
         yield pool
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
-    process = ServiceProcess(tmp_path_factory.mktemp("loop") / "store")
-    yield process
-    process.stop()
 
 
 def make_arena(client: AsyncClient, pool: RewardPool, loss: Loss = Loss()) -> Arena:  # noqa: B008

@@ -25,14 +25,6 @@ from trainer.miniature.question import questions
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory, adapter_folders) -> Iterator[ServiceProcess]:
-    extra = f"--extra=merged={adapter_folders['thin']}"
-    process = ServiceProcess(tmp_path_factory.mktemp("service") / "store", "--dtype=float32", extra)
-    yield process
-    process.stop()
-
-
 @pytest.fixture
 def http(service: ServiceProcess) -> Iterator[httpx.Client]:
     with service.client() as client:
@@ -66,9 +58,9 @@ def scores(http: httpx.Client, *adapters: str) -> list[dict]:
 
 def test_a_published_revision_scores_as_peft_does(http, adapter_folders, base, reference) -> None:
     """And so does an adapter that stands beside the store."""
-    assert publish(http, "text/1", adapter_folders["plain"], 0).status_code == 201
-    mine, beside, theirs = scores(http, "text", "merged", "base")
-    assert (mine["adapter"], mine["revision"], theirs["adapter"]) == ("text", 1, "base")
+    assert publish(http, "alone/1", adapter_folders["plain"], 0).status_code == 201
+    mine, beside, theirs = scores(http, "alone", "merged", "base")
+    assert (mine["adapter"], mine["revision"], theirs["adapter"]) == ("alone", 1, "base")
     assert (beside["adapter"], beside["revision"]) == ("merged", 0)
     assert http.get("/adapters").json()["extra"] == ["merged"]
     assert "merged" in {card["id"] for card in http.get("/v1/models").json()["data"]}
@@ -84,34 +76,34 @@ def test_a_published_revision_scores_as_peft_does(http, adapter_folders, base, r
 
 
 def test_publishing_is_idempotent_and_fenced_by_the_head(http, adapter_folders, tmp_path) -> None:
-    first = publish(http, "video/1", adapter_folders["thin"], 0)
+    first = publish(http, "fenced/1", adapter_folders["thin"], 0)
     assert first.status_code == 201
-    again = publish(http, "video/1", adapter_folders["thin"], 0)
+    again = publish(http, "fenced/1", adapter_folders["thin"], 0)
     assert (again.status_code, again.json()["digest"]) == (200, first.json()["digest"])
     other = changed(adapter_folders["thin"], tmp_path / "other", 2.0)
-    clash = publish(http, "video/1", other, 0)
+    clash = publish(http, "fenced/1", other, 0)
     assert (clash.status_code, clash.json()["type"], clash.json()["head"]) == (409, "revision-exists", 1)
-    stale = publish(http, "video/2", other, 0)
+    stale = publish(http, "fenced/2", other, 0)
     assert (stale.status_code, stale.json()["type"]) == (409, "stale-parent")
-    assert publish(http, "video/2", other, 1).status_code == 201
-    old, new, head = scores(http, "video@1", "video@2", "video")
+    assert publish(http, "fenced/2", other, 1).status_code == 201
+    old, new, head = scores(http, "fenced@1", "fenced@2", "fenced")
     assert (old["revision"], new["revision"], head["revision"]) == (1, 2, 2)
     assert old["sequences"][0]["logprobs"] != new["sequences"][0]["logprobs"] == head["sequences"][0]["logprobs"]
-    assert http.get("/adapters/video").json()["head"] == 2
+    assert http.get("/adapters/fenced").json()["head"] == 2
 
 
 def test_forks_and_retired_revisions(http, adapter_folders, tmp_path) -> None:
-    assert publish(http, "image/1", adapter_folders["strong"], 0).status_code == 201
-    assert http.post("/adapters/student", json={"from": "image@1"}).status_code == 201
-    fork, origin = scores(http, "student@0", "image@1")
+    assert publish(http, "origin/1", adapter_folders["strong"], 0).status_code == 201
+    assert http.post("/adapters/student", json={"from": "origin@1"}).status_code == 201
+    fork, origin = scores(http, "student@0", "origin@1")
     assert fork["sequences"] == origin["sequences"]
     assert fork["digest"] == origin["digest"]
     assert http.post("/adapters/fresh", json={"from": "base"}).status_code == 201
     fresh, base_scores = scores(http, "fresh", "base")
     assert fresh["sequences"] == base_scores["sequences"]
-    assert publish(http, "image/2", changed(adapter_folders["strong"], tmp_path / "b", 0.5), 1).status_code == 201
-    assert http.delete("/adapters/image/1").status_code == 204
-    gone = http.post("/logprobs", params={"adapter": "image@1"}, json=ASK)
+    assert publish(http, "origin/2", changed(adapter_folders["strong"], tmp_path / "b", 0.5), 1).status_code == 201
+    assert http.delete("/adapters/origin/1").status_code == 204
+    gone = http.post("/logprobs", params={"adapter": "origin@1"}, json=ASK)
     assert (gone.status_code, gone.json()["type"]) == (410, "retired-adapter")
     assert scores(http, "student@0")[0]["sequences"] == fork["sequences"]
 

@@ -1,4 +1,8 @@
-"""The service killed at every step of a publish, frozen, and killed too often."""
+"""The service killed at the steps of a publish, its engine killed and frozen, and all that too often.
+
+A service takes long to start, so the first test is one service with as many lives as its supervisor grants. What is
+killed at every single step is in the soak, and without an engine in `tests/service/test_publish.py`.
+"""
 
 import asyncio
 import contextlib
@@ -21,7 +25,7 @@ from tests.engine.traffic import Notes, ask, crowd, scoring, until_answered
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 TOLERANCE = 1e-3
-FROZEN_S = 3.0
+FROZEN_S = 5.0
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +64,96 @@ def check(service: ServiceProcess, adapter: ScaledAdapter, head: int) -> None:
     assert one.logprobs == pytest.approx(adapter.logprobs(one).tolist(), abs=TOLERANCE)
 
 
+def test_killed_on_both_sides_of_the_commit_then_its_engine_killed_then_frozen_nothing_is_lost_or_wrong(
+    tmp_path: Path, adapter
+) -> None:
+    """Before the commit nothing is kept, after it the revision is; the fourth death in a short while is the last."""
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    service = ServiceProcess(
+        tmp_path / "store",
+        "--dtype=float32",
+        COEVO_FAULT="after-load,after-commit",
+        COEVO_FROZEN_S=str(FROZEN_S),
+        COEVO_ADAPTER_CACHE=str(cache),
+    )
+    try:
+        killed_while_publishing(service, adapter, 1)
+        assert kept(service) == []
+        killed_while_publishing(service, adapter, 1)
+        assert kept(service) == [0, 1]
+        with service.client() as client:
+            assert put(client, adapter, "image", 1).status_code == 200
+        check(service, adapter, 1)
+        engine_killed(service, adapter)
+        assert kept(service) == [0, 1]
+        assert len(list(cache.iterdir())) == 1, "an earlier life's copies of the adapters are left"
+        frozen_for_good(service)
+    finally:
+        service.stop()
+
+
+def engine_killed(service: ServiceProcess, adapter: ScaledAdapter) -> None:
+    """Callers who ask again outlive it."""
+    notes, lives = Notes(), service.lives
+
+    async def readiness(client: httpx.AsyncClient) -> int | None:
+        try:
+            return (await client.get("/readyz", timeout=5)).status_code
+        except httpx.TransportError:
+            return None
+
+    async def kill() -> None:
+        is_over = asyncio.Event()
+        async with httpx.AsyncClient(base_url=service.url, timeout=60) as client, asyncio.TaskGroup() as group:
+
+            async def one(draw: random.Random) -> None:
+                notes.note(await until_answered(lambda: ask(client, draw, ["image", "base"]), notes, 120))
+
+            group.create_task(crowd(16, is_over.is_set, one))
+            await asyncio.sleep(1)
+            assert await readiness(client) == 200
+            service.engine_core.send_signal(signal.SIGKILL)
+            while await readiness(client) == 200:
+                await asyncio.sleep(0.05)
+            while await readiness(client) != 200:
+                await asyncio.sleep(0.1)
+            await asyncio.sleep(1)
+            is_over.set()
+
+    asyncio.run(kill())
+    print(f"{notes.statuses}, {notes.broken} cut off")
+    assert service.lives == lives + 1
+    assert notes.broken + notes.statuses.get(503, 0) > 0
+    assert set(notes.statuses) <= {200, 503}, [answer.text for answer in notes.refused]
+    check_all(notes, adapter, 1)
+
+
+def frozen_for_good(service: ServiceProcess) -> None:
+    """Who asks meanwhile is not told that all is well. Nothing is left, not even the process that stands still."""
+    family = service.family
+    service.engine_core.send_signal(signal.SIGSTOP)
+    with service.client() as client, contextlib.suppress(httpx.TransportError):
+        assert client.post("/logprobs", json=scoring(random.Random(0))).status_code == 503
+    assert service.wait_for_end() == ENGINE_DIED
+    assert "frozen" in service.log
+    assert "giving up" in service.log
+    assert none_of(family)
+
+
+def check_all(notes: Notes, adapter: ScaledAdapter, revision: int) -> None:
+    """Before a death and after it, all were answered by this one, with its numbers."""
+    assert {one.revision for one in notes.scored if one.adapter == "image"} == {revision}
+    for one in notes.scored:
+        assert one.logprobs == pytest.approx(adapter.logprobs(one).tolist(), abs=TOLERANCE), one
+
+
+def none_of(family: list[psutil.Process]) -> bool:
+    _, left = psutil.wait_procs(family, timeout=10)
+    return not [process for process in left if process.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.soak
 def test_killed_at_any_step_frozen_or_killed_too_often_nothing_is_lost_or_wrong(tmp_path: Path, adapter) -> None:
     """Side by side, since most of it is waiting for a service to start."""
     scenarios = (killed_before_the_commit_then_too_often, killed_after_the_commit_then_frozen)
@@ -86,8 +180,7 @@ def killed_before_the_commit_then_too_often(store: Path, adapter: ScaledAdapter)
         service.engine_core.send_signal(signal.SIGKILL)
         assert service.wait_for_end() == ENGINE_DIED
         assert "giving up" in service.log
-        _, left = psutil.wait_procs(family, timeout=10)
-        assert not [process for process in left if process.status() != psutil.STATUS_ZOMBIE]
+        assert none_of(family)
     finally:
         service.stop()
 
@@ -140,6 +233,4 @@ def frozen(service: ServiceProcess, adapter: ScaledAdapter) -> None:
     assert "frozen" in service.log
     assert notes.broken > 0
     assert set(notes.statuses) <= {200, 503}
-    for one in notes.scored:
-        assert one.logprobs == pytest.approx(adapter.logprobs(one).tolist(), abs=TOLERANCE), one
-    assert {one.revision for one in notes.scored if one.adapter == "image"} == {2}
+    check_all(notes, adapter, 2)

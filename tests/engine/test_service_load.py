@@ -1,10 +1,8 @@
-"""The service under many callers: publishes in between, more callers than it takes, and an engine that dies."""
+"""The service under many callers: publishes in between, more callers than it takes, and those who mean it ill."""
 
 import asyncio
 import random
-import signal
 import statistics
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,23 +11,25 @@ import httpx
 import pytest
 
 from tests.engine.hostile import HOSTILE, PATHS, Ask, bare_request, begun_body
-from tests.engine.load import FLAGS, check, connect, is_flat, overrun, running, storm
-from tests.engine.scaled import ScaledAdapter, put
+from tests.engine.load import FLAGS, check, is_flat, overrun, running, storm
+from tests.engine.scaled import ScaledAdapter
 from tests.engine.schema_walk import failures
 from tests.engine.service_process import ServiceProcess
-from tests.engine.traffic import Notes, ask, crowd, scoring, until_answered
+from tests.engine.traffic import Notes, scoring
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
-SECONDS = 60.0
+SECONDS = 12.0
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
-    folder = tmp_path_factory.mktemp("load")
-    process = ServiceProcess(folder / "store", *FLAGS, COEVO_API_KEY="sesame")
+    """Ended in order, it leaves no copies of its adapters."""
+    folder, cache = tmp_path_factory.mktemp("load"), tmp_path_factory.mktemp("cache")
+    process = ServiceProcess(folder / "store", *FLAGS, COEVO_API_KEY="sesame", COEVO_ADAPTER_CACHE=str(cache))
     yield process
     process.stop()
+    assert list(cache.iterdir()) == []
 
 
 @pytest.fixture(scope="module")
@@ -112,46 +112,3 @@ def test_slow_and_hostile_bodies_hold_nobody_up_and_leave_nothing_behind(service
 def test_nothing_that_the_schema_allows_is_answered_with_a_failure(service) -> None:
     schemathesis = pytest.importorskip("schemathesis")
     assert failures(service, schemathesis, examples=25) == []
-
-
-def test_callers_who_ask_again_outlive_an_engine_that_is_killed(service, adapter) -> None:
-    notes, lives = Notes(), service.lives
-    with service.client() as client:
-        assert put(client, adapter, "kept", 1).status_code == 201
-    seen: dict[str, float] = {}
-
-    async def probe(client: httpx.AsyncClient) -> int | None:
-        try:
-            return (await client.get("/readyz", timeout=5)).status_code
-        except httpx.TransportError:
-            return None
-
-    async def kill() -> None:
-        is_over = asyncio.Event()
-        async with connect(service) as client, asyncio.TaskGroup() as group:
-
-            async def one(draw: random.Random) -> None:
-                notes.note(await until_answered(lambda: ask(client, draw, ["kept", "base"]), notes, 120))
-
-            group.create_task(crowd(16, is_over.is_set, one))
-            await asyncio.sleep(1)
-            assert await probe(client) == 200
-            service.engine_core.send_signal(signal.SIGKILL)
-            killed = time.monotonic()
-            while await probe(client) == 200:
-                await asyncio.sleep(0.05)
-            seen["not ready"] = time.monotonic() - killed
-            while await probe(client) != 200:
-                await asyncio.sleep(0.1)
-            seen["ready"] = time.monotonic() - killed
-            await asyncio.sleep(1)
-            is_over.set()
-
-    asyncio.run(kill())
-    print(f"{seen} s, {notes.statuses}, {notes.broken} cut off")
-    assert service.lives == lives + 1
-    assert seen["not ready"] < 5
-    assert notes.broken + notes.statuses.get(503, 0) > 0
-    assert set(notes.statuses) <= {200, 429, 503}, [answer.text for answer in notes.refused]
-    check(notes, adapter)
-    assert {one.revision for one in notes.scored if one.adapter == "kept"} == {1}

@@ -22,6 +22,7 @@ import redis
 
 from adapters.manifest import read_manifest, verify
 from tests.engine.service_process import ServiceProcess
+from tests.faults.nursery import Fork, Nursery
 from tests.faults.queue_process import QueueProcess
 from tests.faults.recipes import MINIATURE
 from trainer.coordinator import run_id
@@ -33,22 +34,29 @@ PATIENCE_S = 150.0
 
 
 class Child:
-    """A process of ours with its log."""
+    """`python -m module words` with its log; from a nursery it is there sooner."""
 
-    def __init__(self, log: Path, *words: str, **environ: str) -> None:
+    def __init__(self, log: Path, module: str, *words: str, nursery: Nursery | None = None, **environ: str) -> None:
         self._log = log
-        with log.open("a") as file:
-            self.process = subprocess.Popen(
-                [sys.executable, *words],
-                stdout=file,
-                stderr=file,
-                env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | environ,
-                start_new_session=True,
+        environ = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | environ
+        with log.open("ab") as file:
+            self._begin = file.tell()
+            self.process: subprocess.Popen[bytes] | Fork = (
+                nursery.fork(module, *words, log=log, environ=environ)
+                if nursery
+                else subprocess.Popen(
+                    [sys.executable, "-m", module, *words],
+                    stdout=file,
+                    stderr=file,
+                    env=environ,
+                    start_new_session=True,
+                )
             )
 
     @property
     def log(self) -> str:
-        return self._log.read_text()
+        """Of this process: those before it of the same name wrote into the same file."""
+        return self._log.read_bytes()[self._begin :].decode()
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
@@ -73,8 +81,11 @@ class Child:
 class Cluster:
     """Queue and service run; coordinators and workers are started by name. `close` ends everything."""
 
-    def __init__(self, folder: Path, *flags: str, lease_s: float = 4.0, **environ: str) -> None:
+    def __init__(
+        self, folder: Path, *flags: str, nursery: Nursery | None = None, lease_s: float = 4.0, **environ: str
+    ) -> None:
         self.folder, self.lease_s = folder, lease_s
+        self._nursery = nursery
         self.server = QueueProcess(folder / "queue")
         self.server.start()
         self.environ = {"COEVO_REDIS_URL": self.server.url, "TMPDIR": str(folder)} | environ
@@ -103,16 +114,19 @@ class Cluster:
     # ---- processes ----
 
     def coordinator(self, recipe: Path) -> Child:
-        return self._start("coordinator", "-m", "clients.cli", "coordinate", str(recipe))
+        return self._start("coordinator", self._nursery, "clients.cli", "coordinate", str(recipe))
 
-    def worker(self, *branches: str, name: str, words: tuple[str, ...] = (), **environ: str) -> Child:
+    def worker(
+        self, *branches: str, name: str, words: tuple[str, ...] = (), is_fork: bool = True, **environ: str
+    ) -> Child:
+        """`is_fork`: in the nursery's interpreter and network, where there is a nursery."""
         named = [word for branch in branches for word in ("--branch", branch)]
-        lease = f"--lease={self.lease_s}"
-        return self._start(name, "-m", "trainer.worker", *named, "--name", name, lease, *words, **environ)
+        every = (*named, "--name", name, f"--lease={self.lease_s}", *words)
+        return self._start(name, self._nursery if is_fork else None, "trainer.worker", *every, **environ)
 
-    def _start(self, name: str, *words: str, **environ: str) -> Child:
-        service = {"COEVO_SERVICE_URL": self.service.url}
-        child = Child(self.folder / f"{name}.log", *words, **(self.environ | service | environ))
+    def _start(self, name: str, nursery: Nursery | None, module: str, *words: str, **environ: str) -> Child:
+        own = self.environ | {"COEVO_SERVICE_URL": self.service.url} | environ
+        child = Child(self.folder / f"{name}.log", module, *words, nursery=nursery, **own)
         self.children.append(child)
         return child
 

@@ -27,8 +27,6 @@ from trainer.jobs import QueueAwayError
 from trainer.recipe.file import load
 from trainer.systems import plan
 
-PAUSE_S = (1.0, 6.0)
-"""Between two faults."""
 FROZEN_S = (0.5, 7.0)
 """Shorter and longer than a lease."""
 GONE_S = (0.2, 3.0)
@@ -51,15 +49,23 @@ def quiet_port() -> int:
 
 
 class Monkey:
-    """`workers` are the branches of each worker, by its name."""
+    """`workers` are the branches of each worker, by its name; `pause_s` is between two faults."""
 
     def __init__(
-        self, cluster: Cluster, recipe: Path, workers: Mapping[str, Sequence[str]], *, seed: int, log: Path
+        self,
+        cluster: Cluster,
+        recipe: Path,
+        workers: Mapping[str, Sequence[str]],
+        *,
+        seed: int,
+        log: Path,
+        pause_s: tuple[float, float] = (1.0, 6.0),
     ) -> None:
         self.counts: Counter[str] = Counter()
         self._cluster, self._log = cluster, log
         self._made = plan(load(recipe))
         self._random = random.Random(seed)
+        self._pause_s = pause_s
         self._began = time.monotonic()
         self._later: list[tuple[float, str, Callable[[], object]]] = []
         self._troubled: set[str] = set()
@@ -83,11 +89,11 @@ class Monkey:
         back, or on its way."""
         self._cluster.wait_until(lambda: self.steps > 0)
         end = time.monotonic() + seconds
-        next_at = time.monotonic() + self._random.uniform(*PAUSE_S)
+        next_at = time.monotonic() + self._random.uniform(*self._pause_s)
         while time.monotonic() < end and not self._is_finished():
             if time.monotonic() >= next_at:
                 self._do_something()
-                next_at = time.monotonic() + self._random.uniform(*PAUSE_S)
+                next_at = time.monotonic() + self._random.uniform(*self._pause_s)
             self._look_after()
             time.sleep(_LOOK_S)
         for _, target, repair in sorted(self._later, key=lambda one: one[0]):

@@ -1,6 +1,6 @@
 """Service and queue on one machine, coordinator and workers on another, and the cable between them is pulled.
 
-COEVO_CUT_S and COEVO_LEASE_S give another cut and another lease.
+COEVO_LEASE_S gives another lease.
 """
 
 import contextlib
@@ -13,10 +13,10 @@ import pytest
 
 from tests.faults.cluster import Cluster
 from tests.faults.namespaces import FAR_ADDRESS, Machines, inside, missing, open_to_others, two_machines
+from tests.faults.nursery import Nursery
 from tests.faults.recipes import CAPABILITIES, written
 from trainer.jobs import Queue
 
-CUT_S = float(os.environ.get("COEVO_CUT_S", "12"))
 LEASE_S = float(os.environ.get("COEVO_LEASE_S", "4"))
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
@@ -32,22 +32,32 @@ def machines() -> Iterator[Machines]:
 
 
 @pytest.fixture(scope="module")
-def cluster(machines: Machines, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def near_nursery(machines: Machines) -> Iterator[Nursery]:
+    nursery = Nursery()
+    yield nursery
+    nursery.close()
+
+
+@pytest.fixture(scope="module")
+def cluster(machines: Machines, near_nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Its queue and service are on the far one; what is started later is on the near one."""
+    folder = tmp_path_factory.mktemp("machines")
     with inside(machines.far):
-        cluster = Cluster(tmp_path_factory.mktemp("machines"), "--host=0.0.0.0", lease_s=LEASE_S)
+        cluster = Cluster(folder, "--host=0.0.0.0", nursery=near_nursery, lease_s=LEASE_S)
         open_to_others(cluster.server, FAR_ADDRESS)
     cluster.reach(FAR_ADDRESS)
     yield cluster
     cluster.close()
 
 
+@pytest.mark.parametrize("leases", [1.5, pytest.param(15.0, marks=pytest.mark.soak)])
 def test_a_run_goes_on_after_its_machine_was_cut_off_for_longer_than_a_lease(
-    machines: Machines, cluster: Cluster, tmp_path: Path
+    leases: float, machines: Machines, cluster: Cluster, tmp_path: Path
 ) -> None:
-    recipe = written(tmp_path, "cut", "method.cycles=3")
+    name = f"cut{leases:.0f}"
+    recipe = written(tmp_path, name, "method.cycles=3")
     coordinator = cluster.coordinator(recipe)
-    branches = [f"cut-{one}" for one in CAPABILITIES]
+    branches = [f"{name}-{one}" for one in CAPABILITIES]
     workers = [cluster.worker(branch, name=branch) for branch in branches]
     for branch in branches:
         cluster.wait_for_head(branch, 1)
@@ -55,7 +65,7 @@ def test_a_run_goes_on_after_its_machine_was_cut_off_for_longer_than_a_lease(
     began = time.monotonic()
     with far_queue(machines, cluster) as queue:
         cluster.wait_until(lambda: not any(one.worker for one in queue.waiting(branches).values()))
-        cluster.wait_until(lambda: time.monotonic() - began > CUT_S)
+        cluster.wait_until(lambda: time.monotonic() - began > leases * LEASE_S)
         heads = queue.heads()
     machines.plug_in()
     began = time.monotonic()
@@ -78,6 +88,7 @@ def test_what_was_learnt_behind_the_cut_is_dropped_when_another_took_the_branch(
         standby = cluster.worker(
             "taken-text",
             name="standby",
+            is_fork=False,
             **{name: url.replace(FAR_ADDRESS, "127.0.0.1") for name, url in here.items()},
         )
     cluster.wait_until(lambda: "standby works" in standby.log)

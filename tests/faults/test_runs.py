@@ -9,6 +9,7 @@ import pytest
 
 from adapters.manifest import Manifest, read_manifest
 from tests.faults.cluster import Child, Cluster
+from tests.faults.nursery import Nursery
 from tests.faults.recipes import CAPABILITIES, written
 from trainer.coordinator import run_id
 from trainer.plan import Plan
@@ -20,13 +21,6 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    cluster = Cluster(tmp_path_factory.mktemp("runs"))
-    yield cluster
-    cluster.close()
-
-
-@pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return written(tmp_path_factory.mktemp("recipe"), "whole")
 
@@ -34,7 +28,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def at_once(cluster: Cluster, recipe: Path) -> Cluster:
     """Three branches, hub, two cycles, six steps a branch: one worker makes them all."""
-    worker, coordinator = cluster.worker("all", name="one"), cluster.coordinator(recipe)
+    worker, coordinator = cluster.worker("all", name="one", words=of(recipe)), cluster.coordinator(recipe)
     assert worker.wait() == 0
     assert coordinator.wait() == 0
     return cluster
@@ -81,7 +75,7 @@ def test_an_adaptive_rhythm_is_decided_once_for_all_workers(cluster: Cluster, tm
 
 
 def test_a_run_that_was_killed_in_the_middle_ends_in_the_same_bits(
-    at_once: Cluster, recipe: Path, tmp_path: Path
+    at_once: Cluster, recipe: Path, tmp_path: Path, nursery: Nursery
 ) -> None:
     """Fed the first run's rollouts: half of it without prefetch, then kill -9 of everything, then the rest with."""
     run = run_id(load(recipe))
@@ -89,7 +83,7 @@ def test_a_run_that_was_killed_in_the_middle_ends_in_the_same_bits(
     without = tmp_path / recipe.name
     without.write_text(recipe.read_text().replace('"prefetch": 2', '"prefetch": 0'))
     assert run_id(load(without)) == run
-    second = Cluster(tmp_path)
+    second = Cluster(tmp_path, nursery=nursery)
     try:
         replay = ("--replay", str(record))
         coordinator, worker = second.coordinator(without), second.worker("all", name="one", words=replay)
@@ -121,7 +115,7 @@ def test_a_replay_of_other_prompts_is_refused(at_once: Cluster, recipe: Path, tm
     shutil.copytree(at_once.folder / "runs" / run_id(load(recipe)), tmp_path / "record")
     (tmp_path / "record/rollouts/whole-text").rename(tmp_path / "record/rollouts/whole-again-text")
     coordinator = at_once.coordinator(other)
-    worker = at_once.worker("all", name="other", words=("--replay", str(tmp_path / "record")))
+    worker = at_once.worker("all", name="other", words=(*of(other), "--replay", str(tmp_path / "record")))
     at_once.wait_until(lambda: any(job.branch == "whole-again-text" for job in at_once.queue.dead()))
     (job,) = [job for job in at_once.queue.dead() if job.branch == "whole-again-text"]
     assert "other prompts" in job.error
@@ -129,6 +123,11 @@ def test_a_replay_of_other_prompts_is_refused(at_once: Cluster, recipe: Path, tm
         child.signal(signal.SIGTERM)
         assert child.wait() == 0
     at_once.queue.retry("whole-again-text")
+
+
+def of(recipe: Path) -> tuple[str, str]:
+    """For a worker: of all runs this one."""
+    return "--run", run_id(load(recipe))
 
 
 def manifests(store: Path, recipe: Path) -> Iterator[Manifest]:

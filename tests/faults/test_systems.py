@@ -1,6 +1,5 @@
 """Every system that can be compared makes its plan through the real service, in a few small steps."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,13 +26,6 @@ TINY = (
 AT_ONCE = 4
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    cluster = Cluster(tmp_path_factory.mktemp("systems"))
-    yield cluster
-    cluster.close()
 
 
 def test_every_kind_of_system_runs_to_its_end(cluster: Cluster, tmp_path: Path) -> None:

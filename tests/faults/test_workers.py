@@ -2,7 +2,6 @@
 
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -18,13 +17,6 @@ from trainer.recipe.file import load
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 FIVE = ("method.rlvr_steps=4", "method.cycles=1")  # five steps of one branch
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    cluster = Cluster(tmp_path_factory.mktemp("workers"))
-    yield cluster
-    cluster.close()
 
 
 def solo(cluster: Cluster, folder: Path, name: str, *changes: str) -> tuple[Path, str, Child]:
@@ -108,11 +100,7 @@ def test_the_second_of_two_workers_waits_and_takes_over_when_the_first_is_told_t
 def test_a_step_that_is_longer_than_the_lease_keeps_it(cluster: Cluster, tmp_path: Path) -> None:
     """Faults 6 and 7: renewals come from a thread of their own."""
     recipe, branch, coordinator = solo(cluster, tmp_path, "long", "rollout.prompts=24", "rollout.group_size=16")
-    usual, cluster.lease_s = cluster.lease_s, 0.8
-    try:
-        workers = [cluster.worker(branch, name=name) for name in ("rival-1", "rival-2")]
-    finally:
-        cluster.lease_s = usual
+    workers = [cluster.worker(branch, name=name, words=("--lease=0.8",)) for name in ("rival-1", "rival-2")]
     finish(cluster, recipe, coordinator, *workers)
     assert all(sum(event["seconds"].values()) > 0.8 for event in told(cluster, recipe, "step"))
     assert len({event["worker"] for event in told(cluster, recipe, "step")}) == 1
@@ -152,7 +140,7 @@ def test_a_job_that_always_fails_dies_and_can_be_tried_again(cluster: Cluster, t
 
 def test_the_processes_of_a_torchrun_work_as_one_and_are_ended_as_one(cluster: Cluster, tmp_path: Path) -> None:
     recipe, branch, coordinator = solo(cluster, tmp_path, "ranks")
-    launch = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "trainer.worker")
+    launch = ("torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "trainer.worker")
     service = {"COEVO_SERVICE_URL": cluster.service.url}
     words = (*launch, "--branch", branch, "--name", "ranks")
     first = Child(tmp_path / "first.log", *words, **(cluster.environ | service))
@@ -210,7 +198,8 @@ def test_a_clock_that_is_an_hour_off_changes_nothing(cluster: Cluster, tmp_path:
     shift = tmp_path / "shift"
     shift.mkdir()
     (shift / "sitecustomize.py").write_text("import time\nreal = time.time\ntime.time = lambda: real() + 3600\n")
-    ahead = cluster.worker(branch, name="ahead", PYTHONPATH=str(shift), COEVO_FAULT=f"stop:learnt:{branch}@2")
+    fault = f"stop:learnt:{branch}@2"
+    ahead = cluster.worker(branch, name="ahead", is_fork=False, PYTHONPATH=str(shift), COEVO_FAULT=fault)
     cluster.wait_until(lambda: ahead.is_stopped())
     with cluster.server.client() as client:
         assert client.pttl(lease_key(branch)) <= cluster.lease_s * 1000
