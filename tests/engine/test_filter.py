@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -33,13 +33,6 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "miniature.toml"
 DECODE = partial(AutoTokenizer.from_pretrained(locate("miniature")).decode, skip_special_tokens=True)
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory) -> Iterator[ServiceProcess]:
-    process = ServiceProcess(tmp_path_factory.mktemp("filter") / "store", "--dtype=float32")
-    yield process
-    process.stop()
 
 
 @pytest.fixture

@@ -76,6 +76,7 @@ def test_a_run_goes_on_after_its_machine_was_cut_off_for_longer_than_a_lease(
     cluster.check(recipe)
 
 
+@pytest.mark.soak
 def test_what_was_learnt_behind_the_cut_is_dropped_when_another_took_the_branch(
     machines: Machines, cluster: Cluster, tmp_path: Path
 ) -> None:
