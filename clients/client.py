@@ -61,7 +61,7 @@ class Client:
     def __init__(
         self, url: str, *, api_key: str | None = None, base: str | None = None, timeout_s: float = 600.0
     ) -> None:
-        self._url = url
+        self.url = url
         self._base = base
         self._base_seen = False
         self._timeout_s = timeout_s
@@ -167,7 +167,7 @@ class Client:
         self._run(calls.ready(), timeout_s)
 
     def _patience(self, timeout_s: float | None) -> Patience:
-        return Patience(self._url, self._timeout_s if timeout_s is None else timeout_s)
+        return Patience(self.url, self._timeout_s if timeout_s is None else timeout_s)
 
     def _run(self, call: Call[T], timeout_s: float | None = None) -> T:
         return self._finish(call, self._patience(timeout_s))
@@ -194,7 +194,7 @@ class Client:
 
     def _try(self, call: Call[T], patience: Patience) -> T:
         if self._base is not None and not self._base_seen and not call.any_base:
-            calls.check_base(self._send(calls.adapters(), patience.left_s()), self._base, self._url)
+            calls.check_base(self._send(calls.adapters(), patience.left_s()), self._base, self.url)
             self._base_seen = True
         return self._send(call, patience.left_s())
 
@@ -222,7 +222,7 @@ class AsyncClient:
         timeout_s: float = 600.0,
         max_in_flight: int = 64,
     ) -> None:
-        self._url = url
+        self.url = url
         self._base = base
         self._base_seen = False
         self._timeout_s = timeout_s
@@ -344,7 +344,7 @@ class AsyncClient:
         await self._run(calls.ready(), timeout_s)
 
     def _patience(self, timeout_s: float | None) -> Patience:
-        return Patience(self._url, self._timeout_s if timeout_s is None else timeout_s)
+        return Patience(self.url, self._timeout_s if timeout_s is None else timeout_s)
 
     async def _run(self, call: Call[T], timeout_s: float | None = None) -> T:
         return await self._finish(call, self._patience(timeout_s))
@@ -387,7 +387,7 @@ class AsyncClient:
 
     async def _try(self, call: Call[T], patience: Patience, http: httpx.AsyncClient) -> T:
         if self._base is not None and not self._base_seen and not call.any_base:
-            calls.check_base(await self._send(calls.adapters(), patience.left_s(), http), self._base, self._url)
+            calls.check_base(await self._send(calls.adapters(), patience.left_s(), http), self._base, self.url)
             self._base_seen = True
         return await self._send(call, patience.left_s(), http)
 

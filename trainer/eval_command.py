@@ -26,7 +26,7 @@ from trainer.evaluate import Item, Result, decoder, examine, exams, overall, pin
 from trainer.finish import ADAPTER, flags_of, stacked_rank
 from trainer.recipe import Recipe
 from trainer.recipe.file import load
-from trainer.rewards.pool import RewardPool
+from trainer.rewards.pool import HALF_THE_CORES, RewardPool
 from trainer.scoreboard import as_json, lines, show
 
 
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     for file in filter(None, (arguments.json, arguments.items)):
         if not file.absolute().parent.is_dir():
             raise UserError(f"{file}: there is no folder {file.parent}; make it first")
-    with RewardPool(num_children=max(1, (os.cpu_count() or 2) // 2)) as pool, _service(folder) as service:
+    with RewardPool(num_children=HALF_THE_CORES) as pool, _service(folder) as service:
         try:
             found, items = asyncio.run(_measure(recipe, names, arguments, pool, service))
         except ServiceError as error:
@@ -99,11 +99,8 @@ async def _measure(
     service: Mapping[str, str | None],
 ) -> tuple[list[Result], list[Item]]:
     base = locate(recipe.base.name)
-    url = str(service["url"])
     digest = await asyncio.to_thread(base_digest, base)
-    async with AsyncClient(url, api_key=service["api_key"], base=digest) as client:
-        if not await client.ready():
-            raise UserError(f"{url}: no service is ready there; start one (coevo serve) or set COEVO_SERVICE_URL")
+    async with AsyncClient(str(service["url"]), api_key=service["api_key"], base=digest) as client:
         models = await pinned(client, names)
         asked = await asyncio.to_thread(exams, recipe, arguments.questions, arguments.exam)
         longest, decode = recipe.rollout.max_completion_tokens, decoder(recipe)

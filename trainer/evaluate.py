@@ -158,9 +158,14 @@ def _exam(
     reward: Reward,
     answers: Answers,
 ) -> Exam:
-    rule = Rule(reward.kind, 0.0, reward.format_pattern, reward.tolerance)
     blind = blind_level(data, len(prompts)) if isinstance(data, MiniatureData) else None
-    return Exam(name, capability, prompts, rule, reward.deadline_s, tuple(_ways(answers)), blind)
+    rule, ways = answer_rule(reward), tuple(_ways(answers))
+    return Exam(name, capability, prompts, rule, reward.deadline_s, ways, blind)
+
+
+def answer_rule(reward: Reward) -> Rule:
+    """The answer alone, without the share of a reward that is for its form."""
+    return Rule(reward.kind, 0.0, reward.format_pattern, reward.tolerance)
 
 
 def _ways(answers: Answers) -> Iterator[Way]:
@@ -180,6 +185,8 @@ def blind_level(data: MiniatureData, count: int) -> float:
 
 async def pinned(client: AsyncClient, names: Iterable[str]) -> list[str]:
     """The models by names that stay what they are: a branch's name alone is its head of this moment."""
+    if not await client.ready():
+        raise UserError(f"{client.url}: no service is ready there; start one (coevo serve) or set COEVO_SERVICE_URL")
     found = (await client.adapters()).branches
     refs = [Ref.parse(name) for name in names]
     for ref in refs:

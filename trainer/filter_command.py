@@ -32,13 +32,12 @@ from trainer.data.lengths import fit
 from trainer.data.pass_rates import ALWAYS, KEPT, NEVER, Bounds, Journal, Rated, fate, histogram
 from trainer.data.prompts import Prompts
 from trainer.data.sources import open_prompts
-from trainer.evaluate import decoder, pinned
+from trainer.evaluate import answer_rule, decoder, pinned
 from trainer.rating import Asked, rate
 from trainer.recipe import Capability, DatasetData, MiniatureData, Recipe
 from trainer.recipe.base import base_of
 from trainer.recipe.file import load
-from trainer.rewards import Rule
-from trainer.rewards.pool import RewardPool
+from trainer.rewards.pool import HALF_THE_CORES, RewardPool
 
 _MOST_SAMPLES = 1024
 _WIDTH = 40  # of the longest bar
@@ -69,10 +68,10 @@ def run(arguments: argparse.Namespace) -> int:
     notes = _notes_of(out, data, resume=arguments.resume)
     Ref.parse(arguments.adapter)
     reward, rollout = capability.reward, recipe.rollout
-    rule = Rule(reward.kind, 0.0, reward.format_pattern, reward.tolerance)
+    rule = answer_rule(reward)
     base = base_of(recipe)
     digest = base_digest(base)
-    with RewardPool(num_children=max(1, (os.cpu_count() or 2) // 2)) as pool:
+    with RewardPool(num_children=HALF_THE_CORES) as pool:
         model = asyncio.run(_model(digest, arguments.adapter))
         pool.check(rule)
         prompts = fit(recipe, base)(name, open_prompts(name, data, seed=recipe.seed, limits=Limits()))
@@ -154,9 +153,6 @@ def _notes_of(out: Path, data: Data, *, resume: bool) -> Path:
 
 async def _model(base: str, adapter: str) -> str:
     async with _client(base) as client:
-        if not await client.ready():
-            url = from_environment(os.environ)["url"]
-            raise UserError(f"{url}: no service is ready there; start one (coevo serve) or set COEVO_SERVICE_URL")
         try:
             (model,) = await pinned(client, [adapter])
         except ServiceError as error:

@@ -32,7 +32,7 @@ from trainer.plan import Plan
 from trainer.queue_server import URL_VARIABLE
 from trainer.recipe import Recipe
 from trainer.recipe.parts import ENGINE_RANKS, engine_rank
-from trainer.rewards.pool import RewardPool
+from trainer.rewards.pool import HALF_THE_CORES, RewardPool
 from trainer.scoreboard import as_json
 from trainer.systems import plan
 
@@ -150,7 +150,7 @@ class Examiner:
             return None
         questions = ", ".join(f"{len(exam.prompts)} of {exam.name}" for exam in self.asked)
         print(f"examining {', '.join(models)} on questions: {questions}", flush=True)
-        with RewardPool(num_children=max(1, (os.cpu_count() or 2) // 2)) as pool:
+        with RewardPool(num_children=HALF_THE_CORES) as pool:
             items = asyncio.run(self._answers(url, models, pool))
         self.children.stop()
         return items

@@ -9,7 +9,6 @@ Left out: what is trained, and the exam at the end of a run (`finish`).
 
 import asyncio
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +22,7 @@ from trainer.jobs import Queue
 from trainer.overlap import Overlaps, alarms, measure_overlap
 from trainer.plan import Plan, Segment, is_there
 from trainer.recipe import Recipe, edges
-from trainer.rewards.pool import RewardPool
+from trainer.rewards.pool import HALF_THE_CORES, RewardPool
 from trainer.rhythm import decided, decision, lowest_overlap, next_rlvr_steps
 
 MOST_COMPARED = 8
@@ -170,7 +169,7 @@ class Observer:
     async def _examine(self, moment: Moment) -> None:
         asked, decode = await self._questions()
         models = [str(ref) for ref in moment.refs]
-        with RewardPool(num_children=max(1, (os.cpu_count() or 2) // 2)) as pool:
+        with RewardPool(num_children=HALF_THE_CORES) as pool:
             items = await examine(
                 self._client,
                 pool,

@@ -71,13 +71,17 @@ class Shift:
         self._name = name
         self._queue, self._pulse = queue, pulse
         self._arena, self._learner, self._gather = arena, learner, gather
-        self._steps = _steps_of(run.plan, branches)
-        self._places = {ref: place for place, ref in enumerate(self._steps)}
         self._ends = {branch: run.plan.head(branch) for branch in branches}
+        self._follow(run.plan)
         self._under_way: set[str] = set()
         self._skipped: dict[str, int] = {}
         self._stopping = asyncio.Event()
         self._looking, self._learning = asyncio.Lock(), asyncio.Lock()
+
+    def _follow(self, made: Plan) -> None:
+        steps = [step for step in made.steps if step.branch in self._ends]
+        self._steps = {step.makes: step for step in steps}
+        self._places = {step.makes: place for place, step in enumerate(steps)}
 
     def stop(self) -> None:
         """After the update under way."""
@@ -285,9 +289,7 @@ class Shift:
         method = self._run.recipe.method
         if method.rhythm == "adaptive":
             agreed = await patiently(lambda: self._queue.agreed(self._run.id))
-            made = plan(self._run.recipe, decided(agreed, method.rlvr_steps))
-            self._steps = _steps_of(made, list(self._ends))
-            self._places = {ref: place for place, ref in enumerate(self._steps)}
+            self._follow(plan(self._run.recipe, decided(agreed, method.rlvr_steps)))
         self._pulse.hold(lease)
 
     async def _give_back(self, lease: Lease) -> None:
@@ -309,11 +311,6 @@ class Shift:
             await asyncio.to_thread(partial(self._queue.tell, self._run.id, kind, worker=self._name, **what))
         except QueueAwayError:
             log.warning("not told, the queue is away: %s %s", kind, what.get("branch", ""))
-
-
-def _steps_of(made: Plan, branches: Sequence[str]) -> dict[Ref, Step]:
-    """By what they make, in the order of the plan."""
-    return {step.makes: step for step in made.steps if step.branch in branches}
 
 
 async def unless(event: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:

@@ -29,8 +29,10 @@ def plan(recipe: Recipe, rhythm: Sequence[int] = ()) -> Plan:
         from trainer.compare.plan import comparison
 
         made = comparison(method, tuple(recipe.capabilities), recipe.comparison)
-        return replace(made, segments=tuple(_with_ends(made.segments)))
-    made = copd(method, branches, rhythm) if rhythm else SYSTEMS[method.kind](method, branches)
+    elif rhythm:
+        made = copd(method, branches, rhythm)
+    else:
+        made = SYSTEMS[method.kind](method, branches)
     return replace(made, segments=tuple(_with_ends(made.segments)))
 
 
@@ -96,7 +98,7 @@ def pilot(method: Method, branches: Branches) -> Plan:
     """Students are called STUDENT-EXPERT-REVISION; all make the same steps from the base."""
     taught = {name: branch for name, branch in branches.items() if name != method.student}
     total, steps = method.expert_steps, method.cycles * method.opd_steps
-    ages = sorted({max(1, total * (number + 1) // method.checkpoints) for number in range(method.checkpoints)})
+    ages = checkpoint_ages(method)
     segments = list(alone(method, taught, dict.fromkeys(taught, total), ages))
     students: list[str] = []
     for edge in edges(method, tuple(branches)):
@@ -184,6 +186,12 @@ def _age(method: Method, phase_start: int, number: int) -> int:
 
 def expert_steps(method: Method) -> int:
     return method.expert_steps if method.rule == "paper" else max(1, round(0.6 * method.expert_steps))
+
+
+def checkpoint_ages(method: Method) -> list[int]:
+    """Of the experts that teach in the pilot."""
+    total, count = method.expert_steps, method.checkpoints
+    return sorted({max(1, total * (number + 1) // count) for number in range(count)})
 
 
 def later_steps(method: Method, count: int) -> int:

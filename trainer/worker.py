@@ -100,11 +100,11 @@ def _name(arguments: argparse.Namespace) -> Generator[str]:
 
 async def _lead(arguments: argparse.Namespace, name: str, url: str, ranks: Ranks) -> int:
     from trainer.outfit import capabilities_of, make_arena, make_learner, open_capabilities
-    from trainer.rewards.pool import RewardPool
+    from trainer.rewards.pool import HALF_THE_CORES, RewardPool
 
     stop = _Stop()
     queue = Queue(url, lease_s=arguments.lease)
-    with RewardPool(num_children=max(1, (os.cpu_count() or 2) // 2)) as pool:
+    with RewardPool(num_children=HALF_THE_CORES) as pool:
         found = await unless(stop.event, _find_run(queue, arguments.run, arguments.branch))
         if found is None:
             ranks.from_first(None)

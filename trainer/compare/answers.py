@@ -59,6 +59,8 @@ class Answers:
         return np.array([math.nan if one is None else one for one in self.rewards])
 
 
+Cosines = dict[str, float | None]
+"""By pair of branches."""
 _LINE = TypeAdapter(Answers)
 
 
@@ -70,7 +72,7 @@ def _cosines_of(out: Path, seed: int) -> Path:
     return out / "answers" / f"cosines-{seed}.json"
 
 
-def read_cosines(out: Path, seed: int) -> dict[str, dict[str, float | None]]:
+def read_cosines(out: Path, seed: int) -> dict[str, Cosines]:
     """Between the deltas of branches that are merged, by system."""
     path = _cosines_of(out, seed)
     return json.loads(path.read_text()) if path.exists() else {}
@@ -89,15 +91,14 @@ def examine_seed(
     """Adds these results to those of the seed. False: told to stop."""
     target = path_of(out, seed)
     target.parent.mkdir(exist_ok=True)
-    cosines = read_cosines(out, seed) | _branch_cosines(recipe, out / "store", entries)
-    _cosines_of(out, seed).write_text(json.dumps(cosines, indent=1) + "\n")
     before = read_answers(target)
     asked = exams(recipe)
     with tempfile.TemporaryDirectory(prefix=".exam-", dir=out) as folder:
-        adapters = adapters_of(recipe, out / "store", entries, Path(folder))
+        adapters, cosines = adapters_of(recipe, out / "store", entries, Path(folder))
         items = _asked_of(recipe, asked, adapters, Path(folder), children, is_stopped)
     if items is None:
         return False
+    _cosines_of(out, seed).write_text(json.dumps(read_cosines(out, seed) | cosines, indent=1) + "\n")
     draft = target.with_suffix(".draft")
     after = [one for one in answers_of(items, asked, seed, entries) if not before or one.system != BASE]
     draft.write_text("".join(json.dumps(asdict(one)) + "\n" for one in [*before, *after]))
@@ -105,31 +106,27 @@ def examine_seed(
     return True
 
 
-def _branch_cosines(recipe: Recipe, store: Path, entries: Sequence[Entry]) -> dict[str, dict[str, float | None]]:
-    base = open_base(locate(recipe.base.name), recipe.base.name)
-    return {
-        entry.system: {
-            " - ".join(name.removeprefix(f"s{entry.seed}-") for name in pair.split()): cosine
-            for pair, cosine in merge.cosines(base, [open_revision(store, ref, base) for ref in entry.refs]).items()
-        }
-        for entry in entries
-        if len(entry.refs) > 1
-    }
-
-
-def adapters_of(recipe: Recipe, store: Path, entries: Sequence[Entry], folder: Path) -> dict[str, Path]:
-    """Every result as the folder of one adapter, by the name that it is asked for."""
+def adapters_of(
+    recipe: Recipe, store: Path, entries: Sequence[Entry], folder: Path
+) -> tuple[dict[str, Path], dict[str, Cosines]]:
+    """Every result as the folder of one adapter, by the name that it is asked for; and cosines between the deltas of
+    what is merged, by system."""
     base = open_base(locate(recipe.base.name), recipe.base.name)
     found: dict[str, Path] = {}
+    cosines: dict[str, Cosines] = {}
     for entry in entries:
         if len(entry.refs) == 1:
             found[entry.model] = store / entry.refs[0].branch / str(entry.refs[0].revision)
-        else:
-            branches = [open_revision(store, ref, base) for ref in entry.refs]
-            found[entry.model] = folder / entry.model
-            mix = merge.mixture(branches, {}, method="mean", scale=recipe.merge.scale)
-            merge.write_adapter(base, mix, found[entry.model])
-    return found
+            continue
+        branches = [open_revision(store, ref, base) for ref in entry.refs]
+        found[entry.model] = folder / entry.model
+        mix = merge.mixture(branches, {}, method="mean", scale=recipe.merge.scale)
+        merge.write_adapter(base, mix, found[entry.model])
+        cosines[entry.system] = {
+            " - ".join(name.removeprefix(f"s{entry.seed}-") for name in pair.split()): cosine
+            for pair, cosine in merge.cosines(base, branches).items()
+        }
+    return found, cosines
 
 
 def _asked_of(

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from adapters.errors import UserError
 from trainer.compare.answers import examine_seed, path_of, read_answers, read_cosines
-from trainer.compare.plan import Entry, entries
+from trainer.compare.plan import Entry, entries, of_seed
 from trainer.compare.report import markdown, write_report
 from trainer.compare.results import Results, as_json, results_of
 from trainer.evaluate import exams
@@ -87,13 +87,6 @@ def of_comparison(recipe: Recipe, seeds: int | None) -> Recipe:
         )
     return recipe.model_copy(
         update={"comparison": asked if seeds is None else asked.model_copy(update={"seeds": seeds})}
-    )
-
-
-def of_seed(recipe: Recipe, seed: int) -> Recipe:
-    assert recipe.comparison is not None
-    return recipe.model_copy(
-        update={"comparison": recipe.comparison.model_copy(update={"seeds": 1, "first_seed": seed})}
     )
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapters.names import BASE, Ref
-from trainer.compare.plan import EXPERTS, MERGED
+from trainer.compare.plan import EXPERTS, MERGED, seed_and_system
 from trainer.compare.standings import Line, Standings
 from trainer.events import Event, overlaps_of
 from trainer.intervals import Interval
@@ -56,7 +56,7 @@ def _point(event: Event, found: Overlaps) -> Point | None:
     names = [name for name in found.branches if name != BASE]
     if len(names) < 2:
         return None
-    seed, system = _place(event["system"])
+    seed, system = seed_and_system(event["system"])
     pairs = [found.at(a, b, c) for a in names for b in names if a != b for c in found.capabilities]
     from_base = [found.at(name, BASE, c)[0] for name in names for c in found.capabilities]
     overlaps = [overlap for overlap, _ in pairs]
@@ -70,11 +70,6 @@ def _point(event: Event, found: Overlaps) -> Point | None:
         float(np.mean([kl for _, kl in pairs])),
         float(np.mean(from_base)),
     )
-
-
-def _place(system: str) -> tuple[int, str]:
-    place, name = system.split("-", 1)
-    return int(place.removeprefix("s")), name
 
 
 # ---- gradients of mixed RLVR ----
@@ -96,7 +91,7 @@ def pulls(events: Sequence[Event]) -> Iterator[Pull]:
         if event["kind"] == "step":
             for name, value in event["metrics"].items():
                 if name.startswith(f"{NATIVE}/{COSINE}:"):
-                    seed, system = _place(event["branch"])
+                    seed, system = seed_and_system(event["branch"])
                     yield Pull(system, seed, event["step"], " - ".join(name.split(":")[1:]), value)
 
 

@@ -20,8 +20,8 @@ from dataclasses import dataclass, replace
 
 from adapters.names import BASE, Ref
 from trainer.plan import Plan, Segment, Start
-from trainer.recipe import Branch, Comparison, Edge, Method
-from trainer.systems import alone, copd, distilled, expert_steps, later_steps, negative
+from trainer.recipe import Branch, Comparison, Edge, Method, Recipe
+from trainer.systems import alone, checkpoint_ages, copd, distilled, expert_steps, later_steps, negative
 
 EXPERTS = "x"
 MERGED = "merged"
@@ -58,12 +58,6 @@ class Field:
         others = [name for name in self.capabilities if name != hub]
         return [*((hub, name) for name in others), *((name, hub) for name in others)]
 
-    @property
-    def ages(self) -> list[int]:
-        """Of the experts that teach in the pilot."""
-        total, count = self.method.expert_steps, self.method.checkpoints
-        return sorted({max(1, total * (number + 1) // count) for number in range(count)})
-
     def branches(self, system: str, names: Iterable[str]) -> dict[str, Branch]:
         return {f"{self.prefix}-{system}-{name}": Branch(capabilities=(name,)) for name in names}
 
@@ -81,13 +75,23 @@ def comparison(method: Method, capabilities: Sequence[str], asked: Comparison) -
     """Seed by seed, so that the first ones are done first."""
     plain = method.model_copy(update={"kind": "copd"})
     fields = [Field(plain, tuple(capabilities), asked.first_seed + number) for number in range(asked.seeds)]
-    made = [
+    return _joined([
         one for field in fields for one in [_experts(field, asked), *(BUILD[name](field) for name in asked.systems)]
-    ]
-    return Plan(
-        tuple(start for one in made for start in one.starts),
-        tuple(segment for one in made for segment in one.segments),
+    ])  # fmt: skip
+
+
+def of_seed(recipe: Recipe, seed: int) -> Recipe:
+    """The comparison of one seed."""
+    assert recipe.comparison is not None
+    return recipe.model_copy(
+        update={"comparison": recipe.comparison.model_copy(update={"seeds": 1, "first_seed": seed})}
     )
+
+
+def seed_and_system(name: str) -> tuple[int, str]:
+    """Of a segment's system: `s0-copd3` is copd3 of seed 0."""
+    place, system = name.split("-", 1)
+    return int(place.removeprefix("s")), system
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +123,8 @@ def entries(made: Plan) -> Iterator[Entry]:
         for teacher in segment.steps[0].teachers
     }
     for name, branches in systems.items():
-        place, system = name.split("-", 1)
-        seed, heads = int(place.removeprefix("s")), [Ref(branch, made.head(branch)) for branch in branches]
+        seed, system = seed_and_system(name)
+        heads = [Ref(branch, made.head(branch)) for branch in branches]
         for ref in heads:
             yield Entry(system, ref.branch.removeprefix(name).removeprefix("-"), seed, (ref,))
         if system not in ALONE:
@@ -142,7 +146,9 @@ def _experts(field: Field, asked: Comparison) -> Plan:
     """The pair first. They stop for a moment where others learn from an earlier revision."""
     method, names = field.method, dict.fromkeys([*field.pair, *field.capabilities])
     branches = field.branches(EXPERTS, names)
-    ends = {expert_steps(method), *(field.ages if "pilot" in asked.systems else ())} - {method.expert_steps}
+    ends = {expert_steps(method), *(checkpoint_ages(method) if "pilot" in asked.systems else ())} - {
+        method.expert_steps
+    }
     segments = alone(method, branches, dict.fromkeys(branches, method.expert_steps), ends)
     return _marked(Plan(tuple(Start(name, BASE) for name in branches), tuple(segments)), field, EXPERTS)
 
@@ -188,7 +194,7 @@ def _pilot(field: Field) -> Plan:
     made = [
         _taught(field, "pilot", f"{field.prefix}-pilot-{name}-{age}", BASE, [name], steps, age)
         for name in field.capabilities
-        for age in field.ages
+        for age in checkpoint_ages(field.method)
     ]
     return _joined(made)
 

@@ -15,7 +15,7 @@ from trainer.compare.results import Results
 from trainer.compare.standings import MEAN, Table, Verdict
 from trainer.intervals import Interval
 
-COSTS = ("steps", "rollouts", "generated", "scored", "trained", "seconds")
+COSTS = tuple(Spent.__dataclass_fields__)
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72em; margin: 2em auto; padding: 0 1em; color: #222 }
 table { border-collapse: collapse; margin: 1em 0 } caption { text-align: left; font-weight: 600; padding: .4em 0 }

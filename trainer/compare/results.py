@@ -4,18 +4,19 @@ Left out: how it is shown (`report`).
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from adapters.names import BASE
 from trainer.compare.answers import Answers
 from trainer.compare.costs import Spent, cost_of, spent_by_step
 from trainer.compare.dynamics import Point, Pull, Share, Student, correlation, pulls, series, students, sweep
-from trainer.compare.plan import entries, pair_of
+from trainer.compare.plan import EXPERTS, entries, of_seed, pair_of
 from trainer.compare.standings import Line, Standings, Table, Verdict, absorption, tables, verdicts
 from trainer.events import Event
 from trainer.intervals import Interval
-from trainer.recipe import Comparison, Recipe
+from trainer.recipe import Recipe
 from trainer.systems import plan
 
 
@@ -81,21 +82,19 @@ def results_of(
 
 
 def _spent(recipe: Recipe, seeds: Sequence[int], events: Sequence[Event]) -> dict[tuple[str, str], Spent]:
-    asked = recipe.comparison or Comparison()
     by_step = spent_by_step(events, recipe.rollout)
     sums: dict[tuple[str, str], Spent] = {}
     for seed in seeds:
-        own = asked.model_copy(update={"seeds": 1, "first_seed": seed})
-        made = plan(recipe.model_copy(update={"comparison": own}))
+        made = plan(of_seed(recipe, seed))
         for entry in entries(made):
             key = entry.system, entry.row
             sums[key] = sums.get(key, Spent()) + cost_of(entry.refs, made, by_step)
     return {key: one.over(len(seeds)) for key, one in sums.items()}
 
 
-def _absorbed(found: Standings, exams: Sequence[str], pair: tuple[str, str], way: str):
-    base, (hub, other) = Line("base", "base"), pair
-    expert = {name: Line(name, "x", name) for name in exams}
+def _absorbed(found: Standings, exams: Sequence[str], pair: tuple[str, str], way: str) -> Iterator[Absorbed]:
+    base, (hub, other) = Line(BASE, BASE), pair
+    expert = {name: Line(name, EXPERTS, name) for name in exams}
     cases = [("vt", expert[hub], [other]), ("tv", expert[other], [hub]), ("mopd", base, exams)]
     for system, before, taught in cases:
         student = Line(system, system)

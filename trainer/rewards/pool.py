@@ -31,7 +31,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import astuple, dataclass, field
 from itertools import count
-from os import environ, pathsep
+from os import cpu_count, environ, pathsep
 from types import TracebackType
 from typing import Any, Self
 
@@ -40,6 +40,8 @@ from trainer.rewards import Item, Rule, Scored
 from trainer.rewards.batch import Batch
 
 # A fork takes milliseconds, the server's own start one or two seconds: what takes longer than this will never come.
+HALF_THE_CORES = max(1, (cpu_count() or 2) // 2)
+"""Children that leave room for an engine or a trainer."""
 _START_S = 30.0
 _WARN_SHARE = 0.02
 

@@ -4,12 +4,12 @@ from pathlib import Path
 import pytest
 
 from adapters.names import Ref
-from trainer.compare.plan import BUILD, Field, entries, pair_of
+from trainer.compare.plan import BUILD, entries, pair_of
 from trainer.coordinator import run_id
 from trainer.plan import Plan, impossible
 from trainer.recipe import Comparison, Recipe
 from trainer.recipe.file import load
-from trainer.systems import plan
+from trainer.systems import checkpoint_ages, plan
 
 RECIPE = load(Path("recipes/miniature/compare.toml"), ["method.cycles=2"])  # S = 10
 EVERYTHING = tuple(BUILD)
@@ -88,7 +88,7 @@ def test_the_rule_of_equal_budgets_shortens_experts_that_teach():
 
 def test_the_pilot_has_a_fresh_student_for_each_checkpoint_and_its_teachers_are_results_too():
     made = compared(systems=("pilot",), seeds=1)
-    ages = Field(RECIPE.method, ("text", "image", "video"), 0).ages
+    ages = checkpoint_ages(RECIPE.method)
     found = list(entries(made))
     for name in ("text", "image", "video"):
         for age in ages:
