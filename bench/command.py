@@ -8,7 +8,7 @@ from typing import Any
 NAMES = {
     "generate": "four models examined on the miniature's questions, beside the engine alone",
     "growth": "how an update's time and memory grow with the group, the prompt and the adapters",
-    "gpu_step": "one update of a Qwen3-VL-4B on one GPU, beside padded rows and a dense mask",
+    "gpu_step": "one update of a Qwen3-VL-4B on one GPU, beside layers not compiled, padded rows and a dense mask",
     "experts": "each toy capability trained alone through the real service",
     "queue": "claims, publishes and dispatch of the queue with 1 to 64 workers",
     "step": "one training step, beside TRL and PEFT",

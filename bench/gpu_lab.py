@@ -1,7 +1,7 @@
-"""What `gpu_step` measures: a model of Qwen3-VL-4B's shape with random weights, and a step of it in three ways.
+"""What `gpu_step` measures: a model of Qwen3-VL-4B's shape with random weights, and a step of it in four ways.
 
-All three have the same adapter, the same loss, layers that are computed again in the backward pass and
-log-probabilities in chunks. They differ in which tokens go through the model and in how these see each other.
+All have the same adapter, the same loss, layers that are computed again in the backward pass and log-probabilities in
+chunks. They differ in which tokens go through the model, in how these see each other, and in what is compiled.
 
 Axes: G completions of a prompt, C tokens of each, P of the prompt, T tokens of a row, N predicted ones, D hidden size.
 """
@@ -177,6 +177,8 @@ def make_lab(sizes: Sizes, device: torch.device) -> Lab:
         )
     policy = Policy(model, Qwen3VLProcessor.from_pretrained(locate("miniature")))
     policy.recompute_layers()
+    if device.type == "cuda":
+        policy.compile_layers()
     name = torch.cuda.get_device_name() if device.type == "cuda" else "no card"
     peak = next((flops for card, flops in PEAKS.items() if card in name), None)
     assumed = f"peak of {peak / 1e12:.0f} TFLOP/s assumed" if peak else "no MFU, its peak is not known here"
@@ -208,7 +210,7 @@ def make_group(lab: Lab, case: Case) -> Group:
     return Group(rng.integers(0, text, prompt), (), (), targets)
 
 
-# ---- three ways of one step ----
+# ---- ways of one step ----
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +222,8 @@ class Way:
     """Of all tokens of the completions [N]."""
     load: Callable[[Group], tuple[int, int]]
     """Tokens that the model computes, and pairs of them that see each other."""
+    compiled: bool = False
+    """The layers; attention is in any case."""
 
 
 def packed(lab: Lab, group: Group) -> Tensor:
@@ -272,31 +276,41 @@ def _rows_load(group: Group) -> tuple[int, int]:
     return sum(lengths), sum(length * (length + 1) // 2 for length in lengths)
 
 
-OURS, ROWS, DENSE = "packed", "padded rows", "dense mask"
+OURS, EAGER, ROWS, DENSE = "packed", "packed, layers not compiled", "padded rows", "dense mask"
 WAYS = {
-    OURS: Way(attention.NAME, packed, _pack_load),
+    OURS: Way(attention.NAME, packed, _pack_load, compiled=True),
+    EAGER: Way(attention.NAME, packed, _pack_load),
     ROWS: Way("sdpa", rows, _rows_load),
     DENSE: Way("sdpa", dense, _pack_load),
 }
 
 
-def forward_backward(lab: Lab, way: Way, group: Group) -> Tensor:
-    """Its log-probabilities; the gradients are dropped."""
-    with _attending(lab, way.attention):
+def forward_backward(lab: Lab, way: Way, group: Group) -> tuple[Tensor, dict[str, Tensor]]:
+    """Its log-probabilities and gradients."""
+    with _as(lab, way):
         logprobs_N = way.logprobs(lab, group)
         _loss(logprobs_N, group).backward()
-    for parameter in lab.policy.adapters.parameters(ADAPTERS[0]).values():
-        parameter.grad = None
-    return logprobs_N.detach()
+    gradients: dict[str, Tensor] = {}
+    for key, parameter in lab.policy.adapters.parameters(ADAPTERS[0]).items():
+        assert parameter.grad is not None
+        gradients[key], parameter.grad = parameter.grad, None
+    return logprobs_N.detach(), gradients
 
 
 @contextmanager
-def _attending(lab: Lab, name: str) -> Generator[None]:
+def _as(lab: Lab, way: Way) -> Generator[None]:
     """For the backward pass too, which computes the layers again."""
-    lab.language.set_attn_implementation(name)
+    layers = lab.language.layers
+    compiled = [layer._compiled_call_impl for layer in layers]
+    lab.language.set_attn_implementation(way.attention)
+    if not way.compiled:
+        for layer in layers:
+            layer._compiled_call_impl = None  # what `compile` sets; there is no way back
     try:
         yield
     finally:
+        for layer, call in zip(layers, compiled, strict=True):
+            layer._compiled_call_impl = call
         lab.language.set_attn_implementation(attention.NAME)
 
 

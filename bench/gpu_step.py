@@ -1,11 +1,13 @@
-"""One update of a Qwen3-VL-4B on one GPU: packed with flex attention, beside a dense mask and plain padded rows.
+"""One update of a Qwen3-VL-4B on one GPU: packed with flex attention and compiled layers, beside the same layers not
+compiled, a dense mask and plain padded rows.
 
     coevo bench gpu_step [--json FILE] [--seconds 280]        or: python -m bench.gpu_step
 
 The model has the shape of Qwen3-VL-4B and random weights, bfloat16, its layers computed again in the backward pass,
 LoRA of rank 64. A group is 8 completions of one text prompt; a step is the update's loss forward and backward. Then:
 the memory of three adapters beside the arithmetic of `coevo doctor`, log-probabilities in chunks beside full logits,
-an adapter's way to the store, and what packs of new lengths cost. Without a CUDA device it says so and ends.
+an adapter's way to the store, what packs of new lengths cost, how far the ways are apart in float32. Without a CUDA
+device it says so and ends.
 
 It runs unattended and offline. A section that would not end within `--seconds` is skipped, one that fails says so in
 a line, and the rows so far are on disk after each. Figures are medians of the calls after the first; "first" is the
@@ -40,7 +42,7 @@ from torch import Tensor
 from adapters.manifest import ADAPTER_FILES, WEIGHTS, FileEntry, verify
 from adapters.validate import served_copy
 from bench import gpu_lab
-from bench.gpu_lab import ADAPTERS, DENSE, OURS, WAYS, Case, Lab, Timing, seconds, timed
+from bench.gpu_lab import ADAPTERS, DENSE, OURS, ROWS, WAYS, Case, Lab, Timing, seconds, timed
 from trainer import attention, logprobs
 from trainer.doctor.memory import lora_parameters, worker_parts
 from trainer.optim import Optimiser
@@ -101,7 +103,7 @@ def measure_step(lab: Lab, steps: Steps, case: Case, way: str) -> Iterable[Row]:
         print(f"{_label(case)} {way}: refused, {tokens:,} packed tokens are more than {lab.sizes.dense_limit:,}")
         return ()
     found: list[Tensor] = []
-    timing = timed(lab, lambda: found.append(gpu_lab.forward_backward(lab, WAYS[way], group)))
+    timing = timed(lab, lambda: found.append(gpu_lab.forward_backward(lab, WAYS[way], group)[0]))
     predicted = len(found[0])
     flops = gpu_lab.model_flops(lab.shape, lab.sizes.rank, tokens=tokens, pairs=pairs, predicted=predicted)
     rates = [(predicted / timing.seconds, "completion tokens/s"), (tokens / timing.seconds, "tokens/s")]
@@ -246,6 +248,18 @@ def _entry(data: bytes) -> FileEntry:
     return FileEntry(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
 
 
+def exactness(lab: Lab) -> Iterator[Row]:
+    """Last, because the model is float32 afterwards."""
+    lab.model.float()
+    group = gpu_lab.make_group(lab, lab.sizes.lengths[0])
+    (mine_N, mine), *others = (gpu_lab.forward_backward(lab, WAYS[way], group) for way in (OURS, ROWS, DENSE))
+    for peer, (their_N, theirs) in zip((ROWS, DENSE), others, strict=True):
+        apart = torch.nn.utils.get_total_norm([mine[key] - theirs[key] for key in theirs])
+        yield Row(f"float32 log-probs, most from {peer}", "nat", float((mine_N - their_N).abs().max()))
+        size = torch.nn.utils.get_total_norm(theirs.values())
+        yield Row(f"float32 gradients, distance from {peer}", "of its norm", float(apart / size))
+
+
 # ---- the run ----
 
 
@@ -267,6 +281,7 @@ def sections(lab: Lab, steps: Steps) -> Iterator[Section]:
     yield Section("log-probs in chunks", 15, partial(chunked_logprobs, lab))
     yield Section("files of an adapter", 15, partial(adapter_files, lab))
     yield Section("new lengths", 45, partial(new_lengths, lab, steps))
+    yield Section("exactness", 40, partial(exactness, lab))
 
 
 def run_sections(lab: Lab, deadline: float, json_file: Path | None) -> bool:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from transformers import AttentionInterface
 
 from trainer.packing import Span
@@ -75,7 +76,7 @@ class Layout:
     """How the tokens of a pack see each other, in the form that its device wants."""
 
     blocks: tuple[Block, ...] = ()
-    block_mask: Any = None
+    block_mask: BlockMask | None = None
 
 
 def layout(spans: Sequence[Span], device: torch.device) -> Layout:
@@ -84,10 +85,8 @@ def layout(spans: Sequence[Span], device: torch.device) -> Layout:
     return Layout(block_mask=block_mask(spans, device))
 
 
-def block_mask(spans: Sequence[Span], device: torch.device) -> Any:
+def block_mask(spans: Sequence[Span], device: torch.device) -> BlockMask:
     """What `create_block_mask` finds, counted from the spans: nothing of size T x T, and nothing compiled."""
-    from torch.nn.attention.flex_attention import BlockMask
-
     start_T, middle_T, own_T = _bounds(spans, device)
     T = spans[-1].end
     edges_K = torch.arange(0, T, _BLOCK, device=device)
@@ -158,15 +157,14 @@ def prefix_shared(
 def _flex(query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Any) -> Tensor:
     scale = None if scaling == query.shape[-1] ** -0.5 else scaling  # a float is one more variable of the graph
     enable_gqa = query.shape[1] != key.shape[1]
-    output: Any = _compiled_flex()(query, key, value, block_mask=mask, scale=scale, enable_gqa=enable_gqa)
+    attend: Any = flex_attention if torch.compiler.is_compiling() else _compiled_flex()
+    output = attend(query, key, value, block_mask=mask, scale=scale, enable_gqa=enable_gqa)
     return output.transpose(1, 2)
 
 
 @cache
 def _compiled_flex() -> Any:
     """One graph for all lengths. `fullgraph`: past the limit of graphs an error, not a matrix of all scores."""
-    from torch.nn.attention.flex_attention import flex_attention
-
     return torch.compile(flex_attention, dynamic=True, fullgraph=True)
 
 

@@ -35,18 +35,17 @@ class LoraLinear(nn.Module):
         """PEFT's A, by adapter."""
         self.up_Or = nn.ParameterDict()
         """PEFT's B."""
-        self.active: tuple[str, float] | None = None
-        """Name and scale."""
+        self.active: tuple[nn.Parameter, nn.Parameter, float] | None = None
+        """Down, up and scale. Not a name: a compiled layer is one graph for all adapters."""
 
     def forward(self, x_XI: Tensor) -> Tensor:
         if self.active is None:
             return self.base(x_XI)
-        name, scale = self.active
+        down_rI, up_Or, scale = self.active
         dtype = self.base.weight.dtype
         rows = x_XI.flatten(0, -2)
-        down_Nr = rows @ self.down_rI[name].to(dtype).T
-        up_Or = (self.up_Or[name] * scale).to(dtype)
-        output = torch.addmm(self.base(rows), down_Nr, up_Or.T)
+        down_Nr = rows @ down_rI.to(dtype).T
+        output = torch.addmm(self.base(rows), down_Nr, (up_Or * scale).to(dtype).T)
         return output.unflatten(0, x_XI.shape[:-1])
 
 
@@ -77,18 +76,20 @@ class Adapters:
         self._shapes[name] = (rank, alpha)
 
     def remove(self, name: str) -> None:
+        self.select(None)
         del self._shapes[name]
         for layer in self._layers.values():
             del layer.down_rI[name], layer.up_Or[name]
 
     def select(self, name: str | None) -> None:
         """Which adapter is computed; None is the base."""
-        active = None
-        if name is not None:
-            rank, alpha = self._shapes[name]
-            active = (name, alpha / rank)
+        if name is None:
+            for layer in self._layers.values():
+                layer.active = None
+            return
+        rank, alpha = self._shapes[name]
         for layer in self._layers.values():
-            layer.active = active
+            layer.active = (layer.down_rI[name], layer.up_Or[name], alpha / rank)
 
     def parameters(self, name: str) -> dict[str, nn.Parameter]:
         """The masters, by their keys on disk, in a fixed order."""

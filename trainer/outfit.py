@@ -72,6 +72,8 @@ def make_learner(recipe: Recipe, base: Path, digest: str, device: str | None, ra
     policy = load_policy(base, dtype=recipe.base.dtype, device=place, pixels=pixels_of(recipe.media))
     if recipe.budget.gradient_checkpointing:
         policy.recompute_layers()
+    if policy.device.type == "cuda":
+        policy.compile_layers()
     return Learner(
         policy,
         base=digest,

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen3VLConfig
 
 from bench import gpu_lab, gpu_step, growth
-from bench.gpu_lab import ADAPTERS, DENSE, OURS, QWEN3_VL_4B, ROWS, TINY, WAYS, Lab
+from bench.gpu_lab import ADAPTERS, DENSE, EAGER, OURS, QWEN3_VL_4B, ROWS, TINY, WAYS, Lab
 from trainer.attention import Layout, layout, visibility
 from trainer.doctor.memory import KNOWN_SHAPES, lora_parameters, shape_of
 from trainer.packing import lay_out
@@ -31,12 +31,13 @@ def test_the_model_has_the_shape_of_the_4b() -> None:
     assert shape_of(Qwen3VLConfig(**QWEN3_VL_4B).to_dict()) == KNOWN_SHAPES["Qwen/Qwen3-VL-4B-Instruct"]
 
 
-@pytest.mark.parametrize("way", [ROWS, DENSE])
+@pytest.mark.parametrize("way", [EAGER, ROWS, DENSE])
 def test_every_way_of_a_step_computes_the_same(lab: Lab, way: str) -> None:
     group = gpu_lab.make_group(lab, CASE)
-    ours, theirs = (gpu_lab.forward_backward(lab, WAYS[one], group) for one in (OURS, way))
+    (ours, mine), (theirs, other) = (gpu_lab.forward_backward(lab, WAYS[one], group) for one in (OURS, way))
     assert ours.shape == (TINY.group * CASE[1],)
     torch.testing.assert_close(ours, theirs, atol=2e-6, rtol=0)
+    torch.testing.assert_close(mine, other, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -89,7 +90,7 @@ def test_gpu_step_goes_through_every_section(tmp_path: Path, capsys: pytest.Capt
     words = " ".join(row["what"] for row in rows)
     for section in ("40/12 step", "24/9 step", "update of one adapter", "logits at once", "save", "a new length"):
         assert section in words
-    assert {row["peer"] for row in rows if row["what"] == "gpu_step: 24/9 step"} == {ROWS, DENSE}
+    assert {row["peer"] for row in rows if row["what"] == "gpu_step: 24/9 step"} == {EAGER, ROWS, DENSE}
 
 
 def test_a_section_that_fails_leaves_the_others(tmp_path: Path, lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:

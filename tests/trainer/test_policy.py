@@ -9,12 +9,15 @@ import pytest
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 from transformers import Qwen3VLForConditionalGeneration
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextMLP, Qwen3VLVisionModel
 
 from adapters.errors import UserError
 from service.media import encode_image
 from tests.trainer.packs import BASE, BYTES, KINDS, group, inputs, noisy, prompt
+from trainer import attention
+from trainer.attention import Layout, block_mask
 from trainer.data.prompts import Prompt
 from trainer.packing import Pack, lay_out, pack
 from trainer.parts import Group
@@ -213,6 +216,31 @@ def test_recomputed_layers_give_the_same_gradients(policy: Policy, monkeypatch: 
     policy.adapters.remove("recomputed")
     assert len(calls) == 3 * once
     assert_near(recomputed, kept)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_compiled_layers_are_one_graph_for_all_adapters_and_lengths(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on CUDA, but for the kernels and the backward pass, which flex attention has on CUDA alone."""
+    monkeypatch.delenv("TORCHDYNAMO_DISABLE")
+    compiled = load_policy(BASE, dtype="float32")
+    compiled.compile_layers("aot_eager")
+    names = ("first", "second", "third")
+    for one in (policy, compiled):
+        for number, name in enumerate(names):
+            noisy(one, name, number)
+    rows = [lay_out([group for _, group in asked((kind, 0, lengths))]) for kind, lengths in
+            (("text", (5, 9)), ("image", (7, 3, 12)), ("video", (4,)))]  # fmt: skip
+    plain = [policy.measure(name, one) for one, name in zip(rows, names, strict=True)]
+    monkeypatch.setattr(attention, "layout", lambda spans, device: Layout(block_mask=block_mask(spans, device)))
+    compiled.measure(names[2], rows[0])
+    graphs = counters["stats"]["unique_graphs"]
+    assert graphs
+    for one, name, wanted in zip(rows, names, plain, strict=True):
+        assert compiled.measure(name, one) == pytest.approx(wanted, abs=5e-5)
+        policy.adapters.remove(name)
+    assert counters["stats"]["unique_graphs"] == graphs
 
 
 def test_bfloat16_is_near(policy: Policy, reference: nn.Module) -> None:
