@@ -30,6 +30,9 @@ NAME = "prefix_shared"
 _BLOCK = 128
 """Of a BlockMask, either way."""
 
+_KERNEL_OPTIONS: Any = {"BACKEND": "TRITON"}
+"""Not the kernel for decoding, which a pack of fewer than 128 tokens would get, and which does not take these masks."""
+
 _forward: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
@@ -158,7 +161,9 @@ def _flex(query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Any) 
     scale = None if scaling == query.shape[-1] ** -0.5 else scaling  # a float is one more variable of the graph
     enable_gqa = query.shape[1] != key.shape[1]
     attend: Any = flex_attention if torch.compiler.is_compiling() else _compiled_flex()
-    output = attend(query, key, value, block_mask=mask, scale=scale, enable_gqa=enable_gqa)
+    output = attend(
+        query, key, value, block_mask=mask, scale=scale, enable_gqa=enable_gqa, kernel_options=_KERNEL_OPTIONS
+    )
     return output.transpose(1, 2)
 
 

@@ -93,7 +93,7 @@ def noisy(policy: Policy, name: str, seed: int, *, rank: int = 16, alpha: int = 
     generator = torch.Generator().manual_seed(seed)
     for key, parameter in policy.adapters.parameters(name).items():
         if "lora_B" in key:
-            parameter.data.normal_(std=0.02, generator=generator)
+            parameter.data.copy_(torch.empty(parameter.shape).normal_(std=0.02, generator=generator))
 
 
 def spans_of(*groups: tuple[int, Sequence[int]]) -> tuple[Span, ...]:

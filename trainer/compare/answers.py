@@ -1,8 +1,8 @@
 """What every result of a comparison answers on held-out questions: `DIR/answers/seed-0.jsonl`, whole or not there.
 
 A line for each result, exam and way of answering, with the reward of each question: all that the tables are made of.
-Merges are examined as the adapters that they exactly are, so a seed is one round of questions. Equal questions and
-chance for every result and every seed.
+Merges are examined as the adapters that they exactly are, so a seed is one round of questions, after one of validation
+questions where each merge has a scale of its own. Equal questions and chance for every result and every seed.
 
 Left out: training, and what the numbers say (`standings`).
 """
@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +29,10 @@ from adapters.merge_inputs import open_base, open_revision
 from adapters.names import BASE
 from trainer.children import Children
 from trainer.compare.plan import Entry
-from trainer.evaluate import Exam, Item, exams, question_means
+from trainer.evaluate import Exam, Item, exams, overall, question_means, results
 from trainer.finish import Examiner, stacked_rank
 from trainer.queue_server import URL_VARIABLE
+from trainer.recipe import Answers as Answering
 from trainer.recipe import Recipe
 from trainer.recipe.file import write_resolved
 from trainer.recipe.parts import ENGINE_RANKS
@@ -59,23 +61,33 @@ class Answers:
         return np.array([math.nan if one is None else one for one in self.rewards])
 
 
-Cosines = dict[str, float | None]
-"""By pair of branches."""
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """How the branches of a system were made one."""
+
+    scale: float
+    tried: dict[str, float]
+    """Accuracy on validation questions, by scale; empty: there was no choice."""
+    cosines: dict[str, float | None]
+    """Between the deltas of two branches."""
+
+
 _LINE = TypeAdapter(Answers)
+_MERGES = TypeAdapter(dict[str, Merge])
 
 
 def path_of(out: Path, seed: int) -> Path:
     return out / "answers" / f"seed-{seed}.jsonl"
 
 
-def _cosines_of(out: Path, seed: int) -> Path:
-    return out / "answers" / f"cosines-{seed}.json"
+def _merges_of(out: Path, seed: int) -> Path:
+    return out / "answers" / f"merges-{seed}.json"
 
 
-def read_cosines(out: Path, seed: int) -> dict[str, Cosines]:
-    """Between the deltas of branches that are merged, by system."""
-    path = _cosines_of(out, seed)
-    return json.loads(path.read_text()) if path.exists() else {}
+def read_merges(out: Path, seed: int) -> dict[str, Merge]:
+    """By system."""
+    path = _merges_of(out, seed)
+    return _MERGES.validate_json(path.read_text()) if path.exists() else {}
 
 
 def read_answers(path: Path) -> list[Answers]:
@@ -93,12 +105,14 @@ def examine_seed(
     target.parent.mkdir(exist_ok=True)
     before = read_answers(target)
     asked = exams(recipe)
-    with tempfile.TemporaryDirectory(prefix=".exam-", dir=out) as folder:
-        adapters, cosines = adapters_of(recipe, out / "store", entries, Path(folder))
-        items = _asked_of(recipe, asked, adapters, Path(folder), children, is_stopped)
-    if items is None:
+    with tempfile.TemporaryDirectory(prefix=".exam-", dir=out) as name:
+        folder = Path(name)
+        ask = partial(_asked_of, recipe, folder=folder, children=children, is_stopped=is_stopped)
+        merges = _merged(recipe, out / "store", [entry for entry in entries if entry.is_merge], folder, ask)
+        items = None if merges is None else ask(asked, _adapters(out / "store", entries, merges, folder))
+    if items is None or merges is None:
         return False
-    _cosines_of(out, seed).write_text(json.dumps(read_cosines(out, seed) | cosines, indent=1) + "\n")
+    _merges_of(out, seed).write_bytes(_MERGES.dump_json(read_merges(out, seed) | merges, indent=1) + b"\n")
     draft = target.with_suffix(".draft")
     after = [one for one in answers_of(items, asked, seed, entries) if not before or one.system != BASE]
     draft.write_text("".join(json.dumps(asdict(one)) + "\n" for one in [*before, *after]))
@@ -106,33 +120,68 @@ def examine_seed(
     return True
 
 
-def adapters_of(
-    recipe: Recipe, store: Path, entries: Sequence[Entry], folder: Path
-) -> tuple[dict[str, Path], dict[str, Cosines]]:
-    """Every result as the folder of one adapter, by the name that it is asked for; and cosines between the deltas of
-    what is merged, by system."""
+def _merged(
+    recipe: Recipe, store: Path, entries: Sequence[Entry], folder: Path, ask: Callable[..., list[Item] | None]
+) -> dict[str, Merge] | None:
+    """Writes each merge as an adapter, at every scale that may be its own. None: told to stop."""
+    assert recipe.comparison is not None
     base = open_base(locate(recipe.base.name), recipe.base.name)
-    found: dict[str, Path] = {}
-    cosines: dict[str, Cosines] = {}
+    scales = recipe.comparison.scales or (recipe.merge.scale,)
+    cosines: dict[str, dict[str, float | None]] = {}
     for entry in entries:
-        if len(entry.refs) == 1:
-            found[entry.model] = store / entry.refs[0].branch / str(entry.refs[0].revision)
-            continue
         branches = [open_revision(store, ref, base) for ref in entry.refs]
-        found[entry.model] = folder / entry.model
-        mix = merge.mixture(branches, {}, method="mean", scale=recipe.merge.scale)
-        merge.write_adapter(base, mix, found[entry.model])
+        for scale in scales:
+            merge.write_adapter(base, merge.mixture(branches, {}, scale=scale), _folder_of(entry, scale, folder))
         cosines[entry.system] = {
             " - ".join(name.removeprefix(f"s{entry.seed}-") for name in pair.split()): cosine
             for pair, cosine in merge.cosines(base, branches).items()
         }
-    return found, cosines
+    if len(scales) == 1 or not entries:
+        return {system: Merge(scales[0], {}, of) for system, of in cosines.items()}
+    candidates = {_candidate(entry, scale): (entry, scale) for entry in entries for scale in scales}
+    asked = exams(on_validation(recipe))
+    items = ask(asked, {name: _folder_of(*candidate, folder) for name, candidate in candidates.items()})
+    if items is None:
+        return None
+    accuracy = {one.model: one.accuracy.mean for one in overall(results(items, asked))}
+    found: dict[str, Merge] = {}
+    for entry in entries:
+        tried = {scale: accuracy[_candidate(entry, scale)] for scale in scales}
+        best = max(tried, key=lambda scale: (tried[scale], -abs(scale - 1)))
+        found[entry.system] = Merge(best, {f"{scale:g}": mean for scale, mean in tried.items()}, cosines[entry.system])
+    return found
+
+
+def _candidate(entry: Entry, scale: float) -> str:
+    return f"{entry.model}-{scale:g}"
+
+
+def _folder_of(entry: Entry, scale: float, folder: Path) -> Path:
+    return folder / _candidate(entry, scale)
+
+
+def on_validation(recipe: Recipe) -> Recipe:
+    """Its likeliest answers to the miniature's validation questions, which nothing is reported on."""
+    plain = {name: one.model_copy(update={"held_out": None}) for name, one in recipe.capabilities.items()}
+    greedy = recipe.evaluation.model_copy(update={"answers": Answering(samples=0), "sets": {}})
+    return recipe.model_copy(update={"capabilities": plain, "evaluation": greedy})
+
+
+def _adapters(store: Path, entries: Sequence[Entry], merges: Mapping[str, Merge], folder: Path) -> dict[str, Path]:
+    """Every result as the folder of one adapter, by the name that it is asked for."""
+    return {
+        entry.model: _folder_of(entry, merges[entry.system].scale, folder)
+        if entry.is_merge
+        else store / entry.refs[0].branch / str(entry.refs[0].revision)
+        for entry in entries
+    }
 
 
 def _asked_of(
     recipe: Recipe,
     asked: Sequence[Exam],
     adapters: Mapping[str, Path],
+    *,
     folder: Path,
     children: Children,
     is_stopped: Callable[[], bool],

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adapters.errors import UserError
-from trainer.compare.answers import examine_seed, path_of, read_answers, read_cosines
+from trainer.compare.answers import examine_seed, path_of, read_answers, read_merges
 from trainer.compare.plan import Entry, entries, of_seed
 from trainer.compare.report import markdown, write_report
 from trainer.compare.results import Results, as_json, results_of
@@ -85,6 +85,8 @@ def of_comparison(recipe: Recipe, seeds: int | None) -> Recipe:
             f"rollout.prompts: {recipe.rollout.prompts} are fewer than the {len(recipe.capabilities)} capabilities of "
             "mixed RLVR; take one for each at least"
         )
+    if asked.scales and (others := [n for n, one in recipe.capabilities.items() if one.data.type != "miniature"]):
+        raise UserError(f"comparison.scales: {', '.join(others)} has no validation questions; set merge.scale instead")
     return recipe.model_copy(
         update={"comparison": asked if seeds is None else asked.model_copy(update={"seeds": seeds})}
     )
@@ -111,8 +113,8 @@ def gathered(recipe: Recipe, out: Path) -> Results:
     paths = sorted((out / "answers").glob("seed-*.jsonl"))
     answers = [one for path in paths for one in read_answers(path)]
     blind = {exam.name: exam.blind for exam in exams(recipe) if exam.blind is not None}
-    cosines = {seed: read_cosines(out, seed) for seed in {one.seed for one in answers}}
-    return results_of(recipe, answers, read_events(events_of(out, recipe)), blind, cosines)
+    merges = {seed: read_merges(out, seed) for seed in {one.seed for one in answers}}
+    return results_of(recipe, answers, read_events(events_of(out, recipe)), blind, merges)
 
 
 def _write(results: Results, out: Path, also: Path | None) -> None:

@@ -105,6 +105,10 @@ class Entry:
     refs: tuple[Ref, ...]
 
     @property
+    def is_merge(self) -> bool:
+        return len(self.refs) > 1
+
+    @property
     def model(self) -> str:
         """By what name the service answers it."""
         (ref, *others) = self.refs

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from adapters.names import BASE
-from trainer.compare.answers import Answers
+from trainer.compare.answers import Answers, Merge
 from trainer.compare.costs import Spent, cost_of, spent_by_step
 from trainer.compare.dynamics import Point, Pull, Share, Student, correlation, pulls, series, students, sweep
 from trainer.compare.plan import EXPERTS, entries, of_seed, pair_of
@@ -45,8 +45,8 @@ class Results:
     blind: Mapping[str, float]
     series: Sequence[Point]
     pulls: Sequence[Pull]
-    cosines: Mapping[int, Mapping[str, Mapping[str, float | None]]]
-    """Between the deltas of branches: by seed, system and pair."""
+    merges: Mapping[int, Mapping[str, Merge]]
+    """By seed and system."""
     students: Sequence[Student]
     sweep: Sequence[Share]
     absorbed: Sequence[Absorbed]
@@ -57,7 +57,7 @@ def results_of(
     answers: Sequence[Answers],
     events: Sequence[Event],
     blind: Mapping[str, float],
-    cosines: Mapping[int, Mapping[str, Mapping[str, float | None]]],
+    merges: Mapping[int, Mapping[str, Merge]],
 ) -> Results:
     found = Standings(answers)
     exams, pair = tuple(recipe.capabilities), pair_of(recipe.method, tuple(recipe.capabilities))
@@ -74,7 +74,7 @@ def results_of(
         blind,
         series(events),
         list(pulls(events)),
-        cosines,
+        merges,
         students(found, events, way),
         sweep(found, recipe.method, exams, way),
         list(_absorbed(found, exams, pair, way)),
@@ -116,7 +116,7 @@ def as_json(results: Results) -> dict[str, Any]:
         "tables": [_table(results, table) for table in results.tables],
         "series": [asdict(point) for point in results.series],
         "gradient_cosines": [asdict(one) for one in results.pulls],
-        "delta_cosines": {str(seed): of for seed, of in results.cosines.items()},
+        "merges": {str(seed): {name: asdict(one) for name, one in of.items()} for seed, of in results.merges.items()},
         "pilot": {
             "students": [asdict(one) for one in results.students],
             "r_gain": correlation([s.overlap for s in results.students], [s.gain for s in results.students]),

@@ -394,6 +394,9 @@ class Comparison(Section):
     """How many; each trains everything."""
     first_seed: int = Field(default=0, ge=0)
     """The others follow."""
+    scales: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    """Of each merge the one that answers validation questions best: the miniature's own split of that name. None: all
+    have `merge.scale`."""
 
 
 class Tracking(Section):

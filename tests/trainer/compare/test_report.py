@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.trainer.told import overlap, step
-from trainer.compare.answers import Answers
+from trainer.compare.answers import Answers, Merge
 from trainer.compare.plan import entries
 from trainer.compare.report import markdown, write_report
 from trainer.compare.results import Results, as_json, results_of
@@ -46,8 +46,8 @@ def results() -> Results:
                 )
     events[0]["metrics"]["native/cosine:text:image"] = 0.5
     events[0]["branch"] = "s0-mixed3"
-    cosines = {seed: {"copd3": {"text - image": 0.4}} for seed in range(2)}
-    return results_of(recipe, answers, events, {"text": 0.1, "image": 0.2, "video": 0.2}, cosines)
+    merges = {seed: {"copd3": Merge(1.5, {"1": 0.7, "1.5": 0.8}, {"text - image": 0.4})} for seed in range(2)}
+    return results_of(recipe, answers, events, {"text": 0.1, "image": 0.2, "video": 0.2}, merges)
 
 
 def test_the_report_is_one_file_that_needs_no_other(results, tmp_path):
