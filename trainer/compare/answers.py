@@ -153,7 +153,7 @@ def _merged(
 
 
 def _candidate(entry: Entry, scale: float) -> str:
-    return f"{entry.model}-{scale:g}"
+    return f"{entry.model}-{100 * scale:.0f}"
 
 
 def _folder_of(entry: Entry, scale: float, folder: Path) -> Path:
