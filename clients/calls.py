@@ -26,6 +26,8 @@ Model = TypeVar("Model", bound=BaseModel)
 
 _BINARY = {"accept": f"{schemas.SAFETENSORS}, application/problem+json"}
 _JSON = {"content-type": "application/json"}
+_MOST_TOGETHER = 16
+_TOKENS_TOGETHER = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +87,8 @@ def logprobs(
 def generate(
     adapter: str, request: schemas.GenerateRequest, media: Mapping[str, bytes]
 ) -> list[Call[schemas.GenerateResponse]]:
-    """One for each prompt, with all its completions."""
+    """In the order of the prompts, each with all its completions: one prompt a call, or several with short answers."""
+    size = prompts_together(request.n, request.max_tokens)
     return [
         Call(
             "POST",
@@ -93,11 +96,21 @@ def generate(
             lambda answer: _arrays(answer, decode_generated, schemas.GenerateResponse),
             params=[("adapter", adapter)],
             headers=_JSON | _BINARY,
-            content=request.model_copy(update={"prompts": [prompt]}).model_dump_json(exclude_none=True).encode(),
+            content=request.model_copy(update={"prompts": prompts}).model_dump_json(exclude_none=True).encode(),
             media=media,
         )
-        for prompt in request.prompts
+        for prompts in (request.prompts[start : start + size] for start in range(0, len(request.prompts), size))
     ]
+
+
+def prompts_together(n: int, max_tokens: int | None) -> int:
+    """Prompts in one call of `generate`. Long answers come one by one: none waits for the longest of many, and none is
+    made again when another is lost. Of short ones the calls would cost more than the answers."""
+    return 1 if max_tokens is None else min(_MOST_TOGETHER, max(1, _TOKENS_TOGETHER // (n * max_tokens)))
+
+
+def by_prompt(answer: schemas.GenerateResponse) -> list[schemas.GenerateResponse]:
+    return [answer.model_copy(update={"prompts": [one]}) for one in answer.prompts]
 
 
 def adapters() -> Call[schemas.AdaptersResponse]:

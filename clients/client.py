@@ -94,9 +94,10 @@ class Client:
         media: Mapping[str, bytes] = MappingProxyType({}),
         timeout_s: float | None = None,
     ) -> list[GenerateResponse]:
-        """One request and one answer for each prompt, one after the other; the deadline is that of them all."""
+        """One answer for each prompt; requests go one after the other, and the deadline is that of them all."""
         patience = self._patience(timeout_s)
-        return [self._finish(call, patience) for call in calls.generate(adapter, request, media)]
+        answers = [self._finish(call, patience) for call in calls.generate(adapter, request, media)]
+        return [one for answer in answers for one in calls.by_prompt(answer)]
 
     def adapters(self) -> AdaptersResponse:
         return self._run(calls.adapters())
@@ -269,9 +270,10 @@ class AsyncClient:
         media: Mapping[str, bytes] = MappingProxyType({}),
         timeout_s: float | None = None,
     ) -> list[GenerateResponse]:
-        """One request and one answer for each prompt, together; when one fails, the others are called off."""
+        """One answer for each prompt; requests go together, and when one fails, the others are called off."""
         patience = [(call, self._patience(timeout_s)) for call in calls.generate(adapter, request, media)]
-        return await together(self._finish(call, one) for call, one in patience)
+        answers = await together(self._finish(call, one) for call, one in patience)
+        return [one for answer in answers for one in calls.by_prompt(answer)]
 
     async def adapters(self) -> AdaptersResponse:
         return await self._run(calls.adapters())

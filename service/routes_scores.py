@@ -53,6 +53,7 @@ async def logprobs(body: schemas.LogprobsRequest, request: Request, adapter: Ada
 
 
 async def _sequences(door: Door, asked: Sequence[schemas.Sequence], top_k: int) -> list[Scoring]:
+    _check_media(door, asked)
     found: list[Scoring] = []
     loaded: dict[tuple[tuple[str, ...], tuple[str, ...]], Media] = {}  # the completions of a group share their media
     for number, one in enumerate(asked):
@@ -86,12 +87,15 @@ def _fixed_ids(
     return tuple(tuple(row) for row in rows)
 
 
+def _check_media(door: Door, asked: Sequence[schemas.Prompt] | Sequence[schemas.Sequence]) -> None:
+    """Of the whole request: one answer tells all media that must be sent."""
+    limits = door.engine.settings
+    if any(len(one.images) > limits.max_images or len(one.videos) > limits.max_videos for one in asked):
+        raise InputError("images", f"at most {limits.max_images} images and {limits.max_videos} videos")
+    door.media.check_known([name for one in asked for name in (*one.images, *one.videos)])
+
+
 async def _media(door: Door, images: Sequence[str], videos: Sequence[str]) -> Media:
-    if len(images) > door.engine.settings.max_images or len(videos) > door.engine.settings.max_videos:
-        raise InputError(
-            "images", f"at most {door.engine.settings.max_images} images and {door.engine.settings.max_videos} videos"
-        )
-    door.media.check_known([*images, *videos])
     loaded = [[await asyncio.to_thread(door.media.resolve, one) for one in kind] for kind in (images, videos)]
     return await door.decoder(*loaded)
 
@@ -139,6 +143,7 @@ async def generate(body: schemas.GenerateRequest, request: Request, adapter: str
         door.registry.acquire(adapter) as served,
         within(door.settings.request_timeout_s),
     ):
+        _check_media(door, body.prompts)
         prompts = await together(
             _generate_one(door, one, body, served, f"prompts.{number}") for number, one in enumerate(body.prompts)
         )

@@ -25,6 +25,7 @@ from adapters.base import locate
 from adapters.errors import UserError
 from adapters.names import RESERVED, Ref
 from adapters.together import together
+from clients.calls import prompts_together
 from clients.client import AsyncClient
 from service.media import Limits
 from trainer.data.held_out import SEED, held_out_data, measured, open_benchmark
@@ -215,25 +216,29 @@ async def examine(
     decode: Decode,
 ) -> list[Item]:
     """Every answer of every model, judged."""
-    room = asyncio.Semaphore(ROOM)
+    sizes = {way: prompts_together(way.n, max_tokens) for exam in exams for way in exam.ways}
+    rooms = {way: asyncio.Semaphore(min(ROOM, 4 * ROOM // size)) for way, size in sizes.items()}  # for calls
     chances = {
         (exam.name, way.name): seeds(len(exam.prompts), seed, "evaluation", exam.name, way.name)
         for exam in exams
         for way in exam.ways
     }
 
-    async def answered(model: str, exam: Exam, way: Way, place: int, chance: int) -> Rollout:
-        async with room:
-            prompt = await asyncio.to_thread(exam.prompts.__getitem__, place)
-            (found,) = await sample(
-                client, model, [prompt], n=way.n, max_tokens=max_tokens, seeds=[chance], decode=decode,
-                temperature=way.temperature, top_p=way.top_p,
+    async def answered(model: str, exam: Exam, way: Way, places: Sequence[int]) -> list[Rollout]:
+        chance = chances[exam.name, way.name]
+        async with rooms[way]:
+            prompts = await asyncio.to_thread(lambda: [exam.prompts[place] for place in places])
+            return await sample(
+                client, model, prompts, n=way.n, max_tokens=max_tokens, seeds=[chance[place] for place in places],
+                decode=decode, temperature=way.temperature, top_p=way.top_p,
             )  # fmt: skip
-            return found
 
     async def judged(model: str, exam: Exam, way: Way, places: range) -> list[Item]:
-        chance = chances[exam.name, way.name]
-        rollouts = await together(answered(model, exam, way, place, chance[place]) for place in places)
+        size = sizes[way]
+        answers = await together(
+            answered(model, exam, way, places[start : start + size]) for start in range(0, len(places), size)
+        )
+        rollouts = [rollout for several in answers for rollout in several]
         rollouts = await asyncio.to_thread(judge, rollouts, pool, exam.rule, exam.deadline_s)
         return [
             item

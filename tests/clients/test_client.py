@@ -248,6 +248,27 @@ def test_the_async_client_asks_together_but_not_for_more_than_its_limit(app, url
     assert most == 3
 
 
+def test_prompts_with_short_answers_travel_together(app, url):
+    @app.post("/generate")
+    async def generate(request: GenerateRequest):
+        app.state.seen.append([one.seed for one in request.prompts])
+        return binary(encode_generated(generated(request)))
+
+    def asked(client, **settings):
+        app.state.seen.clear()
+        prompts = [Prompt(prompt=[number], seed=number) for number in range(20)]
+        answers = client.generate("text", GenerateRequest(prompts=prompts, **settings))
+        assert all(len(one.prompts) == 1 for one in answers)
+        assert [one.prompts[0].prompt_token_ids for one in answers] == [[number] for number in range(20)]
+        return [len(seeds) for seeds in app.state.seen]
+
+    with Client(url, timeout_s=PATIENCE_S) as client:
+        assert asked(client) == [1] * 20
+        assert asked(client, n=8, max_tokens=48) == [5] * 4
+        assert asked(client, max_tokens=48) == [16, 4]
+        assert asked(client, max_tokens=4096) == [1] * 20
+
+
 def test_when_one_prompt_fails_the_others_are_called_off(app, url):
     @app.post("/generate")
     async def generate(request: GenerateRequest, http: Request):

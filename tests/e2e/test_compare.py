@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.compare.answers import read_answers
+from trainer.compare.answers import read_answers, read_merges
 
 SMALL = (
     "method.cycles=1",
@@ -16,6 +16,7 @@ SMALL = (
     "rollout.prompts=2",
     "evaluation.questions=6",
     "evaluation.overlap_prompts=2",
+    "comparison.scales=[0.75,1.5]",
     *(f"capabilities.{name}.data.size=64" for name in ("text", "image", "video")),
     *(f"capabilities.{name}.held_out.size=6" for name in ("text", "image", "video")),
 )
@@ -44,6 +45,9 @@ def test_a_seed_is_trained_examined_and_told(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert answered(out) == {("base", ""), ("vt", "")} | EXPERTS | COPD2
     assert all(len(one.rewards) == 6 for one in read_answers(out / "answers" / "seed-0.jsonl"))
+    merges = read_merges(out, 0)
+    assert merges.keys() == {"merge2", "merge3", "copd2"}
+    assert all(one.scale in (0.75, 1.5) and one.tried.keys() == {"0.75", "1.5"} for one in merges.values())
     told = json.loads((out / "comparison.json").read_text())
     lines = {line["label"]: line for line in told["tables"][0]["lines"]}
     assert lines["static OPD image -> text"]["spent"]["steps"] == 2 + 2 + 2
