@@ -16,6 +16,7 @@ from trainer.compare.standings import MEAN, Table, Verdict
 from trainer.intervals import Interval
 
 COSTS = tuple(Spent.__dataclass_fields__)
+_MERGES = "merges"
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72em; margin: 2em auto; padding: 0 1em; color: #222 }
 table { border-collapse: collapse; margin: 1em 0 } caption { text-align: left; font-weight: 600; padding: .4em 0 }
@@ -40,6 +41,8 @@ def markdown(results: Results) -> Iterator[str]:
         for way in results.found.ways:
             yield from ["", *_as_markdown(grid(results, table, way), f"{table.title}, {way}")]
         yield from ["", *_as_markdown(claims(results, table), f"{table.title}: the claims")]
+    if len(made := merges(results)) > 1:
+        yield from ["", *_as_markdown(made, _MERGES)]
 
 
 # ---- cells ----
@@ -66,6 +69,17 @@ def claims(results: Results, table: Table) -> Grid:
     for several in zip(*(results.verdicts[table.title][way] for way in ways), strict=True):
         cells = [cell for one in several for cell in (_points(one.difference), one.word)]
         rows.append((_claim(several[0]), *cells))
+    return rows
+
+
+def merges(results: Results) -> Grid:
+    """How branches were made one: what each scale answered of the validation questions, and how far deltas agree."""
+    rows: list[tuple[str, ...]] = [("merge", "seed", "scale", "validation by scale", "cosines of the deltas")]
+    for seed, systems in sorted(results.merges.items()):
+        for system, one in systems.items():
+            tried = ", ".join(f"{scale}: {100 * value:.1f}" for scale, value in one.tried.items())
+            cosines = ", ".join("-" if value is None else f"{value:.2f}" for value in one.cosines.values())
+            rows.append((system, str(seed), f"{one.scale:g}", tried, cosines))
     return rows
 
 
@@ -108,6 +122,8 @@ def _page(results: Results) -> Iterator[str]:
             yield from _as_html(grid(results, table, way), way)
         yield from _as_html(claims(results, table), "what the paper says, and whether it shows here")
         yield from _as_html(_by_seed(results, table), f"mean by seed, {results.way}")
+    if len(made := merges(results)) > 1:
+        yield from _as_html(made, _MERGES)
     for title, data in pictures(results).items():
         source = base64.b64encode(data).decode()
         yield f'<h2>{html.escape(title)}</h2><img alt="{html.escape(title)}" src="data:image/png;base64,{source}">'
