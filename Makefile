@@ -24,10 +24,10 @@ demo: setup
 	$(BIN)/coevo doctor
 	$(BIN)/coevo run recipes/miniature.toml --set seed=$(SEED) --out out/demo-$(SEED) --resume
 
-# Two at a time where nothing waits for leases, engines or memory; all others have the machine for themselves.
+# A file has one process for itself: its tests share services.
 test: setup
 	$(BIN)/pytest -m unit -n 2 --dist loadfile --durations=6
-	$(BIN)/pytest -m "not unit and not soak" --durations=6
+	$(BIN)/pytest -m "not unit and not soak" -n 2 --dist loadfile --durations=6
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,8 +1,8 @@
 """The service over HTTP with a real engine: scores, samples, publishing, the OpenAI routes."""
 
 import base64
-import json
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import httpx
@@ -241,15 +241,15 @@ def test_the_example_in_the_documentation_works_when_pasted(route: str, model: s
 
 
 def test_one_answer_tells_all_media_of_a_request_that_are_missing(http) -> None:
-    pictures = [encode_image(asked.scene.render()[0]) for asked in questions(CAPABILITIES["image"], "test", 3, 5)]
+    asked = islice(questions(CAPABILITIES["image"], "test", 3, 1), 2)
+    pictures = [encode_image(one.scene.render()[0]) for one in asked]
     content = [{"type": "image"}, {"type": "text", "text": "which?"}]
     prompts = [{"prompt": {"messages": [{"role": "user", "content": content}]}, "images": [media_id(picture)]}
                for picture in pictures]  # fmt: skip
     told = http.post("/generate", json={"prompts": prompts, "max_tokens": 4}).json()
-    assert told["code"] == "unknown-media", told
-    assert all(media_id(picture) in json.dumps(told) for picture in pictures)
+    assert told["ids"] == [media_id(picture) for picture in pictures]
     scored = [one | {"completion": [5]} for one in prompts]
-    assert http.post("/logprobs", json={"sequences": scored}).json() == told
+    assert http.post("/logprobs", json={"sequences": scored}).json()["ids"] == told["ids"]
 
 
 def test_the_typed_client_publishes_scores_and_samples(service, adapter_folders, tmp_path) -> None:
