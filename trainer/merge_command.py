@@ -69,7 +69,7 @@ def recipe_of(adapters: Sequence[str]) -> Recipe | None:
 
 
 def chosen_scale(recipe: Recipe | None, run: Path, base: Base, mix: Mixture) -> float:
-    from trainer.merge_scale import SCALES, best, scale_curve
+    from trainer.merge_scale import SCALES, best_scale, scale_curve
 
     if recipe is None:
         raise UserError("--scale auto: goes by the questions of a run; name the folder of one")
@@ -80,7 +80,7 @@ def chosen_scale(recipe: Recipe | None, run: Path, base: Base, mix: Mixture) -> 
     for point in curve:
         half = "-" if point.gain.half_width is None else f"{point.gain.half_width:.4f}"
         print(f"{point.scale:g}\t{point.accuracy.mean:.4f}\t{point.gain.mean:+.4f} +-{half}")
-    found = best(curve).scale
+    found = best_scale({point.scale: point.accuracy.mean for point in curve})
     print(f"scale: {found:g}")
     return found
 

@@ -4,7 +4,7 @@ Left out: weights of the branches. They are chosen in the same way by hand.
 """
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -48,6 +48,6 @@ def scale_curve(
     return [Point(scale, one.accuracy, one.gain) for scale, one in zip(scales, means, strict=False)]
 
 
-def best(curve: Sequence[Point]) -> Point:
-    """Of equals the one nearest to 1."""
-    return max(curve, key=lambda point: (point.accuracy.mean, -abs(point.scale - 1)))
+def best_scale(accuracies: Mapping[float, float]) -> float:
+    """By scale; of equals the one nearest to 1."""
+    return max(accuracies, key=lambda scale: (accuracies[scale], -abs(scale - 1)))

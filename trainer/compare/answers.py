@@ -31,6 +31,7 @@ from trainer.children import Children
 from trainer.compare.plan import Entry
 from trainer.evaluate import Exam, Item, exams, overall, question_means, results
 from trainer.finish import Examiner, stacked_rank
+from trainer.merge_scale import best_scale
 from trainer.queue_server import URL_VARIABLE
 from trainer.recipe import Answers as Answering
 from trainer.recipe import Recipe
@@ -147,8 +148,8 @@ def _merged(
     found: dict[str, Merge] = {}
     for entry in entries:
         tried = {scale: accuracy[_candidate(entry, scale)] for scale in scales}
-        best = max(tried, key=lambda scale: (tried[scale], -abs(scale - 1)))
-        found[entry.system] = Merge(best, {f"{scale:g}": mean for scale, mean in tried.items()}, cosines[entry.system])
+        shown = {f"{scale:g}": mean for scale, mean in tried.items()}
+        found[entry.system] = Merge(best_scale(tried), shown, cosines[entry.system])
     return found
 
 
