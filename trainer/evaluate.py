@@ -217,7 +217,7 @@ async def examine(
 ) -> list[Item]:
     """Every answer of every model, judged."""
     sizes = {way: prompts_together(way.n, max_tokens) for exam in exams for way in exam.ways}
-    rooms = {way: asyncio.Semaphore(min(ROOM, 4 * ROOM // size)) for way, size in sizes.items()}  # for calls
+    room = asyncio.Semaphore(min(ROOM, 4 * ROOM // max(sizes.values(), default=1)))  # for calls
     chances = {
         (exam.name, way.name): seeds(len(exam.prompts), seed, "evaluation", exam.name, way.name)
         for exam in exams
@@ -226,7 +226,7 @@ async def examine(
 
     async def answered(model: str, exam: Exam, way: Way, places: Sequence[int]) -> list[Rollout]:
         chance = chances[exam.name, way.name]
-        async with rooms[way]:
+        async with room:
             prompts = await asyncio.to_thread(lambda: [exam.prompts[place] for place in places])
             return await sample(
                 client, model, prompts, n=way.n, max_tokens=max_tokens, seeds=[chance[place] for place in places],

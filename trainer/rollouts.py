@@ -23,7 +23,7 @@ from trainer.rewards import Item, Rule, Scored
 from trainer.rewards.pool import RewardPool
 
 ROOM = 128
-"""Questions in hand at once, for who has many. Twice what a client sends, so that the next is ready when one is
+"""Calls in hand at once, for who has many. Twice what a client sends, so that the next is ready when one is
 answered, and no more: the deadline of a request runs from when it is handed to the client."""
 
 

@@ -12,6 +12,11 @@ COMPARE = "recipes/miniature/compare.toml"
         ([], "recipes/miniature/mopd.toml", "a comparison is made from a recipe of copd"),
         ([], "recipes/miniature/adaptive.toml", "fixed rhythm"),
         (["--set", "rollout.prompts=2"], COMPARE, "fewer than the 3 capabilities of mixed RLVR"),
+        (
+            ["--set", 'capabilities.text.data={type="dataset",name="x.jsonl"}'],
+            COMPARE,
+            "text has no validation questions",
+        ),
         (["--json", "/nowhere/x.json"], COMPARE, "there is no folder /nowhere"),
     ],
 )
