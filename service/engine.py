@@ -17,6 +17,7 @@ Left out: which revision is which (`registry`), limits of requests (`admission`)
 import itertools
 import json
 import os
+import tempfile
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ PROCESSING = {
     "images_kwargs": {"do_resize": False},
     "videos_kwargs": {"do_resize": False, "do_sample_frames": False, "cap_pixels_per_frame": False},
 }
+SOCKET_FOLDER_LENGTH = 70  # the system takes 107 bytes, and vLLM names a socket with 36
 NOTHING = -100.0  # added to the logit of a banned token
 
 
@@ -407,6 +409,8 @@ def dtype_of(asked: Literal["auto"] | Dtype) -> Dtype:
 
 def _environment(settings: EngineSettings) -> dict[str, str]:
     shared = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_HOST_IP": "127.0.0.1"}
+    if len(os.fsencode(tempfile.gettempdir())) > SOCKET_FOLDER_LENGTH:
+        shared["VLLM_RPC_BASE_PATH"] = "/tmp"
     if not on_cpu():
         return shared
     return shared | {

@@ -24,9 +24,12 @@ SECONDS = 12.0
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
-    """Ended in order, it leaves no copies of its adapters."""
+    """Ended in order, it leaves no copies of its adapters. Its temporary folder is too long a name for a socket."""
     folder, cache = tmp_path_factory.mktemp("load"), tmp_path_factory.mktemp("cache")
-    process = ServiceProcess(folder / "store", *FLAGS, COEVO_API_KEY="sesame", COEVO_ADAPTER_CACHE=str(cache))
+    far = folder / ("far" * 40)
+    far.mkdir()
+    places = {"COEVO_ADAPTER_CACHE": str(cache), "TMPDIR": str(far)}
+    process = ServiceProcess(folder / "store", *FLAGS, COEVO_API_KEY="sesame", **places)
     yield process
     process.stop()
     assert list(cache.iterdir()) == []
