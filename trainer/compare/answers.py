@@ -110,12 +110,13 @@ def examine_seed(
         folder = Path(name)
         ask = partial(_asked_of, recipe, folder=folder, children=children, is_stopped=is_stopped)
         merges = _merged(recipe, out / "store", [entry for entry in entries if entry.is_merge], folder, ask)
-        items = None if merges is None else ask(asked, _adapters(out / "store", entries, merges, folder))
+        models = {} if before else {BASE: None}  # the base was asked with the first ones
+        items = None if merges is None else ask(asked, models | _adapters(out / "store", entries, merges, folder))
     if items is None or merges is None:
         return False
     _merges_of(out, seed).write_bytes(_MERGES.dump_json(read_merges(out, seed) | merges, indent=1) + b"\n")
     draft = target.with_suffix(".draft")
-    after = [one for one in answers_of(items, asked, seed, entries) if not before or one.system != BASE]
+    after = answers_of(items, asked, seed, entries)
     draft.write_text("".join(json.dumps(asdict(one)) + "\n" for one in [*before, *after]))
     draft.replace(target)
     return True
@@ -181,23 +182,24 @@ def _adapters(store: Path, entries: Sequence[Entry], merges: Mapping[str, Merge]
 def _asked_of(
     recipe: Recipe,
     asked: Sequence[Exam],
-    adapters: Mapping[str, Path],
+    models: Mapping[str, Path | None],
     *,
     folder: Path,
     children: Children,
     is_stopped: Callable[[], bool],
 ) -> list[Item] | None:
-    """Through services that have nothing but these adapters. None: told to stop."""
+    """Adapters, and the base as one without a folder, through services that have nothing else. None: told to stop."""
+    adapters = {name: path for name, path in models.items() if path is not None}
     ranks = [stacked_rank(path) for path in adapters.values()]
     if None in ranks:
         raise UserError(f"the ranks of a merge add up to more than {ENGINE_RANKS[-1]}; lower lora.rank")
     rank = max(rank for rank in ranks if rank is not None)
-    models, count = [BASE, *adapters], _engines()
+    names, count = list(models), min(_engines(), len(models))
 
     def examined(number: int) -> list[Item] | None:
-        own, out = models[number::count], folder / f"service-{number}"
+        own, out = names[number::count], folder / f"service-{number}"
         write_resolved(recipe, out)
-        extra = {model: adapters[model] for model in own if model != BASE}
+        extra = {name: adapters[name] for name in own if name in adapters}
         with Children(children.folder / f"exam-{number}", {**children.environ, URL_VARIABLE: ""}) as others:
             return Examiner(recipe, out, others, asked, is_stopped).examine(own, rank=rank, extra=extra)
 
@@ -215,11 +217,8 @@ def answers_of(items: Sequence[Item], asked: Sequence[Exam], seed: int, entries:
     of: dict[tuple[str, str, str], list[Item]] = {}
     for item in items:
         of.setdefault((item.model, item.exam, item.way), []).append(item)
-    named: Mapping[tuple[str, str], str] = {
-        (BASE, ""): BASE,
-        **{(entry.system, entry.row): entry.model for entry in entries},
-    }
-    for (system, row), model in named.items():
+    base = [(BASE, "", BASE)] if any(item.model == BASE for item in items) else []
+    for system, row, model in [*base, *((entry.system, entry.row, entry.model) for entry in entries)]:
         for exam in asked:
             for way in exam.ways:
                 own = of[model, exam.name, way.name]
