@@ -93,7 +93,7 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """One completion."""
+    """One completion; of its log-probabilities none where they were not asked for."""
 
     token_ids: tuple[int, ...]
     logprobs_C: NDArray[np.float32]
@@ -183,11 +183,14 @@ class Engine:
         temperature: float,
         top_p: float,
         max_tokens: int | None,
-        top_k: int,
+        top_k: int | None,
         seed: int | None,
         stop: Sequence[str],
     ) -> tuple[list[int], list[Sampled]]:
-        """The expanded prompt and `n` completions of it, of at most `max_tokens` and what the model has room for."""
+        """The expanded prompt and `n` completions of it, of at most `max_tokens` and what the model has room for.
+
+        `top_k=None`: without log-probabilities, which cost the engine and the way back from it.
+        """
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -353,7 +356,7 @@ def _columns(rows: Sequence[tuple[list[int], list[float]]]) -> tuple[NDArray[np.
 
 
 def _sampled(completion: Any) -> Sampled:
-    rows = _last_rows(completion.logprobs, len(completion.token_ids))
+    rows = _last_rows(completion.logprobs, len(completion.token_ids)) if completion.logprobs is not None else []
     own = np.array([row.own for row in rows], np.float32)
     chosen = [row.rest(len(row.ids) - 1) for row in rows]
     return Sampled(tuple(completion.token_ids), own, *_columns(chosen), str(completion.finish_reason))

@@ -134,7 +134,7 @@ def _top(rows: Scores | Sampled) -> dict[str, Any]:
 async def generate(body: schemas.GenerateRequest, request: Request, adapter: str = "base") -> Response:
     """Completions of prompts, as tokens, with the log-probability of each."""
     door: Door = request.app.state.door
-    if body.logprobs > door.settings.engine.top_k:
+    if body.logprobs is not None and body.logprobs > door.settings.engine.top_k:
         raise InputError("logprobs", f"at most {door.settings.engine.top_k} tokens are told; lower it")
     model_len = door.settings.engine.max_model_len
     cost = tokens_of_generation(body, media_tokens=MEDIA_TOKENS, max_model_len=model_len)

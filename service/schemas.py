@@ -124,8 +124,8 @@ class GenerateRequest(Body):
     top_p: float = Field(default=1.0, gt=0, le=1)
     max_tokens: int | None = Field(default=None, ge=1)
     """Left out: as many as the model's length leaves room for."""
-    logprobs: int = Field(default=0, ge=0)
-    """How many of the likeliest tokens to tell beside the sampled one's log-probability."""
+    logprobs: Annotated[int, Field(ge=0)] | None = 0
+    """How many of the likeliest tokens to tell beside the sampled one's log-probability; null: not even that."""
     stop: list[Annotated[Text, Field(min_length=1)]] = []
 
 
@@ -133,7 +133,7 @@ class Completion(Body):
     token_ids: list[int]
     """With the end mark, if it was sampled."""
     logprobs: list[float]
-    """Raw, at temperature 1, whatever the sampling temperature was."""
+    """Raw, at temperature 1, whatever the sampling temperature was. Empty where they were not asked for."""
     finish_reason: Literal["stop", "length"]
     top_ids: list[list[int]] | None = None
     top_logprobs: list[list[float]] | None = None

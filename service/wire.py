@@ -1,7 +1,7 @@
 """Answers full of arrays as one safetensors body, and back without loss.
 
 `offsets` [N+1] cuts everything flat into the N sequences (completions, in a `/generate` answer). For adapter number a
-there are `a.logprobs`, and `a.top_ids` with `a.top_logprobs` where they were asked for: [tokens, K], or flat with
+there are, where they were asked for, `a.logprobs`, and `a.top_ids` with `a.top_logprobs`: [tokens, K], or flat with
 `a.top_offsets` [tokens+1] where positions differ in length. `token_ids` [tokens] are the same for every adapter. What
 is no array lies as JSON under `answer` in the header's metadata.
 
@@ -134,20 +134,22 @@ def _with_top(sequences: Sequence[_Positions]) -> list[bool]:
 
 
 def _pack(prefix: str, sequences: Sequence[_Positions]) -> Arrays:
+    are_told = any(one.logprobs for one in sequences)
     for one in sequences:
-        assert len(one.token_ids) == len(one.logprobs)
+        assert len(one.logprobs) == (len(one.token_ids) if are_told else 0)
         assert (one.top_ids is None) == (one.top_logprobs is None)
-    packed: Arrays = {f"{prefix}logprobs": np.array([*chain(*(one.logprobs for one in sequences))], np.float32)}
+    logprobs = [*chain(*(one.logprobs for one in sequences))]
+    packed: Arrays = {f"{prefix}logprobs": np.array(logprobs, np.float32)} if are_told else {}
     if not any(_with_top(sequences)):
         return packed
     ids = [*chain(*(one.top_ids if one.top_ids is not None else [[]] * len(one.token_ids) for one in sequences))]
-    logprobs = [*chain(*(one.top_logprobs or [[]] * len(one.token_ids) for one in sequences))]
+    rows = [*chain(*(one.top_logprobs or [[]] * len(one.token_ids) for one in sequences))]
     lengths = [len(row) for row in ids]
-    assert lengths == [len(row) for row in logprobs]
+    assert lengths == [len(row) for row in rows]
     ragged = len(set(lengths)) > 1
     shape = (-1,) if ragged else (len(ids), lengths[0] if lengths else 0)
     packed[f"{prefix}top_ids"] = np.array([*chain(*ids)], np.int32).reshape(shape)
-    packed[f"{prefix}top_logprobs"] = np.array([*chain(*logprobs)], np.float32).reshape(shape)
+    packed[f"{prefix}top_logprobs"] = np.array([*chain(*rows)], np.float32).reshape(shape)
     if ragged:
         packed[f"{prefix}top_offsets"] = _offsets(lengths)
     return packed
@@ -156,7 +158,8 @@ def _pack(prefix: str, sequences: Sequence[_Positions]) -> Arrays:
 def _unpack(arrays: Arrays, prefix: str, with_top: list[bool]) -> Iterator[dict[str, Any]]:
     offsets = arrays["offsets"]
     ids = _cut(arrays["token_ids"].tolist(), offsets)
-    logprobs = _cut(arrays[f"{prefix}logprobs"].tolist(), offsets)
+    told = arrays.get(f"{prefix}logprobs")
+    logprobs = [[]] * len(ids) if told is None else _cut(told.tolist(), offsets)
     plain = [{"token_ids": a, "logprobs": b} for a, b in zip(ids, logprobs, strict=True)]
     if not any(with_top):
         return iter(plain)

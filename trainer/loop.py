@@ -221,6 +221,7 @@ async def _answered(step: Step, arena: Arena, capability: str, part: str, count:
         decode=arena.decode,
         temperature=arena.amounts.temperature,
         top_p=arena.amounts.top_p,
+        logprobs=True,
     )
     return await asyncio.to_thread(judge, rollouts, arena.pool, data.rule, data.deadline_s)
 

@@ -33,7 +33,7 @@ class Answer:
 
     ids_C: Ids
     logprobs_C: Floats
-    """Of the revision that gave it, as it gave it."""
+    """Of the revision that gave it, as it gave it; empty where they were not asked for."""
     text: str
     is_cut_off: bool
     reward: float | None = None
@@ -72,6 +72,7 @@ async def sample(
     decode: Callable[[Sequence[int]], str],
     temperature: float = 1.0,
     top_p: float = 1.0,
+    logprobs: bool = False,
 ) -> list[Rollout]:
     """`n` completions of each prompt; the seed of a prompt decides all of them."""
     request = schemas.GenerateRequest(
@@ -83,6 +84,7 @@ async def sample(
         temperature=temperature,
         top_p=top_p,
         max_tokens=max_tokens,
+        logprobs=0 if logprobs else None,
     )
     answers = await client.generate(adapter, request, media=_media(prompts))
     return [_rollout(prompt, found, decode) for prompt, found in zip(prompts, answers, strict=True)]

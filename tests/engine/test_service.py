@@ -18,7 +18,7 @@ from clients.retries import RefusedError
 from service.engine import Media
 from service.media import encode_image, encode_video
 from service.schemas import SAFETENSORS, GenerateRequest, LogprobsRequest
-from service.wire import decode_logprobs
+from service.wire import decode_generated, decode_logprobs
 from tests.engine.service_process import ServiceProcess
 from trainer.miniature.capabilities import CAPABILITIES
 from trainer.miniature.question import questions
@@ -172,6 +172,11 @@ def test_samples_of_a_prompt_come_together_with_its_expanded_ids(http) -> None:
     ids = [[one["token_ids"] for one in answer["prompts"][0]["completions"]] for answer in (first, again)]
     assert ids[0] == ids[1]
     assert len({tuple(one) for one in ids[0]}) > 1
+    bare = http.post("/generate", json=body | {"logprobs": None}).json()["prompts"][0]["completions"]
+    assert [one["token_ids"] for one in bare] == ids[0]
+    assert all(one["logprobs"] == [] for one in bare)
+    binary = http.post("/generate", json=body | {"logprobs": None}, headers={"accept": SAFETENSORS})
+    assert decode_generated(binary.content).model_dump(exclude_none=True)["prompts"][0]["completions"] == bare
 
 
 @pytest.mark.parametrize(

@@ -47,9 +47,12 @@ def scores(draw):
 
 @st.composite
 def generations(draw):
+    are_told = draw(st.booleans())
+
     def completion():
         reason = draw(st.sampled_from(["stop", "length"]))
-        return Completion(**draw(positions(draw(st.lists(IDS, max_size=4)))), finish_reason=reason)
+        slots = draw(positions(draw(st.lists(IDS, max_size=4))))
+        return Completion(**slots if are_told else slots | {"logprobs": []}, finish_reason=reason)
 
     prompts = [
         Generated(
