@@ -1,7 +1,7 @@
 """What a person sees of a run while it goes on: a table that keeps up, or plain lines where there is no terminal.
 
-It reads the run's events and nothing else; so an interrupted run that goes on is shown with what was before. Left out:
-what a run ends with.
+It reads the run's events and nothing else; so an interrupted run that goes on is shown with what was before, of which
+no line is told again. Left out: what a run ends with.
 """
 
 import json
@@ -41,6 +41,10 @@ class Console:
         self._live = Live(console=self._terminal, auto_refresh=False) if self._terminal.is_terminal else None
 
     def __enter__(self) -> Self:
+        for event in self._fresh():
+            self._take(event)
+        for recent in (self._notes, self._times, self._tokens):
+            recent.clear()
         if self._live:
             self._live.start()
         return self

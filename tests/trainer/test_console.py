@@ -12,8 +12,10 @@ RECIPE = small("method.cycles=1", "rollout.prompts=2", "rollout.group_size=4")
 
 
 def test_without_a_terminal_each_event_is_a_line_once(tmp_path: Path, capsys) -> None:
-    path = told.write(tmp_path / "events.jsonl", told.EVENTS[:3])
+    path = tmp_path / "events.jsonl"
     with Console(RECIPE, path, "http://here") as console:
+        console.look()
+        told.write(path, told.EVENTS[:3])
         console.look()
         console.look()
         assert capsys.readouterr().out.splitlines() == [
@@ -29,6 +31,18 @@ def test_without_a_terminal_each_event_is_a_line_once(tmp_path: Path, capsys) ->
         "accuracy: text@3 greedy 62.5 %",
         "cycle 2: 1 RLVR steps, 2 of OPD",
     ]
+
+
+def test_a_run_that_goes_on_tells_what_is_new_and_knows_the_rest(tmp_path: Path, capsys) -> None:
+    path = told.write(tmp_path / "events.jsonl", told.EVENTS[:3])
+    with Console(RECIPE, path, "http://here") as console:
+        console.look()
+        assert capsys.readouterr().out == ""
+        assert (console._head("text"), console._head("image")) == (1, 1)
+        told.write(path)
+        console.look()
+    assert "image@1 " not in (out := capsys.readouterr().out)
+    assert "image@3 of 3" in out
 
 
 def test_on_a_terminal_it_is_a_table_that_says_who_waits_for_whom(tmp_path: Path) -> None:
