@@ -50,16 +50,17 @@ def markdown(results: Results) -> Iterator[str]:
 
 def grid(results: Results, table: Table, way: str) -> Grid:
     """A line for each result: accuracies in %, the gain over the base, and what it cost."""
-    head = ("", *table.exams, MEAN, "over the base", *COSTS)
+    head = ("", *table.exams, MEAN, "over the base", "seeds", *COSTS)
     base = next((line for line in table.lines if line.system == "base"), None)
     rows: list[tuple[str, ...]] = [head]
     if any(exam in results.blind for exam in table.exams):
         levels = [f"{100 * results.blind[exam]:.1f}" if exam in results.blind else "" for exam in table.exams]
-        rows.append(("best blind answer", *levels, *[""] * (2 + len(COSTS))))
+        rows.append(("best blind answer", *levels, *[""] * (3 + len(COSTS))))
     for line in table.lines:
         gain = "" if base in (None, line) else _points(results.found.difference(line, base, table.exams, way))
         cells = [_percent(results.found.accuracy(line, exams, way)) for exams in (*zip(table.exams), table.exams)]
-        rows.append((line.label, *cells, gain, *_costs(results.spent.get((line.system, line.row)))))
+        seeds = f"{len(results.found.seeds_of(line))}"
+        rows.append((line.label, *cells, gain, seeds, *_costs(results.spent.get((line.system, line.row)))))
     return rows
 
 
@@ -114,7 +115,7 @@ def _page(results: Results) -> Iterator[str]:
     yield (
         f"<p>{len(seeds)} seed{'s' * (len(seeds) != 1)} ({', '.join(map(str, seeds))}), {results.steps} steps an "
         f"expert. Accuracy in %, means with 95 % intervals, paired by seed and question. "
-        f"{'One seed: intervals are those of the questions alone.' if len(seeds) == 1 else ''}</p>"
+        f"Of one seed they are those of the questions alone.</p>"
     )
     for table in results.tables:
         yield f"<h2>{html.escape(table.title.capitalize())}</h2>"

@@ -70,7 +70,7 @@ def results_of(
         found,
         made,
         {table.title: {way: list(verdicts(found, table, way)) for way in found.ways} for table in made},
-        _spent(recipe, found.seeds, events),
+        _spent(recipe, found, events),
         blind,
         series(events),
         list(pulls(events)),
@@ -81,15 +81,16 @@ def results_of(
     )
 
 
-def _spent(recipe: Recipe, seeds: Sequence[int], events: Sequence[Event]) -> dict[tuple[str, str], Spent]:
+def _spent(recipe: Recipe, found: Standings, events: Sequence[Event]) -> dict[tuple[str, str], Spent]:
+    """The mean of the seeds that a line has."""
     by_step = spent_by_step(events, recipe.rollout)
-    sums: dict[tuple[str, str], Spent] = {}
-    for seed in seeds:
+    costs: dict[tuple[str, str], list[Spent]] = {}
+    for seed in found.seeds:
         made = plan(of_seed(recipe, seed))
         for entry in entries(made):
-            key = entry.system, entry.row
-            sums[key] = sums.get(key, Spent()) + cost_of(entry.refs, made, by_step)
-    return {key: one.over(len(seeds)) for key, one in sums.items()}
+            if seed in found.seeds_of(Line("", entry.system, entry.row)):
+                costs.setdefault((entry.system, entry.row), []).append(cost_of(entry.refs, made, by_step))
+    return {key: sum(several, start=Spent()).over(len(several)) for key, several in costs.items()}
 
 
 def _absorbed(found: Standings, exams: Sequence[str], pair: tuple[str, str], way: str) -> Iterator[Absorbed]:
@@ -135,6 +136,7 @@ def _table(results: Results, table: Table) -> dict[str, Any]:
                 "label": line.label,
                 "system": line.system,
                 "row": line.row,
+                "seeds": found.seeds_of(line),
                 **{
                     way: {exam: number(found.accuracy(line, [exam], way)) for exam in table.exams}
                     | {"mean": number(found.accuracy(line, table.exams, way))}

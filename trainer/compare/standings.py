@@ -86,10 +86,10 @@ class Standings:
 
     def accuracy(self, line: Line, exams: Sequence[str], way: str) -> Interval:
         """The mean over exams, which count alike."""
-        return interval(centred([self._values(line, exam, way, self._seeds(line)) for exam in exams]))
+        return interval(centred([self._values(line, exam, way, self.seeds_of(line)) for exam in exams]))
 
     def difference(self, one: Line, other: Line, exams: Sequence[str], way: str) -> Interval:
-        seeds = [seed for seed in self._seeds(one) if seed in self._seeds(other)]
+        seeds = [seed for seed in self.seeds_of(one) if seed in self.seeds_of(other)]
         pairs = [(self._values(one, exam, way, seeds), self._values(other, exam, way, seeds)) for exam in exams]
         return interval(centred([a_SQ - b_SQ for a_SQ, b_SQ in pairs]))
 
@@ -98,11 +98,11 @@ class Standings:
         return Verdict(claim, self.difference(claim.ahead, claim.behind, exams, way))
 
     def by_seed(self, line: Line, exams: Sequence[str], way: str) -> dict[int, float]:
-        seeds = self._seeds(line)
+        seeds = self.seeds_of(line)
         means = [np.nanmean(self._values(line, exam, way, seeds), axis=1) for exam in exams]
         return dict(zip(seeds, np.mean(means, axis=0).tolist(), strict=True))
 
-    def _seeds(self, line: Line) -> list[int]:
+    def seeds_of(self, line: Line) -> list[int]:
         return sorted({seed for key, of in self._of.items() if key[:2] == (line.system, line.row) for seed in of})
 
     def _values(self, line: Line, exam: str, way: str, seeds: Sequence[int]) -> Values:

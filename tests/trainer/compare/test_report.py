@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,21 +11,23 @@ import pytest
 from tests.trainer.told import overlap, step
 from trainer.compare.answers import Answers, Merge
 from trainer.compare.plan import entries
-from trainer.compare.report import markdown, write_report
+from trainer.compare.report import grid, markdown, write_report
 from trainer.compare.results import Results, as_json, results_of
 from trainer.recipe import Comparison
 from trainer.recipe.file import load
 from trainer.systems import plan
 
-RECIPE = load(Path("recipes/miniature/compare-smoke.toml"))
+SYSTEMS = ("mixed2", "copd2", "mixed3", "mopd", "copd3", "pilot", "sweep")
+ASKED = load(Path("recipes/miniature/compare-smoke.toml")).model_copy(
+    update={"comparison": Comparison(seeds=2, systems=SYSTEMS)}
+)
 LEVELS = {"copd2": 0.95, "copd3": 0.95, "base": 0.3}
+Told = tuple[list[Answers], list[dict[str, Any]]]
 
 
 @pytest.fixture(scope="module")
-def results() -> Results:
-    asked = Comparison(seeds=2, systems=("mixed2", "copd2", "mixed3", "mopd", "copd3", "pilot", "sweep"))
-    recipe = RECIPE.model_copy(update={"comparison": asked})
-    made = plan(recipe)
+def told() -> Told:
+    made = plan(ASKED)
     rng = np.random.default_rng(0)
     rows = [(one.seed, one.system, one.row) for one in entries(made)] + [(0, "base", ""), (1, "base", "")]
     answers = [
@@ -32,7 +35,7 @@ def results() -> Results:
             seed, system, row, exam, way, tuple((rng.random(40) < LEVELS.get(system, 0.6)).astype(float)), 20.0, 0.0
         )
         for seed, system, row in rows
-        for exam in recipe.capabilities
+        for exam in ASKED.capabilities
         for way in ("greedy", "sampled")
     ]
     events = [step(one.branch, one.number, 0.5, *(str(t.ref) for t in one.teachers)) for one in made.steps]
@@ -46,8 +49,17 @@ def results() -> Results:
                 )
     events[0]["metrics"]["native/cosine:text:image"] = 0.5
     events[0]["branch"] = "s0-mixed3"
+    return answers, events
+
+
+@pytest.fixture(scope="module")
+def results(told: Told) -> Results:
+    return results_from(*told)
+
+
+def results_from(answers: list[Answers], events: list[dict[str, Any]]) -> Results:
     merges = {seed: {"copd3": Merge(1.5, {"1": 0.7, "1.5": 0.8}, {"text - image": 0.4})} for seed in range(2)}
-    return results_of(recipe, answers, events, {"text": 0.1, "image": 0.2, "video": 0.2}, merges)
+    return results_of(ASKED, answers, events, {"text": 0.1, "image": 0.2, "video": 0.2}, merges)
 
 
 def test_the_report_is_one_file_that_needs_no_other(results, tmp_path):
@@ -73,6 +85,16 @@ def test_every_number_is_json(results):
     copd = next(line for line in json.loads(text)["tables"][1]["lines"] if line["label"] == "CoPD")
     assert copd["spent"]["steps"] == 30
     assert copd["spent"]["rollouts"] > 30 * 24
+
+
+def test_what_was_spent_is_the_mean_of_the_seeds_that_a_line_has(told, results):
+    """A system may have been added to one seed only."""
+    answers = [one for one in told[0] if (one.seed, one.system) != (1, "copd3")]
+    fewer = results_from(answers, [one for one in told[1] if not one.get("branch", "").startswith("s1-copd3")])
+    assert fewer.spent["copd3", "merged"] == results.spent["copd3", "merged"]
+    head, *rows = grid(fewer, fewer.tables[1], "greedy")
+    seeds = {row[0]: row[head.index("seeds")] for row in rows}
+    assert (seeds["CoPD"], seeds["MOPD"]) == ("1", "2")
 
 
 def test_markdown_has_the_same_tables(results):
