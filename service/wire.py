@@ -1,9 +1,9 @@
 """Answers full of arrays as one safetensors body, and back without loss.
 
 `offsets` [N+1] cuts everything flat into the N sequences (completions, in a `/generate` answer). For adapter number a
-there are, where they were asked for, `a.logprobs`, and `a.top_ids` with `a.top_logprobs`: [tokens, K], or flat with
-`a.top_offsets` [tokens+1] where positions differ in length. `token_ids` [tokens] are the same for every adapter. What
-is no array lies as JSON under `answer` in the header's metadata.
+there are `a.logprobs`, and `a.top_ids` with `a.top_logprobs` where they were asked for: [tokens, K], or flat with
+`a.top_offsets` [tokens+1] where positions differ in length. Completions may have neither. `token_ids` [tokens] are the
+same for every adapter. What is no array lies as JSON under `answer` in the header's metadata.
 
 Left out: log-probabilities that float32 cannot hold. The engine computes none.
 """
@@ -75,17 +75,19 @@ def decode_logprobs(body: bytes) -> LogprobsResponse:
 
 def encode_generated(answer: GenerateResponse) -> bytes:
     completions = [one for prompt in answer.prompts for one in prompt.completions]
+    with_logprobs = any(one.logprobs for one in completions)
     arrays: Arrays = {
         "offsets": _offsets(len(one.token_ids) for one in completions),
         "token_ids": _flat_ids(completions),
         "prompt_offsets": _offsets(len(prompt.prompt_token_ids) for prompt in answer.prompts),
         "prompt_token_ids": np.array([*chain(*(prompt.prompt_token_ids for prompt in answer.prompts))], np.int32),
-        **_pack("", completions),
+        **_pack("", completions, with_logprobs=with_logprobs),
     }
     rest = answer.model_dump(exclude={"prompts"}) | {
         "completions": [len(prompt.completions) for prompt in answer.prompts],
         "finish_reasons": [one.finish_reason for one in completions],
         "top": _with_top(completions),
+        "with_logprobs": with_logprobs,
     }
     return save(arrays, {_ANSWER: json.dumps(rest)})
 
@@ -93,7 +95,7 @@ def encode_generated(answer: GenerateResponse) -> bytes:
 def decode_generated(body: bytes) -> GenerateResponse:
     try:
         arrays, rest = _open(body)
-        slices = _unpack(arrays, "", rest.pop("top"))
+        slices = _unpack(arrays, "", rest.pop("top"), with_logprobs=rest.pop("with_logprobs"))
         reasons = rest.pop("finish_reasons")
         completions = [Completion(**one, finish_reason=why) for one, why in zip(slices, reasons, strict=True)]
         groups = _cut(completions, _offsets(rest.pop("completions")))
@@ -133,13 +135,12 @@ def _with_top(sequences: Sequence[_Positions]) -> list[bool]:
     return [one.top_ids is not None for one in sequences]
 
 
-def _pack(prefix: str, sequences: Sequence[_Positions]) -> Arrays:
-    are_told = any(one.logprobs for one in sequences)
+def _pack(prefix: str, sequences: Sequence[_Positions], *, with_logprobs: bool = True) -> Arrays:
     for one in sequences:
-        assert len(one.logprobs) == (len(one.token_ids) if are_told else 0)
+        assert len(one.logprobs) == (len(one.token_ids) if with_logprobs else 0)
         assert (one.top_ids is None) == (one.top_logprobs is None)
     logprobs = [*chain(*(one.logprobs for one in sequences))]
-    packed: Arrays = {f"{prefix}logprobs": np.array(logprobs, np.float32)} if are_told else {}
+    packed: Arrays = {f"{prefix}logprobs": np.array(logprobs, np.float32)} if with_logprobs else {}
     if not any(_with_top(sequences)):
         return packed
     ids = [*chain(*(one.top_ids if one.top_ids is not None else [[]] * len(one.token_ids) for one in sequences))]
@@ -155,11 +156,12 @@ def _pack(prefix: str, sequences: Sequence[_Positions]) -> Arrays:
     return packed
 
 
-def _unpack(arrays: Arrays, prefix: str, with_top: list[bool]) -> Iterator[dict[str, Any]]:
+def _unpack(
+    arrays: Arrays, prefix: str, with_top: list[bool], *, with_logprobs: bool = True
+) -> Iterator[dict[str, Any]]:
     offsets = arrays["offsets"]
     ids = _cut(arrays["token_ids"].tolist(), offsets)
-    told = arrays.get(f"{prefix}logprobs")
-    logprobs = [[]] * len(ids) if told is None else _cut(told.tolist(), offsets)
+    logprobs = _cut(arrays[f"{prefix}logprobs"].tolist(), offsets) if with_logprobs else [[]] * len(ids)
     plain = [{"token_ids": a, "logprobs": b} for a, b in zip(ids, logprobs, strict=True)]
     if not any(with_top):
         return iter(plain)

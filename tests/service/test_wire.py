@@ -107,6 +107,14 @@ def test_an_answer_cut_off_is_refused(answer, data):
         decode_logprobs(body[: data.draw(st.integers(0, len(body) - 1))])
 
 
+def test_scores_without_their_numbers_are_refused():
+    rest = {"adapters": [{"adapter": "a", "revision": 1, "digest": "d", "top": [False]}], "prompt_tokens": [1]}
+    arrays = {"offsets": np.array([0, 2], np.int64), "token_ids": np.array([4, 5], np.int32)}
+    with pytest.raises(WireError):
+        decode_logprobs(save(arrays, {"answer": json.dumps(rest)}))
+    assert decode_logprobs(save(arrays | {"0.logprobs": np.zeros(2, np.float32)}, {"answer": json.dumps(rest)}))
+
+
 @pytest.mark.parametrize("offsets", [[0, 2, 1], [1, 2], [0, 1], [0, 9], [-1, 2], []])
 def test_offsets_that_do_not_fit_are_refused(offsets):
     rest = {"adapters": [{"adapter": "a", "revision": 1, "digest": "d", "top": [False]}], "prompt_tokens": [1]}
