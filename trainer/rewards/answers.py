@@ -81,8 +81,8 @@ def choice_letter(text: str) -> str | None:
         named = {letter for box in closed if (letter := only_letter(box))}
         return named.pop() if len(named) == 1 and only_letter(closed[-1]) else None
     text = _unwrapped(text)
-    if re.fullmatch(r"\s*[A-Za-z]\s*\.?\s*", text):
-        return text.strip(" \t\n\r.").upper() or None
+    if alone := re.fullmatch(r"\s*([A-Za-z])\s*\.?\s*", text):
+        return alone[1].upper()
     for evidence in (_ANSWER, _MENTION, _LAST):
         found = [match.group(match.lastgroup or 0) for match in evidence.finditer(text)]
         named = {letter.upper() for letters in found for letter in re.findall(r"\b[A-Za-z]\b", letters)}

@@ -115,6 +115,8 @@ def test_the_default_format_is_one_closed_box_with_something_in_it(text: str, we
         ("I see", None),
         ("none of them", None),
         ("", None),
+        ("A\x1f", "A"),  # white space of Python's, if of nobody else's
+        ("b\u2003.\x85", "B"),
     ],
 )
 def test_one_letter_counts_and_hedging_does_not(text: str, letter: str | None) -> None:
