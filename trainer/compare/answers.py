@@ -29,7 +29,7 @@ from adapters.merge_inputs import open_base, open_revision
 from adapters.names import BASE
 from trainer.children import Children
 from trainer.compare.plan import Entry
-from trainer.evaluate import Exam, Item, exams, overall, question_means, results
+from trainer.evaluate import Exam, Item, Result, exams, overall, question_means, results
 from trainer.finish import Examiner, stacked_rank
 from trainer.merge_scale import best_scale
 from trainer.queue_server import URL_VARIABLE
@@ -145,13 +145,20 @@ def _merged(
     items = ask(asked, {name: _folder_of(*candidate, folder) for name, candidate in candidates.items()})
     if items is None:
         return None
-    accuracy = {one.model: one.accuracy.mean for one in overall(results(items, asked))}
     found: dict[str, Merge] = {}
+    answered = results(items, asked)
     for entry in entries:
-        tried = {scale: accuracy[_candidate(entry, scale)] for scale in scales}
+        tried = tried_scales(entry, scales, answered)
         shown = {f"{scale:g}": mean for scale, mean in tried.items()}
         found[entry.system] = Merge(best_scale(tried), shown, cosines[entry.system])
     return found
+
+
+def tried_scales(entry: Entry, scales: Sequence[float], answered: Sequence[Result]) -> dict[float, float]:
+    """Accuracy of a merge by scale, on what its own branches are for."""
+    own = overall([one for one in answered if one.capability in entry.capabilities])
+    accuracy = {one.model: one.accuracy.mean for one in own}
+    return {scale: accuracy[_candidate(entry, scale)] for scale in scales}
 
 
 def _candidate(entry: Entry, scale: float) -> str:

@@ -109,6 +109,11 @@ class Entry:
         return len(self.refs) > 1
 
     @property
+    def capabilities(self) -> list[str]:
+        """Of the branches of a merge, which have one each."""
+        return [ref.branch.split("-", 2)[2] for ref in self.refs]
+
+    @property
     def model(self) -> str:
         """By what name the service answers it."""
         (ref, *others) = self.refs

@@ -1,7 +1,10 @@
 from pathlib import Path
 
-from trainer.compare.answers import on_validation
-from trainer.evaluate import exams
+from adapters.names import Ref
+from trainer.compare.answers import on_validation, tried_scales
+from trainer.compare.plan import Entry
+from trainer.evaluate import Result, exams
+from trainer.intervals import Interval
 from trainer.recipe.file import load
 
 
@@ -14,3 +17,26 @@ def test_scales_are_chosen_by_the_likeliest_answers_to_questions_that_nothing_is
         ids = [{exam.prompts[place].id for place in range(len(exam.prompts))} for exam in (one, other)]
         assert len(ids[0]) == len(ids[1]) == 24
         assert not ids[0] & ids[1]
+
+
+def test_a_merge_has_the_scale_that_suits_what_its_own_branches_are_for():
+    pair = Entry("merge2", "merged", 0, (Ref("s0-x-text", 10), Ref("s0-x-image", 10)))
+    accuracies = {"text": (0.75, 0.5), "image": (0.5, 0.25), "video": (0.0, 1.0)}
+    answered = [
+        Result(
+            f"s0-merge2-merged-{scale}",
+            name,
+            name,
+            "greedy",
+            Interval(of[number], 0.1),
+            Interval(0.0, 0.1),
+            None,
+            9,
+            0,
+            0,
+            2,
+        )
+        for name, of in accuracies.items()
+        for number, scale in enumerate((100, 200))
+    ]
+    assert tried_scales(pair, [1.0, 2.0], answered) == {1.0: 0.625, 2.0: 0.375}

@@ -105,6 +105,8 @@ def test_results_are_branches_at_their_end_and_merges():
     assert found["mixed3", ""].model == "s0-mixed3-30"
     assert ("mopd", "merged") not in found
     assert len({one.model for one in found.values()}) == len(found)
+    assert found["merge2", "merged"].capabilities == found["copd2", "merged"].capabilities == ["text", "image"]
+    assert found["merge3", "merged"].capabilities == ["text", "image", "video"]
 
 
 def test_more_seeds_and_more_systems_are_the_same_run():
