@@ -170,16 +170,16 @@ class Share:
 
 
 def sweep(found: Standings, method: Method, exams: Sequence[str], way: str) -> list[Share]:
-    """With CoPD itself in its place; empty where no other share was tried."""
-    named = {
+    """With CoPD itself in its place, of the seeds that all have; empty where no other share was tried."""
+    steps = {
         name: (int(match[1]), int(match[2])) for name in found.systems if (match := re.fullmatch(r"r(\d+)o(\d+)", name))
     }
-    if not named:
+    if not steps:
         return []
-    named["copd3"] = (method.rlvr_steps, method.opd_steps)
-    shares = [
-        Share(*steps, found.accuracy(Line(name, name, MERGED), exams, way))
-        for name, steps in named.items()
-        if found.has(Line(name, name, MERGED))
-    ]
+    steps["copd3"] = (method.rlvr_steps, method.opd_steps)
+    merges = {name: line for name in steps if found.has(line := Line(name, name, MERGED))}
+    common = sorted(set.intersection(*(set(found.seeds_of(line)) for line in merges.values())))
+    if not common:
+        return []
+    shares = [Share(*steps[name], found.accuracy(line, exams, way, common)) for name, line in merges.items()]
     return sorted(shares, key=lambda share: share.rlvr_steps)

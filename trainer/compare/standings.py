@@ -84,9 +84,10 @@ class Standings:
     def has(self, line: Line) -> bool:
         return any((line.system, line.row) == key[:2] for key in self._of)
 
-    def accuracy(self, line: Line, exams: Sequence[str], way: str) -> Interval:
-        """The mean over exams, which count alike."""
-        return interval(centred([self._values(line, exam, way, self.seeds_of(line)) for exam in exams]))
+    def accuracy(self, line: Line, exams: Sequence[str], way: str, seeds: Sequence[int] | None = None) -> Interval:
+        """The mean over exams, which count alike, and over all its seeds or those given."""
+        chosen = self.seeds_of(line) if seeds is None else seeds
+        return interval(centred([self._values(line, exam, way, chosen) for exam in exams]))
 
     def difference(self, one: Line, other: Line, exams: Sequence[str], way: str) -> Interval:
         seeds = [seed for seed in self.seeds_of(one) if seed in self.seeds_of(other)]

@@ -72,3 +72,11 @@ def test_the_sweep_has_copd_in_its_place():
     found = sweep(Standings(answers), Method(rlvr_steps=3, opd_steps=2), ["text"], "greedy")
     assert [(one.rlvr_steps, one.accuracy.mean) for one in found] == [(1, 0.4), (3, 0.6), (4, 0.5)]
     assert sweep(Standings(answers[1:2]), Method(), ["text"], "greedy") == []
+
+
+def test_the_sweep_is_of_the_seeds_that_every_share_has():
+    one_seed = [right(0, "r1o4", "merged", 0.4), right(0, "copd3", "merged", 0.6)]
+    found = sweep(Standings([*one_seed, right(1, "copd3", "merged", 1.0)]), Method(), ["text"], "greedy")
+    assert [one.accuracy.mean for one in found] == [0.4, 0.6]
+    apart = Standings([one_seed[0], right(1, "copd3", "merged", 1.0)])
+    assert sweep(apart, Method(), ["text"], "greedy") == []
