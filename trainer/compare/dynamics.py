@@ -8,7 +8,6 @@
 Left out: accuracies of systems beside each other (`standings`).
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapters.names import BASE, Ref
-from trainer.compare.plan import EXPERTS, MERGED, seed_and_system
+from trainer.compare.plan import EXPERTS, MERGED, seed_and_system, share_of
 from trainer.compare.standings import Line, Standings
 from trainer.events import Event, overlaps_of
 from trainer.intervals import Interval
@@ -171,9 +170,7 @@ class Share:
 
 def sweep(found: Standings, method: Method, exams: Sequence[str], way: str) -> list[Share]:
     """With CoPD itself in its place, of the seeds that all have; empty where no other share was tried."""
-    steps = {
-        name: (int(match[1]), int(match[2])) for name in found.systems if (match := re.fullmatch(r"r(\d+)o(\d+)", name))
-    }
+    steps = {name: share for name in found.systems if (share := share_of(name)) is not None}
     if not steps:
         return []
     steps["copd3"] = (method.rlvr_steps, method.opd_steps)

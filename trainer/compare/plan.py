@@ -15,6 +15,7 @@ other capability; in the paper, text and image.
 Left out: what comes of it (`standings`), and merges, which are no steps.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -80,12 +81,12 @@ def comparison(method: Method, capabilities: Sequence[str], asked: Comparison) -
     ])  # fmt: skip
 
 
-def of_seed(recipe: Recipe, seed: int) -> Recipe:
-    """The comparison of one seed."""
-    assert recipe.comparison is not None
-    return recipe.model_copy(
-        update={"comparison": recipe.comparison.model_copy(update={"seeds": 1, "first_seed": seed})}
-    )
+def of_seed(recipe: Recipe, seed: int, systems: tuple[str, ...] | None = None) -> Recipe:
+    """The comparison of one seed, of the systems that the recipe asks for or of those given."""
+    asked = recipe.comparison
+    assert asked is not None
+    changes = {"seeds": 1, "first_seed": seed, "systems": asked.systems if systems is None else systems}
+    return recipe.model_copy(update={"comparison": asked.model_copy(update=changes)})
 
 
 def seed_and_system(name: str) -> tuple[int, str]:
@@ -235,6 +236,12 @@ def _sweep(field: Field) -> Plan:
             build = _mutual(f"r{steps}o{length - steps}", lambda field: field.around, _all)
             made.append(build(replace(field, method=own)))
     return _joined(made)
+
+
+def share_of(system: str) -> tuple[int, int] | None:
+    """RLVR and distillation steps in a cycle of a system of the sweep."""
+    found = re.fullmatch(r"r(\d+)o(\d+)", system)
+    return None if found is None else (int(found[1]), int(found[2]))
 
 
 def _all(field: Field) -> Sequence[str]:

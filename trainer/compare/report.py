@@ -17,6 +17,7 @@ from trainer.intervals import Interval
 
 COSTS = tuple(Spent.__dataclass_fields__)
 _MERGES = "merges"
+_PILOT = "pilot: what a fresh student takes from one checkpoint of an expert"
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72em; margin: 2em auto; padding: 0 1em; color: #222 }
 table { border-collapse: collapse; margin: 1em 0 } caption { text-align: left; font-weight: 600; padding: .4em 0 }
@@ -43,6 +44,8 @@ def markdown(results: Results) -> Iterator[str]:
         yield from ["", *_as_markdown(claims(results, table), f"{table.title}: the claims")]
     if len(made := merges(results)) > 1:
         yield from ["", *_as_markdown(made, _MERGES)]
+    if results.students:
+        yield from ["", *_as_markdown(pilot(results), _PILOT), "", *correlations(results)]
 
 
 # ---- cells ----
@@ -82,6 +85,34 @@ def merges(results: Results) -> Grid:
             cosines = ", ".join("-" if value is None else f"{value:.2f}" for value in one.cosines.values())
             rows.append((system, str(seed), f"{one.scale:g}", tried, cosines))
     return rows
+
+
+def pilot(results: Results) -> Grid:
+    head = ("teacher", "seed", "steps of the teacher", "overlap with the base", "gain", "of the teacher's lead")
+    rows = [
+        (
+            one.capability,
+            f"{one.seed}",
+            f"{one.age}",
+            f"{one.overlap:.3f}",
+            f"{100 * one.gain:+.1f}",
+            _share(one.absorbed),
+        )
+        for one in results.students
+    ]
+    return [head, *rows]
+
+
+def correlations(results: Results) -> Iterator[str]:
+    """Of the pilot; nothing where there are too few students."""
+    kept = [one for one in results.students if one.absorbed is not None]
+    for name, points in (
+        ("gain", [(one.overlap, one.gain) for one in results.students]),
+        ("share of the teacher's lead", [(one.overlap, one.absorbed or 0.0) for one in kept]),
+    ):
+        r = correlation([x for x, _ in points], [y for _, y in points])
+        if r is not None:
+            yield f"Pearson's r of {name} and overlap: {r[0]:.2f} ({r[1]:.2f} to {r[2]:.2f})."
 
 
 def _claim(one: Verdict) -> str:
@@ -128,7 +159,9 @@ def _page(results: Results) -> Iterator[str]:
     for title, data in pictures(results).items():
         source = base64.b64encode(data).decode()
         yield f'<h2>{html.escape(title)}</h2><img alt="{html.escape(title)}" src="data:image/png;base64,{source}">'
-    yield from _pilot(results)
+    if results.students:
+        yield from _as_html(pilot(results), _PILOT)
+        yield from (f"<p>{line}</p>" for line in correlations(results))
     if results.absorbed:
         rows = [(one.student, one.capability, _share(one.share)) for one in results.absorbed]
         yield from _as_html([("student", "capability", "share"), *rows], "what students took of their teachers' lead")
@@ -142,16 +175,6 @@ def _by_seed(results: Results, table: Table) -> Grid:
         own = results.found.by_seed(line, table.exams, results.way)
         rows.append((line.label, *(f"{100 * own[seed]:.1f}" if seed in own else "" for seed in seeds)))
     return rows
-
-
-def _pilot(results: Results) -> Iterator[str]:
-    pupils = results.students
-    if not pupils:
-        return
-    for name, kept in (("gain", pupils), ("absorbed", [one for one in pupils if one.absorbed is not None])):
-        r = correlation([one.overlap for one in kept], [getattr(one, name) for one in kept])
-        if r is not None:
-            yield f"<p>Pilot: Pearson's r of {name} and overlap {r[0]:.2f} ({r[1]:.2f} to {r[2]:.2f}).</p>"
 
 
 def _share(value: float | None) -> str:

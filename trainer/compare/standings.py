@@ -1,6 +1,7 @@
 """The paper's tables from the answers of a comparison: accuracies and differences with 95 % intervals, and verdicts.
 
-    table 1   two branches      table 2   all branches      table 3   what each edge and the merge give
+    table 1   two branches                            table 2   all branches
+    table 3   what each edge and the merge give       table 4   the share of RLVR steps in a cycle
 
 A difference is taken question by question and seed by seed before its spread is. A claim of the paper, that one line is
 ahead of another, *holds* where the interval of the difference lies above zero, *fails* where it lies below, and is
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from adapters.names import BASE
 from trainer.compare.answers import Answers
-from trainer.compare.plan import EXPERTS, MERGED
+from trainer.compare.plan import EXPERTS, MERGED, share_of
 from trainer.intervals import Interval, interval
 
 MEAN = "mean"
@@ -130,7 +131,7 @@ def tables(capabilities: Sequence[str], pair: tuple[str, str], found: Standings)
     """With the lines that were answered."""
     return [
         kept
-        for table in (_two(pair), _all(capabilities, pair), _ablations(pair))
+        for table in (_two(pair), _all(capabilities, pair), _ablations(pair), _shares(capabilities, pair, found))
         if (kept := _answered(table, found)).claims
     ]
 
@@ -162,7 +163,7 @@ def _two(pair: tuple[str, str]) -> Table:
 
 
 def _all(capabilities: Sequence[str], pair: tuple[str, str]) -> Table:
-    exams = (pair[0], *(name for name in capabilities if name != pair[0]))
+    exams = _hub_first(capabilities, pair)
     base, copd = Line("base", BASE), Line("CoPD", "copd3", MERGED)
     home = {name: Line(f"{name} expert", EXPERTS, name) for name in exams}
     mixed, mopd = Line("mixed RLVR", "mixed3"), Line("MOPD", "mopd")
@@ -190,6 +191,18 @@ def _ablations(pair: tuple[str, str]) -> Table:
         Line(f"{other} branch alone", "copd2", other),
     )
     return Table("what each part gives", pair, (*lines, copd), tuple(Claim(copd, line) for line in lines))
+
+
+def _shares(capabilities: Sequence[str], pair: tuple[str, str], found: Standings) -> Table:
+    copd = Line("CoPD", "copd3", MERGED)
+    shares = {name: share for name in found.systems if (share := share_of(name)) is not None}
+    lines = tuple(Line(f"CoPD, {rlvr} : {opd}", name, MERGED) for name, (rlvr, opd) in shares.items())
+    claims = tuple(Claim(copd, line) for line in lines)
+    return Table("RLVR : distillation steps in a cycle", _hub_first(capabilities, pair), (*lines, copd), claims)
+
+
+def _hub_first(capabilities: Sequence[str], pair: tuple[str, str]) -> tuple[str, ...]:
+    return (pair[0], *(name for name in capabilities if name != pair[0]))
 
 
 def verdicts(found: Standings, table: Table, way: str) -> Iterator[Verdict]:

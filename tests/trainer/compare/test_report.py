@@ -13,7 +13,7 @@ from trainer.compare.answers import Answers, Merge
 from trainer.compare.plan import entries
 from trainer.compare.report import grid, markdown, write_report
 from trainer.compare.results import Results, as_json, results_of
-from trainer.recipe import Comparison
+from trainer.recipe import Comparison, Recipe
 from trainer.recipe.file import load
 from trainer.systems import plan
 
@@ -57,9 +57,9 @@ def results(told: Told) -> Results:
     return results_from(*told)
 
 
-def results_from(answers: list[Answers], events: list[dict[str, Any]]) -> Results:
+def results_from(answers: list[Answers], events: list[dict[str, Any]], asked: Recipe = ASKED) -> Results:
     merges = {seed: {"copd3": Merge(1.5, {"1": 0.7, "1.5": 0.8}, {"text - image": 0.4})} for seed in range(2)}
-    return results_of(ASKED, answers, events, {"text": 0.1, "image": 0.2, "video": 0.2}, merges)
+    return results_of(asked, answers, events, {"text": 0.1, "image": 0.2, "video": 0.2}, merges)
 
 
 def test_the_report_is_one_file_that_needs_no_other(results, tmp_path):
@@ -97,8 +97,16 @@ def test_what_was_spent_is_the_mean_of_the_seeds_that_a_line_has(told, results):
     assert (seeds["CoPD"], seeds["MOPD"]) == ("1", "2")
 
 
+def test_what_was_spent_is_told_of_systems_asked_for_before(told, results):
+    now = ASKED.model_copy(update={"comparison": Comparison(systems=("mixed2",))})
+    assert results_from(*told, now).spent == results.spent
+
+
 def test_markdown_has_the_same_tables(results):
     lines = list(markdown(results))
     assert sum(line.startswith("**two branches") for line in lines) == 3
     widths = {line.count("|") for line in lines if line.startswith("| CoPD |")}
     assert len(widths) == 2  # of two exams and of three
+    assert sum(line.startswith("| CoPD, 1 : 4 |") for line in lines) == 2
+    assert sum(line.startswith("Pearson's r of ") for line in lines) == 2
+    assert sum(line.startswith("| text | ") for line in lines) == len(results.students) // 2

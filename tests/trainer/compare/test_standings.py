@@ -89,6 +89,15 @@ def test_the_papers_tables_have_the_lines_that_were_answered():
     assert all(claim.ahead in made[0].lines and claim.behind in made[0].lines for claim in made[0].claims)
 
 
+def test_shares_of_the_sweep_are_a_table_of_their_own():
+    rows = [one for system in ("copd3", "r4o1", "r1o4") for exam in ("text", "image")
+            for one in answers(system, exam, drawn(0.5), "merged")]  # fmt: skip
+    (made,) = tables(("image", "text"), ("text", "image"), Standings(rows))
+    assert made.exams == ("text", "image")
+    assert [line.label for line in made.lines] == ["CoPD, 4 : 1", "CoPD, 1 : 4", "CoPD"]
+    assert [claim.behind.system for claim in made.claims] == ["r4o1", "r1o4"]
+
+
 def test_absorption_is_the_share_of_the_teachers_lead():
     rows = [*answers("base", "text", [[0, 0, 0, 0]]), *answers("a", "text", [[1, 0, 0, 0]]),
             *answers("b", "text", [[1, 1, 0, 0]])]  # fmt: skip
