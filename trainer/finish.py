@@ -27,7 +27,7 @@ from adapters.merge_record import Record, write_card
 from adapters.names import BASE, MERGED, Ref
 from clients.client import AsyncClient, from_environment
 from trainer.children import SERVICE, Children
-from trainer.evaluate import Exam, Item, Overall, Result, decoder, examine, exams, overall, results
+from trainer.evaluate import Decode, Exam, Item, Overall, Result, decoder, examine, exams, overall, results
 from trainer.plan import Plan
 from trainer.queue_server import URL_VARIABLE
 from trainer.recipe import Recipe
@@ -70,7 +70,7 @@ def finish(recipe: Recipe, out: Path, children: Children, is_stopped: Stopped) -
     record = merge(base, mix, out) if mix is not None else None
     asked = exams(recipe)
     models = [BASE, *(str(Ref(start.branch, made.head(start.branch))) for start in made.starts)]
-    examiner = Examiner(recipe, out, children, asked, is_stopped)
+    examiner = Examiner(recipe, out, children, asked, decoder(recipe), is_stopped)
     if mix is None:
         items = examiner.examine(models)
     elif (rank := stacked_rank(out / ADAPTER)) is None:
@@ -125,6 +125,7 @@ class Examiner:
     out: Path
     children: Children
     asked: Sequence[Exam]
+    decode: Decode
     is_stopped: Stopped
 
     def examine(
@@ -166,7 +167,7 @@ class Examiner:
                     self.asked,
                     seed=self.recipe.seed,
                     max_tokens=self.recipe.rollout.max_completion_tokens,
-                    decode=decoder(self.recipe),
+                    decode=self.decode,
                 )
             )
             while not work.done():

@@ -12,7 +12,7 @@ from adapters.errors import UserError
 from adapters.merge import Mixture, write_adapter
 from adapters.merge_inputs import Base
 from trainer.children import Children
-from trainer.evaluate import exams, overall, results
+from trainer.evaluate import decoder, exams, overall, results
 from trainer.finish import Examiner, stacked_rank
 from trainer.intervals import Interval
 from trainer.recipe import Recipe
@@ -43,7 +43,8 @@ def scale_curve(
         if rank is None:
             raise UserError("--scale auto: no engine serves an adapter of the sum of these ranks; take --method svd")
         with Children(run / "logs", {"OMP_NUM_THREADS": "1"}) as children:
-            items = Examiner(recipe, run, children, asked, is_stopped).examine(list(extra), rank=rank, extra=extra)
+            examiner = Examiner(recipe, run, children, asked, decoder(recipe), is_stopped)
+            items = examiner.examine(list(extra), rank=rank, extra=extra)
     means = overall(results(items or [], asked)) if items else []
     return [Point(scale, one.accuracy, one.gain) for scale, one in zip(scales, means, strict=False)]
 

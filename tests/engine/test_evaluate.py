@@ -19,7 +19,7 @@ from tests.engine.load import running
 from tests.engine.service_process import ServiceProcess
 from trainer.children import Children
 from trainer.eval_command import add_arguments, run
-from trainer.evaluate import examine, exams, pinned
+from trainer.evaluate import decoder, examine, exams, pinned
 from trainer.finish import Examiner
 from trainer.miniature.prompts import prompts
 from trainer.overlap import Overlaps, alarms, measure_overlap
@@ -142,7 +142,9 @@ def test_an_exam_that_is_told_to_stop_leaves_no_question_behind(service, tmp_pat
     recipe = load(RECIPE)
     with RewardPool(num_children=1) as pool:
         children = Children(tmp_path, {})
-        examiner = Examiner(recipe, tmp_path, children, exams(recipe), is_stopped=lambda: next(looks, True))
+        examiner = Examiner(
+            recipe, tmp_path, children, exams(recipe), decoder(recipe), is_stopped=lambda: next(looks, True)
+        )
         assert asyncio.run(examiner._answers(service.url, ["base", "far@1"], pool)) is None
     with service.client() as http:
         service.wait_until(lambda: not any(running(http).values()))

@@ -29,7 +29,7 @@ from adapters.merge_inputs import open_base, open_revision
 from adapters.names import BASE
 from trainer.children import Children
 from trainer.compare.plan import Entry
-from trainer.evaluate import Exam, Item, Result, exams, overall, question_means, results
+from trainer.evaluate import Exam, Item, Result, decoder, exams, overall, question_means, results
 from trainer.finish import Examiner, stacked_rank
 from trainer.merge_scale import best_scale
 from trainer.queue_server import URL_VARIABLE
@@ -202,13 +202,14 @@ def _asked_of(
         raise UserError(f"the ranks of a merge add up to more than {ENGINE_RANKS[-1]}; lower lora.rank")
     rank = max(rank for rank in ranks if rank is not None)
     names, count = list(models), min(_engines(), len(models))
+    decode = decoder(recipe)  # here: transformers imports lazily, which two threads at once must not ask it to
 
     def examined(number: int) -> list[Item] | None:
         own, out = names[number::count], folder / f"service-{number}"
         write_resolved(recipe, out)
         extra = {name: adapters[name] for name in own if name in adapters}
         with Children(children.folder / f"exam-{number}", {**children.environ, URL_VARIABLE: ""}) as others:
-            return Examiner(recipe, out, others, asked, is_stopped).examine(own, rank=rank, extra=extra)
+            return Examiner(recipe, out, others, asked, decode, is_stopped).examine(own, rank=rank, extra=extra)
 
     with ThreadPoolExecutor(count) as threads:
         found = list(threads.map(examined, range(count)))
