@@ -17,6 +17,7 @@ SMALL = (
     "evaluation.questions=6",
     "evaluation.overlap_prompts=2",
     "comparison.scales=[0.75,1.5]",
+    "comparison.together=2",
     *(f"capabilities.{name}.data.size=64" for name in ("text", "image", "video")),
     *(f"capabilities.{name}.held_out.size=6" for name in ("text", "image", "video")),
 )

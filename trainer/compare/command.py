@@ -1,7 +1,7 @@
 """`coevo compare RECIPE --seeds N`: the paper's tables, with intervals, from one command.
 
-Seed by seed, all systems of a seed as one plan on one engine and one worker, then every result examined at once. What
-is there is not made again: after Ctrl-C, or with more `--seeds` or `comparison.systems`, go on with `--resume`.
+Seed by seed, or several together, all systems as one plan on one engine and one worker, then every result examined.
+What is there is not made again: after Ctrl-C, or with more `--seeds` or `comparison.systems`, go on with `--resume`.
 
     DIR/answers/seed-0.jsonl   the reward of every result for every question: what all tables are made of
     DIR/comparison.json        tables, verdicts, costs, dynamics
@@ -17,12 +17,12 @@ import argparse
 import json
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from adapters.errors import UserError
 from trainer.compare.answers import examine_seed, path_of, read_answers, read_merges
-from trainer.compare.plan import Entry, entries, of_seed
+from trainer.compare.plan import Entry, entries, of_seeds
 from trainer.compare.report import markdown, write_report
 from trainer.compare.results import Results, as_json, results_of
 from trainer.evaluate import exams
@@ -53,14 +53,14 @@ def run(arguments: argparse.Namespace) -> int:
     out = arguments.out or Path("out") / f"compare-{recipe.name}"
     open_folder(out, recipe, resume=arguments.resume)
     assert recipe.comparison is not None
-    began, seeds = time.monotonic(), recipe.comparison.seeds
-    for number in range(seeds):
-        seed = recipe.comparison.first_seed + number
-        missing = unanswered(of_seed(recipe, seed), out, seed)
-        if not missing:
-            continue
-        print(f"seed {seed}, {number + 1} of {seeds}, after {(time.monotonic() - began) / 60:.0f} min", flush=True)
-        if not _made(recipe, out, seed, missing):
+    began, first, seeds = time.monotonic(), recipe.comparison.first_seed, recipe.comparison.seeds
+    missing = {seed: several for seed in range(first, first + seeds) if (several := unanswered(recipe, out, seed))}
+    for group in groups(missing, recipe.comparison.together):
+        minutes = (time.monotonic() - began) / 60
+        print(
+            f"seed {', '.join(map(str, group))} of {first} to {first + seeds - 1}, after {minutes:.0f} min", flush=True
+        )
+        if not _made(recipe, out, {seed: missing[seed] for seed in group}):
             words = [str(arguments.recipe), *settings_of(arguments.set), f"--seeds={seeds}", f"--out={out}", "--resume"]
             print(f"stopped; to go on: coevo compare {shlex.join(words)}")
             return 130
@@ -95,17 +95,25 @@ def of_comparison(recipe: Recipe, seeds: int | None) -> Recipe:
 def unanswered(recipe: Recipe, out: Path, seed: int) -> list[Entry]:
     """Results of this one seed that have not been examined."""
     there = {(one.system, one.row) for one in read_answers(path_of(out, seed))}
-    return [entry for entry in entries(plan(recipe)) if (entry.system, entry.row) not in there]
+    return [one for one in entries(plan(of_seeds(recipe, seed, seed))) if (one.system, one.row) not in there]
 
 
-def _made(recipe: Recipe, out: Path, seed: int, missing: Sequence[Entry]) -> bool:
-    """Trains one seed, and examines what was not. False: told to stop."""
-    own = of_seed(recipe, seed)
+def groups(seeds: Iterable[int], size: int) -> list[list[int]]:
+    """As many as are trained together."""
+    ordered = sorted(seeds)
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+
+
+def _made(recipe: Recipe, out: Path, missing: Mapping[int, Sequence[Entry]]) -> bool:
+    """Trains these seeds, and examines what was not. False: told to stop."""
+    own = of_seeds(recipe, min(missing), max(missing))
     open_folder(out, own, resume=True)
     with processes(out) as (children, stop):
         if not is_trained(out, own) and not train(own, out, children, stop):
             return False
-        return examine_seed(own, out, seed, missing, children, lambda: stop.is_set)
+        return all(
+            examine_seed(own, out, seed, several, children, lambda: stop.is_set) for seed, several in missing.items()
+        )
 
 
 def gathered(recipe: Recipe, out: Path) -> Results:

@@ -73,7 +73,6 @@ def pair_of(method: Method, capabilities: Sequence[str]) -> tuple[str, str]:
 
 
 def comparison(method: Method, capabilities: Sequence[str], asked: Comparison) -> Plan:
-    """Seed by seed, so that the first ones are done first."""
     plain = method.model_copy(update={"kind": "copd"})
     fields = [Field(plain, tuple(capabilities), asked.first_seed + number) for number in range(asked.seeds)]
     return _joined([
@@ -81,11 +80,11 @@ def comparison(method: Method, capabilities: Sequence[str], asked: Comparison) -
     ])  # fmt: skip
 
 
-def of_seed(recipe: Recipe, seed: int, systems: tuple[str, ...] | None = None) -> Recipe:
-    """The comparison of one seed, of the systems that the recipe asks for or of those given."""
+def of_seeds(recipe: Recipe, first: int, last: int, systems: tuple[str, ...] | None = None) -> Recipe:
+    """The comparison of these seeds and those between, of the systems that the recipe asks for or of those given."""
     asked = recipe.comparison
     assert asked is not None
-    changes = {"seeds": 1, "first_seed": seed, "systems": asked.systems if systems is None else systems}
+    changes = {"seeds": last - first + 1, "first_seed": first, "systems": asked.systems if systems is None else systems}
     return recipe.model_copy(update={"comparison": asked.model_copy(update=changes)})
 
 

@@ -12,7 +12,7 @@ from adapters.names import BASE
 from trainer.compare.answers import Answers, Merge
 from trainer.compare.costs import Spent, cost_of, spent_by_step
 from trainer.compare.dynamics import Point, Pull, Share, Student, correlation, pulls, series, students, sweep
-from trainer.compare.plan import BUILD, EXPERTS, entries, of_seed, pair_of
+from trainer.compare.plan import BUILD, EXPERTS, entries, of_seeds, pair_of
 from trainer.compare.standings import Line, Standings, Table, Verdict, absorption, tables, verdicts
 from trainer.events import Event
 from trainer.intervals import Interval
@@ -86,7 +86,7 @@ def _spent(recipe: Recipe, found: Standings, events: Sequence[Event]) -> dict[tu
     by_step = spent_by_step(events, recipe.rollout)
     costs: dict[tuple[str, str], list[Spent]] = {}
     for seed in found.seeds:
-        made = plan(of_seed(recipe, seed, tuple(BUILD)))
+        made = plan(of_seeds(recipe, seed, seed, tuple(BUILD)))
         for entry in entries(made):
             if seed in found.seeds_of(Line("", entry.system, entry.row)):
                 costs.setdefault((entry.system, entry.row), []).append(cost_of(entry.refs, made, by_step))

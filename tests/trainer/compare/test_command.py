@@ -1,6 +1,7 @@
 import pytest
 
 from clients.cli import main
+from trainer.compare.command import groups
 
 COMPARE = "recipes/miniature/compare.toml"
 
@@ -27,6 +28,12 @@ def test_what_cannot_be_compared_is_one_line(words, recipe, said, tmp_path, caps
     assert told.err.count("\n") == 1
     assert told.out == ""
     assert not (tmp_path / "out").exists()
+
+
+def test_seeds_are_trained_as_many_together_as_asked():
+    assert groups([4, 0, 2, 3], 1) == [[0], [2], [3], [4]]
+    assert groups([4, 0, 2], 2) == [[0, 2], [4]]
+    assert groups([], 2) == []
 
 
 def test_a_recipe_of_a_comparison_is_no_run(tmp_path, capsys):
