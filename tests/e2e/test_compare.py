@@ -17,7 +17,6 @@ SMALL = (
     "evaluation.questions=6",
     "evaluation.overlap_prompts=2",
     "comparison.scales=[0.75,1.5]",
-    "comparison.together=2",
     *(f"capabilities.{name}.data.size=64" for name in ("text", "image", "video")),
     *(f"capabilities.{name}.held_out.size=6" for name in ("text", "image", "video")),
 )
@@ -25,7 +24,7 @@ SMALL = (
 
 def small(out: Path, *systems: str, resume: bool = False, seeds: int = 1) -> subprocess.CompletedProcess[str]:
     sets = [word for one in (*SMALL, f"comparison.systems={json.dumps(systems)}") for word in ("--set", one)]
-    words = [*sets, "--seeds", str(seeds), "--out", str(out), *(["--resume"] if resume else [])]
+    words = [*sets, "--seeds", str(seeds), "--together", "2", "--out", str(out), *(["--resume"] if resume else [])]
     command = [sys.executable, "-m", "clients.cli", "compare", "recipes/miniature/compare.toml", *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
 

@@ -1,6 +1,7 @@
 """`coevo compare RECIPE --seeds N`: the paper's tables, with intervals, from one command.
 
-Seed by seed, or several together, all systems as one plan on one engine and one worker, then every result examined.
+Seed by seed, all systems as one plan on one engine and one worker, then every result examined. `--together` takes
+several seeds into one plan, which keeps a machine busier; the first of them is done later.
 What is there is not made again: after Ctrl-C, or with more `--seeds` or `comparison.systems`, go on with `--resume`.
 
     DIR/answers/seed-0.jsonl   the reward of every result for every question: what all tables are made of
@@ -39,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", type=Path, metavar="RECIPE")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a value of the recipe")
     parser.add_argument("--seeds", type=int, metavar="N", help="how many [comparison.seeds of the recipe]")
+    parser.add_argument("--together", type=int, default=1, metavar="N", help="seeds trained at once [1]")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where everything lies [out/compare-NAME]")
     parser.add_argument("--resume", action="store_true", help="go on with what is there, or add seeds to it")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to this file as well")
@@ -47,6 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     recipe = of_comparison(load(arguments.recipe, arguments.set), arguments.seeds)
     check_trackers(recipe.tracking.to)
+    if arguments.together < 1:
+        raise UserError(f"--together {arguments.together}: take 1 or more")
     base_of(recipe)  # what is wrong with it is told before anything is written
     if arguments.json and not arguments.json.absolute().parent.is_dir():
         raise UserError(f"{arguments.json}: there is no folder {arguments.json.parent}; make it first")
@@ -55,13 +59,14 @@ def run(arguments: argparse.Namespace) -> int:
     assert recipe.comparison is not None
     began, first, seeds = time.monotonic(), recipe.comparison.first_seed, recipe.comparison.seeds
     missing = {seed: several for seed in range(first, first + seeds) if (several := unanswered(recipe, out, seed))}
-    for group in groups(missing, recipe.comparison.together):
+    for group in groups(missing, arguments.together):
         minutes = (time.monotonic() - began) / 60
         print(
             f"seed {', '.join(map(str, group))} of {first} to {first + seeds - 1}, after {minutes:.0f} min", flush=True
         )
         if not _made(recipe, out, {seed: missing[seed] for seed in group}):
-            words = [str(arguments.recipe), *settings_of(arguments.set), f"--seeds={seeds}", f"--out={out}", "--resume"]
+            words = [str(arguments.recipe), *settings_of(arguments.set), f"--seeds={seeds}", f"--out={out}"]
+            words += [f"--together={arguments.together}", "--resume"]
             print(f"stopped; to go on: coevo compare {shlex.join(words)}")
             return 130
     results = gathered(recipe, out)

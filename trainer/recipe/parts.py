@@ -394,8 +394,6 @@ class Comparison(Section):
     """How many; each trains everything."""
     first_seed: int = Field(default=0, ge=0)
     """The others follow."""
-    together: int = Field(default=1, ge=1)
-    """Seeds that are trained at once: more keep a machine busier, and the first is done later."""
     scales: tuple[Annotated[float, Field(gt=0)], ...] = ()
     """Of each merge the one that answers validation questions best: the miniature's own split of that name. None: all
     have `merge.scale`."""

@@ -10,6 +10,7 @@ COMPARE = "recipes/miniature/compare.toml"
     ("words", "recipe", "said"),
     [
         (["--seeds", "0"], COMPARE, "--seeds 0: take 1 or more"),
+        (["--together", "0"], COMPARE, "--together 0: take 1 or more"),
         ([], "recipes/miniature/mopd.toml", "a comparison is made from a recipe of copd"),
         ([], "recipes/miniature/adaptive.toml", "fixed rhythm"),
         (["--set", "rollout.prompts=2"], COMPARE, "fewer than the 3 capabilities of mixed RLVR"),

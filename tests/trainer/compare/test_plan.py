@@ -113,7 +113,7 @@ def test_more_seeds_and_more_systems_are_the_same_run():
     def of(**asked) -> str:
         return run_id(RECIPE.model_copy(update={"comparison": Comparison(**asked)}))
 
-    assert of(seeds=1) == of(seeds=3, first_seed=2, together=2)
+    assert of(seeds=1) == of(seeds=3, first_seed=2)
     assert of(systems=("mopd",)) == of()
     assert of() != run_id(RECIPE.model_copy(update={"seed": 1, "comparison": Comparison()}))
 
