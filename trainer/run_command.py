@@ -27,7 +27,7 @@ from trainer.recipe.base import base_of
 from trainer.recipe.file import load
 from trainer.scoreboard import show
 from trainer.tracking import check_trackers
-from trainer.training import events_of, is_trained, open_folder, processes, settings_of, train
+from trainer.training import check_folder, events_of, is_trained, processes, settings_of, train
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,8 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
     check_trackers(recipe.tracking.to)
     base_of(recipe)  # what is wrong with it is told before anything is written
     out = arguments.out or Path("out") / recipe.name
-    open_folder(out, recipe, resume=arguments.resume)
-    with processes(out) as (children, stop):
+    check_folder(out, recipe, resume=arguments.resume)
+    with processes(out, recipe) as (children, stop):
         outcome = None
         each, port = arguments.worker_each, arguments.port
         if is_trained(out, recipe) or train(recipe, out, children, stop, worker_each=each, port=port):

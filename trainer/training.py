@@ -38,20 +38,21 @@ class Stop:
     is_set: bool = False
 
 
-def open_folder(out: Path, recipe: Recipe, *, resume: bool) -> None:
+def check_folder(out: Path, recipe: Recipe, *, resume: bool) -> None:
     """A new one for the run, or the run's own."""
     there = out / "recipe.json"
     if there.exists() and not resume:
         raise UserError(f"{out}: holds a run; add --resume to go on with it, or take another folder with --out")
     if there.exists() and run_id(load(there)) != run_id(recipe):
         raise UserError(f"{out}: holds a run of another recipe; give the one in {there}, or another folder with --out")
-    write_resolved(recipe, out)
 
 
 @contextmanager
-def processes(out: Path) -> Generator[tuple[Children, Stop]]:
-    """A queue server, and room for the other processes; none of them outlives the block."""
+def processes(out: Path, recipe: Recipe) -> Generator[tuple[Children, Stop]]:
+    """A queue server, and room for the other processes; none of them outlives the block. They read the recipe in the
+    folder, which is written once nobody else works there."""
     with stopping() as stop, queue_server(out) as url:
+        write_resolved(recipe, out)
         environ = {URL_VARIABLE: url, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
         with Children(out / "logs", environ) as children:
             yield children, stop

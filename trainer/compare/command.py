@@ -33,7 +33,7 @@ from trainer.recipe.base import base_of
 from trainer.recipe.file import load
 from trainer.systems import plan
 from trainer.tracking import check_trackers
-from trainer.training import events_of, is_trained, open_folder, processes, settings_of, train
+from trainer.training import check_folder, events_of, is_trained, processes, settings_of, train
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json and not arguments.json.absolute().parent.is_dir():
         raise UserError(f"{arguments.json}: there is no folder {arguments.json.parent}; make it first")
     out = arguments.out or Path("out") / f"compare-{recipe.name}"
-    open_folder(out, recipe, resume=arguments.resume)
+    check_folder(out, recipe, resume=arguments.resume)
     assert recipe.comparison is not None
     began, first, seeds = time.monotonic(), recipe.comparison.first_seed, recipe.comparison.seeds
     missing = {seed: several for seed in range(first, first + seeds) if (several := unanswered(recipe, out, seed))}
@@ -112,8 +112,7 @@ def groups(seeds: Iterable[int], size: int) -> list[list[int]]:
 def _made(recipe: Recipe, out: Path, missing: Mapping[int, Sequence[Entry]]) -> bool:
     """Trains these seeds, and examines what was not. False: told to stop."""
     own = of_seeds(recipe, min(missing), max(missing))
-    open_folder(out, own, resume=True)
-    with processes(out) as (children, stop):
+    with processes(out, own) as (children, stop):
         if not is_trained(out, own) and not train(own, out, children, stop):
             return False
         return all(
