@@ -57,18 +57,11 @@ def run(arguments: argparse.Namespace) -> int:
     out = arguments.out or Path("out") / f"compare-{recipe.name}"
     check_folder(out, recipe, resume=arguments.resume)
     assert recipe.comparison is not None
-    began, first, seeds = time.monotonic(), recipe.comparison.first_seed, recipe.comparison.seeds
-    missing = {seed: several for seed in range(first, first + seeds) if (several := unanswered(recipe, out, seed))}
-    for group in groups(missing, arguments.together):
-        minutes = (time.monotonic() - began) / 60
-        print(
-            f"seed {', '.join(map(str, group))} of {first} to {first + seeds - 1}, after {minutes:.0f} min", flush=True
-        )
-        if not _made(recipe, out, {seed: missing[seed] for seed in group}):
-            words = [str(arguments.recipe), *settings_of(arguments.set), f"--seeds={seeds}", f"--out={out}"]
-            words += [f"--together={arguments.together}", "--resume"]
-            print(f"stopped; to go on: coevo compare {shlex.join(words)}")
-            return 130
+    if not _all_made(recipe, out, arguments.together):
+        seeds = [f"--seeds={recipe.comparison.seeds}", f"--together={arguments.together}"]
+        words = [str(arguments.recipe), *settings_of(arguments.set), *seeds, f"--out={out}", "--resume"]
+        print(f"stopped; to go on: coevo compare {shlex.join(words)}")
+        return 130
     results = gathered(recipe, out)
     _write(results, out, arguments.json)
     return 0
@@ -95,6 +88,20 @@ def of_comparison(recipe: Recipe, seeds: int | None) -> Recipe:
     return recipe.model_copy(
         update={"comparison": asked if seeds is None else asked.model_copy(update={"seeds": seeds})}
     )
+
+
+def _all_made(recipe: Recipe, out: Path, together: int) -> bool:
+    """False: told to stop."""
+    assert recipe.comparison is not None
+    began, first = time.monotonic(), recipe.comparison.first_seed
+    last = first + recipe.comparison.seeds - 1
+    missing = {seed: several for seed in range(first, last + 1) if (several := unanswered(recipe, out, seed))}
+    for group in groups(missing, together):
+        minutes = (time.monotonic() - began) / 60
+        print(f"seed {', '.join(map(str, group))} of {first} to {last}, after {minutes:.0f} min", flush=True)
+        if not _made(recipe, out, {seed: missing[seed] for seed in group}):
+            return False
+    return True
 
 
 def unanswered(recipe: Recipe, out: Path, seed: int) -> list[Entry]:
