@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapters.names import BASE, Ref
-from trainer.compare.plan import EXPERTS, MERGED, seed_and_system, share_of
+from trainer.compare.plan import EXPERTS, MERGED, seed_and_system, shares_of
 from trainer.compare.standings import Line, Standings
 from trainer.events import Event, overlaps_of
 from trainer.intervals import Interval
@@ -170,7 +170,7 @@ class Share:
 
 def sweep(found: Standings, method: Method, exams: Sequence[str], way: str) -> list[Share]:
     """With CoPD itself in its place, of the seeds that all have; empty where no other share was tried."""
-    steps = {name: share for name in found.systems if (share := share_of(name)) is not None}
+    steps = shares_of(found.systems)
     if not steps:
         return []
     steps["copd3"] = (method.rlvr_steps, method.opd_steps)

@@ -237,10 +237,9 @@ def _sweep(field: Field) -> Plan:
     return _joined(made)
 
 
-def share_of(system: str) -> tuple[int, int] | None:
-    """RLVR and distillation steps in a cycle of a system of the sweep."""
-    found = re.fullmatch(r"r(\d+)o(\d+)", system)
-    return None if found is None else (int(found[1]), int(found[2]))
+def shares_of(systems: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """RLVR and distillation steps in a cycle, of those that are of the sweep."""
+    return {one: (int(found[1]), int(found[2])) for one in systems if (found := re.fullmatch(r"r(\d+)o(\d+)", one))}
 
 
 def _all(field: Field) -> Sequence[str]:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from adapters.names import BASE
 from trainer.compare.answers import Answers
-from trainer.compare.plan import EXPERTS, MERGED, share_of
+from trainer.compare.plan import EXPERTS, MERGED, shares_of
 from trainer.intervals import Interval, interval
 
 MEAN = "mean"
@@ -195,8 +195,8 @@ def _ablations(pair: tuple[str, str]) -> Table:
 
 def _shares(capabilities: Sequence[str], pair: tuple[str, str], found: Standings) -> Table:
     copd = Line("CoPD", "copd3", MERGED)
-    shares = {name: share for name in found.systems if (share := share_of(name)) is not None}
-    lines = tuple(Line(f"CoPD, {rlvr} : {opd}", name, MERGED) for name, (rlvr, opd) in shares.items())
+    shares = shares_of(found.systems).items()
+    lines = tuple(Line(f"CoPD, {rlvr} : {opd}", name, MERGED) for name, (rlvr, opd) in shares)
     claims = tuple(Claim(copd, line) for line in lines)
     return Table("RLVR : distillation steps in a cycle", _hub_first(capabilities, pair), (*lines, copd), claims)
 
