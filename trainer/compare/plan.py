@@ -5,6 +5,7 @@
     vt, tv     static distillation of the pair: the second expert teaches the first, and the other way
     copd2      mutual distillation of the pair    noi, not  without what the second, or the first, teaches
     copd3      mutual, hub and spokes             neg       its steps without teachers: the control
+    pairwise   mutual, each taught by each other
     mopd       a fresh student of all experts     pilot     fresh students of the experts' checkpoints
     sweep      copd3 with other shares of RLVR steps in a cycle: r1o4 has 1 of 5
 
@@ -18,6 +19,7 @@ Left out: what comes of it (`standings`), and merges, which are no steps.
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import permutations
 
 from adapters.names import BASE, Ref
 from trainer.plan import Plan, Segment, Start
@@ -261,6 +263,7 @@ BUILD: Mapping[str, Callable[[Field], Plan]] = {
     "mopd": _mopd,
     "copd3": _mutual("copd3", lambda field: field.around, _all),
     "neg": _mutual("neg", lambda field: field.around, _all),
+    "pairwise": _mutual("pairwise", lambda field: list(permutations(field.capabilities, 2)), _all),
     "pilot": _pilot,
     "sweep": _sweep,
 }

@@ -381,14 +381,14 @@ class Budget(Section):
 
 
 Compared = Literal[
-    "mixed2", "vt", "tv", "copd2", "noi", "not", "mixed3", "mopd", "copd3", "neg", "pilot", "sweep"
+    "mixed2", "vt", "tv", "copd2", "noi", "not", "mixed3", "mopd", "copd3", "neg", "pairwise", "pilot", "sweep"
 ]  # fmt: skip
 
 
 class Comparison(Section):
     """Systems side by side (`trainer.compare.plan` says what each is), beside the experts."""
 
-    systems: tuple[Compared, ...] = get_args(Compared)[:-2]
+    systems: tuple[Compared, ...] = get_args(Compared)[:-3]
     """Beside the experts and their merges, which every one of them is compared with."""
     seeds: int = Field(default=5, ge=1)
     """How many; each trains everything."""

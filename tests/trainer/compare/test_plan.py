@@ -41,7 +41,7 @@ def test_every_step_can_be_made_with_everything_asked_for_and_several_seeds():
     assert {step.seed for step in made.steps} == {3, 4}
 
 
-@pytest.mark.parametrize("system", ["copd2", "copd3", "noi", "not", "neg", "mixed3"])
+@pytest.mark.parametrize("system", ["copd2", "copd3", "pairwise", "noi", "not", "neg", "mixed3"])
 def test_branches_of_one_capability_draw_what_the_expert_draws(system):
     made = compared(systems=(system,), seeds=1)
     for step in made.steps:
@@ -96,6 +96,15 @@ def test_the_pilot_has_a_fresh_student_for_each_checkpoint_and_its_teachers_are_
             assert [one.refs for one in found if (one.system, one.row) == ("x", f"{name}@{age}")] == [
                 (Ref(f"s0-x-{name}", age),)
             ]
+
+
+def test_every_branch_is_taught_by_the_hub_and_the_spokes_or_by_each_other():
+    def teachers(system: str) -> dict[str, list[str]]:
+        steps = [step for step in compared(systems=(system,), seeds=1).steps if step.teachers and step.number == 10]
+        return {step.branch.rsplit("-")[-1]: [one.capability for one in step.teachers] for step in steps}
+
+    assert teachers("copd3") == {"text": ["image", "video"], "image": ["text"], "video": ["text"]}
+    assert teachers("pairwise") == {"text": ["image", "video"], "image": ["text", "video"], "video": ["text", "image"]}
 
 
 def test_results_are_branches_at_their_end_and_merges():
