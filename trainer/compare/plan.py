@@ -19,7 +19,7 @@ Left out: what comes of it (`standings`), and merges, which are no steps.
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import permutations
+from typing import Literal
 
 from adapters.names import BASE, Ref
 from trainer.plan import Plan, Segment, Start
@@ -53,13 +53,6 @@ class Field:
     @property
     def reversed_pair(self) -> tuple[str, str]:
         return self.pair[1], self.pair[0]
-
-    @property
-    def around(self) -> list[tuple[str, str]]:
-        """Students with their teachers: the hub and the others, both ways."""
-        hub = self.pair[0]
-        others = [name for name in self.capabilities if name != hub]
-        return [*((hub, name) for name in others), *((name, hub) for name in others)]
 
     def branches(self, system: str, names: Iterable[str]) -> dict[str, Branch]:
         return {f"{self.prefix}-{system}-{name}": Branch(capabilities=(name,)) for name in names}
@@ -211,16 +204,20 @@ def _pilot(field: Field) -> Plan:
 
 
 def _mutual(
-    system: str, pairs: Callable[[Field], Sequence[tuple[str, str]]], names: Callable[[Field], Sequence[str]]
+    system: str,
+    names: Callable[[Field], Sequence[str]],
+    topology: Literal["pairwise", "hub", "explicit"] = "pairwise",
+    pairs: Callable[[Field], Sequence[tuple[str, str]]] = lambda _: (),
 ) -> Callable[[Field], Plan]:
-    """`pairs` of student and teacher."""
+    """`pairs` of student and teacher are for topology explicit."""
 
     def build(field: Field) -> Plan:
         branches = field.branches(system, names(field))
         start = f"{field.prefix}-{system}-"
         edges = [{"student": f"{start}{a}", "teacher": f"{start}{b}"} for a, b in pairs(field)]
         kind = "negative" if system == "neg" else "copd"
-        changes = {"kind": kind, "topology": "explicit", "hub": None, "edges": edges, "steps": None}
+        hub = f"{start}{field.pair[0]}" if topology == "hub" else None
+        changes = {"kind": kind, "topology": topology, "hub": hub, "edges": edges, "steps": None}
         own = Method.model_validate(field.method.model_dump() | changes)
         return _marked(negative(own, branches) if kind == "negative" else copd(own, branches), field, system)
 
@@ -234,7 +231,7 @@ def _sweep(field: Field) -> Plan:
     for steps in range(1, length):
         if steps != method.rlvr_steps:  # that is copd3
             own = method.model_copy(update={"rlvr_steps": steps, "opd_steps": length - steps})
-            build = _mutual(f"r{steps}o{length - steps}", lambda field: field.around, _all)
+            build = _mutual(f"r{steps}o{length - steps}", _all, "hub")
             made.append(build(replace(field, method=own)))
     return _joined(made)
 
@@ -256,14 +253,14 @@ BUILD: Mapping[str, Callable[[Field], Plan]] = {
     "mixed2": _mixed("mixed2", _both),
     "vt": _static("vt", 0),
     "tv": _static("tv", 1),
-    "copd2": _mutual("copd2", lambda field: [field.pair, field.reversed_pair], _both),
-    "noi": _mutual("noi", lambda field: [field.reversed_pair], _both),
-    "not": _mutual("not", lambda field: [field.pair], _both),
+    "copd2": _mutual("copd2", _both),
+    "noi": _mutual("noi", _both, "explicit", lambda field: [field.reversed_pair]),
+    "not": _mutual("not", _both, "explicit", lambda field: [field.pair]),
     "mixed3": _mixed("mixed3", _all),
     "mopd": _mopd,
-    "copd3": _mutual("copd3", lambda field: field.around, _all),
-    "neg": _mutual("neg", lambda field: field.around, _all),
-    "pairwise": _mutual("pairwise", lambda field: list(permutations(field.capabilities, 2)), _all),
+    "copd3": _mutual("copd3", _all, "hub"),
+    "neg": _mutual("neg", _all, "hub"),
+    "pairwise": _mutual("pairwise", _all),
     "pilot": _pilot,
     "sweep": _sweep,
 }
