@@ -7,6 +7,7 @@
     copd3      mutual, hub and spokes             neg       its steps without teachers: the control
     pairwise   mutual, each taught by each other
     mopd       a fresh student of all experts     pilot     fresh students of the experts' checkpoints
+    mopd-equal of experts at 0.6 of their steps: as many steps in all as CoPD has
     sweep      copd3 with other shares of RLVR steps in a cycle: r1o4 has 1 of 5
 
 Branches of one capability and seed draw the same prompts with the same chance at the same step, whichever system they
@@ -30,7 +31,7 @@ EXPERTS = "x"
 MERGED = "merged"
 WATCHED = (EXPERTS, "copd2", "copd3")
 """Systems whose branches are compared with each other at every phase end."""
-ALONE = frozenset({EXPERTS, "mixed2", "mixed3", "vt", "tv", "mopd", "pilot"})
+ALONE = frozenset({EXPERTS, "mixed2", "mixed3", "vt", "tv", "mopd", "mopd-equal", "pilot"})
 """Systems whose branches are results of their own; those of the others are merged as well."""
 
 
@@ -150,9 +151,12 @@ def _experts(field: Field, asked: Comparison) -> Plan:
     """The pair first. They stop for a moment where others learn from an earlier revision."""
     method, names = field.method, dict.fromkeys([*field.pair, *field.capabilities])
     branches = field.branches(EXPERTS, names)
-    ends = {expert_steps(method), *(checkpoint_ages(method) if "pilot" in asked.systems else ())} - {
-        method.expert_steps
-    }
+    ends = {expert_steps(method)}
+    if "mopd-equal" in asked.systems:
+        ends.add(expert_steps(_equal(method)))
+    if "pilot" in asked.systems:
+        ends.update(checkpoint_ages(method))
+    ends.discard(method.expert_steps)
     segments = alone(method, branches, dict.fromkeys(branches, method.expert_steps), ends)
     return _marked(Plan(tuple(Start(name, BASE) for name in branches), tuple(segments)), field, EXPERTS)
 
@@ -186,10 +190,17 @@ def _static(system: str, student: int) -> Callable[[Field], Plan]:
     return build
 
 
-def _mopd(field: Field) -> Plan:
-    names, age = field.capabilities, expert_steps(field.method)
-    steps = later_steps(field.method, len(names))
-    return _taught(field, "mopd", f"{field.prefix}-mopd", BASE, names, steps, age)
+def _mopd(system: str, rule: Callable[[Method], Method] = lambda method: method) -> Callable[[Field], Plan]:
+    def build(field: Field) -> Plan:
+        method, names = rule(field.method), field.capabilities
+        age, steps = expert_steps(method), later_steps(method, len(names))
+        return _taught(field, system, f"{field.prefix}-{system}", BASE, names, steps, age)
+
+    return build
+
+
+def _equal(method: Method) -> Method:
+    return method.model_copy(update={"rule": "equal"})
 
 
 def _pilot(field: Field) -> Plan:
@@ -257,7 +268,8 @@ BUILD: Mapping[str, Callable[[Field], Plan]] = {
     "noi": _mutual("noi", _both, "explicit", lambda field: [field.reversed_pair]),
     "not": _mutual("not", _both, "explicit", lambda field: [field.pair]),
     "mixed3": _mixed("mixed3", _all),
-    "mopd": _mopd,
+    "mopd": _mopd("mopd"),
+    "mopd-equal": _mopd("mopd-equal", _equal),
     "copd3": _mutual("copd3", _all, "hub"),
     "neg": _mutual("neg", _all, "hub"),
     "pairwise": _mutual("pairwise", _all),

@@ -168,19 +168,20 @@ def _all(capabilities: Sequence[str], pair: tuple[str, str]) -> Table:
     home = {name: Line(f"{name} expert", EXPERTS, name) for name in exams}
     mixed, mopd = Line("mixed RLVR", "mixed3"), Line("MOPD", "mopd")
     merge, control = Line("merge of experts", "merge3", MERGED), Line("control without teachers", "neg", MERGED)
-    pairwise = Line("CoPD, pairwise", "pairwise", MERGED)
+    pairwise, equal = Line("CoPD, pairwise", "pairwise", MERGED), Line("MOPD, equal steps", "mopd-equal")
     branches = tuple(Line(f"CoPD, {name} branch", "copd3", name) for name in exams)
     rivals = (base, *home.values(), mixed, mopd)
     claims = (
         *(Claim(copd, rival) for rival in rivals),
         Claim(copd, merge, is_papers=False),
         Claim(copd, control, is_papers=False),
+        Claim(copd, equal, is_papers=False),
         *(Claim(copd, home[name], name) for name in exams),
         Claim(mopd, mixed),
         *(Claim(mixed, one) for one in home.values()),
         *(Claim(pairwise, other, is_papers=False) for other in (mixed, mopd, merge, copd)),
     )
-    return Table(f"{len(exams)} branches", exams, (*rivals, merge, control, *branches, copd, pairwise), claims)
+    return Table(f"{len(exams)} branches", exams, (*rivals, equal, merge, control, *branches, copd, pairwise), claims)
 
 
 def _ablations(pair: tuple[str, str]) -> Table:

@@ -380,15 +380,14 @@ class Budget(Section):
     """Revisions of a branch that stay in the store, beside heads, phase ends and those that the plan still names."""
 
 
-Compared = Literal[
-    "mixed2", "vt", "tv", "copd2", "noi", "not", "mixed3", "mopd", "copd3", "neg", "pairwise", "pilot", "sweep"
-]  # fmt: skip
+Papers = Literal["mixed2", "vt", "tv", "copd2", "noi", "not", "mixed3", "mopd", "copd3", "neg"]
+Compared = Literal[Papers, "pairwise", "mopd-equal", "pilot", "sweep"]
 
 
 class Comparison(Section):
     """Systems side by side (`trainer.compare.plan` says what each is), beside the experts."""
 
-    systems: tuple[Compared, ...] = get_args(Compared)[:-3]
+    systems: tuple[Compared, ...] = get_args(Papers)
     """Beside the experts and their merges, which every one of them is compared with."""
     seeds: int = Field(default=5, ge=1)
     """How many; each trains everything."""

@@ -10,7 +10,8 @@ from trainer.recipe.file import load
 from trainer.systems import plan
 
 RECIPE = load(Path("recipes/miniature/compare.toml"), ["method.cycles=2"])
-MADE = plan(RECIPE.model_copy(update={"comparison": Comparison(seeds=1)}))
+SYSTEMS = (*Comparison().systems, "mopd-equal")
+MADE = plan(RECIPE.model_copy(update={"comparison": Comparison(seeds=1, systems=SYSTEMS)}))
 RESULTS = {(one.system, one.row): one.refs for one in entries(MADE)}
 
 
@@ -22,6 +23,7 @@ RESULTS = {(one.system, one.row): one.refs for one in entries(MADE)}
         (("merge3", "merged"), 30),
         (("vt", ""), 10 + 10 + 8),  # its own expert, which it goes on from, and its teacher
         (("mopd", ""), 30 + 12),
+        (("mopd-equal", ""), 3 * 6 + 12),
         (("copd2", "merged"), 20),
         (("copd2", "text"), 10 + 9),  # its teacher's last step teaches nobody
         (("copd3", "merged"), 30),

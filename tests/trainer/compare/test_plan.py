@@ -86,6 +86,17 @@ def test_the_rule_of_equal_budgets_shortens_experts_that_teach():
     assert Ref("s0-x-text", 6) in {step.makes for step in made.steps if step.is_phase_end}
 
 
+def test_an_equal_student_listens_to_experts_as_they_were_while_they_go_on():
+    made = compared(systems=("mopd", "mopd-equal"), seeds=1)
+    ages = {
+        name: {one.ref.revision for step in made.steps if step.branch == name for one in step.teachers}
+        for name in ("s0-mopd", "s0-mopd-equal")
+    }
+    assert ages == {"s0-mopd": {10}, "s0-mopd-equal": {6}}
+    assert steps_of(made)["s0-x"] == 30
+    assert Ref("s0-x-text", 6) in {step.makes for step in made.steps if step.is_phase_end}
+
+
 def test_the_pilot_has_a_fresh_student_for_each_checkpoint_and_its_teachers_are_results_too():
     made = compared(systems=("pilot",), seeds=1)
     ages = checkpoint_ages(RECIPE.method)
