@@ -118,9 +118,9 @@ class Result:
 # ---- what is asked ----
 
 
-def exams(recipe: Recipe, most: int | None = None, only: Collection[str] | None = None) -> list[Exam]:
+def exams(recipe: Recipe, most: int | None = None, only: Collection[str] | None = None, *, draw: int = 0) -> list[Exam]:
     """Of every capability and of every benchmark, or `only` those named; with `most`, so many questions of each. None
-    that are too long."""
+    that are too long. The miniature makes up others for another `draw`."""
     evaluation, limits = recipe.evaluation, Limits()
     fitting = fit(recipe, base_of(recipe))
     found: list[Exam] = []
@@ -131,16 +131,16 @@ def exams(recipe: Recipe, most: int | None = None, only: Collection[str] | None 
     for name, capability in recipe.capabilities.items():
         if only is not None and name not in only:
             continue
-        prompts = fitting(name, measured(name, capability, evaluation.questions, limits=limits, most=most))
-        found.append(_exam(name, name, prompts, held_out_data(capability), capability.reward, evaluation.answers))
+        prompts = fitting(name, measured(name, capability, evaluation.questions, limits=limits, most=most, draw=draw))
+        found.append(_exam(name, name, prompts, held_out_data(capability), capability.reward, evaluation.answers, draw))
     for name, benchmark in evaluation.sets.items():
         if only is not None and name not in only:
             continue
         if name in recipe.capabilities:
             raise UserError(f"evaluation.sets.{name}: a capability has that name; give the benchmark another")
         data = benchmark.data
-        prompts = fitting(name, open_benchmark(name, data, most, limits=limits))
-        found.append(_exam(name, benchmark.capability, prompts, data, benchmark.reward, benchmark.answers))
+        prompts = fitting(name, open_benchmark(name, data, most, limits=limits, draw=draw))
+        found.append(_exam(name, benchmark.capability, prompts, data, benchmark.reward, benchmark.answers, draw))
     return found
 
 
@@ -158,8 +158,9 @@ def _exam(
     data: MiniatureData | DatasetData | None,
     reward: Reward,
     answers: Answers,
+    draw: int,
 ) -> Exam:
-    blind = blind_level(data, len(prompts)) if isinstance(data, MiniatureData) else None
+    blind = blind_level(data, len(prompts), draw) if isinstance(data, MiniatureData) else None
     rule, ways = answer_rule(reward), tuple(_ways(answers))
     return Exam(name, capability, prompts, rule, reward.deadline_s, ways, blind)
 
@@ -176,10 +177,10 @@ def _ways(answers: Answers) -> Iterator[Way]:
         yield Way(f"avg@{answers.samples}", answers.samples, answers.temperature, answers.top_p)
 
 
-def blind_level(data: MiniatureData, count: int) -> float:
+def blind_level(data: MiniatureData, count: int, draw: int = 0) -> float:
     """The accuracy on the miniature's first `count` questions of the best answer that looks at nothing."""
     made = miniature_capability(data.name)
-    asked = list(itertools.islice(miniature_questions(made, data.split, SEED, data.level), count))
+    asked = list(itertools.islice(miniature_questions(made, data.split, SEED + draw, data.level), count))
     known = list(itertools.islice(miniature_questions(made, "train", SEED, data.level), _KNOWN))
     return max(best_constant(known, asked), best_guess(known, asked))
 

@@ -2,7 +2,8 @@
 
 A difference of two models is taken question by question (and seed by seed) before its spread is, so what makes a
 question hard for both does not widen it. Questions and seeds are both samples of what might have been asked and
-trained: the spread of the mean counts both (two-way layout, random effects, Satterthwaite's degrees of freedom).
+trained: the spread of the mean counts both (two-way layout, random effects, Satterthwaite's degrees of freedom). Seeds
+with questions of their own are that layout without an effect of questions.
 
 Left out: corrections for many comparisons.
 
@@ -44,7 +45,8 @@ class Interval:
 
 
 def interval(values: NDArray[np.float64]) -> Interval:
-    """Of values [Q], or [S, Q] where every seed has the same questions. NaN, nobody judged it, leaves its question."""
+    """Of values [Q], or [S, Q] where seeds have the same questions, or as many of their own. NaN, nobody judged it,
+    leaves its question."""
     values_SQ = np.atleast_2d(values)
     values_SQ = values_SQ[:, ~np.isnan(values_SQ).any(axis=0)]
     S, Q = values_SQ.shape

@@ -88,6 +88,17 @@ def test_the_miniature_is_measured_on_its_validation_split_whatever_the_seed() -
     assert ids(few.prompts) == ids(one.prompts)[:3]
 
 
+def test_the_miniature_makes_up_other_questions_for_another_draw_and_a_data_set_asks_the_same(tmp_path: Path) -> None:
+    (first,), (other,), (again,) = (exams(recipe(), draw=draw) for draw in (0, 1, 1))
+    assert ids(first.prompts) == ids(exams(recipe())[0].prompts)
+    assert ids(other.prompts) == ids(again.prompts)
+    assert not set(ids(first.prompts)) & set(ids(other.prompts))
+    capability = file_of(20, tmp_path)
+    assert ids(measured("sums", capability, 12, limits=Limits(), draw=1)) == ids(
+        measured("sums", capability, 12, limits=Limits())
+    )
+
+
 def test_the_miniature_is_not_measured_on_the_split_that_it_is_trained_on() -> None:
     data = {"type": "miniature", "name": "text", "split": "validation"}
     (one,) = exams(recipe(capabilities={"text": MINIATURE | {"data": data}}))

@@ -43,6 +43,19 @@ def test_the_mean_of_all_seeds_and_questions_is_inside_19_times_of_20(seeds: flo
     assert 0.93 < inside / times < 0.995
 
 
+@pytest.mark.parametrize("seeds", [0.0, 0.1])
+def test_seeds_with_questions_of_their_own_are_inside_as_often_and_four_times_as_many_halve_it(seeds: float) -> None:
+    rng, times = np.random.RandomState(4), 500
+    found = {
+        S: [interval(seeds * rng.standard_normal((S, 1)) + 0.4 * rng.standard_normal((S, 40))) for _ in range(times)]
+        for S in (5, 20)
+    }
+    for several in found.values():
+        assert sum(one.low <= 0.0 <= one.high for one in several) / times > 0.93  # too wide where seeds are alike
+    errors = {S: np.mean([one.error for one in several]) for S, several in found.items()}
+    assert errors[20] / errors[5] == pytest.approx(0.5, abs=0.06)
+
+
 def test_seeds_that_differ_widen_the_interval() -> None:
     rng = np.random.RandomState(3)
     values_SQ = rng.standard_normal((3, 100))

@@ -2,7 +2,8 @@
 
 A line for each result, exam and way of answering, with the reward of each question: all that the tables are made of.
 Merges are examined as the adapters that they exactly are, so a seed is one round of questions, after one of validation
-questions where each merge has a scale of its own. Equal questions and chance for every result and every seed.
+questions where each merge has a scale of its own. Equal questions and chance for every result of a seed. The miniature
+makes up others for every seed, so an interval shrinks with more of them; a data set asks all seeds the same.
 
 Left out: training, and what the numbers say (`standings`).
 """
@@ -105,11 +106,11 @@ def examine_seed(
     target = path_of(out, seed)
     target.parent.mkdir(exist_ok=True)
     before = read_answers(target)
-    asked = exams(recipe)
+    asked = exams(recipe, draw=seed)
     with tempfile.TemporaryDirectory(prefix=".exam-", dir=out) as name:
         folder = Path(name)
         ask = partial(_asked_of, recipe, folder=folder, children=children, is_stopped=is_stopped)
-        merges = _merged(recipe, out / "store", [entry for entry in entries if entry.is_merge], folder, ask)
+        merges = _merged(recipe, out / "store", [one for one in entries if one.is_merge], seed, folder, ask)
         models = {} if before else {BASE: None}  # the base was asked with the first ones
         items = None if merges is None else ask(asked, models | _adapters(out / "store", entries, merges, folder))
     if items is None or merges is None:
@@ -123,7 +124,12 @@ def examine_seed(
 
 
 def _merged(
-    recipe: Recipe, store: Path, entries: Sequence[Entry], folder: Path, ask: Callable[..., list[Item] | None]
+    recipe: Recipe,
+    store: Path,
+    entries: Sequence[Entry],
+    seed: int,
+    folder: Path,
+    ask: Callable[..., list[Item] | None],
 ) -> dict[str, Merge] | None:
     """Writes each merge as an adapter, at every scale that may be its own. None: told to stop."""
     assert recipe.comparison is not None
@@ -141,7 +147,7 @@ def _merged(
     if len(scales) == 1 or not entries:
         return {system: Merge(scales[0], {}, of) for system, of in cosines.items()}
     candidates = {_candidate(entry, scale): (entry, scale) for entry in entries for scale in scales}
-    asked = exams(on_validation(recipe))
+    asked = exams(on_validation(recipe), draw=seed)
     items = ask(asked, {name: _folder_of(*candidate, folder) for name, candidate in candidates.items()})
     if items is None:
         return None

@@ -21,12 +21,14 @@ _LEAST_ROWS = 5
 """For each of them one row may be held out."""
 
 
-def measured(name: str, capability: Capability, questions: int, *, limits: Limits, most: int | None = None) -> Prompts:
+def measured(
+    name: str, capability: Capability, questions: int, *, limits: Limits, most: int | None = None, draw: int = 0
+) -> Prompts:
     """What the capability is measured on: `questions` at most, the first `most` of them."""
     count = min(questions, most or questions)
     data = held_out_data(capability)
     if data is not None:
-        return open_benchmark(name, data, count, limits=limits)
+        return open_benchmark(name, data, count, limits=limits, draw=draw)
     rows = open_prompts(name, capability.data, seed=SEED, limits=limits)
     assert isinstance(rows, PromptSet)
     if (given := _given_up(rows, questions)) == 0:
@@ -54,11 +56,14 @@ def held_out_data(capability: Capability) -> MiniatureData | DatasetData | None:
     return capability.held_out
 
 
-def open_benchmark(name: str, data: MiniatureData | DatasetData, most: int | None, *, limits: Limits) -> Prompts:
-    """Questions to measure on; with `most`, so many of them, of a data set chosen by their content."""
+def open_benchmark(
+    name: str, data: MiniatureData | DatasetData, most: int | None, *, limits: Limits, draw: int = 0
+) -> Prompts:
+    """Questions to measure on; with `most`, so many of them, of a data set chosen by their content. The miniature
+    makes up others for another `draw`."""
     if isinstance(data, MiniatureData) and most is not None:
         data = data.model_copy(update={"size": min(data.size, most)})
-    prompts = open_prompts(name, data, seed=SEED, limits=limits)
+    prompts = open_prompts(name, data, seed=SEED + draw, limits=limits)
     if most is None or not isinstance(prompts, PromptSet):
         return prompts
     return _lowest(prompts, most)
