@@ -17,20 +17,17 @@ from typing import Any, Self, cast
 from pydantic import Field, model_validator
 
 from adapters.names import RESERVED
+from trainer.recipe.measuring import Answers, Comparison, Evaluation, EvaluationSet
 from trainer.recipe.method import Edge, Method, edges
 from trainer.recipe.parts import (
     TARGET_MODULES,
-    Answers,
     Base,
     Branch,
     Budget,
     Capability,
     Columns,
-    Comparison,
     DatasetData,
     Engine,
-    Evaluation,
-    EvaluationSet,
     Lora,
     Loss,
     Media,
