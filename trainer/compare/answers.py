@@ -110,7 +110,7 @@ def examine_seed(
     with tempfile.TemporaryDirectory(prefix=".exam-", dir=out) as name:
         folder = Path(name)
         ask = partial(_asked_of, recipe, folder=folder, children=children, is_stopped=is_stopped)
-        merges = _merged(recipe, out / "store", [one for one in entries if one.is_merge], seed, folder, ask)
+        merges = _merged(recipe, out / "store", [entry for entry in entries if entry.is_merge], folder, ask)
         models = {} if before else {BASE: None}  # the base was asked with the first ones
         items = None if merges is None else ask(asked, models | _adapters(out / "store", entries, merges, folder))
     if items is None or merges is None:
@@ -124,12 +124,7 @@ def examine_seed(
 
 
 def _merged(
-    recipe: Recipe,
-    store: Path,
-    entries: Sequence[Entry],
-    seed: int,
-    folder: Path,
-    ask: Callable[..., list[Item] | None],
+    recipe: Recipe, store: Path, entries: Sequence[Entry], folder: Path, ask: Callable[..., list[Item] | None]
 ) -> dict[str, Merge] | None:
     """Writes each merge as an adapter, at every scale that may be its own. None: told to stop."""
     assert recipe.comparison is not None
@@ -147,7 +142,7 @@ def _merged(
     if len(scales) == 1 or not entries:
         return {system: Merge(scales[0], {}, of) for system, of in cosines.items()}
     candidates = {_candidate(entry, scale): (entry, scale) for entry in entries for scale in scales}
-    asked = exams(on_validation(recipe), draw=seed)
+    asked = exams(on_validation(recipe), draw=entries[0].seed)
     items = ask(asked, {name: _folder_of(*candidate, folder) for name, candidate in candidates.items()})
     if items is None:
         return None

@@ -20,15 +20,17 @@ import shlex
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 
 from adapters.errors import UserError
 from trainer.compare.answers import examine_seed, path_of, read_answers, read_merges
 from trainer.compare.plan import Entry, entries, of_seeds
 from trainer.compare.report import markdown, write_report
 from trainer.compare.results import Results, as_json, results_of
+from trainer.data.held_out import held_out_data
 from trainer.evaluate import exams
 from trainer.events import read_events
-from trainer.recipe import Comparison, Recipe
+from trainer.recipe import Comparison, MiniatureData, Recipe
 from trainer.recipe.base import base_of
 from trainer.recipe.file import load
 from trainer.systems import plan
@@ -131,9 +133,19 @@ def gathered(recipe: Recipe, out: Path) -> Results:
     """From all seeds that are there."""
     paths = sorted((out / "answers").glob("seed-*.jsonl"))
     answers = [one for path in paths for one in read_answers(path)]
-    blind = {exam.name: exam.blind for exam in exams(recipe) if exam.blind is not None}
-    merges = {seed: read_merges(out, seed) for seed in {one.seed for one in answers}}
-    return results_of(recipe, answers, read_events(events_of(out, recipe)), blind, merges)
+    merges = {seed: read_merges(out, seed) for seed in sorted({one.seed for one in answers})}
+    return results_of(recipe, answers, read_events(events_of(out, recipe)), blind_levels(recipe, merges), merges)
+
+
+def blind_levels(recipe: Recipe, seeds: Iterable[int]) -> dict[str, float]:
+    """Of the miniature's exams, the mean over what the seeds were asked."""
+    made = [name for name, one in recipe.capabilities.items() if isinstance(held_out_data(one), MiniatureData)]
+    levels: dict[str, list[float]] = {}
+    for seed in seeds:
+        for exam in exams(recipe, only=made, draw=seed):
+            assert exam.blind is not None
+            levels.setdefault(exam.name, []).append(exam.blind)
+    return {name: fmean(several) for name, several in levels.items()}
 
 
 def _write(results: Results, out: Path, also: Path | None) -> None:

@@ -1,7 +1,11 @@
+from pathlib import Path
+
 import pytest
 
 from clients.cli import main
-from trainer.compare.command import groups
+from trainer.compare.command import blind_levels, groups
+from trainer.evaluate import exams
+from trainer.recipe.file import load
 
 COMPARE = "recipes/miniature/compare.toml"
 
@@ -35,6 +39,15 @@ def test_seeds_are_trained_as_many_together_as_asked():
     assert groups([4, 0, 2, 3], 1) == [[0], [2], [3], [4]]
     assert groups([4, 0, 2], 2) == [[0, 2], [4]]
     assert groups([], 2) == []
+
+
+def test_the_blind_level_is_the_mean_of_what_the_seeds_were_asked():
+    recipe = load(Path(COMPARE), ["evaluation.questions=24"])
+    (first, *_), (second, *_) = (exams(recipe, draw=draw) for draw in (0, 1))
+    assert first.blind != second.blind
+    found = blind_levels(recipe, [0, 1])
+    assert list(found) == ["text", "image", "video"]
+    assert found["text"] == pytest.approx((first.blind + second.blind) / 2)
 
 
 def test_a_recipe_of_a_comparison_is_no_run(tmp_path, capsys):
