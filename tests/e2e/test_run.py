@@ -83,9 +83,10 @@ class Started:
 def test_a_run_that_is_interrupted_goes_on_where_it_was(tmp_path: Path) -> None:
     out = tmp_path / "out"
     training = Started(out=out)
-    training.wait_for_line(lambda line: line.startswith("text@1 of 3: reward"))
+    for _ in BRANCHES:  # later than the first steps, the last could be made before the signal comes
+        training.wait_for_line(lambda line: "@1 of 3: reward" in line)
     training.interrupt()
-    assert 1 <= sum(heads(out).values()) < 9
+    assert 3 <= sum(heads(out).values()) < 9
     trained = Started("--resume", out=out)
     trained.wait_for_line(lambda line: line.startswith("merging "))
     trained.interrupt()
