@@ -33,6 +33,8 @@ WATCHED = (EXPERTS, "copd2", "copd3")
 """Systems whose branches are compared with each other at every phase end."""
 ALONE = frozenset({EXPERTS, "mixed2", "mixed3", "vt", "tv", "mopd", "mopd-equal", "pilot"})
 """Systems whose branches are results of their own; those of the others are merged as well."""
+PAIRED = frozenset({"mixed2", "vt", "tv", "copd2", "noi", "not"})
+"""Systems of the pair: beside these alone no other capability has an expert."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +151,10 @@ def entries(made: Plan) -> Iterator[Entry]:
 
 def _experts(field: Field, asked: Comparison) -> Plan:
     """The pair first. They stop for a moment where others learn from an earlier revision."""
-    method, names = field.method, dict.fromkeys([*field.pair, *field.capabilities])
-    branches = field.branches(EXPERTS, names)
+    method, others = field.method, field.capabilities
+    if asked.systems and PAIRED.issuperset(asked.systems):
+        others = ()
+    branches = field.branches(EXPERTS, dict.fromkeys([*field.pair, *others]))
     ends = {expert_steps(method)}
     if "mopd-equal" in asked.systems:
         ends.add(expert_steps(_equal(method)))

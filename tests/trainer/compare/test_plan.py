@@ -129,6 +129,16 @@ def test_results_are_branches_at_their_end_and_merges():
     assert found["merge3", "merged"].capabilities == ["text", "image", "video"]
 
 
+@pytest.mark.parametrize(
+    ("systems", "third"),
+    [(("mixed2", "vt", "tv", "copd2", "noi", "not"), False), (("mixed2", "mopd"), True), ((), True)],
+)
+def test_beside_systems_of_the_pair_alone_there_is_no_third_expert(systems, third):
+    found = {(one.system, one.row) for one in entries(compared(systems=systems, seeds=1))}
+    assert {("x", "text"), ("x", "image"), ("merge2", "merged")} <= found
+    assert {("x", "video"), ("merge3", "merged")}.isdisjoint(found) is not third
+
+
 def test_more_seeds_and_more_systems_are_the_same_run():
     def of(**asked) -> str:
         return run_id(RECIPE.model_copy(update={"comparison": Comparison(**asked)}))
