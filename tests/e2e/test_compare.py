@@ -48,6 +48,8 @@ def test_a_seed_is_trained_examined_and_told(tmp_path):
     assert all(len(one.rewards) == 6 for one in read_answers(out / "answers" / "seed-0.jsonl"))
     merges = read_merges(out, 0)
     assert merges.keys() == {"merge2", "copd2"}
+    scales = [line for line in done.stdout.splitlines() if line.startswith("examining s0-merge2-merged-75,")]
+    assert [line.partition(" on ")[2] for line in scales] == ["questions: 6 of text, 6 of image"]
     assert all(one.scale in (0.75, 1.5) and one.tried.keys() == {"0.75", "1.5"} for one in merges.values())
     told = json.loads((out / "comparison.json").read_text())
     lines = {line["label"]: line for line in told["tables"][0]["lines"]}

@@ -142,7 +142,8 @@ def _merged(
     if len(scales) == 1 or not entries:
         return {system: Merge(scales[0], {}, of) for system, of in cosines.items()}
     candidates = {_candidate(entry, scale): (entry, scale) for entry in entries for scale in scales}
-    asked = exams(on_validation(recipe), draw=entries[0].seed)
+    own = {name for entry in entries for name in entry.capabilities}
+    asked = exams(on_validation(recipe), only=own, draw=entries[0].seed)
     items = ask(asked, {name: _folder_of(*candidate, folder) for name, candidate in candidates.items()})
     if items is None:
         return None
