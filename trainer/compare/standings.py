@@ -216,7 +216,7 @@ def verdicts(found: Standings, table: Table, way: str) -> Iterator[Verdict]:
 
 
 def absorption(found: Standings, exam: str, student: Line, before: Line, teacher: Line, way: str) -> float | None:
-    """The student's gain as a share of what its teacher was ahead; None where that is nothing."""
-    gain = found.difference(student, before, [exam], way).mean
-    ahead = found.difference(teacher, before, [exam], way).mean
-    return gain / ahead if ahead > 0 else None
+    """The student's gain as a share of what its teacher was ahead, of its own seeds; None where that is nothing."""
+    seeds = found.seeds_of(student)
+    start, end, goal = (found.accuracy(line, [exam], way, seeds).mean for line in (before, student, teacher))
+    return (end - start) / (goal - start) if goal > start else None

@@ -99,7 +99,8 @@ def test_shares_of_the_sweep_are_a_table_of_their_own():
 
 
 def test_absorption_is_the_share_of_the_teachers_lead():
-    rows = [*answers("base", "text", [[0, 0, 0, 0]]), *answers("a", "text", [[1, 0, 0, 0]]),
-            *answers("b", "text", [[1, 1, 0, 0]])]  # fmt: skip
+    """At the seeds that the student has: another seed's teacher, which knows nothing, does not count."""
+    rows = [*answers("base", "text", [[0, 0, 0, 0], [0, 0, 0, 0]]), *answers("a", "text", [[1, 0, 0, 0]]),
+            *answers("b", "text", [[1, 1, 0, 0], [0, 0, 0, 0]])]  # fmt: skip
     assert absorption(Standings(rows), "text", A, Line("base", "base"), B, "greedy") == pytest.approx(0.5)
     assert absorption(Standings(rows), "text", A, B, Line("base", "base"), "greedy") is None
