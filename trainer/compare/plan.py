@@ -151,9 +151,8 @@ def entries(made: Plan) -> Iterator[Entry]:
 
 def _experts(field: Field, asked: Comparison) -> Plan:
     """The pair first. They stop for a moment where others learn from an earlier revision."""
-    method, others = field.method, field.capabilities
-    if asked.systems and PAIRED.issuperset(asked.systems):
-        others = ()
+    method = field.method
+    others = () if asked.systems and PAIRED.issuperset(asked.systems) else field.capabilities
     branches = field.branches(EXPERTS, dict.fromkeys([*field.pair, *others]))
     ends = {expert_steps(method)}
     if "mopd-equal" in asked.systems:
