@@ -1,6 +1,7 @@
 """The pictures of a comparison, as PNG."""
 
 import io
+import textwrap
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -58,9 +59,9 @@ def _draw_means(results: Results, figure: Any) -> None:
                 label=way,
             )
         panel.set_yticks(range(len(lines)), [line.label for line in lines], fontsize=8)
-        panel.set_title(table.title, fontsize=10)
+        panel.set_title(textwrap.fill(table.title, 24), fontsize=10)
         panel.set_xlabel("mean accuracy, %")
-        panel.legend(fontsize=8)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=2, fontsize=8)
 
 
 def _draw_series(results: Results, figure: Any) -> None:
