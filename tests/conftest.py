@@ -1,6 +1,7 @@
 """Settings that must stand before torch and vLLM are imported, and the tier of every test."""
 
 import os
+import signal
 
 import pytest
 from hypothesis import settings
@@ -17,6 +18,8 @@ os.environ |= {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
 }
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background; our commands would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("coevo", deadline=None)  # no test is about time
 settings.load_profile("coevo")
 TIERS = ("reference", "engine", "e2e", "soak")

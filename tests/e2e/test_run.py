@@ -87,10 +87,6 @@ def test_a_run_that_is_interrupted_goes_on_where_it_was(tmp_path: Path) -> None:
         training.wait_for_line(lambda line: "@1 of 3: reward" in line)
     training.interrupt()
     assert 3 <= sum(heads(out).values()) < 9
-    trained = Started("--resume", out=out)
-    trained.wait_for_line(lambda line: line.startswith("merging "))
-    trained.interrupt()
-    assert not (out / "results.json").exists()
     done = run(command(out, "--resume"))
     assert done.returncode == 0, done.stdout + done.stderr
     check_finished(out, done.stdout)
@@ -119,6 +115,10 @@ def test_a_run_that_is_interrupted_at_any_stage_goes_on_where_it_was(tmp_path: P
     opd = Started("--resume", out=out)
     opd.wait_for_line(lambda line: "taught by" in line)
     opd.interrupt()
+
+    trained = Started("--resume", out=out)
+    trained.wait_for_line(lambda line: line.startswith("merging "))
+    trained.interrupt()
 
     exam = Started("--resume", out=out)
     exam.wait_for_line(lambda line: line.startswith("examining base, text@3"))
