@@ -119,6 +119,7 @@ def test_a_run_that_is_interrupted_at_any_stage_goes_on_where_it_was(tmp_path: P
     trained = Started("--resume", out=out)
     trained.wait_for_line(lambda line: line.startswith("merging "))
     trained.interrupt()
+    assert not (out / "results.json").exists()
 
     exam = Started("--resume", out=out)
     exam.wait_for_line(lambda line: line.startswith("examining base, text@3"))
