@@ -1,16 +1,18 @@
 """Where a base lies. Left out: loading it, and its digest in a store."""
 
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from adapters.errors import UserError
 
-MINIATURE = Path(__file__).parents[1] / "trainer" / "miniature" / "base"
+SHIPPED = "coevo.bases"
+"""Entry points of installed packages that bring a base: its name, and the variable with its folder."""
 
 
 def locate(name: str) -> Path:
     """The folder of a base: `miniature`, a folder with a `config.json`, or a hub name that was downloaded before."""
-    if name == "miniature":
-        return MINIATURE
+    for shipped in entry_points(group=SHIPPED, name=name):
+        return shipped.load()
     folder = Path(name)
     if (folder / "config.json").is_file():
         return folder.resolve()

@@ -14,7 +14,7 @@ Opening hashes the adapter files of every kept revision; a folder that is not a 
 and the branch's head is then the newest whole one.
 
 All functions block: call them in threads. Branches are independent; two writes to one branch are the caller's to
-order. Left out: who may publish what (`service.publish`), and media.
+order. Left out: who may publish what (`service.publishing.publisher`), and media.
 """
 
 import errno

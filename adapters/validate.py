@@ -7,7 +7,7 @@ Files are judged by their bytes: only safetensors is read, its header is bounded
 ever opened. Masters are float32, nothing else: an update of a small learning rate rounds to nothing in 16 bits, and a
 publisher that has only those converts them knowingly.
 
-Left out: whether the adapter computes what its publisher thinks (the canary of `service.publish`).
+Left out: whether the adapter computes what its publisher thinks (the canary of `service.publishing.publisher`).
 """
 
 import json

@@ -51,9 +51,9 @@ async def _measure(url: str, pool: Any, arguments: argparse.Namespace) -> tuple[
     from adapters.base import locate
     from adapters.manifest import base_digest
     from clients.client import AsyncClient
-    from trainer.learner import Learner
-    from trainer.policy import load_policy
     from trainer.recipe.file import load
+    from trainer.update.learner import Learner
+    from trainer.update.policy import load_policy
 
     torch.set_num_threads(1)
     recipe, folder = load(Path("recipes/miniature.toml")), locate("miniature")
@@ -86,7 +86,7 @@ def _arena(client: Any, pool: Any, seed: int, recipe: Any) -> Any:
 
 async def _train(arena: Any, learner: Any, turn: asyncio.Lock, name: str, branch: str, steps: int) -> list[float]:
     from trainer.loop import gather, publish
-    from trainer.plan import Step
+    from trainer.plan.steps import Step
 
     await arena.client.fork(branch, "base")
     rewards: list[float] = []
@@ -122,7 +122,7 @@ async def _score(
 
 
 async def _accuracy(client: Any, pool: Any, adapter: str, prompts: Sequence[Any], temperature: float, n: int) -> float:
-    from trainer.rollouts import judge, sample
+    from trainer.rollout.sample import judge, sample
 
     seeds = list(range(0, 1000 * len(prompts), 1000))
     rollouts = await sample(client, adapter, prompts, n=n, max_tokens=48, seeds=seeds, decode=_decoder(),
@@ -140,7 +140,7 @@ def _swapped(prompts: Sequence[Any]) -> list[Any]:
 
 
 def _prompts(name: str, split: Any, seed: int, count: int) -> Any:
-    from trainer.miniature.prompts import prompts
+    from trainer.data.generated import prompts
 
     return prompts(name, label=name, split=split, size=count, seed=seed)
 

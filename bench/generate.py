@@ -24,7 +24,7 @@ from typing import Any
 from adapters.base import locate
 from bench.score import ENVIRONMENT, save_adapters
 from bench.served import served
-from trainer.evaluate import Exam, decoder, examine, exams
+from trainer.evaluation.exams import Exam, decoder, examine, exams
 from trainer.recipe import Recipe
 from trainer.recipe.file import load
 
@@ -113,7 +113,7 @@ async def _engine(folder: Path, questions: int) -> None:
     from vllm.lora.request import LoRARequest
     from vllm.sampling_params import RequestOutputKind
 
-    from service.engine import EngineSettings, dtype_of, start_engine
+    from service.engine.vllm import EngineSettings, dtype_of, start_engine
     from service.inputs import Decoder
     from trainer.data.lengths import pixels_of
     from trainer.recipe.serving import service_numbers

@@ -19,14 +19,14 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, Qwen3VLConfig, Qwen3VLProcessor
 
 from adapters.base import locate
-from trainer import attention
 from trainer.doctor.memory import Shape, lora_parameters, shape_of
-from trainer.logprobs import chosen_logprobs
-from trainer.losses import surrogate, token_weights
-from trainer.packing import lay_out
 from trainer.parts import Group, Target
-from trainer.policy import Policy
 from trainer.recipe import Loss
+from trainer.update import attention
+from trainer.update.logprobs import chosen_logprobs
+from trainer.update.losses import surrogate, token_weights
+from trainer.update.packing import lay_out
+from trainer.update.policy import Policy
 
 PEAKS = {"H100": 989e12, "H200": 989e12}
 """FLOP/s, by what the card's name holds."""

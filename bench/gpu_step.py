@@ -17,8 +17,8 @@ and pairs that a mask hides are not among them. It is of 989 TFLOP/s, the dense 
 for H100 and H200; on another card it is left out.
 
 It needs torch, transformers, peft, numpy, safetensors, pydantic (trainer.recipe, adapters.manifest) and, because the
-policy can see, pillow and PyAV (trainer.vision imports service.media). Nothing is tokenised and no picture processed:
-the processor of the miniature stands in for the 4B's.
+policy can see, pillow and PyAV (trainer.update.vision imports service.media). Nothing is tokenised and no picture
+processed: the processor of the miniature stands in for the 4B's.
 """
 
 import argparse
@@ -43,12 +43,12 @@ from adapters.manifest import ADAPTER_FILES, WEIGHTS, FileEntry, verify
 from adapters.validate import served_copy
 from bench import gpu_lab
 from bench.gpu_lab import ADAPTERS, DENSE, OURS, ROWS, WAYS, Case, Lab, Timing, seconds, timed
-from trainer import attention, logprobs
 from trainer.doctor.memory import lora_parameters, worker_parts
-from trainer.optim import Optimiser
-from trainer.packing import Pack, lay_out
 from trainer.parts import Part
-from trainer.update import update
+from trainer.update import attention, logprobs
+from trainer.update.optim import Optimiser
+from trainer.update.packing import Pack, lay_out
+from trainer.update.update import update
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,8 @@
     coevo bench growth [--json FILE] [--picture [FILE]] [--threads 1]
 
 Everything runs on the miniature's base in float32, on a CPU: a prompt of random bytes, G completions of 64 tokens, one
-update of an adapter of rank 64 (`trainer.update`: forward, backward, AdamW). Each point is a process of its own, so
-that no memory is inherited; figures are medians of the updates after the first, and memory is the most that was
+update of an adapter of rank 64 (`trainer.update.update`: forward, backward, AdamW). Each point is a process of its
+own, so that no memory is inherited; figures are medians of the updates after the first, and memory is the most that was
 resident during updates. The peer of a point is the smallest of its kind.
 
 Adapters are another matter: each that is added may cost its masters and its two moments, and nothing else. So beside
@@ -31,8 +31,8 @@ from adapters.base import locate
 from trainer.parts import Group, Part, Target
 
 if TYPE_CHECKING:
-    from trainer.optim import Optimiser
-    from trainer.policy import Policy
+    from trainer.update.optim import Optimiser
+    from trainer.update.policy import Policy
 
 PICTURE = Path(__file__).parents[1] / "docs" / "growth.png"
 COMPLETION, RANK, UPDATES = 64, 64, 5
@@ -85,10 +85,10 @@ Found = Mapping[Point, Figures]
 def measure(point: Point, threads: int, updates: int = UPDATES) -> Figures:
     import torch
 
-    from trainer.optim import Optimiser
-    from trainer.policy import load_policy
     from trainer.recipe import Loss
-    from trainer.update import update
+    from trainer.update.optim import Optimiser
+    from trainer.update.policy import load_policy
+    from trainer.update.update import update
 
     torch.set_num_threads(threads)
     policy = load_policy(locate("miniature"), dtype="float32")

@@ -142,7 +142,7 @@ def _sync() -> None:
 
 def _merge() -> None:
     """The command itself, and then what it took."""
-    from trainer import merge_command
+    from trainer.commands import merge as merge_command
 
     parser = argparse.ArgumentParser()
     merge_command.add_arguments(parser)

@@ -23,7 +23,7 @@ CHANGES = ("method.cycles=1", "method.rlvr_steps=3", "method.opd_steps=2")
 
 def run(arguments: argparse.Namespace) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # one core for the engine, one for the trainer
-    from trainer.queue_server import URL_VARIABLE, start
+    from trainer.queue.server import URL_VARIABLE, start
     from trainer.rewards.pool import RewardPool
 
     with tempfile.TemporaryDirectory(prefix="coevo-bench-") as folder, start(Path(folder) / "queue") as server:
@@ -67,14 +67,15 @@ async def _once(
     import time
     from functools import partial
 
-    from trainer.coordinator import Coordinator, run_id
-    from trainer.jobs import Queue
     from trainer.loop import gather
-    from trainer.outfit import make_arena, make_learner, open_capabilities
-    from trainer.pulse import Pulse
-    from trainer.ranks import ALONE
-    from trainer.shift import Run, Shift
-    from trainer.systems import plan
+    from trainer.orchestration.coordinator import Coordinator
+    from trainer.orchestration.heartbeat import Pulse
+    from trainer.orchestration.scheduler import Run, Shift
+    from trainer.orchestration.setup import make_arena, make_learner, open_capabilities
+    from trainer.plan.make import plan
+    from trainer.queue.client import Queue
+    from trainer.recipe.file import run_id
+    from trainer.update.ranks import ALONE
 
     recipe = _recipe(name, prefetch, folder)
     made, queue, id = plan(recipe), Queue(queue_url), run_id(recipe)

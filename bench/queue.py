@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 import redis
 
-from trainer.jobs import Job, Lease, Queue
-from trainer.queue_server import start
+from trainer.queue.client import Job, Lease, Queue
+from trainer.queue.server import start
 
 MOST = 64
 OPERATIONS = 1024

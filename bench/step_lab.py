@@ -18,8 +18,8 @@ import psutil
 
 from adapters.base import locate
 from service.media import encode_image
+from trainer.data.generated import prompts
 from trainer.data.prompts import PromptList, make_prompt
-from trainer.miniature.prompts import prompts
 
 PROMPTS, GROUP = 8, 8
 RANK, ALPHA, LR = 16, 32, 1e-5

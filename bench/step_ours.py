@@ -18,16 +18,16 @@ from adapters.names import Ref
 from bench import step_lab as lab
 from bench.served import served
 from clients.client import AsyncClient
-from trainer.learner import Learner
 from trainer.loop import Arena, Capability, train_step
-from trainer.optim import Optimiser
 from trainer.parts import Group, Part, Target
-from trainer.plan import Step, Teacher
-from trainer.policy import load_policy
+from trainer.plan.steps import Step, Teacher
 from trainer.recipe.file import load
 from trainer.rewards import Rule
 from trainer.rewards.pool import RewardPool
-from trainer.update import update
+from trainer.update.learner import Learner
+from trainer.update.optim import Optimiser
+from trainer.update.policy import load_policy
+from trainer.update.update import update
 
 RECIPE = load(
     Path("recipes/miniature.toml"), [f"lora.rank={lab.RANK}", f"lora.alpha={lab.ALPHA}", f"optimiser.lr={lab.LR}"]

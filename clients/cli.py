@@ -14,19 +14,22 @@ from adapters.errors import UserError
 
 COMMANDS = {
     "serve": ("service.command", "the service: one frozen base, many adapters, exact log-probs"),
-    "doctor": ("trainer.doctor.command", "what this machine has; with a recipe, whether it fits"),
-    "run": ("trainer.run_command", "a whole run on this machine"),
-    "coordinate": ("trainer.coordinator", "a run's coordinator: enqueues its jobs, retires old revisions"),
-    "status": ("trainer.status_command", "which runs there are, how far they are, who waits for what"),
-    "rollouts": ("trainer.rollouts_command", "what a step learnt from: questions, answers, rewards, advantages"),
-    "jobs": ("trainer.jobs_command", "what is queued, who works on it, what failed for good"),
-    "plan": ("trainer.plan_command", "every step of a recipe before anything runs, and what it costs"),
-    "compare": ("trainer.compare.command", "every system of the paper on one recipe: tables, intervals, report"),
-    "eval": ("trainer.eval_command", "accuracy of branches on held-out questions, with intervals"),
-    "filter": ("trainer.filter_command", "training prompts that the base answers rightly now and then"),
-    "merge": ("trainer.merge_command", "branches folded into one checkpoint, or into one adapter"),
+    "doctor": ("trainer.commands.doctor", "what this machine has; with a recipe, whether it fits"),
+    "run": ("trainer.commands.run", "a whole run on this machine"),
+    "coordinate": (
+        "trainer.commands.coordinate",
+        "a run's coordinator: enqueues its jobs, retires old revisions",
+    ),
+    "status": ("trainer.commands.status", "which runs there are, how far they are, who waits for what"),
+    "rollouts": ("trainer.commands.rollouts", "what a step learnt from: questions, answers, rewards, advantages"),
+    "jobs": ("trainer.commands.jobs", "what is queued, who works on it, what failed for good"),
+    "plan": ("trainer.commands.plan", "every step of a recipe before anything runs, and what it costs"),
+    "compare": ("trainer.commands.compare", "every system of the paper on one recipe: tables, intervals, report"),
+    "eval": ("trainer.commands.eval", "accuracy of branches on held-out questions, with intervals"),
+    "filter": ("trainer.commands.filter", "training prompts that the base answers rightly now and then"),
+    "merge": ("trainer.commands.merge", "branches folded into one checkpoint, or into one adapter"),
     "bench": ("bench.command", "measurements, each number beside its peer's"),
-    "base": ("trainer.miniature.command", "the miniature's base: path, build, check"),
+    "base": ("trainer.commands.base", "the miniature's base: path, build, check"),
 }
 
 

@@ -21,10 +21,10 @@ from typing import Any, Self, TypeVar
 import httpx
 
 from adapters.manifest import Manifest
-from adapters.together import together
 from clients import calls
 from clients.calls import Call, media_id
 from clients.retries import Patience, RefusedError, ServiceError
+from service.concurrency import together
 from service.schemas import (
     AdaptersResponse,
     GenerateRequest,

@@ -1,7 +1,7 @@
 """The service as one ASGI application: opens the store and the engine, then answers.
 
 Outermost stand the clock, the key and the limits of bodies; then the routes of this package. vLLM's own application
-is behind `routes_openai` alone, so none of its other routes can be reached.
+is behind `routes.openai` alone, so none of its other routes can be reached.
 """
 
 import asyncio
@@ -22,35 +22,28 @@ from starlette.types import ASGIApp
 
 from adapters.base import locate
 from adapters.errors import UserError
-from adapters.faults import RESTARTS_VARIABLE
 from adapters.manifest import base_digest, folder_digest
 from adapters.names import BASE, is_name, shown
 from adapters.store import DiskFullError, Store
 from adapters.validate import BaseShape, InvalidAdapterError, base_shape, check_adapter
-from service import (
-    problems,
-    routes_adapters,
-    routes_health,
-    routes_media,
-    routes_openai,
-    routes_runs,
-    routes_scores,
-)
-from service.admission import Admission
-from service.auth import ApiKey, BodyLimit
-from service.door import Door
-from service.engine import Adapter, Engine, EngineDiedError, EngineSettings, Media, dtype_of, start_engine
-from service.fence import QueueFence, fenced_by_queue
+from service.engine.vllm import Adapter, Engine, EngineDiedError, EngineSettings, Media, dtype_of, start_engine
+from service.faults import RESTARTS_VARIABLE
+from service.http import problems
+from service.http.admission import Admission
+from service.http.auth import ApiKey, BodyLimit
+from service.http.metrics import Metrics, Timed
 from service.inputs import Decoder, Vocabulary
 from service.media import Pixels, Sampling, Sizing
 from service.mediastore import MediaStore
-from service.metrics import Metrics, Timed
-from service.publish import Publisher, RefusedError
-from service.registry import Extra, Registry, UnavailableError
+from service.publishing.fence import QueueFence, fenced_by_queue
+from service.publishing.publisher import Publisher, RefusedError
+from service.publishing.registry import Extra, Registry, UnavailableError
+from service.routes import adapters, health, media, openai, runs, scores
 from service.runs import Runs
 from service.schemas import CANARY_COMPLETION, CANARY_PROMPT
 from service.scoring import Scorer
 from service.settings import MediaNumbers, Settings
+from service.state import Door
 
 CACHED_ADAPTERS = 32  # that the engine keeps, in its slots and beside them
 
@@ -209,7 +202,7 @@ def build_app(door: Door) -> ASGIApp:
     app.add_exception_handler(TimeoutError, _on_timeout)
     app.add_exception_handler(ExceptionGroup, _on_group)
     app.add_exception_handler(DiskFullError, _on_disk_full)
-    for module in (routes_scores, routes_adapters, routes_runs, routes_media, routes_openai, routes_health):
+    for module in (scores, adapters, runs, media, openai, health):
         app.include_router(module.router)
     guarded: Any = BodyLimit(app, door.settings.body_bytes, {"/adapters/": door.settings.upload_bytes})
     return Timed(ApiKey(guarded, door.settings.api_key), door.metrics)

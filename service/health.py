@@ -7,8 +7,8 @@ current step.
 import asyncio
 import time
 
-from service.door import Door
-from service.engine import Media
+from service.engine.vllm import Media
+from service.state import Door
 
 WATCH_S = 1.0
 PING_EVERY_S = 5.0

@@ -13,7 +13,7 @@ from typing import Any
 
 from adapters.errors import UserError
 from service import schemas
-from service.engine import Media
+from service.engine.vllm import Media
 from service.media import Pixels, decode_image, decode_video
 
 

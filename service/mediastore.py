@@ -20,8 +20,8 @@ from collections.abc import AsyncIterable, Iterable
 from pathlib import Path
 
 from adapters.store import sync
+from service.http.problems import ProblemError
 from service.media import Limits, MediaError, check_image, check_video, kind
-from service.problems import ProblemError
 
 _ID = re.compile(r"sha256:([0-9a-f]{64})")
 _REFERENCE = re.compile(r"/(?!9j/)|.*[:\\%.~?#]", re.DOTALL)

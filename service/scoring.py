@@ -12,9 +12,9 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from adapters.together import together
-from service.engine import Adapter, Engine, Media, Scores
-from service.metrics import Metrics
+from service.concurrency import together
+from service.engine.vllm import Adapter, Engine, Media, Scores
+from service.http.metrics import Metrics
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,8 @@ from asyncio.subprocess import Process
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from adapters.family import dying_with_us
-from adapters.faults import RESTARTS_VARIABLE
+from service.faults import RESTARTS_VARIABLE
+from service.processes import dying_with_us
 
 ENGINE_DIED = 70
 

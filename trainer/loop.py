@@ -28,19 +28,19 @@ import numpy as np
 from adapters.errors import UserError
 from adapters.manifest import Manifest
 from clients.client import AsyncClient
-from trainer.advantages import group_advantages, negative_advantages, teacher_advantages
 from trainer.data.prompts import Prompt, Prompts, draw
-from trainer.learner import Learner
-from trainer.measures import self_delta, told
 from trainer.parts import Bins, Floats, Group, Part, Target
-from trainer.plan import Step, Teacher
+from trainer.plan.steps import Step, Teacher
 from trainer.recipe import Loss
 from trainer.recipe import Rollout as Amounts
 from trainer.recipe.method import Mix, Negative
 from trainer.rewards import Rule
 from trainer.rewards.pool import RewardPool
-from trainer.rollouts import Answer, Rollout, Scores, judge, sample, score, seeds
-from trainer.update import Update
+from trainer.rollout.advantages import group_advantages, negative_advantages, teacher_advantages
+from trainer.rollout.metrics import self_delta, told
+from trainer.rollout.sample import Answer, Rollout, Scores, judge, sample, score, seeds
+from trainer.update.learner import Learner
+from trainer.update.update import Update
 
 NATIVE = "native"
 

@@ -30,18 +30,18 @@ from adapters.base import locate
 from adapters.errors import UserError
 from adapters.manifest import base_digest
 from clients.client import AsyncClient, ServiceError, from_environment
-from trainer.jobs import LEASE_S, Queue, QueueAwayError
+from trainer.data.base import base_of
 from trainer.loop import Arena, Batch, gather
-from trainer.plan import Step
-from trainer.pulse import Pulse
-from trainer.queue_server import url_from_environment
-from trainer.ranks import Ranks, joined
+from trainer.orchestration.heartbeat import Pulse
+from trainer.orchestration.replay import replay
+from trainer.orchestration.scheduler import Run, Shift, patiently, unless
+from trainer.plan.make import plan
+from trainer.plan.steps import Step
+from trainer.queue.client import LEASE_S, Queue, QueueAwayError
+from trainer.queue.server import url_from_environment
 from trainer.recipe import Recipe
-from trainer.recipe.base import base_of
 from trainer.recipe.serving import check_service
-from trainer.recorded import replay
-from trainer.shift import Run, Shift, patiently, unless
-from trainer.systems import plan
+from trainer.update.ranks import Ranks, joined
 
 ALL = "all"
 UNAVAILABLE, UNFORESEEN = 69, 70
@@ -99,7 +99,7 @@ def _name(arguments: argparse.Namespace) -> Generator[str]:
 
 
 async def _lead(arguments: argparse.Namespace, name: str, url: str, ranks: Ranks) -> int:
-    from trainer.outfit import capabilities_of, make_arena, make_learner, open_capabilities
+    from trainer.orchestration.setup import capabilities_of, make_arena, make_learner, open_capabilities
     from trainer.rewards.pool import HALF_THE_CORES, RewardPool
 
     stop = _Stop()
@@ -146,7 +146,7 @@ async def _lead(arguments: argparse.Namespace, name: str, url: str, ranks: Ranks
 
 def _follow(arguments: argparse.Namespace, ranks: Ranks) -> int:
     """The other processes of a torchrun: they do what rank 0 does, and end when it says so."""
-    from trainer.outfit import make_learner
+    from trainer.orchestration.setup import make_learner
 
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun passes it on to all of them
     if (text := ranks.from_first(None)) is not None:

@@ -22,8 +22,8 @@ from adapters.errors import UserError
 from adapters.manifest import WEIGHTS, FileEntry, Manifest, adapter_digest
 from clients.client import AsyncClient, Client, RefusedError, ServiceError, from_environment, media_id
 from clients.retries import Patience, error_of
-from service.auth import BodyLimit
-from service.problems import ProblemError, install
+from service.http.auth import BodyLimit
+from service.http.problems import ProblemError, install
 from service.schemas import (
     SAFETENSORS,
     AdapterScores,

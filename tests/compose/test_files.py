@@ -13,9 +13,9 @@ import yaml
 
 from clients.client import KEY_VARIABLE, URL_VARIABLE
 from service.settings import PREFIX, SECRETS, SECTIONS, Settings
-from trainer.queue_server import URL_VARIABLE as QUEUE_VARIABLE
+from trainer.plan.make import plan
+from trainer.queue.server import URL_VARIABLE as QUEUE_VARIABLE
 from trainer.recipe.file import load
-from trainer.systems import plan
 
 ROOT = Path(__file__).parents[2]
 CPU, GPU = ("compose.yaml",), ("compose.yaml", "compose.gpu.yaml")

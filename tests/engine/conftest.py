@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
 from adapters.base import locate
-from service.engine import LORA_MODULES, Engine, EngineSettings, start_engine
+from service.engine.vllm import LORA_MODULES, Engine, EngineSettings, start_engine
 from tests.engine.reference import Reference
 from tests.engine.service_process import ServiceProcess
 

@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel
 from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
-from service.engine import Media
+from service.engine.vllm import Media
 
 
 class Reference:

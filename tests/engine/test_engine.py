@@ -5,7 +5,7 @@ import asyncio
 import numpy as np
 import pytest
 
-from service.engine import Media
+from service.engine.vllm import Media
 
 pytestmark = pytest.mark.engine
 PROMPTS, LENGTH = 24, 400

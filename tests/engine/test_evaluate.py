@@ -17,12 +17,12 @@ from adapters.manifest import WEIGHTS
 from clients.client import AsyncClient
 from tests.engine.load import running
 from tests.engine.service_process import ServiceProcess
-from trainer.children import Children
-from trainer.eval_command import add_arguments, run
-from trainer.evaluate import decoder, examine, exams, pinned
-from trainer.finish import Examiner
-from trainer.miniature.prompts import prompts
-from trainer.overlap import Overlaps, alarms, measure_overlap
+from trainer.commands.eval import add_arguments, run
+from trainer.data.generated import prompts
+from trainer.evaluation.exams import decoder, examine, exams, pinned
+from trainer.evaluation.overlap import Overlaps, alarms, measure_overlap
+from trainer.local.examiner import Examiner
+from trainer.local.processes import Children
 from trainer.recipe.file import load
 from trainer.rewards import exact_reward
 from trainer.rewards.pool import RewardPool

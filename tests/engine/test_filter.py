@@ -20,14 +20,14 @@ from adapters.base import locate
 from adapters.errors import UserError
 from service.media import Limits, encode_image
 from tests.engine.service_process import ServiceProcess
+from trainer.commands.filter import add_arguments, run
+from trainer.data.generated import prompts as miniature_prompts
 from trainer.data.held_out import measured, trained
 from trainer.data.prompts import Prompt, Prompts
 from trainer.data.sources import open_prompts
-from trainer.filter_command import add_arguments, run
-from trainer.miniature.prompts import prompts as miniature_prompts
 from trainer.recipe.file import load
 from trainer.rewards import exact_reward, numeric_reward
-from trainer.rollouts import seeds
+from trainer.rollout.sample import seeds
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 

@@ -19,16 +19,16 @@ from adapters.base import locate
 from adapters.manifest import OPTIMISER, WEIGHTS, base_digest
 from adapters.names import Ref
 from clients.client import AsyncClient, RefusedError
-from trainer.learner import Learner
+from trainer.data.generated import prompts
 from trainer.loop import Arena, Capability, gather, publish, train_step
-from trainer.measures import warnings
-from trainer.miniature.prompts import prompts
-from trainer.plan import Step, Teacher
-from trainer.policy import load_policy
-from trainer.ranks import joined
+from trainer.plan.steps import Step, Teacher
 from trainer.recipe import Lora, Loss, Optimiser, Rollout
 from trainer.rewards import Rule
 from trainer.rewards.pool import RewardPool
+from trainer.rollout.metrics import warnings
+from trainer.update.learner import Learner
+from trainer.update.policy import load_policy
+from trainer.update.ranks import joined
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 

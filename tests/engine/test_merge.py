@@ -9,7 +9,7 @@ import pytest
 from adapters.base import locate
 from adapters.merge import fold, mixture, write_adapter
 from adapters.merge_inputs import open_base, open_folder
-from service.engine import Media
+from service.engine.vllm import Media
 from tests.engine.conftest import EngineThread, settings
 from tests.engine.test_scores import picture, random_ids, user
 

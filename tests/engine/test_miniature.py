@@ -6,7 +6,7 @@ import itertools
 import pytest
 from PIL import Image
 
-from service.engine import Media
+from service.engine.vllm import Media
 from service.media import Video
 from trainer.miniature.batch import Prompter
 from trainer.miniature.capabilities import CAPABILITIES

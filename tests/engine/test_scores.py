@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from service.engine import Media
+from service.engine.vllm import Media
 from service.media import Video
 from tests.engine.conftest import EngineThread, settings
 from tests.engine.reference import Reference

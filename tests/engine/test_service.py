@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from clients.calls import media_id
 from clients.client import Client
 from clients.retries import RefusedError
-from service.engine import Media
+from service.engine.vllm import Media
 from service.media import encode_image, encode_video
 from service.schemas import SAFETENSORS, GenerateRequest, LogprobsRequest
 from service.wire import decode_generated, decode_logprobs

@@ -1,7 +1,7 @@
 """The service killed at the steps of a publish, its engine killed and frozen, and all that too often.
 
 A service takes long to start, so the first test is one service with as many lives as its supervisor grants. What is
-killed at every single step is in the soak, and without an engine in `tests/service/test_publish.py`.
+killed at every single step is in the soak, and without an engine in `tests/service/publishing/test_publisher.py`.
 """
 
 import asyncio

@@ -25,10 +25,9 @@ from tests.engine.service_process import ServiceProcess
 from tests.faults.nursery import Fork, Nursery
 from tests.faults.queue_process import QueueProcess
 from tests.faults.recipes import MINIATURE
-from trainer.coordinator import run_id
-from trainer.jobs import PERMANENT, Queue
-from trainer.recipe.file import load
-from trainer.systems import plan
+from trainer.plan.make import plan
+from trainer.queue.client import PERMANENT, Queue
+from trainer.recipe.file import load, run_id
 
 PATIENCE_S = 150.0
 

@@ -5,7 +5,7 @@ any moment the queue must know of no revision that the store has not; what else 
 end. Everything that was done is kept as a line of JSON.
 
 The seed decides what is next and for how long; how far the run is by then is the machine's affair. Left out: faults at
-named points (`adapters.faults`), and of the network (`namespaces`).
+named points (`service.faults`), and of the network (`namespaces`).
 """
 
 import contextlib
@@ -23,9 +23,9 @@ import httpx
 import psutil
 
 from tests.faults.cluster import Child, Cluster
-from trainer.jobs import QueueAwayError
+from trainer.plan.make import plan
+from trainer.queue.client import QueueAwayError
 from trainer.recipe.file import load
-from trainer.systems import plan
 
 FROZEN_S = (0.5, 7.0)
 """Shorter and longer than a lease."""

@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 import redis
 
-from trainer.queue_server import start
+from trainer.queue.server import start
 
 
 class QueueProcess:

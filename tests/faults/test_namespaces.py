@@ -15,7 +15,7 @@ from tests.faults.cluster import Cluster
 from tests.faults.namespaces import FAR_ADDRESS, Machines, inside, missing, open_to_others, two_machines
 from tests.faults.nursery import Nursery
 from tests.faults.recipes import CAPABILITIES, written
-from trainer.jobs import Queue
+from trainer.queue.client import Queue
 
 LEASE_S = float(os.environ.get("COEVO_LEASE_S", "4"))
 

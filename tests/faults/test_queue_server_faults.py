@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from tests.faults.queue_process import QueueProcess
-from trainer.jobs import Job, Lease, Queue, QueueAwayError
-from trainer.queue_server import find
+from trainer.queue.client import Job, Lease, Queue, QueueAwayError
+from trainer.queue.server import find
 
 STORE = "store"
 JOB = Job("a", "run", "image", "train", 0, 50)

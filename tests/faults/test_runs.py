@@ -11,11 +11,10 @@ from adapters.manifest import Manifest, read_manifest
 from tests.faults.cluster import Child, Cluster
 from tests.faults.nursery import Nursery
 from tests.faults.recipes import CAPABILITIES, written
-from trainer.coordinator import run_id
-from trainer.plan import Plan
-from trainer.recipe.file import load
-from trainer.rhythm import decided
-from trainer.systems import plan
+from trainer.plan.make import plan
+from trainer.plan.rhythm import decided
+from trainer.plan.steps import Plan
+from trainer.recipe.file import load, run_id
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 

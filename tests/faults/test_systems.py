@@ -6,9 +6,8 @@ import pytest
 
 from tests.faults.cluster import Cluster
 from tests.faults.recipes import MINIATURE, renamed
-from trainer.coordinator import run_id
-from trainer.recipe.file import load
-from trainer.systems import plan
+from trainer.plan.make import plan
+from trainer.recipe.file import load, run_id
 
 SHIPPED = [path for path in sorted(MINIATURE.with_suffix("").glob("*.toml")) if load(path).base.name == "miniature"]
 """On the shipped base."""

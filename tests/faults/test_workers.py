@@ -10,9 +10,8 @@ import pytest
 from adapters.manifest import read_manifest
 from tests.faults.cluster import Child, Cluster
 from tests.faults.recipes import written
-from trainer.coordinator import run_id
-from trainer.jobs import Queue, lease_key
-from trainer.recipe.file import load
+from trainer.queue.client import Queue, lease_key
+from trainer.recipe.file import load, run_id
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 
 from adapters.manifest import WEIGHTS
-from service.registry import AdapterLoadError
+from service.publishing.registry import AdapterLoadError
 
 
 class RecordingLoader:

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.http.problems import ProblemError
 from service.media import Limits, MediaError, encode_image, encode_video
 from service.mediastore import MediaStore, decode
-from service.problems import ProblemError
 
 LIMITS = Limits()
 UNKNOWN = f"sha256:{'0' * 64}"

@@ -13,14 +13,15 @@ import pytest
 from fastapi import FastAPI
 
 from adapters.store import DiskFullError
-from service import problems, routes_runs
-from service.auth import BodyLimit
-from service.routes_runs import follow
+from service.http import problems
+from service.http.auth import BodyLimit
+from service.routes import runs as routes_runs
+from service.routes.runs import follow
 from service.runs import MOST_AT_ONCE, Runs
 from service.schemas import RecordedCompletion, RecordedGroup, RecordedPart, StepRollouts
 from tests import disks
-from trainer.jobs import Queue
-from trainer.queue_server import start
+from trainer.queue.client import Queue
+from trainer.queue.server import start
 
 pytestmark = pytest.mark.anyio
 PATIENCE_S = 30.0

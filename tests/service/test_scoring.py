@@ -3,10 +3,10 @@ import asyncio
 import numpy as np
 import pytest
 
-from service.engine import Adapter, Media, Scores
-from service.metrics import Metrics
+from service.engine.vllm import Adapter, Media, Scores
+from service.http.metrics import Metrics
 from service.scoring import Scorer, Scoring
-from tests.service.test_metrics import value
+from tests.service.http.test_metrics import value
 
 pytestmark = pytest.mark.anyio
 

@@ -13,8 +13,7 @@ import pytest
 from tests.faults.cluster import Cluster
 from tests.faults.monkey import Monkey, quiet_port
 from tests.faults.recipes import CAPABILITIES, written
-from trainer.coordinator import run_id
-from trainer.recipe.file import load
+from trainer.recipe.file import load, run_id
 
 WHOLE_S = 600.0
 SOAK_S = float(os.environ.get("COEVO_SOAK_S", WHOLE_S))

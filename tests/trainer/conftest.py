@@ -12,8 +12,8 @@ _numbers = itertools.count()
 @pytest.fixture(scope="session")
 def policy() -> Any:
     """In float32. Tests share it: adapters come and go by `noisy`."""
-    from tests.trainer.packs import BASE
-    from trainer.policy import load_policy
+    from tests.trainer.update.packs import BASE
+    from trainer.update.policy import load_policy
 
     return load_policy(BASE, dtype="float32")
 
@@ -21,7 +21,7 @@ def policy() -> Any:
 @pytest.fixture
 def noisy(policy: Any) -> Generator[Callable[..., str]]:
     """Makes adapters that are not the base, for the length of a test. Gives their names."""
-    from tests.trainer.packs import noisy as add
+    from tests.trainer.update.packs import noisy as add
 
     names: list[str] = []
 

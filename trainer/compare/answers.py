@@ -28,12 +28,11 @@ from adapters.base import locate
 from adapters.errors import UserError
 from adapters.merge_inputs import open_base, open_revision
 from adapters.names import BASE
-from trainer.children import Children
-from trainer.compare.plan import Entry
-from trainer.evaluate import Exam, Item, Result, decoder, exams, overall, question_means, results
-from trainer.finish import Examiner, stacked_rank
-from trainer.merge_scale import best_scale
-from trainer.queue_server import URL_VARIABLE
+from trainer.evaluation.exams import Exam, Item, Result, decoder, exams, overall, question_means, results
+from trainer.local.examiner import Examiner, best_scale, stacked_rank
+from trainer.local.processes import Children
+from trainer.plan.comparison import Entry
+from trainer.queue.server import URL_VARIABLE
 from trainer.recipe import Answers as Answering
 from trainer.recipe import Recipe
 from trainer.recipe.file import write_resolved

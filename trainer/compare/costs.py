@@ -12,10 +12,10 @@ from dataclasses import astuple, dataclass
 from typing import Any
 
 from adapters.names import BASE, Ref
-from trainer.events import Event
 from trainer.loop import NATIVE
-from trainer.plan import Plan, Step
+from trainer.plan.steps import Plan, Step
 from trainer.recipe import Rollout
+from trainer.reporting.events import Event
 
 
 @dataclass(frozen=True, slots=True)

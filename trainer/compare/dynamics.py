@@ -15,14 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapters.names import BASE, Ref
-from trainer.compare.plan import EXPERTS, MERGED, seed_and_system, shares_of
 from trainer.compare.standings import Line, Standings
-from trainer.events import Event, overlaps_of
-from trainer.intervals import Interval
+from trainer.evaluation.intervals import Interval
+from trainer.evaluation.overlap import Overlaps
 from trainer.loop import NATIVE
-from trainer.overlap import Overlaps
+from trainer.plan.comparison import EXPERTS, MERGED, seed_and_system, shares_of
 from trainer.recipe import Method
-from trainer.update import COSINE
+from trainer.reporting.events import Event, overlaps_of
+from trainer.update.update import COSINE
 
 _RESAMPLED = 2000
 Floats = NDArray[np.float64]

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from trainer.compare.plan import EXPERTS
 from trainer.compare.results import Results
+from trainer.plan.comparison import EXPERTS
 
 _SMOOTH = 10  # steps
 NAMES = {EXPERTS: "experts alone", "copd2": "CoPD, two branches", "copd3": "CoPD"}

@@ -13,7 +13,7 @@ from trainer.compare.dynamics import correlation
 from trainer.compare.pictures import pictures
 from trainer.compare.results import Results
 from trainer.compare.standings import MEAN, Table, Verdict
-from trainer.intervals import Interval
+from trainer.evaluation.intervals import Interval
 
 COSTS = tuple(Spent.__dataclass_fields__)
 _MERGES = "merges"

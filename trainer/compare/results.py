@@ -12,12 +12,12 @@ from adapters.names import BASE
 from trainer.compare.answers import Answers, Merge
 from trainer.compare.costs import Spent, cost_of, spent_by_step
 from trainer.compare.dynamics import Point, Pull, Share, Student, correlation, pulls, series, students, sweep
-from trainer.compare.plan import BUILD, EXPERTS, entries, of_seeds, pair_of
 from trainer.compare.standings import Line, Standings, Table, Verdict, absorption, tables, verdicts
-from trainer.events import Event
-from trainer.intervals import Interval
+from trainer.evaluation.intervals import Interval
+from trainer.plan.comparison import BUILD, EXPERTS, entries, of_seeds, pair_of
+from trainer.plan.make import plan
 from trainer.recipe import Recipe
-from trainer.systems import plan
+from trainer.reporting.events import Event
 
 
 @dataclass(frozen=True, slots=True)

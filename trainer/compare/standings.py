@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from adapters.names import BASE
 from trainer.compare.answers import Answers
-from trainer.compare.plan import EXPERTS, MERGED, shares_of
-from trainer.intervals import Interval, interval
+from trainer.evaluation.intervals import Interval, interval
+from trainer.plan.comparison import EXPERTS, MERGED, shares_of
 
 MEAN = "mean"
 Values = NDArray[np.float64]

@@ -2,8 +2,8 @@
 
 from service.media import Limits
 from trainer.data import datasets
+from trainer.data.generated import prompts as miniature_prompts
 from trainer.data.prompts import Prompts
-from trainer.miniature.prompts import prompts as miniature_prompts
 from trainer.recipe import DatasetData, MiniatureData
 
 

@@ -19,8 +19,8 @@ from typing import Literal
 
 import psutil
 
-from trainer import queue_server
-from trainer.jobs import redacted
+from trainer.queue import server as queue_server
+from trainer.queue.client import redacted
 
 GIB = 2**30
 OLDEST_SERVER = (6, 2)

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from adapters.errors import UserError
-from trainer.recipe import Recipe, with_branches
+from trainer.recipe import Comparison, Recipe, with_branches
 
 Tree = dict[str, Any]
 Override = tuple[tuple[str, ...], Any]
@@ -62,6 +62,14 @@ def resolved(recipe: Recipe) -> str:
 def digest(recipe: Recipe) -> str:
     """Identity of what the recipe says; the order of branches counts, because a ring follows it."""
     return f"sha256:{hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()}"
+
+
+def run_id(recipe: Recipe) -> str:
+    """The same for everything that computes the same: not the budget, the trackers, or what is compared besides."""
+    plain = recipe.model_copy(update={"budget": type(recipe.budget)(), "tracking": type(recipe.tracking)()})
+    if plain.comparison is not None:
+        plain = plain.model_copy(update={"comparison": Comparison()})
+    return f"{recipe.name}-{digest(plain).removeprefix('sha256:')[:8]}"
 
 
 def write_resolved(recipe: Recipe, folder: Path) -> Path:

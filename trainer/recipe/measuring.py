@@ -1,6 +1,6 @@
 """The sections of a recipe that say what is measured: held-out questions and benchmarks, and systems side by side.
 
-Left out: how it is done (`trainer.evaluate`, `trainer.compare`).
+Left out: how it is done (`trainer.evaluation.exams`, `trainer.compare`).
 """
 
 from typing import Annotated, Literal, Self, get_args
@@ -61,7 +61,7 @@ Compared = Literal[Papers, "pairwise", "mopd-equal", "pilot", "sweep"]
 
 
 class Comparison(Section):
-    """Systems side by side (`trainer.compare.plan` says what each is), beside the experts."""
+    """Systems side by side (`trainer.plan.comparison` says what each is), beside the experts."""
 
     systems: tuple[Compared, ...] = get_args(Papers)
     """Beside the experts and their merges, which every one of them is compared with."""

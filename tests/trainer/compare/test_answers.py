@@ -2,9 +2,9 @@ from pathlib import Path
 
 from adapters.names import Ref
 from trainer.compare.answers import on_validation, tried_scales
-from trainer.compare.plan import Entry
-from trainer.evaluate import Result, exams
-from trainer.intervals import Interval
+from trainer.evaluation.exams import Result, exams
+from trainer.evaluation.intervals import Interval
+from trainer.plan.comparison import Entry
 from trainer.recipe.file import load
 
 

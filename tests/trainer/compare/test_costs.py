@@ -4,10 +4,10 @@ import pytest
 
 from adapters.names import Ref
 from trainer.compare.costs import Spent, closure, cost_of, spent_by_step
-from trainer.compare.plan import entries
+from trainer.plan.comparison import entries
+from trainer.plan.make import plan
 from trainer.recipe import Comparison
 from trainer.recipe.file import load
-from trainer.systems import plan
 
 RECIPE = load(Path("recipes/miniature/compare.toml"), ["method.cycles=2"])
 SYSTEMS = (*Comparison().systems, "mopd-equal")

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tests.trainer.told import overlap, step
+from tests.trainer.orchestration.told import overlap, step
 from trainer.compare.answers import Answers
 from trainer.compare.dynamics import correlation, pulls, series, students, sweep
 from trainer.compare.standings import Standings

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.trainer.told import overlap, step
+from tests.trainer.orchestration.told import overlap, step
 from trainer.compare.answers import Answers, Merge
-from trainer.compare.plan import entries
 from trainer.compare.report import grid, markdown, write_report
 from trainer.compare.results import Results, as_json, results_of
+from trainer.plan.comparison import entries
+from trainer.plan.make import plan
 from trainer.recipe import Comparison, Recipe
 from trainer.recipe.file import load
-from trainer.systems import plan
 
 SYSTEMS = ("mixed2", "copd2", "mixed3", "mopd", "copd3", "pilot", "sweep")
 ASKED = load(Path("recipes/miniature/compare-smoke.toml")).model_copy(

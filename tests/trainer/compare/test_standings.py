@@ -6,7 +6,7 @@ import pytest
 
 from trainer.compare.answers import Answers
 from trainer.compare.standings import Claim, Line, Standings, Table, absorption, centred, tables, verdicts
-from trainer.intervals import interval
+from trainer.evaluation.intervals import interval
 
 A, B = Line("a", "a"), Line("b", "b")
 TABLE = Table("t", ("text", "image"), (A, B), (Claim(A, B), Claim(A, B, "image")))

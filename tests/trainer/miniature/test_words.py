@@ -6,8 +6,8 @@ import pytest
 
 from adapters.base import locate
 from clients.cli import main
+from trainer.commands.base import SHIPPED
 from trainer.miniature.capabilities import CAPABILITIES, capability
-from trainer.miniature.command import SHIPPED
 from trainer.miniature.model import build_tokenizer
 from trainer.miniature.words import without_words
 

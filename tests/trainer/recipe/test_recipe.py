@@ -9,12 +9,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adapters.errors import UserError
-from trainer.plan import impossible
-from trainer.plan_command import cost
+from trainer.commands.plan import cost
+from trainer.plan.make import plan
+from trainer.plan.steps import impossible
 from trainer.recipe import TARGET_MODULES, Edge, Method, Recipe, edges, engine_rank
 from trainer.recipe.file import digest, load, resolved, write_resolved
 from trainer.recipe.parts import Section
-from trainer.systems import plan
 
 RECIPES = Path(__file__).parents[3] / "recipes"
 SHIPPED = sorted(path for path in RECIPES.rglob("*.toml") if path.parent.name != "parts")

@@ -1,0 +1,474 @@
+"""vLLM, and everything of it that moves between its releases: start, render, generate, score, adapters, the CPU kernel.
+
+The rest of the service knows `Engine` and its plain types. What this file relies on, each met as a silent error once:
+
+* An adapter is loaded under a new name, a new number and a new folder for every revision, never in place: the prefix
+  cache is keyed by name and folder, and a reused key serves the keys and values of other weights.
+* A score reads the prefix cache, but counts only if the cache ended before the completion's first row
+  (`num_cached_tokens <= prompt_tokens - 1`). Where it did not, rows are missing or uninitialised, and the sequence is
+  scored again without the cache.
+* Rows are counted from the end: one runner returns a garbage head where another returns a shorter list.
+* On CPU vLLM applies the last adapter's weights to the base's rows of a mixed batch. `CpuLora` replaces that kernel.
+* On CPU seeded requests whose prompts come in pieces kill it. `CpuWorker` mends that.
+
+Left out: which revision is which (`registry`), limits of requests (`admission`), several engines.
+"""
+
+import itertools
+import json
+import os
+import tempfile
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL.Image import Image
+
+from adapters.errors import UserError
+from service.media import Video
+from service.publishing.registry import AdapterLoadError, Dtype
+
+LORA_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+# `media` has sized the pixels and chosen the frames; the processor only cuts patches.
+PROCESSING = {
+    "images_kwargs": {"do_resize": False},
+    "videos_kwargs": {"do_resize": False, "do_sample_frames": False, "cap_pixels_per_frame": False},
+}
+SOCKET_FOLDER_LENGTH = 70  # the system takes 107 bytes, and vLLM names a socket with 36
+NOTHING = -100.0  # added to the logit of a banned token
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """What the engine may hold. Plain numbers: `settings` reads and checks them."""
+
+    base: Path
+    dtype: Dtype = "bfloat16"
+    max_model_len: int = 2048
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 4096
+    block_size: int = 32
+    kv_cache_gib: float = 1.0
+    max_loras: int = 8
+    max_cpu_loras: int = 32
+    max_lora_rank: int = 64
+    top_k: int = 20
+    max_images: int = 8
+    max_videos: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A revision that the engine has loaded."""
+
+    name: str
+    number: int
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """Decoded media of a prompt with their ids, which stand for them in vLLM's caches."""
+
+    images: tuple[tuple[str, Image], ...] = ()
+    videos: tuple[tuple[str, Video], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Log-probabilities of a completion's tokens [C], and of the likeliest ones or those asked for [C, k]."""
+
+    prompt_tokens: int
+    logprobs_C: NDArray[np.float32]
+    ids_Ck: NDArray[np.int32]
+    logprobs_Ck: NDArray[np.float32]
+    rescored: bool
+    """Whether the prefix cache had swallowed rows, so that a second pass was needed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """One completion; of its log-probabilities none where they were not asked for."""
+
+    token_ids: tuple[int, ...]
+    logprobs_C: NDArray[np.float32]
+    ids_Ck: NDArray[np.int32]
+    logprobs_Ck: NDArray[np.float32]
+    finish_reason: str
+
+
+class EngineDiedError(Exception):
+    """What was asked is lost; the service is about to be started again."""
+
+
+class Engine:
+    """One frozen base in vLLM."""
+
+    def __init__(self, client: Any, openai: Any, settings: EngineSettings) -> None:
+        self._client: Any = client
+        self.openai: Any = openai
+        """vLLM's own application, for its OpenAI-compatible routes."""
+        self._requests = itertools.count()
+        self._numbers = itertools.count(100_000)  # vLLM's own counter starts at 1
+        self.settings = settings
+        self.tokenizer: Any = client.get_tokenizer()
+        self.eos_id: int = self.tokenizer.eos_token_id
+        config = client.model_config.hf_config
+        self.pads: dict[str, int] = {"image": config.image_token_id, "video": config.video_token_id}
+        self.vocabulary_size: int = config.text_config.vocab_size
+        self._banned = dict.fromkeys(self._unspeakable(config.text_config.vocab_size), NOTHING)
+
+    def _unspeakable(self, vocabulary: int) -> list[int]:
+        """Every special token but the end mark, and the rows beyond the tokenizer."""
+        special = set(self.tokenizer.all_special_ids) | set(self.pads.values())
+        return sorted((special | set(range(len(self.tokenizer), vocabulary))) - {self.eos_id})
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        return frozenset(self._banned)
+
+    def chat_ids(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Messages through the base's chat template; one pad token for each image or video."""
+        return list(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+
+    def text_ids(self, text: str) -> list[int]:
+        """A text alone, without any mark."""
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+    @property
+    def image_pixels(self) -> tuple[int, int]:
+        """The least and the most pixels of an image, by the base's own processor."""
+        size = self._client.renderer.get_mm_processor().info.get_image_processor().size
+        return int(size["shortest_edge"]), int(size["longest_edge"])
+
+    # ---- adapters ----
+
+    async def load(self, name: str, folder: Path) -> Adapter:
+        adapter = Adapter(name, next(self._numbers), folder)
+        try:
+            await self._client.add_lora(_lora_request(adapter))
+        except Exception as error:
+            if self.dead:
+                raise EngineDiedError from None
+            raise AdapterLoadError(f"{name}: the engine refused it; its log says why") from error
+        return adapter
+
+    async def unload(self, handle: object) -> None:
+        assert isinstance(handle, Adapter)
+        self._openai_models().pop(handle.name, None)
+        await self._client.remove_lora(handle.number)
+
+    def name_model(self, name: str, adapter: Adapter | None) -> None:
+        """What `model` means in the OpenAI-compatible routes."""
+        if adapter is not None:
+            self._openai_models()[name] = _lora_request(adapter)
+
+    def _openai_models(self) -> dict[str, Any]:
+        return self.openai.state.openai_serving_models.lora_requests
+
+    # ---- sampling and scoring ----
+
+    async def generate(
+        self,
+        prompt: Sequence[int],
+        media: Media,
+        adapter: Adapter | None,
+        *,
+        n: int,
+        temperature: float,
+        top_p: float,
+        max_tokens: int | None,
+        top_k: int | None,
+        seed: int | None,
+        stop: Sequence[str],
+    ) -> tuple[list[int], list[Sampled]]:
+        """The expanded prompt and `n` completions of it, of at most `max_tokens` and what the model has room for.
+
+        `top_k=None`: without log-probabilities, which cost the engine and the way back from it.
+        """
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        rendered = await self._render(prompt, media)
+        room = self.settings.max_model_len - len(rendered["prompt_token_ids"])
+        params = SamplingParams(
+            n=n,
+            temperature=temperature,
+            top_p=top_p,
+            max_tokens=room if max_tokens is None else min(max_tokens, room),
+            logprobs=top_k,
+            seed=seed,
+            stop=list(stop) or None,
+            stop_token_ids=[self.eos_id],
+            logit_bias=self._banned,
+            flat_logprobs=True,
+            detokenize=bool(stop),
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        output = await self._run(rendered, params, adapter)
+        return list(output.prompt_token_ids), [_sampled(completion) for completion in output.outputs]
+
+    async def score(
+        self,
+        prompt: Sequence[int],
+        media: Media,
+        completion: Sequence[int],
+        adapter: Adapter | None,
+        *,
+        top_k: int = 0,
+        token_ids: Sequence[Sequence[int]] | None = None,
+        cached: bool = True,
+    ) -> Scores:
+        """Log-probabilities of `completion` after `prompt`; `cached=False` never reads the prefix cache."""
+        rendered = await self._render([*prompt, *completion], media)
+        rendered["cache_salt"] = "scores"  # what was sampled is in the cache to its end, and would be met too far
+        prompt_tokens = len(rendered["prompt_token_ids"]) - len(completion)
+        cached = cached and prompt_tokens > self.settings.block_size  # a hit could only be one block too far
+        width = -1 if token_ids is not None else top_k
+        output = await self._run(rendered, _scoring_params(width, skip_cache=not cached), adapter)
+        rescored = cached and (output.num_cached_tokens or 0) > prompt_tokens - 1
+        if rescored:
+            output = await self._run(rendered, _scoring_params(width, skip_cache=True), adapter)
+        assert output.prompt_token_ids[prompt_tokens:] == list(completion), "expansion moved into the completion"
+        rows = _last_rows(output.prompt_logprobs, len(completion))
+        if token_ids is not None:
+            chosen = [_chosen(row, ids) for row, ids in zip(rows, token_ids, strict=True)]
+        else:
+            chosen = [row.rest(top_k) for row in rows]
+        own = np.array([row.own for row in rows], np.float32)
+        return Scores(prompt_tokens, own, *_columns(chosen), rescored)
+
+    async def _render(self, prompt: Sequence[int], media: Media) -> Any:
+        """vLLM's input with media expanded. Media are known by id, so that a second rendering costs no processing."""
+        tokens: dict[str, Any] = {"prompt_token_ids": list(prompt)}
+        if media.images or media.videos:
+            tokens["multi_modal_data"] = {
+                kind: items
+                for kind, items in (
+                    ("image", [image for _, image in media.images]),
+                    ("video", [(v.frames_THWC, v.metadata() | {"do_sample_frames": False}) for _, v in media.videos]),
+                )
+                if items
+            }
+            tokens["multi_modal_uuids"] = {
+                kind: [name for name, _ in items]
+                for kind, items in (("image", media.images), ("video", media.videos))
+                if items
+            }
+        try:
+            (rendered,) = await self._client.renderer.render_cmpl_async([tokens])
+        except ValueError as error:  # vLLM's word for what is too long before or after expansion
+            raise self._too_long() from error
+        if len(rendered["prompt_token_ids"]) >= self.settings.max_model_len:
+            raise self._too_long()
+        return rendered
+
+    def _too_long(self) -> UserError:
+        room = self.settings.max_model_len - 1
+        return UserError(f"the prompt with its media and the completion do not fit into the model's {room} tokens")
+
+    async def _run(self, rendered: Any, params: Any, adapter: Adapter | None) -> Any:
+        """The finished output; cancelling the caller aborts the request."""
+        request = _lora_request(adapter) if adapter else None
+        name = f"coevo-{next(self._requests)}"
+        try:
+            outputs = [output async for output in self._client.generate(rendered, params, name, lora_request=request)]
+        except Exception:
+            if self.dead:
+                raise EngineDiedError from None
+            raise
+        return outputs[-1]
+
+    # ---- health ----
+
+    def drop(self) -> None:
+        """Forget vLLM's client, which else ends itself while the interpreter shuts down."""
+        self._client = self.openai = None
+
+    async def ping(self) -> None:
+        """Answered between two steps of the engine, however many requests wait in it."""
+        await self._client.is_sleeping()
+
+    @property
+    def dead(self) -> bool:
+        return bool(self._client.errored)
+
+    @property
+    def version(self) -> str:
+        from vllm import __version__
+
+        return __version__
+
+
+def _lora_request(adapter: Adapter) -> Any:
+    from vllm.lora.request import LoRARequest
+
+    return LoRARequest(adapter.name, adapter.number, str(adapter.folder))
+
+
+def _scoring_params(width: int, *, skip_cache: bool) -> Any:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        max_tokens=1,
+        temperature=0.0,
+        prompt_logprobs=width,
+        flat_logprobs=True,
+        detokenize=False,
+        skip_reading_prefix_cache=skip_cache,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One position: the actual token first, then the likeliest."""
+
+    ids: list[int]
+    logprobs: list[float]
+
+    @property
+    def own(self) -> float:
+        return self.logprobs[0]
+
+    def rest(self, count: int) -> tuple[list[int], list[float]]:
+        return self.ids[1 : 1 + count], self.logprobs[1 : 1 + count]
+
+
+def _last_rows(flat: Any, count: int) -> list[_Row]:
+    bounds = zip(flat.start_indices[-count:], flat.end_indices[-count:], strict=True)
+    return [_Row(flat.token_ids[start:end], flat.logprobs[start:end]) for start, end in bounds]
+
+
+def _chosen(row: _Row, ids: Sequence[int]) -> tuple[list[int], list[float]]:
+    known = dict(zip(row.ids, row.logprobs, strict=True))
+    return list(ids), [known[token] for token in ids]
+
+
+def _columns(rows: Sequence[tuple[list[int], list[float]]]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    return np.array([ids for ids, _ in rows], np.int32), np.array([values for _, values in rows], np.float32)
+
+
+def _sampled(completion: Any) -> Sampled:
+    rows = _last_rows(completion.logprobs, len(completion.token_ids)) if completion.logprobs is not None else []
+    own = np.array([row.own for row in rows], np.float32)
+    chosen = [row.rest(len(row.ids) - 1) for row in rows]
+    return Sampled(tuple(completion.token_ids), own, *_columns(chosen), str(completion.finish_reason))
+
+
+# ---- starting ----
+
+
+@asynccontextmanager
+async def start_engine(settings: EngineSettings) -> AsyncGenerator[Engine]:
+    """The engine, in processes of its own that end with the block."""
+    for name, value in _environment(settings).items():
+        os.environ.setdefault(name, value)
+    from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    args: Any = make_arg_parser(FlexibleArgumentParser()).parse_args(_arguments(settings))
+    async with build_async_engine_client(args) as client:
+        engine = Engine(client, await _openai_app(client, args), settings)
+        try:
+            yield engine
+        finally:
+            engine.drop()
+
+
+async def _openai_app(client: Any, args: Any) -> Any:
+    from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+    from vllm.entrypoints.launchers.app import build_app
+
+    tasks = await client.get_supported_tasks()
+    app: Any = build_app(args, tasks, client.model_config)
+    await init_app_state(client, app.state, args, tasks)
+    app.state.server = SimpleNamespace(should_exit=False)  # its handlers of a dead engine set this
+    return app
+
+
+def on_cpu() -> bool:
+    import torch
+
+    return not torch.cuda.is_available()
+
+
+def dtype_of(asked: Literal["auto"] | Dtype) -> Dtype:
+    """Auto: a processor without instructions for bfloat16 multiplies it many times slower than float32."""
+    import torch
+
+    if asked != "auto":
+        return asked
+    mkldnn: Any = torch.ops.mkldnn
+    return "bfloat16" if not on_cpu() or mkldnn._is_mkldnn_bf16_supported() else "float32"
+
+
+def _environment(settings: EngineSettings) -> dict[str, str]:
+    shared = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_HOST_IP": "127.0.0.1"}
+    if len(os.fsencode(tempfile.gettempdir())) > SOCKET_FOLDER_LENGTH:
+        shared["VLLM_RPC_BASE_PATH"] = "/tmp"
+    if not on_cpu():
+        return shared
+    return shared | {
+        "OMP_NUM_THREADS": "1",  # on shared cores a second thread that spins costs a factor of twenty
+        "TORCHDYNAMO_DISABLE": "1",  # else the first log-probabilities compile for 12 s
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(settings.kv_cache_gib))),
+    }
+
+
+def _arguments(settings: EngineSettings) -> list[str]:
+    limits = {"image": settings.max_images, "video": settings.max_videos}
+    arguments: dict[str, object] = {
+        "model": settings.base,
+        "served-model-name": "base",
+        "dtype": settings.dtype,
+        "max-model-len": settings.max_model_len,
+        "max-num-seqs": settings.max_num_seqs,
+        "max-num-batched-tokens": max(settings.max_num_batched_tokens, settings.max_model_len),
+        "block-size": settings.block_size,
+        "max-loras": settings.max_loras,
+        "max-cpu-loras": max(settings.max_loras, settings.max_cpu_loras),
+        "max-lora-rank": settings.max_lora_rank,
+        "max-logprobs": -1 if on_cpu() else settings.top_k,  # fixed token ids take the whole row there
+        "generation-config": "vllm",  # defaults come from the request, never from the checkpoint
+        "limit-mm-per-prompt": json.dumps(limits),
+        "mm-processor-kwargs": json.dumps(PROCESSING),
+        "seed": 0,
+    }
+    flags = ["--enable-lora", "--enable-prefix-caching", "--disable-log-stats", "--disable-uvicorn-access-log"]
+    if on_cpu():
+        flags.append("--enforce-eager")
+        arguments["distributed-executor-backend"] = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+        arguments["worker-cls"] = "service.engine.cpu_worker.CpuWorker"
+    else:
+        arguments["kv-cache-memory-bytes"] = int(settings.kv_cache_gib * 2**30)
+    named = [f"--{name}={value}" for name, value in arguments.items()]
+    return [*named, *flags, "--lora-target-modules", *LORA_MODULES]
+
+
+# ---- on CPU ----
+
+
+def prepare_cpu() -> None:
+    """vLLM calls this in each of its processes (entry point `vllm.general_plugins`)."""
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return
+    platform: Any = type(current_platform)
+    platform.get_punica_wrapper = classmethod(lambda cls: "service.engine.cpu_lora.CpuLora")
+    import torch
+
+    # Linux grants AMX's tiles only to processes that ask, and vLLM's attention uses them unasked. oneDNN asks before
+    # its first large product, so without this the engine dies of an illegal instruction if the first prompt is short.
+    cpu: Any = torch.cpu
+    if cpu._is_amx_tile_supported():
+        cpu._init_amx()

@@ -1,0 +1,1 @@
+"""What every route shares: admission, authentication, metrics, uploads, problems."""

@@ -1,0 +1,165 @@
+"""How much work is in the engine at a time, in requests and in tokens, and who waits for it.
+
+Strictly first come, first served: nobody passes a large request that waits for room, so none is starved. One that is
+larger than all the room runs alone. A waiter that gives up, or is given up on, leaves no trace.
+
+Left out: the canary, which never asks here, and priorities. One event loop; no threads.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from service.http.problems import ProblemError
+from service.schemas import Chat, GenerateRequest, LogprobsRequest, TextPart
+
+_TEXT_BYTES_PER_TOKEN = 3
+"""A guess on the high side of the token count for natural language; ids are counted exactly."""
+_MEMORY = 0.9
+"""The weight of the past in the mean time that a request takes."""
+
+
+@dataclass(eq=False, slots=True)
+class _Waiter:
+    tokens: int
+    since: float
+    granted: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+class Admission:
+    def __init__(self, *, max_requests: int, max_tokens: int, max_waiting: int, max_wait_s: float) -> None:
+        self._max_requests = max_requests
+        self._max_tokens = max_tokens
+        self._max_waiting = max_waiting
+        self._max_wait_s = max_wait_s
+        self._waiters: deque[_Waiter] = deque()
+        self._mean_s = 1.0
+        self._last_finish = 0.0
+        self.requests = 0
+        """In the engine."""
+        self.tokens = 0
+        """In the engine."""
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiters)
+
+    def stalled_s(self) -> float:
+        """For how long something has waited while nothing finished."""
+        if not self._waiters:
+            return 0.0
+        return time.monotonic() - max(self._last_finish, self._waiters[0].since)
+
+    @asynccontextmanager
+    async def admit(self, tokens: int) -> AsyncGenerator[None]:
+        """Room for a request of about so many tokens, for as long as the block lasts; 429 when it takes too long."""
+        tokens = min(tokens, self._max_tokens)
+        await self._enter(tokens)
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self._last_finish = time.monotonic()
+            self._mean_s = _MEMORY * self._mean_s + (1 - _MEMORY) * (self._last_finish - began)
+            self._leave(tokens)
+
+    async def _enter(self, tokens: int) -> None:
+        if not self._waiters and self._fits(tokens):
+            self._take(tokens)
+            return
+        if len(self._waiters) >= self._max_waiting:
+            raise self._busy("too many requests wait")
+        waiter = _Waiter(tokens, time.monotonic())
+        self._waiters.append(waiter)
+        try:
+            async with asyncio.timeout(self._max_wait_s):
+                await waiter.granted
+        except BaseException as error:
+            self._forget(waiter)
+            if isinstance(error, TimeoutError):
+                raise self._busy(f"no room within {self._max_wait_s:g} s") from None
+            raise
+
+    def _fits(self, tokens: int) -> bool:
+        return self.requests < self._max_requests and self.tokens + tokens <= self._max_tokens
+
+    def _take(self, tokens: int) -> None:
+        self.requests += 1
+        self.tokens += tokens
+
+    def _leave(self, tokens: int) -> None:
+        self.requests -= 1
+        self.tokens -= tokens
+        self._grant()
+
+    def _grant(self) -> None:
+        """In order, as far as the room goes. The room is taken here, so none can be lost on the way to the waiter."""
+        while self._waiters:
+            head = self._waiters[0]
+            if not head.granted.cancelled():  # else its task has not run since
+                if not self._fits(head.tokens):
+                    return
+                self._take(head.tokens)
+                head.granted.set_result(None)
+            self._waiters.popleft()
+
+    def _forget(self, waiter: _Waiter) -> None:
+        """It gave up: before it was granted, or in the same turn of the event loop."""
+        if waiter.granted.done() and not waiter.granted.cancelled():
+            self._leave(waiter.tokens)
+        elif waiter in self._waiters:
+            self._waiters.remove(waiter)
+            self._grant()  # it may have been the head that did not fit
+
+    def _busy(self, why: str) -> ProblemError:
+        """The wait told is about the time until those in line now are through."""
+        turns = 1 + self.waiting / self._max_requests
+        wait_s = min(self._mean_s * turns, self._max_wait_s)
+        return ProblemError("busy", 429, f"{why}; ask again later", retry_after_s=wait_s)
+
+
+def tokens_of_scoring(request: LogprobsRequest, adapters: int, *, media_tokens: int, max_model_len: int) -> int:
+    """Every adapter reads every sequence once."""
+    return adapters * sum(
+        min(
+            _prompt(one.prompt) + _completion(one.completion) + media_tokens * (len(one.images) + len(one.videos)),
+            max_model_len,
+        )
+        for one in request.sequences
+    )
+
+
+def tokens_of_generation(request: GenerateRequest, *, media_tokens: int, max_model_len: int) -> int:
+    """The completions of a prompt share its cache, so it counts once."""
+    total = 0
+    for one in request.prompts:
+        prompt = min(_prompt(one.prompt) + media_tokens * (len(one.images) + len(one.videos)), max_model_len)
+        room = max(max_model_len - prompt, 1)
+        total += prompt + request.n * (room if request.max_tokens is None else min(request.max_tokens, room))
+    return total
+
+
+def _prompt(prompt: list[int] | Chat) -> int:
+    if isinstance(prompt, list):
+        return len(prompt)
+    texts = [
+        text
+        for message in prompt.messages
+        for text in (
+            [message.content]
+            if isinstance(message.content, str)
+            else [part.text for part in message.content if isinstance(part, TextPart)]
+        )
+    ]
+    return sum(_text(text) for text in texts) + 8 * len(prompt.messages)  # the template's marks around a message
+
+
+def _completion(completion: list[int] | str) -> int:
+    return _text(completion) if isinstance(completion, str) else len(completion)
+
+
+def _text(text: str) -> int:
+    return len(text.encode()) // _TEXT_BYTES_PER_TOKEN + 1

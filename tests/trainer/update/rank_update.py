@@ -1,0 +1,77 @@
+"""Updates as several processes make them, and as one does: `torchrun -m tests.trainer.update.rank_update FOLDER`.
+
+Every process leaves what it has after its first and its last update.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tests.trainer.update.packs import BASE, group, noisy, prompt
+from trainer.parts import Part
+from trainer.recipe import Loss
+from trainer.update.optim import Optimiser
+from trainer.update.packing import pack, share_out
+from trainer.update.policy import Policy, load_policy
+from trainer.update.ranks import Ranks, joined
+from trainer.update.update import update
+
+ADAPTER = "shared"
+BUDGET = 96
+LR = 1e-4
+LOSSES = {
+    "uneven": Loss(),
+    "one pack": Loss(normalise="token"),
+    "two updates a batch": Loss(updates_per_batch=2, eps_low=0.01, eps_high=0.01),
+}
+UPDATES = 3
+
+
+def make_parts(case: str, step: int) -> tuple[Part, ...]:
+    rng = np.random.default_rng(step)
+    if case == "one pack":
+        return (Part("native", (group(prompt("text", step), [5, 1, 8], rng),)),)
+    if case == "two updates a batch":
+        return (Part("native", (group(prompt("image", step), [3, 40, 25, 30], rng),)),)
+    native = [("text", [9, 1, 180]), ("image", [3, 40, 25]), ("video", [2, 2, 30, 12]), ("two images", [7])]
+    taught = [("text", [4, 20]), ("video", [1, 6])]
+    return (
+        Part("native", tuple(group(prompt(kind, step), lengths, rng) for kind, lengths in native)),
+        Part("teacher", tuple(group(prompt(kind, step), lengths, rng, top_k=4) for kind, lengths in taught)),
+    )
+
+
+def num_packs(parts: Sequence[Part], ranks: int) -> list[list[int]]:
+    """Of each part, by process."""
+    return [[len(share) for share in share_out(pack(part.groups, BUDGET), ranks)] for part in parts]
+
+
+def train(policy: Policy, case: str, folder: Path, ranks: Ranks) -> None:
+    """A few updates of a new adapter; rank 0 makes the parts for all."""
+    noisy(policy, ADAPTER, 0, rank=4, alpha=8)
+    optimiser = Optimiser(policy.adapters.parameters(ADAPTER), lr=LR)
+    metrics: list[object] = []
+    keep(policy, folder, f"{case}-0-{ranks.rank}")
+    for step in range(UPDATES):
+        parts = ranks.from_first(make_parts(case, step) if ranks.leads else None)
+        done = update(policy, ADAPTER, optimiser, parts, loss=LOSSES[case], budget=BUDGET, ranks=ranks)
+        assert done.skipped is None
+        metrics.append(done.metrics)
+        keep(policy, folder, f"{case}-{step + 1}-{ranks.rank}")
+    (folder / f"{case}-{ranks.rank}.json").write_text(json.dumps(metrics))
+    policy.adapters.remove(ADAPTER)
+
+
+def keep(policy: Policy, folder: Path, name: str) -> None:
+    (folder / name).mkdir()
+    policy.adapters.save(ADAPTER, folder / name)
+
+
+if __name__ == "__main__":
+    with joined() as these:
+        mine = load_policy(BASE, dtype="float32")
+        for one in LOSSES:
+            train(mine, one, Path(sys.argv[1]), these)

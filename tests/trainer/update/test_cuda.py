@@ -1,0 +1,107 @@
+"""The update on a CUDA device beside that on the CPU: compiled layers, flex attention, memory that is really full."""
+
+from collections.abc import Generator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.trainer.update import packs
+from tests.trainer.update.gradients import difference, gradients_of, values
+from trainer.parts import Part
+from trainer.recipe import Loss
+from trainer.update.optim import Optimiser
+from trainer.update.policy import Policy, load_policy
+from trainer.update.update import update
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+KERNELS = 1e-4
+"""As a share of the largest value, between sums in float32 by other kernels."""
+ADAPTER = "on-cuda"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiling() -> Generator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("TORCHDYNAMO_DISABLE")
+        yield
+
+
+@pytest.fixture(scope="module")
+def cuda() -> Policy:
+    found = load_policy(packs.BASE, dtype="float32", device="cuda")
+    found.recompute_layers()
+    found.compile_layers()
+    packs.noisy(found, ADAPTER, 0)
+    return found
+
+
+@pytest.fixture
+def cpu(policy: Policy) -> Generator[Policy]:
+    packs.noisy(policy, ADAPTER, 0)
+    yield policy
+    policy.adapters.remove(ADAPTER)
+
+
+def groups(*kinds: str, lengths: tuple[int, ...] = (30, 1, 12), **settings: Any) -> tuple[Any, ...]:
+    rng = np.random.default_rng(0)
+    return tuple(packs.group(packs.prompt(kind), lengths, rng, **settings) for kind in kinds)
+
+
+@pytest.fixture(scope="module")
+def parts() -> list[Part]:
+    taught = groups("text", "video", lengths=(9, 4), top_k=3, weight=0.5)
+    return [Part("native", groups(*packs.KINDS)), Part("teacher", taught)]
+
+
+def on_cpu(tensors: dict[str, Any]) -> dict[str, Any]:
+    return {key: tensor.cpu() for key, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize("budget", [4096, 150])
+def test_gradients_are_those_of_the_cpu(cuda: Policy, cpu: Policy, parts: list[Part], budget: int) -> None:
+    ours, done = gradients_of(cuda, ADAPTER, parts, budget=budget)
+    theirs, expected = gradients_of(cpu, ADAPTER, parts, budget=budget)
+    assert difference(on_cpu(ours), theirs) < KERNELS
+    for name, value in expected.metrics.items():
+        assert done.metrics[name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
+
+
+def test_what_is_saved_goes_on_alike_on_the_cpu(cuda: Policy, cpu: Policy, parts: list[Part], tmp_path: Any) -> None:
+    before = values(cuda, ADAPTER)
+    optimiser = Optimiser(cuda.adapters.parameters(ADAPTER), lr=1e-3)
+    update(cuda, ADAPTER, optimiser, parts, loss=Loss(), budget=4096)
+    cuda.adapters.save(ADAPTER, tmp_path)
+    optimiser.save(tmp_path)
+    update(cuda, ADAPTER, optimiser, parts, loss=Loss(), budget=4096)
+    after = on_cpu(values(cuda, ADAPTER))
+    cuda.adapters.assign(ADAPTER, before)
+    cpu.adapters.load(ADAPTER, tmp_path)
+    again = Optimiser(cpu.adapters.parameters(ADAPTER), lr=1e-3)
+    again.load(tmp_path)
+    update(cpu, ADAPTER, again, parts, loss=Loss(), budget=4096)
+    assert again.num_updates == optimiser.num_updates == 2
+    assert difference(after, values(cpu, ADAPTER)) < 1e-3  # Adam's first steps are signs: a gradient near 0 turns
+
+
+def test_a_device_that_is_really_full_halves_the_budget(cuda: Policy) -> None:
+    many = [Part("native", groups("text", "image", lengths=(400,) * 24))]
+
+    def peak(budget: int) -> int:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        gradients_of(cuda, ADAPTER, many, budget=budget)
+        return torch.cuda.max_memory_reserved()
+
+    wanted, _ = gradients_of(cuda, ADAPTER, many, budget=1024)
+    small, large = peak(1024), peak(16_384)
+    assert large > 2 * small
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction((small + large) / 2 / torch.cuda.mem_get_info()[1])
+    try:
+        found, done = gradients_of(cuda, ADAPTER, many, budget=16_384)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert done.budget < 16_384
+    assert difference(found, wanted) < KERNELS

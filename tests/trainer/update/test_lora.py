@@ -1,0 +1,150 @@
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import Qwen3VLForConditionalGeneration
+
+from adapters.manifest import ADAPTER_FILES, WEIGHTS
+from adapters.validate import Adapter, base_shape, check_adapter
+from tests.trainer.update.packs import BASE, group, processor, prompt
+from trainer.parts import Part
+from trainer.recipe import Loss
+from trainer.update import attention
+from trainer.update.optim import Optimiser
+from trainer.update.packing import Pack, lay_out
+from trainer.update.policy import Policy
+from trainer.update.update import update
+
+
+def small_pack(seed: int = 0) -> Pack:
+    return lay_out([group(prompt("text"), [6, 3], np.random.default_rng(seed))])
+
+
+def values(policy: Policy, name: str) -> dict[str, Tensor]:
+    return {key: parameter.detach().clone() for key, parameter in policy.adapters.parameters(name).items()}
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Callable[[str], Path]:
+    def make(name: str) -> Path:
+        (tmp_path / name).mkdir()
+        return tmp_path / name
+
+    return make
+
+
+def test_a_new_adapter_is_the_base_to_the_bit(policy: Policy) -> None:
+    policy.adapters.add("new", rank=4, alpha=8, seed=0)
+    mine, base = (policy.logprobs(name, small_pack()).chosen_NK for name in ("new", None))
+    policy.adapters.remove("new")
+    assert torch.equal(mine, base)
+
+
+def test_an_adapter_that_is_not_the_base_computes_something_else(policy: Policy, noisy: Callable[..., str]) -> None:
+    first, second = noisy(0), noisy(1)
+    found = [policy.logprobs(name, small_pack()).chosen_NK for name in (first, second, None, first)]
+    assert torch.equal(found[0], found[3])
+    assert all((one - other).abs().max() > 1e-3 for one, other in itertools.pairwise(found))
+
+
+def test_equal_seeds_share_their_a(policy: Policy) -> None:
+    for name, seed in (("one", 7), ("same", 7), ("other", 8)):
+        torch.rand(3)  # the global stream plays no part
+        policy.adapters.add(name, rank=4, alpha=8, seed=seed)
+    one, same, other = (values(policy, name) for name in ("one", "same", "other"))
+    for name in ("one", "same", "other"):
+        policy.adapters.remove(name)
+    for key, value in one.items():
+        assert torch.equal(value, same[key])
+        assert torch.equal(value, other[key]) == ("lora_B" in key)
+        if "lora_A" in key:
+            bound = value.shape[1] ** -0.5
+            assert 0.9 * bound < value.abs().max() <= bound
+        else:
+            assert not value.any()
+
+
+def test_no_two_layers_start_alike(policy: Policy, noisy: Callable[..., str]) -> None:
+    starts = [value for key, value in values(policy, noisy(rank=4, alpha=8)).items() if "lora_A" in key]
+    assert len({value.numpy().tobytes() for value in starts}) == len(starts)
+
+
+def test_what_is_saved_is_an_adapter_of_the_base(
+    policy: Policy, noisy: Callable[..., str], folder: Callable[[str], Path]
+) -> None:
+    saved = folder("saved")
+    policy.adapters.save(noisy(rank=8, alpha=16), saved)
+    assert sorted(files(saved)) == sorted(ADAPTER_FILES)
+    assert check_adapter(saved, base_shape(BASE), max_rank=8) == Adapter(8, 16, False)
+
+
+@pytest.mark.parametrize(("rank", "alpha"), [(16, 32), (4, 4)])
+def test_peft_reads_what_is_saved(
+    policy: Policy, noisy: Callable[..., str], folder: Callable[[str], Path], rank: int, alpha: int
+) -> None:
+    saved, name = folder("saved"), noisy(3, rank=rank, alpha=alpha)
+    policy.adapters.save(name, saved)
+    base = Qwen3VLForConditionalGeneration.from_pretrained(BASE, dtype=torch.float32)
+    found = {
+        key.replace(".default", ""): value.detach()
+        for key, value in PeftModel.from_pretrained(base, saved).named_parameters()
+        if ".lora_" in key
+    }
+    mine = values(policy, name)
+    assert found.keys() == mine.keys()
+    assert all(torch.equal(found[key], mine[key]) for key in mine)
+    # That PEFT computes the same with them is shown in test_policy.
+
+
+def test_values_survive_the_round_trip(
+    policy: Policy, noisy: Callable[..., str], folder: Callable[[str], Path]
+) -> None:
+    saved, again, first, second = folder("saved"), folder("again"), noisy(1), noisy(2)
+    policy.adapters.save(first, saved)
+    policy.adapters.load(second, saved)
+    mine, theirs = values(policy, first), values(policy, second)
+    assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+    assert all(torch.equal(value, mine[key]) for key, value in load_file(saved / WEIGHTS).items())
+    policy.adapters.save(second, again)
+    assert files(again) == files(saved)
+
+
+def test_training_one_adapter_moves_nothing_else() -> None:
+    """The state of the whole model, base, vision tower and all adapters, is compared bit for bit."""
+    attentions = {"text_config": attention.NAME, "vision_config": "sdpa"}
+    model = Qwen3VLForConditionalGeneration.from_pretrained(BASE, dtype=torch.float32, attn_implementation=attentions)
+    policy = Policy(model, processor())
+    for name in ("before", "trained", "after"):
+        policy.adapters.add(name, rank=4, alpha=8, seed=0)
+    optimiser = Optimiser(policy.adapters.parameters("trained"), lr=1e-3, weight_decay=0.1)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        groups = tuple(group(prompt(kind), [5, 2], rng) for kind in ("text", "image", "video"))
+        assert update(policy, "trained", optimiser, [Part("native", groups)], loss=Loss(), budget=100).skipped is None
+    changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed == {key for key in before if key.endswith(".trained")}
+    assert len(changed) == len(policy.adapters.parameters("trained"))
+    assert {key for key, parameter in model.named_parameters() if parameter.grad is not None} <= changed
+
+
+def test_a_removed_adapter_leaves_nothing(policy: Policy, noisy: Callable[..., str]) -> None:
+    stays = noisy(0)
+    expected = policy.logprobs(stays, small_pack()).chosen_NK
+    policy.adapters.add("goes", rank=4, alpha=8, seed=0)
+    assert policy.adapters.names[-2:] == (stays, "goes")
+    policy.adapters.remove("goes")
+    assert policy.adapters.names[-1] == stays
+    assert torch.equal(policy.logprobs(stays, small_pack()).chosen_NK, expected)
+    policy.adapters.add("goes", rank=8, alpha=8, seed=0)  # the name is free, for another shape too
+    policy.adapters.remove("goes")

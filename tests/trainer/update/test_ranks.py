@@ -1,0 +1,97 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from adapters.manifest import ADAPTER_FILES, WEIGHTS
+from tests.trainer.update.rank_update import LOSSES, LR, UPDATES, make_parts, num_packs, train
+from trainer.update.policy import Policy
+from trainer.update.ranks import ALONE, joined
+
+pytestmark = pytest.mark.reference
+
+ROOT = Path(__file__).parents[3]
+PROCESSES = 2
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes left. Their sets are in another order than this one's."""
+    folder = tmp_path_factory.mktemp("together")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(PROCESSES)]
+    seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
+    subprocess.run(
+        [*torchrun, "-m", "tests.trainer.update.rank_update", str(folder)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONHASHSEED": seed},
+        check=True,
+        timeout=240,
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(policy: Policy, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("alone")
+    for case in LOSSES:
+        train(policy, case, folder, ALONE)
+    return folder
+
+
+def weights(folder: Path, case: str, updates: int, rank: int = 0) -> torch.Tensor:
+    tensors = load_file(folder / f"{case}-{updates}-{rank}" / WEIGHTS)
+    return torch.cat([tensors[key].flatten() for key in sorted(tensors)])
+
+
+def test_the_cases_are_what_they_are_called() -> None:
+    assert num_packs(make_parts("uneven", 0), PROCESSES) == [[3, 4], [1, 1]]
+    assert num_packs(make_parts("one pack", 0), PROCESSES) == [[1, 0]]
+    assert num_packs(make_parts("two updates a batch", 0), PROCESSES) == [[1, 1]]
+
+
+@pytest.mark.parametrize("updates", [1, UPDATES])
+@pytest.mark.parametrize("case", LOSSES)
+def test_two_processes_make_the_update_of_one(together: Path, alone: Path, case: str, updates: int) -> None:
+    start, ours, theirs = weights(alone, case, 0), weights(together, case, updates), weights(alone, case, updates)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+    assert (theirs - start).abs().max() > 0.9 * LR * updates
+    assert (ours - theirs).norm() < 1e-3 * (theirs - start).norm()
+
+
+@pytest.mark.parametrize("case", LOSSES)
+def test_all_processes_hold_the_same_bits(together: Path, case: str) -> None:
+    for updates in range(1, UPDATES + 1):
+        assert torch.equal(weights(together, case, updates, 0), weights(together, case, updates, 1))
+
+
+@pytest.mark.parametrize("case", LOSSES)
+def test_all_processes_measure_the_whole_batch(together: Path, alone: Path, case: str) -> None:
+    expected = json.loads((alone / f"{case}-0.json").read_text())
+    for rank in range(PROCESSES):
+        found = json.loads((together / f"{case}-{rank}.json").read_text())
+        assert len(found) == UPDATES
+        for mine, other in zip(found, expected, strict=True):
+            assert mine == pytest.approx(other, rel=1e-5, abs=1e-5)
+
+
+def test_equal_adapters_are_equal_bytes_in_every_process(together: Path, alone: Path) -> None:
+    names = [folder / f"uneven-0-{rank}" for folder, rank in ((alone, 0), (together, 0), (together, 1))]
+    for name in ADAPTER_FILES:
+        assert len({(folder / name).read_bytes() for folder in names}) == 1
+
+
+def test_a_process_without_torchrun_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with joined() as ranks:
+        assert ranks == ALONE
+        assert ranks.leads
+        value, tensor = object(), torch.ones(2)
+        assert ranks.from_first(value) is value
+        ranks.sum({"tensor": tensor})
+        assert tensor.tolist() == [1, 1]
+        assert [ranks.any(mine, torch.device("cpu")) for mine in (True, False)] == [True, False]

@@ -1,0 +1,218 @@
+"""Advantages, loss and adapter gradients against TRL's GRPOTrainer, from rewards to `.grad`.
+
+TRL gets the prompts, completions, engine log-probabilities and rewards; everything after that is its own code, with
+PEFT's model of the adapter that is trained here. Only its sampler is replaced.
+"""
+
+import itertools
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+
+from service.media import Limits, decode_image
+from tests.trainer.update import packs
+from tests.trainer.update.gradients import difference, gradients_of, observer, values
+from trainer.miniature.capabilities import capability
+from trainer.miniature.question import questions
+from trainer.parts import Group, Part, Target
+from trainer.recipe import Loss
+from trainer.rollout.advantages import group_advantages
+from trainer.update.packing import lay_out
+from trainer.update.update import update
+
+pytestmark = [
+    pytest.mark.reference,
+    pytest.mark.filterwarnings("ignore:TRL currently supports vLLM versions:UserWarning"),
+    pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"),
+]
+
+GROUP_SIZE = 4
+REWARDS = (1.0, 0.0, 0.1, 0.9, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.9, 0.0)
+"""The second group has nothing to compare: it counts in the denominators alone."""
+LENGTHS = ((3, 17, 1, 9), (5, 2, 6, 4), (12, 1, 8, 20))
+EPSILON = {"eps_low": 0.2, "eps_high": 0.28}
+LR = 1.6e-2
+"""One step of it moves some ratios out of the clip's range, at both ends."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    prompts: list
+    groups: list
+    """Without advantages."""
+    rewards: tuple = REWARDS
+
+    @property
+    def targets(self):
+        return [target for group in self.groups for target in group.targets]
+
+    def part(self, *, std=True):
+        """With the advantages of these rewards."""
+        judged = []
+        for number, group in enumerate(self.groups):
+            rewards = self.rewards[number * GROUP_SIZE : (number + 1) * GROUP_SIZE]
+            targets = [
+                replace(target, advantages_C=np.full(len(target.ids_C), advantage, "f4"))
+                for target, advantage in zip(group.targets, group_advantages(rewards, std=std), strict=True)
+            ]
+            judged.append(group.only(targets))
+        return Part("native", tuple(judged))
+
+
+@pytest.fixture
+def adapter(noisy):
+    return noisy(alpha=16)
+
+
+@pytest.fixture
+def batch(request, policy, adapter):
+    """Completions of different lengths, some of one token, which the engine saw a little differently."""
+    rng = np.random.default_rng(0)
+    prompts = [packs.prompt(request.param, number) for number in range(3)]
+    asked = itertools.islice(questions(capability(request.param), "train", seed=0), 3)
+    return Batch(prompts, [_group(policy, adapter, *one, rng) for one in zip(prompts, asked, LENGTHS, strict=True)])
+
+
+def _group(policy, adapter, prompt, question, lengths, rng):
+    """Derivations with slips, cut off."""
+    tokenizer = packs.processor().tokenizer
+    texts = [question.derivation(style, lambda: rng.random() < 0.5) for style in ("plain", "arrow") * 2]
+    ids = [np.array(tokenizer(text)["input_ids"][:length]) for text, length in zip(texts, lengths, strict=True)]
+    targets = [Target(ids_C, np.zeros(len(ids_C), "f4"), np.zeros(len(ids_C), "f4")) for ids_C in ids]
+    prompt_P = packs.inputs(prompt)["input_ids"][0].numpy()
+    group = Group(prompt_P, prompt.images, prompt.videos, tuple(targets))
+    own = np.array(policy.measure(adapter, lay_out([group])))
+    policy.vision.forget()
+    engine = np.split((own + rng.normal(0, 0.5, len(own))).astype("f4"), np.cumsum([len(row) for row in ids]))
+    return group.only(replace(target, engine_logprobs_C=row) for target, row in zip(targets, engine[:-1], strict=True))
+
+
+@pytest.fixture
+def trl_of(policy, adapter, tmp_path):
+    """A trainer of TRL with the adapter as it is, whose sampler gives the batch's completions."""
+    import trl
+    from datasets import Dataset
+    from peft import PeftModel
+    from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor
+
+    def make(batch, *, engine=False, **settings):
+        policy.adapters.save(adapter, tmp_path)
+        base = Qwen3VLForConditionalGeneration.from_pretrained(packs.BASE, dtype=torch.float32)
+        trainer = trl.GRPOTrainer(
+            PeftModel.from_pretrained(base, tmp_path, is_trainable=True),
+            lambda completions, **_: list(batch.rewards),
+            trl.GRPOConfig(
+                output_dir=str(tmp_path / "trl"),
+                per_device_train_batch_size=len(batch.rewards),
+                num_generations=GROUP_SIZE,
+                beta=0.0,
+                epsilon=EPSILON["eps_low"],
+                epsilon_high=EPSILON["eps_high"],
+                vllm_importance_sampling_mode="token_truncate",
+                vllm_importance_sampling_clip_max=2.0,
+                use_cpu=True,
+                bf16=False,
+                gradient_checkpointing=False,
+                report_to=[],
+                **settings,
+            ),
+            train_dataset=Dataset.from_list([{"prompt": ""}]),
+            processing_class=Qwen3VLProcessor.from_pretrained(packs.BASE, padding_side="left"),
+        )
+        trainer.use_vllm = engine  # asked for in the settings, it would start one
+        trainer.current_gradient_accumulation_steps = 1
+
+        def sample(prompt_ids, *_):
+            expected = [group.prompt_P.tolist() for group in batch.groups for _ in range(GROUP_SIZE)]
+            assert prompt_ids == expected
+            targets = batch.targets
+            return [target.ids_C.tolist() for target in targets], [t.engine_logprobs_C.tolist() for t in targets]
+
+        trainer._generate_single_turn = sample
+        trainer.model.train()
+        return trainer
+
+    return make
+
+
+def _inputs(trainer, batch):
+    rows = []
+    for prompt in batch.prompts:
+        (text,) = (part["text"] for part in prompt.messages[0]["content"] if part["type"] == "text")
+        row = {"prompt": [{"role": "user", "content": text}]}
+        if prompt.images:
+            row["image"] = decode_image(prompt.images[0], Limits())
+        rows += [dict(row) for _ in range(GROUP_SIZE)]
+    return trainer._generate_and_score_completions(rows)
+
+
+def _gradients(trainer, inputs):
+    loss = trainer._compute_loss(trainer.model, inputs)
+    loss.backward()
+    named = trainer.model.named_parameters()
+    return loss.item(), {key.replace(".default", ""): p.grad for key, p in named if p.grad is not None}
+
+
+@pytest.mark.parametrize("batch", ["text", "image"], indirect=True)
+@pytest.mark.parametrize("importance", [False, True], ids=["plain", "importance"])
+@pytest.mark.parametrize(
+    ("normalise", "std"),
+    [("sequence", True), ("token", True), ("sequence", False)],
+    ids=["grpo", "dapo", "without-std"],
+)
+def test_loss_and_gradients_equal_trl(policy, adapter, batch, trl_of, normalise, std, importance):
+    loss_type, scale = {"sequence": "grpo", "token": "dapo"}[normalise], "group" if std else "none"
+    trainer = trl_of(batch, engine=importance, loss_type=loss_type, scale_rewards=scale)
+    inputs = _inputs(trainer, batch)
+    their_loss, theirs = _gradients(trainer, inputs)
+    ours, done = gradients_of(
+        policy, adapter, [batch.part(std=std)], normalise=normalise, std=std, importance_weight=importance, **EPSILON
+    )
+    if importance:
+        assert inputs["importance_sampling_ratio"].max() == 2.0
+        assert done.metrics["native/capped"] > 0
+    assert done.metrics["native/loss"] == pytest.approx(their_loss, abs=1e-6)
+    assert difference(ours, theirs) < 1e-5
+
+
+@pytest.mark.parametrize("batch", ["text", "image"], indirect=True)
+@pytest.mark.parametrize("importance", [False, True], ids=["plain", "importance"])
+@pytest.mark.parametrize("normalise", ["sequence", "token"])
+def test_the_second_update_of_a_batch_equals_trl(policy, adapter, batch, trl_of, normalise, importance):
+    """TRL has the old log-probabilities from before the first update, and the weights from after it."""
+    loss_type = {"sequence": "grpo", "token": "dapo"}[normalise]
+    trainer = trl_of(batch, engine=importance, loss_type=loss_type, num_iterations=2)
+    inputs = _inputs(trainer, batch)
+    assert "old_per_token_logps" in inputs
+    settings = {"normalise": normalise, "importance_weight": importance, **EPSILON}
+    ours, done = gradients_of(policy, adapter, [batch.part()], lr=LR, updates_per_batch=2, **settings)
+
+    update(policy, adapter, observer(policy, adapter, LR), [batch.part()], loss=Loss(**settings), budget=4096)
+    after_one = values(policy, adapter)
+    for key, parameter in trainer.model.named_parameters():
+        if parameter.requires_grad:
+            parameter.data.copy_(after_one[key.replace(".default", "")])
+    _, theirs = _gradients(trainer, inputs)
+
+    clipped = {name: trainer._metrics["train"][f"clip_ratio/{name}_mean"][-1] for name in ("low", "high", "region")}
+    assert clipped["low"] > 0
+    assert clipped["high"] > 0
+    assert clipped["region"] < 0.9
+    computed = sum(len(target.ids_C) for target in batch.targets if target not in batch.groups[1].targets)
+    assert done.metrics["native/clip"] * computed == pytest.approx(clipped["region"] * batch.part().num_tokens)
+    assert difference(ours, theirs) < 1e-5
+
+
+@pytest.mark.parametrize("batch", ["text"], indirect=True)
+@pytest.mark.parametrize("std", [True, False], ids=["std", "mean"])
+def test_advantages_equal_trl(batch, trl_of, std):
+    """TRL keeps what nobody has judged, with advantage 0."""
+    batch = replace(batch, rewards=(1.0, None, 0.1, 0.9, 0.3, 0.3, 0.3, 0.3, None, None, 0.9, None))
+    trainer = trl_of(batch, scale_rewards="group" if std else "none")
+    theirs = _inputs(trainer, batch)["advantages"].tolist()
+    rewards = np.reshape(np.array(batch.rewards, object), (-1, GROUP_SIZE))
+    ours = [advantage for row in rewards for advantage in group_advantages(row, std=std)]
+    assert [0.0 if advantage is None else advantage for advantage in ours] == pytest.approx(theirs, abs=1e-6)
+    assert theirs[4:] == [0.0] * 8

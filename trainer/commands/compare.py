@@ -1,0 +1,157 @@
+"""`coevo compare RECIPE --seeds N`: the paper's tables, with intervals, from one command.
+
+Seed by seed, all systems as one plan on one engine and one worker, then every result examined. `--together` takes
+several seeds into one plan, which keeps a machine busier; the first of them is done later.
+What is there is not made again: after Ctrl-C, or with more `--seeds` or `comparison.systems`, go on with `--resume`.
+
+    DIR/answers/seed-0.jsonl   the reward of every result for every question: what all tables are made of
+    DIR/comparison.json        tables, verdicts, costs, dynamics
+    DIR/report.html            the same to read, with pictures, in one file
+    DIR/tables.md              its tables for a document
+    DIR/store, DIR/runs, ...   as of `coevo run`
+
+The recipe is one of `copd`; its hub and the first other capability are the pair of the two-branch tables. Tune on the
+miniature's validation questions and report on others: capabilities.NAME.held_out says which are asked.
+"""
+
+import argparse
+import json
+import shlex
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+
+from adapters.errors import UserError
+from trainer.compare.answers import examine_seed, path_of, read_answers, read_merges
+from trainer.compare.report import markdown, write_report
+from trainer.compare.results import Results, as_json, results_of
+from trainer.data.base import base_of
+from trainer.data.held_out import held_out_data
+from trainer.evaluation.exams import exams
+from trainer.local.train import check_folder, events_of, is_trained, processes, settings_of, train
+from trainer.orchestration.tracking import check_trackers
+from trainer.plan.comparison import Entry, entries, of_seeds
+from trainer.plan.make import plan
+from trainer.recipe import Comparison, MiniatureData, Recipe
+from trainer.recipe.file import load
+from trainer.reporting.events import read_events
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", type=Path, metavar="RECIPE")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a value of the recipe")
+    parser.add_argument("--seeds", type=int, metavar="N", help="how many [comparison.seeds of the recipe]")
+    parser.add_argument("--together", type=int, default=1, metavar="N", help="seeds trained at once [1]")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where everything lies [out/compare-NAME]")
+    parser.add_argument("--resume", action="store_true", help="go on with what is there, or add seeds to it")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to this file as well")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    recipe = of_comparison(load(arguments.recipe, arguments.set), arguments.seeds)
+    check_trackers(recipe.tracking.to)
+    if arguments.together < 1:
+        raise UserError(f"--together {arguments.together}: take 1 or more")
+    base_of(recipe)  # what is wrong with it is told before anything is written
+    if arguments.json and not arguments.json.absolute().parent.is_dir():
+        raise UserError(f"{arguments.json}: there is no folder {arguments.json.parent}; make it first")
+    out = arguments.out or Path("out") / f"compare-{recipe.name}"
+    check_folder(out, recipe, resume=arguments.resume)
+    assert recipe.comparison is not None
+    if not _all_made(recipe, out, arguments.together):
+        seeds = [f"--seeds={recipe.comparison.seeds}", f"--together={arguments.together}"]
+        words = [str(arguments.recipe), *settings_of(arguments.set), *seeds, f"--out={out}", "--resume"]
+        print(f"stopped; to go on: coevo compare {shlex.join(words)}")
+        return 130
+    results = gathered(recipe, out)
+    _write(results, out, arguments.json)
+    return 0
+
+
+def of_comparison(recipe: Recipe, seeds: int | None) -> Recipe:
+    """With how many seeds, if that was said."""
+    if recipe.method.kind != "copd" or recipe.method.rhythm == "adaptive":
+        raise UserError(
+            f"{recipe.name}: a comparison is made from a recipe of copd with a fixed rhythm; take such a one"
+        )
+    if seeds is not None and seeds < 1:
+        raise UserError(f"--seeds {seeds}: take 1 or more")
+    if len(recipe.capabilities) < 2:
+        raise UserError(f"{recipe.name}: has one capability; a comparison needs two or more")
+    asked = recipe.comparison or Comparison()
+    if "mixed3" in asked.systems and recipe.rollout.prompts < len(recipe.capabilities):
+        raise UserError(
+            f"rollout.prompts: {recipe.rollout.prompts} are fewer than the {len(recipe.capabilities)} capabilities of "
+            "mixed RLVR; take one for each at least"
+        )
+    if asked.scales and (others := [n for n, one in recipe.capabilities.items() if one.data.type != "miniature"]):
+        raise UserError(f"comparison.scales: {', '.join(others)} has no validation questions; set merge.scale instead")
+    return recipe.model_copy(
+        update={"comparison": asked if seeds is None else asked.model_copy(update={"seeds": seeds})}
+    )
+
+
+def _all_made(recipe: Recipe, out: Path, together: int) -> bool:
+    """False: told to stop."""
+    assert recipe.comparison is not None
+    began, first = time.monotonic(), recipe.comparison.first_seed
+    last = first + recipe.comparison.seeds - 1
+    missing = {seed: several for seed in range(first, last + 1) if (several := unanswered(recipe, out, seed))}
+    for group in groups(missing, together):
+        minutes = (time.monotonic() - began) / 60
+        print(f"seed {', '.join(map(str, group))} of {first} to {last}, after {minutes:.0f} min", flush=True)
+        if not _made(recipe, out, {seed: missing[seed] for seed in group}):
+            return False
+    return True
+
+
+def unanswered(recipe: Recipe, out: Path, seed: int) -> list[Entry]:
+    """Results of this one seed that have not been examined."""
+    there = {(one.system, one.row) for one in read_answers(path_of(out, seed))}
+    return [one for one in entries(plan(of_seeds(recipe, seed, seed))) if (one.system, one.row) not in there]
+
+
+def groups(seeds: Iterable[int], size: int) -> list[list[int]]:
+    """As many as are trained together."""
+    ordered = sorted(seeds)
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+
+
+def _made(recipe: Recipe, out: Path, missing: Mapping[int, Sequence[Entry]]) -> bool:
+    """Trains these seeds, and examines what was not. False: told to stop."""
+    own = of_seeds(recipe, min(missing), max(missing))
+    with processes(out, own) as (children, stop):
+        if not is_trained(out, own) and not train(own, out, children, stop):
+            return False
+        return all(
+            examine_seed(own, out, seed, several, children, lambda: stop.is_set) for seed, several in missing.items()
+        )
+
+
+def gathered(recipe: Recipe, out: Path) -> Results:
+    """From all seeds that are there."""
+    paths = sorted((out / "answers").glob("seed-*.jsonl"))
+    answers = [one for path in paths for one in read_answers(path)]
+    merges = {seed: read_merges(out, seed) for seed in sorted({one.seed for one in answers})}
+    return results_of(recipe, answers, read_events(events_of(out, recipe)), blind_levels(recipe, merges), merges)
+
+
+def blind_levels(recipe: Recipe, seeds: Iterable[int]) -> dict[str, float]:
+    """Of the miniature's exams, the mean over what the seeds were asked."""
+    made = [name for name, one in recipe.capabilities.items() if isinstance(held_out_data(one), MiniatureData)]
+    levels: dict[str, list[float]] = {}
+    for seed in seeds:
+        for exam in exams(recipe, only=made, draw=seed):
+            assert exam.blind is not None
+            levels.setdefault(exam.name, []).append(exam.blind)
+    return {name: fmean(several) for name, several in levels.items()}
+
+
+def _write(results: Results, out: Path, also: Path | None) -> None:
+    text = json.dumps(as_json(results), indent=1, allow_nan=False) + "\n"
+    for path in (out / "comparison.json", *([also] if also else [])):
+        path.write_text(text)
+    (out / "tables.md").write_text("\n".join(markdown(results)) + "\n")
+    report = write_report(results, out / "report.html")
+    print(f"{report} has tables and pictures, {out / 'comparison.json'} the numbers, {out / 'answers'} every answer")

@@ -1,0 +1,218 @@
+"""`coevo merge RUN` or `coevo merge ADAPTER...`: adapters of one base become one checkpoint, one adapter, or both.
+
+Of a run, its recipe says the base, the method and the weights, where the command does not. `--scale auto` takes the
+best of several scales on the run's held-out questions; `--push` sends the checkpoint to a hub.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from adapters.base import locate
+from adapters.errors import UserError
+from adapters.merge import Mixture, check_new, fold, mixture, write_adapter
+from adapters.merge_inputs import Base, Branch, heads, open_base, open_folder, open_revision
+from adapters.merge_record import METHODS, Record, write_card
+from adapters.names import Ref, is_name, shown
+from trainer.recipe import Recipe
+from trainer.recipe.file import load
+
+_SCORES = TypeAdapter(dict[str, dict[str, float]])
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.out is None and arguments.adapter is None:
+        raise UserError("nothing to make; name a new folder with --out, --adapter or both")
+    for target in filter(None, (arguments.out, arguments.adapter)):
+        check_new(target)  # before a base of many GB is read
+    if arguments.out == arguments.adapter:
+        raise UserError(f"--out and --adapter: {arguments.out} cannot be both; name two folders")
+    out: Path | None = arguments.out
+    if arguments.push:
+        if out is None:
+            raise UserError(f"--push {arguments.push}: sends a checkpoint; name its folder with --out")
+        check_hub(arguments.push)
+    scores = _scores(arguments.scores) if arguments.scores else {}
+    recipe = recipe_of(arguments.adapters)
+    name = arguments.base or (recipe.base.name if recipe else None)
+    if name is None:
+        raise UserError("--base: which one are they of? give miniature, a folder or a hub name")
+    folder = locate(name)
+    base = open_base(folder, folder.name if Path(name).is_dir() else name)
+    method = arguments.method or (recipe.merge.method if recipe and recipe.merge.method != "none" else "mean")
+    branches = branches_of(arguments.adapters, arguments.store, base)
+    weights = parsed_weights(arguments.weights) or (recipe.merge.weights if recipe else {})
+    scale = parsed_scale(arguments.scale)
+    mix = mixture(
+        branches,
+        weights,
+        method=method,
+        scale=1.0 if scale is None else scale,
+        rank=arguments.rank,
+        density=arguments.density,
+    )
+    if scale is None:
+        mix = replace(mix, scale=chosen_scale(recipe, Path(arguments.adapters[0]), base, mix))
+    make(base, mix, out, arguments.adapter, scores)
+    if arguments.push and out is not None:
+        print(f"pushed: {push(out, arguments.push)}")
+    return 0
+
+
+def recipe_of(adapters: Sequence[str]) -> Recipe | None:
+    """Of a run's folder."""
+    path = Path(adapters[0]) / "recipe.json"
+    return load(path) if len(adapters) == 1 and path.is_file() else None
+
+
+def chosen_scale(recipe: Recipe | None, run: Path, base: Base, mix: Mixture) -> float:
+    from trainer.local.examiner import SCALES, best_scale, scale_curve
+
+    if recipe is None:
+        raise UserError("--scale auto: goes by the questions of a run; name the folder of one")
+    if mix.method == "ties":
+        raise UserError("--scale auto: compares adapters, and ties makes none; take mean or svd")
+    curve = scale_curve(recipe, run, base, mix, SCALES, lambda: False)
+    print("scale\taccuracy\tgain")
+    for point in curve:
+        half = "-" if point.gain.half_width is None else f"{point.gain.half_width:.4f}"
+        print(f"{point.scale:g}\t{point.accuracy.mean:.4f}\t{point.gain.mean:+.4f} +-{half}")
+    found = best_scale({point.scale: point.accuracy.mean for point in curve})
+    print(f"scale: {found:g}")
+    return found
+
+
+def check_hub(name: str) -> None:
+    """Before minutes of work: what stands in the way of a push and is known here."""
+    from huggingface_hub import get_token, is_offline_mode
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        raise UserError(f"--push {shown(name)}: no name of a repository; write OWNER/NAME") from None
+    if is_offline_mode():
+        raise UserError(f"--push {name}: HF_HUB_OFFLINE keeps it from the hub; unset that, or merge without --push")
+    if get_token() is None:
+        raise UserError(f"--push {name}: nobody is logged in to the hub; use `hf auth login`, or set HF_TOKEN")
+
+
+def push(folder: Path, name: str) -> str:
+    """To a private repository of the hub, made where there is none. Its address."""
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    try:
+        repository = api.create_repo(name, private=True, exist_ok=True)
+        api.upload_folder(repo_id=repository.repo_id, folder_path=folder, commit_message="Merged with coevo")
+    except Exception as error:  # of the hub, of what carries its requests, or of what carries large files
+        later = f"{folder} is whole; to send it later: hf upload {name} {folder} . --private"
+        raise UserError(f"--push {name}: the hub does not take it ({_said(error)}); {later}") from None
+    return str(repository)
+
+
+def _said(error: Exception) -> str:
+    """In one line: the hub's own words, where it has any."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    words = (error.server_message if isinstance(error, HfHubHTTPError) else None) or str(error)
+    return next(iter(words.strip().splitlines()), type(error).__name__)
+
+
+def make(base: Base, mix: Mixture, out: Path | None, adapter: Path | None, scores: dict[str, dict[str, float]]) -> None:
+    if adapter is not None:
+        write_adapter(base, mix, adapter)
+        print(f"adapter: {adapter}")
+    if out is not None:
+        record = fold(base, mix, out)
+        if scores:
+            write_card(out, record, scores)
+        print("\n".join(lines(record)))
+        print(f"checkpoint: {out}")
+
+
+def branches_of(texts: Sequence[str], store: Path | None, base: Base) -> list[Branch]:
+    """As they are named; of a run or a store alone, the newest of every branch."""
+    for folder in (Path(texts[0]) / "store", Path(texts[0])):
+        if len(texts) == 1 and (folder / "store.json").is_file():
+            refs = heads(folder)
+            if not refs:
+                raise UserError(f"{folder}: no branch is in it yet; merge it when every branch has made a step")
+            return [open_revision(folder, ref, base) for ref in refs]
+    return [branch_of(text, store, base) for text in texts]
+
+
+def branch_of(text: str, store: Path | None, base: Base) -> Branch:
+    """`[NAME=]BRANCH@REVISION` of a store, or `[NAME=]FOLDER`."""
+    name, is_named, what = text.partition("=")
+    if not (is_named and is_name(name)):
+        name, what = None, text
+    if store is None or Path(what).is_dir():
+        if not Path(what).is_dir():
+            raise UserError(f"{what}: no such folder; name one, or BRANCH@REVISION with --store")
+        return open_folder(Path(what), base, name)
+    return open_revision(store, Ref.parse(what), base, name)
+
+
+def parsed_weights(text: str) -> dict[str, float]:
+    """`text=2,image=1`."""
+    weights: dict[str, float] = {}
+    for part in filter(None, text.split(",")):
+        name, _, number = part.partition("=")
+        if name in weights:
+            raise UserError(f"--weights: {shown(name)} has two; give one")
+        weights[name] = _number(number, f"--weights: {shown(part)}", "text=2,image=1")
+    return weights
+
+
+def parsed_scale(text: str) -> float | None:
+    """None: to be chosen."""
+    return None if text == "auto" else _number(text, f"--scale {shown(text)}", "1.0, or auto")
+
+
+def lines(record: Record) -> Iterator[str]:
+    """What the merge did, for a person."""
+    yield f"weights: {', '.join(f'{branch.source} {branch.share:.4g}' for branch in record.branches)}"
+    yield f"changed: {record.changed:.1%} of the projections' weights ({record.dtype})"
+    if record.lost is not None:
+        yield f"rounded away: {record.lost:.1%} of the delta; at most {record.largest_difference:.3g} in a weight"
+    yield f"norm of the delta by layer: {' '.join(f'{norm:.3g}' for norm in record.layer_norms)}"
+    for pair, cosine in record.cosines.items():
+        yield f"cosine of {pair}: {'-' if cosine is None else f'{cosine:.3f}'}"
+
+
+def _scores(path: Path) -> dict[str, dict[str, float]]:
+    try:
+        return _SCORES.validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        raise UserError(f'{path}: no scores; write {{"merged": {{"text": 0.81}}}}') from None
+
+
+def _number(text: str, where: str, example: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(f"{where} has no number; write {example}") from None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "adapters", nargs="+", metavar="ADAPTER", help="[NAME=]BRANCH@REVISION, [NAME=]FOLDER, or a run"
+    )
+    parser.add_argument("--base", metavar="BASE", help="miniature, a folder, or a hub name; a run's own by default")
+    parser.add_argument("--store", type=Path, metavar="DIR", help="where BRANCH@REVISION are; a service may use it")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="the checkpoint, a new folder")
+    parser.add_argument("--adapter", type=Path, metavar="DIR", help="the same as one adapter, a new folder")
+    parser.add_argument("--method", choices=METHODS, help="mean by default, or as a run's recipe says")
+    parser.add_argument("--weights", default="", metavar="NAME=W,...", help="of the mean; equal by default")
+    parser.add_argument(
+        "--scale", default="1", metavar="X", help="times the merged delta; auto takes the best of several"
+    )
+    parser.add_argument("--rank", type=int, metavar="N", help="of svd; the largest adapter's by default")
+    parser.add_argument("--density", type=float, default=0.2, metavar="X", help="of ties: the share of entries kept")
+    parser.add_argument("--scores", type=Path, metavar="FILE", help="JSON for the card: {model: {capability: score}}")
+    parser.add_argument("--push", metavar="OWNER/NAME", help="send the checkpoint to this repository of the hub")

@@ -1,0 +1,71 @@
+"""`coevo run RECIPE`: a whole run on this machine, from one command.
+
+Queue server (unless COEVO_REDIS_URL names one), service, worker and coordinator as child processes; everything they
+keep lies in one folder:
+
+    DIR/recipe.json      what is computed            DIR/runs/ID/events.jsonl   what happened
+    DIR/store/           every revision              DIR/runs/ID/rollouts/      what each step learnt from
+    DIR/queue/           the queue server's files    DIR/logs/                  what the processes said
+    DIR/merged/          the merged model            DIR/results.json           the accuracy of every model
+
+Ctrl-C stops after the update under way and says how to go on. Left out: how the processes are kept (`training`), what
+a run ends with (`finish`), what is shown meanwhile (`console`), and who restarts a service whose engine died (it does).
+"""
+
+import argparse
+import shlex
+from pathlib import Path
+
+from adapters.errors import UserError
+from adapters.names import MERGED
+from trainer.data.base import base_of
+from trainer.local.finish import ADAPTER, Outcome, finish
+from trainer.local.train import check_folder, events_of, is_trained, processes, settings_of, train
+from trainer.orchestration.tracking import check_trackers
+from trainer.recipe import Recipe
+from trainer.recipe.file import load, run_id
+from trainer.reporting.curves import curves
+from trainer.reporting.events import overlap_lines, read_events
+from trainer.reporting.tables import show
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", type=Path, metavar="RECIPE")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a value of the recipe")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where everything lies [out/NAME]")
+    parser.add_argument("--resume", action="store_true", help="go on with what is there")
+    parser.add_argument("--worker-each", action="store_true", help="a worker for each branch instead of one for all")
+    parser.add_argument("--port", type=int, default=0, metavar="N", help="of the service [any free one]")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    recipe = load(arguments.recipe, arguments.set)
+    if recipe.comparison is not None:
+        raise UserError(f"{arguments.recipe}: compares systems; take coevo compare")
+    check_trackers(recipe.tracking.to)
+    base_of(recipe)  # what is wrong with it is told before anything is written
+    out = arguments.out or Path("out") / recipe.name
+    check_folder(out, recipe, resume=arguments.resume)
+    with processes(out, recipe) as (children, stop):
+        outcome = None
+        each, port = arguments.worker_each, arguments.port
+        if is_trained(out, recipe) or train(recipe, out, children, stop, worker_each=each, port=port):
+            outcome = finish(recipe, out, children, lambda: stop.is_set)
+    if outcome is None:
+        words = [str(arguments.recipe), *settings_of(arguments.set), "--out", str(out), "--resume"]
+        print(f"stopped; to go on: coevo run {shlex.join(words)}")
+        return 130
+    _tell(recipe, out, outcome)
+    return 0
+
+
+def _tell(recipe: Recipe, out: Path, outcome: Outcome) -> None:
+    """The table, and where everything is."""
+    show(recipe.name, outcome.found, outcome.means)
+    for line in overlap_lines(read_events(events_of(out, recipe))):
+        print(line)
+    picture = curves(read_events(events_of(out, recipe)), out / "curves.png")
+    print(f"{run_id(recipe)} is finished: {out / 'results.json'} has the table, {out / 'items.jsonl'} every answer,")
+    print(f"  {out / 'store'} every revision, {picture} what happened on the way")
+    if (out / MERGED).exists():
+        print(f"  {out / MERGED} is the merged model, {out / ADAPTER} the same as an adapter")

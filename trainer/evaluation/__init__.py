@@ -1,0 +1,1 @@
+"""How good models are on held-out questions, and how alike."""

@@ -1,0 +1,1 @@
+"""Which steps there are, and in which order."""

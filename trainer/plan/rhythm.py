@@ -1,0 +1,40 @@
+"""The adaptive rhythm: how many of a cycle's steps are RLVR, by how alike the branches still are.
+
+    lowest O_k of a student with its teacher, on the teacher's data, at the end of a cycle
+        below 0.90     3/4 of the RLVR steps in the next: branches that drift apart teach each other less and less
+        above 0.97     5/4 of them: branches that are alike have little to teach
+        else           as many as before
+
+A cycle keeps its length and at least one step of each phase. Decisions are part of the run: the first one stands, for
+all workers and after every restart (`Queue.agree`).
+
+Left out: measuring the overlap (`overlap`, `observer`).
+"""
+
+import math
+from collections.abc import Mapping
+from itertools import takewhile
+
+LOW, HIGH = 0.90, 0.97
+_NAME = "rhythm:"
+
+
+def next_rlvr_steps(steps: int, length: int, lowest: float) -> int:
+    """In a cycle of `length` steps, after one that had `steps`."""
+    wanted = steps
+    if lowest < LOW:
+        wanted = math.floor(0.75 * steps)
+    elif lowest > HIGH:
+        wanted = math.ceil(1.25 * steps)
+    return min(max(wanted, 1), length - 1)
+
+
+def decision(cycle: int) -> str:
+    """The name under which the RLVR steps of a cycle are agreed on, counted from 0."""
+    return f"{_NAME}{cycle}"
+
+
+def decided(agreed: Mapping[str, str], first: int) -> tuple[int, ...]:
+    """RLVR steps of the cycles that are decided; the first cycle has the recipe's."""
+    later = takewhile(lambda name: name in agreed, map(decision, range(1, len(agreed) + 1)))
+    return (first, *(int(agreed[name]) for name in later))

@@ -1,0 +1,132 @@
+"""A plan: every training step of every branch before the first one is made.
+
+It is static and complete, and everything in it names revisions, never heads; so who works on what, and when, cannot
+change what is computed. A `Step` makes one revision. The steps of a branch come in segments, which are what is given
+to a worker at a time. `trainer.plan.systems` makes plans of recipes.
+
+Left out: jobs, leases and time.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from adapters.names import Ref
+
+
+@dataclass(frozen=True, slots=True)
+class Teacher:
+    """A revision that scores the student's own completions of prompts of one capability."""
+
+    ref: Ref
+    capability: str
+    beta: float
+
+    @property
+    def name(self) -> str:
+        """Of its part in the loss."""
+        branch = self.ref.branch
+        return branch if branch == self.capability else f"{branch}-{self.capability}"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One batch of one branch: from revision `number` - 1 to revision `number`."""
+
+    branch: str
+    number: int
+    capabilities: tuple[str, ...] = ()
+    """Whose rewards it learns from; none: it only listens to teachers."""
+    teachers: tuple[Teacher, ...] = ()
+    negative: tuple[str, ...] = ()
+    """Capabilities on whose prompts the control without a teacher is computed."""
+    is_phase_end: bool = False
+    seed: int | None = None
+    """Of its chance; None: the run's."""
+    stream: str | None = None
+    """By which name it draws, where that is not its branch's: branches of one name and seed draw alike."""
+
+    @property
+    def parent(self) -> Ref:
+        return Ref(self.branch, self.number - 1)
+
+    @property
+    def makes(self) -> Ref:
+        return Ref(self.branch, self.number)
+
+    @property
+    def needs(self) -> tuple[Ref, ...]:
+        """The revisions that must be there before it can begin."""
+        return (self.parent, *(teacher.ref for teacher in self.teachers))
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Steps of one branch that follow each other."""
+
+    kind: str
+    """`rlvr`, `opd` or `negative`."""
+    steps: tuple[Step, ...]
+    system: str = ""
+    """Where a plan holds several: branches are compared with those of their own."""
+    is_watched: bool = True
+    """Whether they are compared at all."""
+
+    @property
+    def branch(self) -> str:
+        return self.steps[0].branch
+
+    @property
+    def first(self) -> int:
+        """The revision that it starts from."""
+        return self.steps[0].number - 1
+
+    @property
+    def id(self) -> str:
+        return f"{self.branch}:{self.first}"
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """How a branch begins: at `base`, or at a revision of another."""
+
+    branch: str
+    origin: str
+    seed: int | None = None
+    """Of its first A; None: the run's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    starts: tuple[Start, ...]
+    segments: tuple[Segment, ...]
+    """In an order in which they can be made one after another, phase by phase."""
+
+    @property
+    def steps(self) -> Iterator[Step]:
+        return (step for segment in self.segments for step in segment.steps)
+
+    def head(self, branch: str) -> int:
+        """The last revision that a branch will have."""
+        return max((step.number for step in self.steps if step.branch == branch), default=0)
+
+
+def is_there(ref: Ref, heads: Mapping[str, int]) -> bool:
+    """Whether a revision is published, going by the branches' heads."""
+    assert ref.revision is not None
+    return heads.get(ref.branch, -1) >= ref.revision
+
+
+def impossible(plan: Plan, existing: Sequence[Ref] = ()) -> Iterator[str]:
+    """What makes a plan one that cannot be made, in words. `existing` revisions are in the store already."""
+    made = {Ref(start.branch, 0) for start in plan.starts} | {step.makes for step in plan.steps} | set(existing)
+    heads = {start.branch: 0 for start in plan.starts}
+    for start in plan.starts:
+        if start.origin != "base" and Ref.parse(start.origin) not in made:
+            yield f"{start.branch} starts from {start.origin}, which nothing makes"
+    for step in plan.steps:
+        if step.branch not in heads:
+            yield f"{step.makes}: its branch never starts"
+        elif step.number != heads[step.branch] + 1:
+            yield f"{step.makes}: follows {step.branch}@{heads[step.branch]}"
+        heads[step.branch] = step.number
+        yield from (f"{step.makes} needs {ref}, which nothing makes" for ref in step.needs if ref not in made)

@@ -1,0 +1,1 @@
+"""Who may make them: jobs, leases and heads in Redis or Valkey."""

@@ -1,0 +1,1 @@
+"""What the engine, the judges and the teachers say."""

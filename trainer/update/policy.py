@@ -1,0 +1,112 @@
+"""The policy: a frozen Qwen3-VL with several LoRA adapters, and the log-probabilities of a pack under one of them.
+
+One copy of the base, whatever the number of adapters. The model's own forward pass runs over a whole pack at once
+(`packing`), with its attention (`attention`) and with media seen once a prompt (`vision`).
+
+Left out: sampling (the service does that) and training (`update`, `optim`).
+
+Axes: T tokens of a pack, N predicted tokens, K chosen ids of each, D hidden size, M media tokens, L deep layers.
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor
+
+from service.media import Pixels
+from trainer.update import attention
+from trainer.update.logprobs import Logprobs, chosen_logprobs
+from trainer.update.lora import Adapters
+from trainer.update.packing import Pack
+from trainer.update.vision import Seen, Vision
+
+
+class Policy:
+    def __init__(
+        self, model: Qwen3VLForConditionalGeneration, processor: Qwen3VLProcessor, pixels: Pixels | None = None
+    ) -> None:
+        model.requires_grad_(False).eval()
+        self._model: Any = model
+        self._language: Any = model.model.language_model
+        self.adapters = Adapters(self._language)
+        self.vision = Vision(model, processor, pixels)
+
+    @property
+    def device(self) -> torch.device:
+        return self._model.device
+
+    def recompute_layers(self) -> None:
+        """Gradient checkpointing: only the inputs of the layers are kept for the backward pass."""
+        self._model.gradient_checkpointing_enable({"use_reentrant": False})
+        self._model.disable_input_require_grads()  # only the reentrant way needs it; media are written into the inputs
+        self._language.train()  # asked for by transformers; there is no dropout to switch on
+
+    def compile_layers(self, backend: str = "inductor") -> None:
+        """For CUDA, where a step is a third faster; the first takes a minute or two more. A graph serves all layers,
+        adapters and lengths."""
+        for layer in self._language.layers:
+            layer.compile(dynamic=True, backend=backend)
+
+    def logprobs(self, adapter: str | None, pack: Pack, chosen_NK: Tensor | None = None) -> Logprobs:
+        """Of the pack's own tokens, or of `chosen_NK`, under an adapter or the base (None)."""
+        self.adapters.select(adapter)
+        hidden_TD = self._hidden(pack)
+        ids_NK = torch.from_numpy(pack.targets_N)[:, None] if chosen_NK is None else chosen_NK
+        sources_N = torch.from_numpy(pack.sources_N).to(self.device)
+        return chosen_logprobs(hidden_TD[sources_N], self._model.lm_head.weight, ids_NK.to(self.device))
+
+    @torch.no_grad()
+    def measure(self, adapter: str | None, pack: Pack) -> list[float]:
+        """The log-probabilities alone."""
+        return self.logprobs(adapter, pack).chosen_NK[:, 0].tolist()
+
+    def _hidden(self, pack: Pack) -> Tensor:
+        seen = [self.vision(group) for group in pack.groups]
+        embedded_TD = self._language.embed_tokens(torch.from_numpy(pack.ids_T).to(self.device))
+        media: dict[str, Any] = {}
+        if any(one.features_MD is not None for one in seen):
+            is_media_T = torch.cat([_in_row(one, span) for one, span in zip(seen, pack.spans, strict=True)])
+            features_MD = torch.cat([one.features_MD for one in seen if one.features_MD is not None])
+            deep_LMD = torch.cat([one.deep_LMD for one in seen if one.deep_LMD is not None], dim=1)
+            embedded_TD[is_media_T] = features_MD.to(embedded_TD.dtype)
+            media = {"visual_pos_masks": is_media_T[None], "deepstack_visual_embeds": list(deep_LMD)}
+        output = self._language(
+            inputs_embeds=embedded_TD[None],
+            position_ids=_positions(seen, pack).to(self.device)[:, None],
+            use_cache=False,
+            layout=attention.layout(pack.spans, self.device),
+            **media,
+        )
+        return output.last_hidden_state[0]
+
+
+def load_policy(
+    base: Path,
+    *,
+    dtype: Literal["float32", "bfloat16"],
+    device: str | torch.device = "cpu",
+    pixels: Pixels | None = None,
+) -> Policy:
+    """The base of a folder, frozen."""
+    model: Any = Qwen3VLForConditionalGeneration.from_pretrained(
+        base, dtype=getattr(torch, dtype), attn_implementation={"text_config": attention.NAME, "vision_config": "sdpa"}
+    )
+    return Policy(model.to(device), Qwen3VLProcessor.from_pretrained(base), pixels)
+
+
+def _in_row(seen: Seen, span: Any) -> Tensor:
+    """Completions hold no media."""
+    return torch.nn.functional.pad(seen.is_media_P, (0, sum(span.completions)))
+
+
+def _positions(seen: list[Seen], pack: Pack) -> Tensor:
+    """[3, T]: after the prompt every completion starts at the same position."""
+    positions: list[Tensor] = []
+    for one, span in zip(seen, pack.spans, strict=True):
+        longest = max(span.completions)
+        rising_C = torch.arange(longest, device=one.positions_3P.device) + one.positions_3P.max() + 1
+        positions.append(one.positions_3P)
+        positions += [rising_C[:length].expand(3, -1) for length in span.completions]
+    return torch.cat(positions, dim=1)
