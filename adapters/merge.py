@@ -36,10 +36,10 @@ from torch.nn.functional import pad
 
 from adapters.errors import UserError
 from adapters.manifest import CONFIG, WEIGHTS
-from adapters.merge_inputs import DTYPES, LAYERS, PREFIX, Base, Branch, Place, Shard, layer_of, projections
+from adapters.merge_inputs import DTYPES, LAYERS, PREFIX, MergeBase, MergeInput, Place, Shard, layer_of, projections
 from adapters.merge_record import RECORD, BranchRecord, Method, Record, write_card
 from adapters.names import shown
-from adapters.store import room, sync
+from adapters.store import disk_full_as_user_error, sync
 from adapters.validate import TARGETS, BaseShape
 
 _COPIED = {".json", ".jinja", ".txt", ".model"}  # settings, templates, tokenizers; no weights, no card
@@ -50,10 +50,10 @@ Rows = Callable[[slice], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class Mixture:
+class MergePlan:
     """What is merged, and how."""
 
-    branches: tuple[Branch, ...]
+    branches: tuple[MergeInput, ...]
     shares: tuple[float, ...]
     """Of the branches; they sum to 1."""
     method: Method = "mean"
@@ -65,7 +65,7 @@ class Mixture:
 
 
 @dataclass(slots=True)
-class Tally:
+class FoldStats:
     """What is counted while weights are folded."""
 
     num_layers: int
@@ -89,15 +89,15 @@ class Tally:
         self.squares[layer_of(projection)] += float(torch.linalg.vector_norm(delta)) ** 2
 
 
-def mixture(
-    branches: Sequence[Branch],
+def merge_plan(
+    branches: Sequence[MergeInput],
     weights: Mapping[str, float],
     *,
     method: Method = "mean",
     scale: float = 1.0,
     rank: int | None = None,
     density: float = 0.2,
-) -> Mixture:
+) -> MergePlan:
     """With equal weights where none are given. `rank` is for svd, the largest branch's by default; density for ties."""
     names = [branch.name for branch in branches]
     _check_numbers(names, weights, scale, density)
@@ -110,7 +110,7 @@ def mixture(
     rank = min(rank, sum(branch.adapter.rank for branch in branches))
     if rank < 1:
         raise UserError(f"--rank {rank}: no rank; take a whole number from 1")
-    return Mixture(
+    return MergePlan(
         branches=tuple(branches),
         shares=tuple(weight / total for weight in given),
         method=method,
@@ -120,9 +120,9 @@ def mixture(
     )
 
 
-def fold(base: Base, mix: Mixture, target: Path) -> Record:
+def fold(base: MergeBase, mix: MergePlan, target: Path) -> Record:
     """The merged checkpoint in a new folder, which appears whole or not at all. Its record is in it."""
-    tally = Tally(base.shape.num_layers)
+    tally = FoldStats(base.shape.num_layers)
     with appearing(target) as draft:
         for path in sorted(base.folder.iterdir()):
             if path.is_file() and (path.suffix in _COPIED or path.name == "LICENSE"):
@@ -137,7 +137,7 @@ def fold(base: Base, mix: Mixture, target: Path) -> Record:
     return record
 
 
-def write_adapter(base: Base, mix: Mixture, target: Path) -> None:
+def write_adapter(base: MergeBase, mix: MergePlan, target: Path) -> None:
     """The merged delta as an adapter in a new folder: stacked, or of the rank of `svd`. Its scale is 1."""
     if mix.method == "ties":
         raise UserError(f"{target}: ties makes no adapter, its delta has every rank; take mean or svd")
@@ -164,7 +164,7 @@ def write_adapter(base: Base, mix: Mixture, target: Path) -> None:
         (draft / CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
 
 
-def merged_factors(mix: Mixture, projection: str) -> tuple[Tensor, Tensor]:
+def merged_factors(mix: MergePlan, projection: str) -> tuple[Tensor, Tensor]:
     """B [O, R] and A [R, I] of the merged delta of one projection."""
     pairs = [branch.factors(projection) for branch in mix.branches]
     up_OR = torch.cat([up * (share * mix.scale) for (up, _), share in zip(pairs, mix.shares, strict=True)], dim=1)
@@ -213,7 +213,7 @@ def inner_products(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     return torch.stack([torch.stack([b.sum() for b in a.split(ranks, 1)]) for a in product_RR.split(ranks)])
 
 
-def cosines(base: Base, branches: Sequence[Branch]) -> dict[str, float | None]:
+def cosines(base: MergeBase, branches: Sequence[MergeInput]) -> dict[str, float | None]:
     """Between branches' deltas, all projections as one vector."""
     product_KK = torch.zeros(len(branches), len(branches), dtype=torch.float64)
     for projection in projections(base.shape):
@@ -239,7 +239,7 @@ def appearing(target: Path) -> Generator[Path]:
     check_new(target)
     draft = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
-        with room(str(target)):
+        with disk_full_as_user_error(str(target)):
             draft.mkdir()
             yield draft
             for path in draft.iterdir():
@@ -250,7 +250,7 @@ def appearing(target: Path) -> Generator[Path]:
         raise
 
 
-def _fold_shard(shard: Shard, shape: BaseShape, mix: Mixture, target: Path, tally: Tally) -> None:
+def _fold_shard(shard: Shard, shape: BaseShape, mix: MergePlan, target: Path, tally: FoldStats) -> None:
     """The file again, with the projections' rows changed on the way."""
     folded = {f"{projection}.weight": projection for projection in projections(shape)}
     with shard.path.open("rb") as reader, target.open("wb") as writer:
@@ -264,7 +264,7 @@ def _fold_shard(shard: Shard, shape: BaseShape, mix: Mixture, target: Path, tall
 
 
 def _fold_tensor(
-    place: Place, projection: str, mix: Mixture, reader: BufferedReader, writer: BinaryIO, tally: Tally
+    place: Place, projection: str, mix: MergePlan, reader: BufferedReader, writer: BinaryIO, tally: FoldStats
 ) -> None:
     delta_rows = merged_rows(mix, projection)
     num_rows, num_inputs = place.shape
@@ -281,7 +281,7 @@ def _fold_tensor(
         tally.count(projection, weight_oI, delta_oI, exact_oI, folded_oI)
 
 
-def merged_rows(mix: Mixture, projection: str) -> Rows:
+def merged_rows(mix: MergePlan, projection: str) -> Rows:
     """The merged delta of one projection, to be asked for by rows: in full it is ten times its factors."""
     if mix.density is None:
         up_OR, down_RI = merged_factors(mix, projection)
@@ -303,7 +303,7 @@ def _bytes(tensor: Tensor) -> memoryview:
     return memoryview(cast(Any, tensor.contiguous().view(torch.uint8).numpy())).cast("B")
 
 
-def _record(base: Base, mix: Mixture, tally: Tally) -> Record:
+def _record(base: MergeBase, mix: MergePlan, tally: FoldStats) -> Record:
     norm = math.sqrt(math.fsum(tally.squares))
     dtypes = {place.dtype for shard in base.shards for place in shard.places if place.key.startswith(LAYERS)}
     return Record(

@@ -50,7 +50,7 @@ class Shard:
 
 
 @dataclass(frozen=True, slots=True)
-class Base:
+class MergeBase:
     """A checkpoint that can be folded into."""
 
     name: str
@@ -61,7 +61,7 @@ class Base:
 
 
 @dataclass(frozen=True, slots=True)
-class Branch:
+class MergeInput:
     """A checked adapter. Its file is open: whoever deletes it now takes nothing from us."""
 
     name: str
@@ -77,7 +77,7 @@ class Branch:
         return up_Or * self.adapter.scale, down_rI
 
 
-def open_base(folder: Path, name: str) -> Base:
+def open_base(folder: Path, name: str) -> MergeBase:
     """A UserError where it lacks a projection, or has one in a dtype that cannot be folded into."""
     shape = base_shape(folder)
     shards = tuple(_read_shard(path) for path in _weight_files(folder))
@@ -89,10 +89,10 @@ def open_base(folder: Path, name: str) -> Base:
             raise UserError(f"{folder}: {projection}.weight {what}; take a checkpoint that is whole")
         if place.dtype not in DTYPES:
             raise UserError(f"{folder}: {place.key} is {place.dtype}; take the checkpoint in {', '.join(DTYPES)}")
-    return Base(name, folder, base_digest(folder), shape, shards)
+    return MergeBase(name, folder, base_digest(folder), shape, shards)
 
 
-def open_revision(store: Path, ref: Ref, base: Base, name: str | None = None) -> Branch:
+def open_revision(store: Path, ref: Ref, base: MergeBase, name: str | None = None) -> MergeInput:
     """Of a store that a service may be writing: nothing is locked, and only what was committed is seen."""
     if not (store / "store.json").is_file():
         raise UserError(f"{store}: no store; name the folder that the service was given")
@@ -113,7 +113,7 @@ def open_revision(store: Path, ref: Ref, base: Base, name: str | None = None) ->
         return _open(folder, base, name or ref.branch, str(ref), manifest.digest)
 
 
-def open_folder(folder: Path, base: Base, name: str | None = None) -> Branch:
+def open_folder(folder: Path, base: MergeBase, name: str | None = None) -> MergeInput:
     """Of an adapter as PEFT saves it."""
     name = folder.resolve().name if name is None else name
     if not is_name(name):
@@ -175,10 +175,10 @@ def _head(store: Path, ref: Ref) -> Ref:
     return Ref(ref.branch, max(kept))
 
 
-def _open(folder: Path, base: Base, name: str, source: str, digest: str | None) -> Branch:
+def _open(folder: Path, base: MergeBase, name: str, source: str, digest: str | None) -> MergeInput:
     adapter = check_adapter(folder, base.shape, _MAX_RANK)
     weights = safe_open(folder / WEIGHTS, framework="pt")
-    return Branch(name, source, digest or folder_digest(folder), adapter, weights)
+    return MergeInput(name, source, digest or folder_digest(folder), adapter, weights)
 
 
 @contextmanager

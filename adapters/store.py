@@ -60,7 +60,7 @@ class DiskFullError(UserError):
 
 
 @contextmanager
-def room(where: str) -> Generator[None]:
+def disk_full_as_user_error(where: str) -> Generator[None]:
     """A full disk becomes one line; every other failure of a disk stays what it is."""
     try:
         yield
@@ -83,7 +83,7 @@ os.register_at_fork(after_in_child=_let_go)
 
 
 @dataclass(frozen=True, slots=True)
-class Branch:
+class StoredBranch:
     """A branch's revisions at one moment."""
 
     kept: Mapping[int, Manifest] = field(default_factory=dict[int, Manifest])
@@ -105,7 +105,7 @@ class Store:
         self.base = base
         self.rejected: list[str] = []
         """What opening found damaged, in words."""
-        self._branches: dict[str, Branch] = {}
+        self._branches: dict[str, StoredBranch] = {}
         self._mutex = threading.Lock()
         _check_is_store(root)
         self._lock = _lock(root)
@@ -134,14 +134,14 @@ class Store:
             os.close(self._lock)
 
     @property
-    def branches(self) -> Mapping[str, Branch]:
+    def branches(self) -> Mapping[str, StoredBranch]:
         """Those with a head, as they are now."""
         with self._mutex:
             return {name: branch for name, branch in self._branches.items() if branch.kept}
 
-    def branch(self, name: str) -> Branch:
+    def branch(self, name: str) -> StoredBranch:
         """An unknown one has no revisions."""
-        return self._branches.get(name, Branch())
+        return self._branches.get(name, StoredBranch())
 
     def folder(self, ref: Ref) -> Path:
         """Of a kept revision."""
@@ -221,7 +221,7 @@ class Store:
         sync(folder)
         with self._mutex:
             before = self.branch(ref.branch)
-            self._branches[ref.branch] = Branch(
+            self._branches[ref.branch] = StoredBranch(
                 kept={number: manifest for number, manifest in before.kept.items() if number != ref.revision},
                 retired={**before.retired, **{n: manifest for n, manifest in before.kept.items() if n == ref.revision}},
             )

@@ -78,10 +78,10 @@ async def _measure(url: str, pool: Any, arguments: argparse.Namespace) -> tuple[
 
 
 def _arena(client: Any, pool: Any, seed: int, recipe: Any) -> Any:
-    from trainer.loop import Arena, Capability
+    from trainer.loop import StepContext, TrainingSet
 
-    data = {name: Capability(_prompts(name, "train", seed, 2000), _rule(), 60.0) for name in CAPABILITIES}
-    return Arena(client, pool, data, _decoder(), seed, recipe.rollout, recipe.loss)
+    data = {name: TrainingSet(_prompts(name, "train", seed, 2000), _rule(), 60.0) for name in CAPABILITIES}
+    return StepContext(client, pool, data, _decoder(), seed, recipe.rollout, recipe.loss)
 
 
 async def _train(arena: Any, learner: Any, turn: asyncio.Lock, name: str, branch: str, steps: int) -> list[float]:

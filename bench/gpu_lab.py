@@ -20,8 +20,8 @@ from transformers import AutoModelForImageTextToText, Qwen3VLConfig, Qwen3VLProc
 
 from adapters.base import locate
 from trainer.doctor.memory import Shape, lora_parameters, shape_of
-from trainer.parts import Group, Target
-from trainer.recipe import Loss
+from trainer.parts import Group, TrainingSample
+from trainer.recipe import LossConfig
 from trainer.update import attention
 from trainer.update.logprobs import chosen_logprobs
 from trainer.update.losses import surrogate, token_weights
@@ -31,7 +31,7 @@ from trainer.update.policy import Policy
 PEAKS = {"H100": 989e12, "H200": 989e12}
 """FLOP/s, by what the card's name holds."""
 ADAPTERS = ("text", "image", "video")
-LOSS = Loss()
+LOSS = LossConfig()
 
 Case = tuple[int, int]
 """Tokens of a prompt and of each completion."""
@@ -204,7 +204,7 @@ def make_group(lab: Lab, case: Case) -> Group:
     text = min(lab.shape.vocabulary, lab.model.config.image_token_id)
     engine_C = np.full(completion, -np.log(text), np.float32)
     targets = tuple(
-        Target(rng.integers(0, text, completion), np.full(completion, (-1) ** number, np.float32), engine_C)
+        TrainingSample(rng.integers(0, text, completion), np.full(completion, (-1) ** number, np.float32), engine_C)
         for number in range(lab.sizes.group)
     )
     return Group(rng.integers(0, text, prompt), (), (), targets)

@@ -44,7 +44,7 @@ from adapters.validate import served_copy
 from bench import gpu_lab
 from bench.gpu_lab import ADAPTERS, DENSE, OURS, ROWS, WAYS, Case, Lab, Timing, seconds, timed
 from trainer.doctor.memory import lora_parameters, worker_parts
-from trainer.parts import Part
+from trainer.parts import LossTerm
 from trainer.update import attention, logprobs
 from trainer.update.optim import Optimiser
 from trainer.update.packing import Pack, lay_out
@@ -191,7 +191,7 @@ def _bytes(parameters: dict[str, Any]) -> int:
 
 def _update(lab: Lab, name: str, optimiser: Optimiser, pack: Pack) -> None:
     budget = len(pack.ids_T)
-    done = update(lab.policy, name, optimiser, [Part("native", pack.groups)], loss=gpu_lab.LOSS, budget=budget)
+    done = update(lab.policy, name, optimiser, [LossTerm("native", pack.groups)], loss=gpu_lab.LOSS, budget=budget)
     assert done.skipped is None
     assert done.budget == budget, "there was no room for one pack"
 

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adapters.base import locate
-from trainer.parts import Group, Part, Target
+from trainer.parts import Group, LossTerm, TrainingSample
 
 if TYPE_CHECKING:
     from trainer.update.optim import Optimiser
@@ -85,7 +85,7 @@ Found = Mapping[Point, Figures]
 def measure(point: Point, threads: int, updates: int = UPDATES) -> Figures:
     import torch
 
-    from trainer.recipe import Loss
+    from trainer.recipe import LossConfig
     from trainer.update.optim import Optimiser
     from trainer.update.policy import load_policy
     from trainer.update.update import update
@@ -101,7 +101,7 @@ def measure(point: Point, threads: int, updates: int = UPDATES) -> Figures:
 
     def step(name: str) -> float:
         began = time.perf_counter()
-        done = update(policy, name, optimisers[name], [part], loss=Loss(), budget=2**20)
+        done = update(policy, name, optimisers[name], [part], loss=LossConfig(), budget=2**20)
         assert done.skipped is None
         return time.perf_counter() - began
 
@@ -117,15 +117,15 @@ def measure(point: Point, threads: int, updates: int = UPDATES) -> Figures:
     return Figures(statistics.median(times), tokens, peak, _resident("VmRSS"), tensor_bytes(policy, optimisers))
 
 
-def make_part(point: Point) -> Part:
+def make_part(point: Point) -> LossTerm:
     """One group of text; every other completion is good."""
     rng = np.random.default_rng(0)
     engine_C = np.full(COMPLETION, -5, np.float32)
     targets = tuple(
-        Target(rng.integers(0, 256, COMPLETION), np.full(COMPLETION, (-1) ** number, np.float32), engine_C)
+        TrainingSample(rng.integers(0, 256, COMPLETION), np.full(COMPLETION, (-1) ** number, np.float32), engine_C)
         for number in range(point.group)
     )
-    return Part("native", (Group(rng.integers(0, 256, point.prompt), (), (), targets),))
+    return LossTerm("native", (Group(rng.integers(0, 256, point.prompt), (), (), targets),))
 
 
 def tensor_bytes(policy: "Policy", optimisers: Mapping[str, "Optimiser"]) -> int:

@@ -69,25 +69,25 @@ async def _once(
 
     from trainer.loop import gather
     from trainer.orchestration.coordinator import Coordinator
-    from trainer.orchestration.heartbeat import Pulse
-    from trainer.orchestration.scheduler import Run, Shift
-    from trainer.orchestration.setup import make_arena, make_learner, open_capabilities
-    from trainer.plan.make import plan
+    from trainer.orchestration.heartbeat import Heartbeat
+    from trainer.orchestration.scheduler import Run, StepScheduler
+    from trainer.orchestration.setup import make_context, make_learner, open_training_sets
+    from trainer.plan.make import make_plan
     from trainer.queue.client import Queue
     from trainer.recipe.file import run_id
-    from trainer.update.ranks import ALONE
+    from trainer.update.ranks import SINGLE_PROCESS
 
     recipe = _recipe(name, prefetch, folder)
-    made, queue, id = plan(recipe), Queue(queue_url), run_id(recipe)
+    made, queue, id = make_plan(recipe), Queue(queue_url), run_id(recipe)
     coordinating = asyncio.create_task(Coordinator(id, recipe, made, queue, client).coordinate())
-    arena = make_arena(recipe, base, client, pool, open_capabilities(recipe, base, recipe.capabilities))
-    learner = make_learner(recipe, base, digest, "cpu", ALONE)
+    arena = make_context(recipe, base, client, pool, open_training_sets(recipe, base, recipe.capabilities))
+    learner = make_learner(recipe, base, digest, "cpu", SINGLE_PROCESS)
     while not await asyncio.to_thread(queue.runs):
         await asyncio.sleep(0.1)
-    pulse = Pulse(Queue(queue_url), name)
+    pulse = Heartbeat(Queue(queue_url), name)
     pulse.start()
-    shift = Shift(Run(id, recipe, made), list(recipe.branches), name=name, queue=queue, pulse=pulse, arena=arena,
-                    learner=learner, gather=partial(gather, arena=arena))  # fmt: skip
+    shift = StepScheduler(Run(id, recipe, made), list(recipe.branches), name=name, queue=queue, pulse=pulse,
+                          arena=arena, learner=learner, gather=partial(gather, arena=arena))  # fmt: skip
     began = time.monotonic()
     await shift.work()
     took = time.monotonic() - began

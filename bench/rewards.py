@@ -23,7 +23,7 @@ from typing import Any, TypeVar, cast
 
 from math_verify import parse, verify
 
-from trainer.rewards import Item, Rule
+from trainer.rewards import RewardItem, Rule
 from trainer.rewards.mathematics import warm_up
 from trainer.rewards.pool import RewardPool
 
@@ -61,26 +61,26 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def latex_pairs(number: int) -> list[Item]:
+def latex_pairs(number: int) -> list[RewardItem]:
     """The shipped completions with their gold answers; every digit but 0 raised by `number`, from 9 on to 1."""
     rows = [json.loads(line) for line in PAIRS.read_text().splitlines()]
-    items = [Item(_shifted(row["completion"], number), _shifted(row["answer"], number)) for row in rows]
+    items = [RewardItem(_shifted(row["completion"], number), _shifted(row["answer"], number)) for row in rows]
     random.Random(number).shuffle(items)
     return items
 
 
-def miniature_answers(number: int) -> list[Item]:
+def miniature_answers(number: int) -> list[RewardItem]:
     """2,000 sums as the miniature writes them, one in four with a wrong result."""
     draw = random.Random(number)
-    items: list[Item] = []
+    items: list[RewardItem] = []
     for _ in range(2000):
         a, b, c = draw.randrange(10, 50), draw.randrange(1, 10), draw.randrange(1, 10)
         found = a + b - c + 10 * (draw.random() < 0.25)
-        items.append(Item(rf"calc{a}+{b}={a + b}-{c}={found} \boxed{{{found}}}", str(a + b - c)))
+        items.append(RewardItem(rf"calc{a}+{b}={a + b}-{c}={found} \boxed{{{found}}}", str(a + b - c)))
     return items
 
 
-def _measured(what: str, load: Callable[[int], list[Item]], pool: RewardPool) -> dict[str, Any]:
+def _measured(what: str, load: Callable[[int], list[RewardItem]], pool: RewardPool) -> dict[str, Any]:
     ours: list[float] = []
     theirs: list[float] = []
     for number in LEARNING + MEASURED:
@@ -100,11 +100,11 @@ def _measured(what: str, load: Callable[[int], list[Item]], pool: RewardPool) ->
 
 def _check_verdicts(pool: RewardPool) -> None:
     rows = [json.loads(line) for line in PAIRS.read_text().splitlines()]
-    scored = pool.score([Item(row["completion"], row["answer"]) for row in rows], Rule("math"), deadline_s=300)
+    scored = pool.score([RewardItem(row["completion"], row["answer"]) for row in rows], Rule("math"), deadline_s=300)
     assert [one.value == 1 for one in scored] == [row["right"] for row in rows], "not the verdicts of the list"
 
 
-def _verified(item: Item) -> bool:
+def _verified(item: RewardItem) -> bool:
     off = cast(int, None)
     gold = parse(rf"\boxed{{{item.answer}}}", parsing_timeout=off)
     return verify(gold, parse(item.completion, parsing_timeout=off), timeout_seconds=off)

@@ -18,8 +18,8 @@ from adapters.names import Ref
 from bench import step_lab as lab
 from bench.served import served
 from clients.client import AsyncClient
-from trainer.loop import Arena, Capability, train_step
-from trainer.parts import Group, Part, Target
+from trainer.loop import StepContext, TrainingSet, train_step
+from trainer.parts import Group, LossTerm, TrainingSample
 from trainer.plan.steps import Step, Teacher
 from trainer.recipe.file import load
 from trainer.rewards import Rule
@@ -71,15 +71,15 @@ def _updates(length: int, rounds: int) -> list[lab.Seconds]:
         before = lab.forget_peak()
         watch.start()
         with watch.during("update"):
-            done = update(policy, "a", optimiser, [Part("native", tuple(groups))], loss=RECIPE.loss,
+            done = update(policy, "a", optimiser, [LossTerm("native", tuple(groups))], loss=RECIPE.loss,
                           budget=RECIPE.budget.tokens_per_micro_batch)  # fmt: skip
         assert done.skipped is None
         found.append(watch.stop() | {"before": before, "peak": lab.peak()})
     return found
 
 
-def _target(ids: list[int], advantage: float) -> Target:
-    return Target(np.array(ids), np.full(len(ids), advantage, np.float32), np.full(len(ids), -5, np.float32))
+def _target(ids: list[int], advantage: float) -> TrainingSample:
+    return TrainingSample(np.array(ids), np.full(len(ids), advantage, np.float32), np.full(len(ids), -5, np.float32))
 
 
 def measure_step(rounds: int) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def measure_step(rounds: int) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as folder:
         base = lab.endless(Path(folder) / "base")
-        data = {"noise": Capability(lab.noise(lab.PROMPTS * (rounds + 1)), Rule("bench.step_lab:checksum_bit"), 60.0)}
+        data = {"noise": TrainingSet(lab.noise(lab.PROMPTS * (rounds + 1)), Rule("bench.step_lab:checksum_bit"), 60.0)}
         return _served({"step_270_64": steps}, data, base, lab.LONG, rounds)
 
 
@@ -96,7 +96,7 @@ def measure_questions(rounds: int) -> dict[str, Any]:
     def alone(name: str, number: int) -> Iterator[Step]:
         yield Step(f"{name}-alone", number, capabilities=(name,))
 
-    data = {name: Capability(lab.questions(name, 500), Rule("exact"), 60.0) for name in lab.BRANCHES}
+    data = {name: TrainingSet(lab.questions(name, 500), Rule("exact"), 60.0) for name in lab.BRANCHES}
     cases: dict[str, Steps] = {"step_text": partial(alone, "text"), "step_image": partial(alone, "image"),
                                "copd_step": together}  # fmt: skip
     return _served(cases, data, locate("miniature"), lab.SHORT, rounds)
@@ -110,7 +110,7 @@ def together(number: int) -> Iterator[Step]:
 
 
 def _served(
-    cases: Mapping[str, Steps], data: Mapping[str, Capability], base: Path, most: int, rounds: int
+    cases: Mapping[str, Steps], data: Mapping[str, TrainingSet], base: Path, most: int, rounds: int
 ) -> dict[str, Any]:
     length = 352 if most == lab.LONG else RECIPE.rollout.max_model_len
     with RewardPool(num_children=1) as pool, served(f"--base={base}", f"--max-model-len={length}", *SERVICE) as url:
@@ -121,7 +121,7 @@ async def _rounds(
     url: str,
     pool: RewardPool,
     cases: Mapping[str, Steps],
-    data: Mapping[str, Capability],
+    data: Mapping[str, TrainingSet],
     base: Path,
     most: int,
     rounds: int,
@@ -136,7 +136,7 @@ async def _rounds(
     found: dict[str, Any] = {}
     watch = _watch()
     async with AsyncClient(url, base=base_digest(base)) as client:
-        arena = Arena(client, pool, data, decode, 0, amounts, RECIPE.loss)
+        arena = StepContext(client, pool, data, decode, 0, amounts, RECIPE.loss)
         for case, steps in cases.items():
             for step in steps(1):
                 await client.fork(step.branch, "base")
@@ -179,7 +179,7 @@ class Turns:
         self._turn.release()
 
 
-async def _round(steps: Iterator[Step], arena: Arena, learner: Learner | Turns, watch: lab.Watch) -> lab.Seconds:
+async def _round(steps: Iterator[Step], arena: StepContext, learner: Learner | Turns, watch: lab.Watch) -> lab.Seconds:
     watch.start()
     if isinstance(learner, Turns):
         done = await asyncio.gather(*(train_step(step, arena, cast(Learner, learner)) for step in steps))

@@ -45,7 +45,7 @@ class Call(Generic[T]):
     """Sent as a form, read while they are sent."""
     media: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
     """By id: what can be uploaded when the service does not know it."""
-    to: "Landing | None" = None
+    to: "DownloadTarget | None" = None
     """Where the answer's body goes, if not into memory."""
     any_base: bool = False
     """Whether it may be asked before the base is known to be the right one."""
@@ -176,7 +176,7 @@ def download(branch: str, revision: int, file: str, to: Path, manifest: Manifest
         names = ", ".join(manifest.files) or "none"
         raise error_of("not-found", None, f"{branch}@{revision} has no {file}; its files are {names}")
     path = _path("adapters", branch, revision, file)
-    return Call("GET", path, lambda answer: to, to=Landing(to, manifest.files[file].sha256))
+    return Call("GET", path, lambda answer: to, to=DownloadTarget(to, manifest.files[file].sha256))
 
 
 def put_media(data: bytes) -> Call[str]:
@@ -252,7 +252,7 @@ def check(answer: httpx.Response) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Landing:
+class DownloadTarget:
     """Where a body goes by pieces: a file that gets its name when it is whole and right."""
 
     path: Path

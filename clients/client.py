@@ -23,8 +23,8 @@ import httpx
 from adapters.manifest import Manifest
 from clients import calls
 from clients.calls import Call, media_id
-from clients.retries import Patience, RefusedError, ServiceError
-from service.concurrency import together
+from clients.retries import RefusedError, RetryDeadline, ServiceError
+from service.concurrency import gather_or_cancel
 from service.schemas import (
     AdaptersResponse,
     GenerateRequest,
@@ -167,13 +167,13 @@ class Client:
     def wait_until_ready(self, timeout_s: float) -> None:
         self._run(calls.ready(), timeout_s)
 
-    def _patience(self, timeout_s: float | None) -> Patience:
-        return Patience(self.url, self._timeout_s if timeout_s is None else timeout_s)
+    def _patience(self, timeout_s: float | None) -> RetryDeadline:
+        return RetryDeadline(self.url, self._timeout_s if timeout_s is None else timeout_s)
 
     def _run(self, call: Call[T], timeout_s: float | None = None) -> T:
         return self._finish(call, self._patience(timeout_s))
 
-    def _finish(self, call: Call[T], patience: Patience) -> T:
+    def _finish(self, call: Call[T], patience: RetryDeadline) -> T:
         """With the uploads that it turns out to need."""
         for _ in range(_UPLOAD_ROUNDS):
             try:
@@ -184,7 +184,7 @@ class Client:
                 self._repeat(upload, patience)
         return self._repeat(call, patience)
 
-    def _repeat(self, call: Call[T], patience: Patience) -> T:
+    def _repeat(self, call: Call[T], patience: RetryDeadline) -> T:
         while True:
             try:
                 return self._try(call, patience)
@@ -193,7 +193,7 @@ class Client:
                 pause_s = patience.pause_after(error)
             time.sleep(pause_s)
 
-    def _try(self, call: Call[T], patience: Patience) -> T:
+    def _try(self, call: Call[T], patience: RetryDeadline) -> T:
         if self._base is not None and not self._base_seen and not call.any_base:
             calls.check_base(self._send(calls.adapters(), patience.left_s()), self._base, self.url)
             self._base_seen = True
@@ -272,7 +272,7 @@ class AsyncClient:
     ) -> list[GenerateResponse]:
         """One answer for each prompt; requests go together, and when one fails, the others are called off."""
         patience = [(call, self._patience(timeout_s)) for call in calls.generate(adapter, request, media)]
-        answers = await together(self._finish(call, one) for call, one in patience)
+        answers = await gather_or_cancel(self._finish(call, one) for call, one in patience)
         return [one for answer in answers for one in calls.by_prompt(answer)]
 
     async def adapters(self) -> AdaptersResponse:
@@ -345,13 +345,13 @@ class AsyncClient:
     async def wait_until_ready(self, timeout_s: float) -> None:
         await self._run(calls.ready(), timeout_s)
 
-    def _patience(self, timeout_s: float | None) -> Patience:
-        return Patience(self.url, self._timeout_s if timeout_s is None else timeout_s)
+    def _patience(self, timeout_s: float | None) -> RetryDeadline:
+        return RetryDeadline(self.url, self._timeout_s if timeout_s is None else timeout_s)
 
     async def _run(self, call: Call[T], timeout_s: float | None = None) -> T:
         return await self._finish(call, self._patience(timeout_s))
 
-    async def _finish(self, call: Call[T], patience: Patience) -> T:
+    async def _finish(self, call: Call[T], patience: RetryDeadline) -> T:
         """With the uploads that it turns out to need."""
         for _ in range(_UPLOAD_ROUNDS):
             try:
@@ -362,7 +362,7 @@ class AsyncClient:
                 await self._repeat(upload, patience)
         return await self._repeat(call, patience)
 
-    async def _repeat(self, call: Call[T], patience: Patience) -> T:
+    async def _repeat(self, call: Call[T], patience: RetryDeadline) -> T:
         while True:
             try:
                 return await self._in_time(call, patience)
@@ -371,7 +371,7 @@ class AsyncClient:
                 pause_s = patience.pause_after(error)
             await asyncio.sleep(pause_s)
 
-    async def _in_time(self, call: Call[T], patience: Patience) -> T:
+    async def _in_time(self, call: Call[T], patience: RetryDeadline) -> T:
         try:
             async with asyncio.timeout(patience.left_s()), self._place() as http:
                 return await self._try(call, patience, http)
@@ -387,7 +387,7 @@ class AsyncClient:
         finally:
             self._room.put_nowait(http)
 
-    async def _try(self, call: Call[T], patience: Patience, http: httpx.AsyncClient) -> T:
+    async def _try(self, call: Call[T], patience: RetryDeadline, http: httpx.AsyncClient) -> T:
         if self._base is not None and not self._base_seen and not call.any_base:
             calls.check_base(await self._send(calls.adapters(), patience.left_s(), http), self._base, self.url)
             self._base_seen = True

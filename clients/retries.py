@@ -47,7 +47,7 @@ def error_of(type: str, status: int | None, detail: str) -> ServiceError:
     return (RefusedError if mendable else ServiceError)(type, status, detail)
 
 
-class Patience:
+class RetryDeadline:
     """One call's time, and how long to pause between its tries."""
 
     def __init__(self, url: str, timeout_s: float) -> None:

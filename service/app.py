@@ -26,7 +26,15 @@ from adapters.manifest import base_digest, folder_digest
 from adapters.names import BASE, is_name, shown
 from adapters.store import DiskFullError, Store
 from adapters.validate import BaseShape, InvalidAdapterError, base_shape, check_adapter
-from service.engine.vllm import Adapter, Engine, EngineDiedError, EngineSettings, Media, dtype_of, start_engine
+from service.engine.vllm import (
+    Engine,
+    EngineDiedError,
+    EngineMedia,
+    EngineSettings,
+    LoadedAdapter,
+    dtype_of,
+    start_engine,
+)
 from service.faults import RESTARTS_VARIABLE
 from service.http import problems
 from service.http.admission import Admission
@@ -36,20 +44,20 @@ from service.inputs import Decoder, Vocabulary
 from service.media import Pixels, Sampling, Sizing
 from service.mediastore import MediaStore
 from service.publishing.fence import QueueFence, fenced_by_queue
-from service.publishing.publisher import Publisher, RefusedError
+from service.publishing.publisher import Publisher, PublishRefusedError
 from service.publishing.registry import Extra, Registry, UnavailableError
 from service.routes import adapters, health, media, openai, runs, scores
 from service.runs import Runs
 from service.schemas import CANARY_COMPLETION, CANARY_PROMPT
 from service.scoring import Scorer
 from service.settings import MediaNumbers, Settings
-from service.state import Door
+from service.state import ServiceState
 
 CACHED_ADAPTERS = 32  # that the engine keeps, in its slots and beside them
 
 
 @asynccontextmanager
-async def open_door(settings: Settings) -> AsyncGenerator[Door]:
+async def open_state(settings: Settings) -> AsyncGenerator[ServiceState]:
     """Everything the routes need; the store's lock and the engine's processes end with the block."""
     folder = locate(settings.base)
     digest = await asyncio.to_thread(base_digest, folder)
@@ -126,7 +134,7 @@ def _door(
     shape: BaseShape,
     runs: Runs,
     queue: QueueFence | None,
-) -> Door:
+) -> ServiceState:
     pixels = pixels_of(settings.media, engine.image_pixels)
     metrics = Metrics()
     admission = Admission(
@@ -139,7 +147,7 @@ def _door(
     if queue is not None:
         metrics.watch_queue(lambda: queue.is_up)
     metrics.restarts.set(int(os.environ.get(RESTARTS_VARIABLE, "0")))
-    return Door(
+    return ServiceState(
         settings=settings,
         engine=engine,
         store=store,
@@ -169,8 +177,8 @@ def _door(
 
 async def canary(engine: Engine, handle: object) -> list[float]:
     """Log-probabilities of the canary sequence under an adapter that is to be published."""
-    assert handle is None or isinstance(handle, Adapter)
-    scores = await engine.score(CANARY_PROMPT, Media(), CANARY_COMPLETION, handle, cached=False)
+    assert handle is None or isinstance(handle, LoadedAdapter)
+    scores = await engine.score(CANARY_PROMPT, EngineMedia(), CANARY_COMPLETION, handle, cached=False)
     return scores.logprobs_C.tolist()
 
 
@@ -192,12 +200,12 @@ def pixels_of(numbers: MediaNumbers, bounds: tuple[int, int]) -> Pixels:
     )
 
 
-def build_app(door: Door) -> ASGIApp:
+def build_app(door: ServiceState) -> ASGIApp:
     app = FastAPI(title="coevo", description="One frozen base, many adapters, exact log-probabilities.")
     app.state.door = door
     problems.install(app)
     app.add_exception_handler(UnavailableError, _on_unavailable)
-    app.add_exception_handler(RefusedError, _on_refused)
+    app.add_exception_handler(PublishRefusedError, _on_refused)
     app.add_exception_handler(EngineDiedError, _on_engine_died)
     app.add_exception_handler(TimeoutError, _on_timeout)
     app.add_exception_handler(ExceptionGroup, _on_group)
@@ -219,7 +227,7 @@ async def _on_disk_full(_: Request, error: Exception) -> Response:
 
 
 async def _on_refused(_: Request, error: Exception) -> Response:
-    assert isinstance(error, RefusedError)
+    assert isinstance(error, PublishRefusedError)
     status = {"invalid": 422, "other-base": 422, "canary": 422, "too-large": 413}.get(error.kind, 409)
     members: dict[str, Any] = dict(error.members)
     return problems.response(problems.ProblemError(error.kind, status, str(error), **members))

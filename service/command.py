@@ -84,7 +84,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 async def _serve(settings: Settings) -> int:
-    from service.app import build_app, open_door
+    from service.app import build_app, open_state
     from service.health import watch
 
     began = time.monotonic()
@@ -92,7 +92,7 @@ async def _serve(settings: Settings) -> int:
         settings.host, settings.port
     ) as listener:  # first: a port that is taken is told before the engine loads
         print(f"coevo serve: loading {settings.base} ...", flush=True)
-        async with open_door(settings) as door:
+        async with open_state(settings) as door:
             config = uvicorn.Config(
                 build_app(door), log_level="warning", lifespan="off", timeout_keep_alive=KEEP_ALIVE_S
             )

@@ -7,19 +7,19 @@ current step.
 import asyncio
 import time
 
-from service.engine.vllm import Media
-from service.state import Door
+from service.engine.vllm import EngineMedia
+from service.state import ServiceState
 
 WATCH_S = 1.0
 PING_EVERY_S = 5.0
 
 
-async def ask_canary(door: Door) -> None:
+async def ask_canary(door: ServiceState) -> None:
     """One token of the base, scored without any cache."""
-    await door.engine.score([0, 1], Media(), [2], None, cached=False)
+    await door.engine.score([0, 1], EngineMedia(), [2], None, cached=False)
 
 
-async def watch(door: Door) -> str:
+async def watch(door: ServiceState) -> str:
     """Returns when the engine is beyond help, with the reason."""
     while True:
         asked = time.monotonic()

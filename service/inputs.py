@@ -13,7 +13,7 @@ from typing import Any
 
 from adapters.errors import UserError
 from service import schemas
-from service.engine.vllm import Media
+from service.engine.vllm import EngineMedia
 from service.media import Pixels, decode_image, decode_video
 
 
@@ -45,8 +45,8 @@ class Decoder:
         self._keep = keep
         self._decoded: OrderedDict[str, asyncio.Future[Any]] = OrderedDict()
 
-    async def __call__(self, images: Sequence[bytes], videos: Sequence[bytes]) -> Media:
-        return Media(
+    async def __call__(self, images: Sequence[bytes], videos: Sequence[bytes]) -> EngineMedia:
+        return EngineMedia(
             tuple([await self._one("image", data) for data in images]),
             tuple([await self._one("video", data) for data in videos]),
         )

@@ -14,7 +14,7 @@ if os.getppid() == int(sys.argv[1]):
 """
 
 
-def dying_with_us(command: Sequence[str]) -> list[str]:
+def die_with_parent(command: Sequence[str]) -> list[str]:
     """The command that starts `command` so that it gets SIGTERM when the thread that started it is gone."""
     if sys.platform != "linux":
         return [*command]

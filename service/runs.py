@@ -28,7 +28,7 @@ from typing import Any, Protocol, cast
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from adapters.names import shown
-from adapters.store import room, sync
+from adapters.store import disk_full_as_user_error, sync
 from service.schemas import RunBranch, RunInfo
 
 EVENTS, ROLLOUTS = "events.jsonl", "rollouts"
@@ -95,7 +95,7 @@ class Runs:
                 told.setdefault(run, []).append((name, event))
             else:
                 strangers.append(event)
-        with room("the runs"):
+        with disk_full_as_user_error("the runs"):
             for run, events in told.items():
                 self._append(run, events)
         if strangers:
@@ -150,7 +150,7 @@ class Runs:
         """`packed` is JSON in gzip. What was there before is replaced."""
         path = self._rollouts(run, branch, step)
         part = path.with_name(f".{uuid.uuid4().hex}{_PART}")
-        with room("the runs"):
+        with disk_full_as_user_error("the runs"):
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 with part.open("xb") as file:

@@ -12,8 +12,8 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from service.concurrency import together
-from service.engine.vllm import Adapter, Engine, Media, Scores
+from service.concurrency import gather_or_cancel
+from service.engine.vllm import Engine, EngineMedia, EngineScores, LoadedAdapter
 from service.http.metrics import Metrics
 
 
@@ -23,7 +23,7 @@ class Scoring:
 
     prompt: tuple[int, ...]
     completion: tuple[int, ...]
-    media: Media
+    media: EngineMedia
     token_ids: tuple[tuple[int, ...], ...] | None = None
 
     def key(self, digest: str, top_k: int) -> str:
@@ -39,16 +39,16 @@ class Scorer:
         self._engine = engine
         self._metrics = metrics
         self._keep = keep
-        self._known: OrderedDict[str, Scores] = OrderedDict()
-        self._flying: dict[tuple[str, Adapter | None], _Flight] = {}
+        self._known: OrderedDict[str, EngineScores] = OrderedDict()
+        self._flying: dict[tuple[str, LoadedAdapter | None], SingleFlight] = {}
 
     async def score(
-        self, sequences: Sequence[Scoring], adapter: Adapter | None, digest: str, top_k: int
-    ) -> list[Scores]:
+        self, sequences: Sequence[Scoring], adapter: LoadedAdapter | None, digest: str, top_k: int
+    ) -> list[EngineScores]:
         """In the order of `sequences`; `digest` names the weights that answer."""
-        return await together(self._one(sequence, adapter, digest, top_k) for sequence in sequences)
+        return await gather_or_cancel(self._one(sequence, adapter, digest, top_k) for sequence in sequences)
 
-    async def _one(self, sequence: Scoring, adapter: Adapter | None, digest: str, top_k: int) -> Scores:
+    async def _one(self, sequence: Scoring, adapter: LoadedAdapter | None, digest: str, top_k: int) -> EngineScores:
         key = sequence.key(digest, top_k)
         if key in self._known:
             self._metrics.cache_hits.inc()
@@ -58,7 +58,7 @@ class Scorer:
         flight = self._flying.get(place)
         if flight is None or flight.over:
             self._metrics.cache_misses.inc()
-            flight = self._flying[place] = _Flight(self._compute(key, sequence, adapter, top_k))
+            flight = self._flying[place] = SingleFlight(self._compute(key, sequence, adapter, top_k))
         else:
             self._metrics.cache_hits.inc()
         try:
@@ -67,7 +67,7 @@ class Scorer:
             if flight.over and self._flying.get(place) is flight:
                 del self._flying[place]
 
-    async def _compute(self, key: str, sequence: Scoring, adapter: Adapter | None, top_k: int) -> Scores:
+    async def _compute(self, key: str, sequence: Scoring, adapter: LoadedAdapter | None, top_k: int) -> EngineScores:
         scores = await self._engine.score(
             sequence.prompt,
             sequence.media,
@@ -82,10 +82,10 @@ class Scorer:
         return scores
 
 
-class _Flight:
+class SingleFlight:
     """A computation that several wait for. It goes on while one of them does."""
 
-    def __init__(self, work: Coroutine[Any, Any, Scores]) -> None:
+    def __init__(self, work: Coroutine[Any, Any, EngineScores]) -> None:
         self._task = asyncio.create_task(work)
         self._waiting = 0
 
@@ -94,7 +94,7 @@ class _Flight:
         """Too late to join."""
         return self._task.done() or self._task.cancelling() > 0
 
-    async def result(self) -> Scores:
+    async def result(self) -> EngineScores:
         self._waiting += 1
         try:
             return await asyncio.shield(self._task)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from adapters.store import Store
-from service.engine.vllm import Adapter, Engine
+from service.engine.vllm import Engine, LoadedAdapter
 from service.http.admission import Admission
 from service.http.metrics import Metrics
 from service.inputs import Decoder, Vocabulary
@@ -19,7 +19,7 @@ MEDIA_TOKENS = 1024  # what one image or video is taken for before it is decoded
 
 
 @dataclass(frozen=True, slots=True)
-class Door:
+class ServiceState:
     settings: Settings
     engine: Engine
     store: Store
@@ -37,7 +37,7 @@ class Door:
     base_digest: str
 
 
-def adapter_of(served: Served) -> Adapter | None:
+def adapter_of(served: Served) -> LoadedAdapter | None:
     """The engine's own handle; None is the base."""
-    assert served.handle is None or isinstance(served.handle, Adapter)
+    assert served.handle is None or isinstance(served.handle, LoadedAdapter)
     return served.handle

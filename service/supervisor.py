@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from service.faults import RESTARTS_VARIABLE
-from service.processes import dying_with_us
+from service.processes import die_with_parent
 
 ENGINE_DIED = 70
 
@@ -91,7 +91,7 @@ class _Supervisor:
 
     async def _run_child(self) -> int:
         child = self._child = await asyncio.create_subprocess_exec(
-            *dying_with_us(self._command),
+            *die_with_parent(self._command),
             env=os.environ | {RESTARTS_VARIABLE: str(self._budget.spent())},
             stdin=asyncio.subprocess.DEVNULL,
             start_new_session=True,

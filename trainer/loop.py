@@ -4,7 +4,7 @@
 
 Phase I of CoPD is a step with capabilities and no teachers: GRPO on the branch's own data. Phase II has both: a batch
 of its own, and for each teacher the branch's own completions of that teacher's prompts, scored by both in one call.
-Both end in the same thing, a `Part`: completions with an advantage for each token. Everything that a step reads is
+Both end in the same thing, a `LossTerm`: completions with an advantage for each token. Everything that a step reads is
 named by revision and every draw by (seed, branch, step), so a step can be made again.
 
     gather   what the engine, the judges and the teachers say (no weights)
@@ -29,16 +29,16 @@ from adapters.errors import UserError
 from adapters.manifest import Manifest
 from clients.client import AsyncClient
 from trainer.data.prompts import Prompt, Prompts, draw
-from trainer.parts import Bins, Floats, Group, Part, Target
+from trainer.parts import Floats, Group, LossTerm, TopK, TrainingSample
 from trainer.plan.steps import Step, Teacher
-from trainer.recipe import Loss
-from trainer.recipe import Rollout as Amounts
+from trainer.recipe import LossConfig
+from trainer.recipe import RolloutConfig as Amounts
 from trainer.recipe.method import Mix, Negative
 from trainer.rewards import Rule
 from trainer.rewards.pool import RewardPool
 from trainer.rollout.advantages import group_advantages, negative_advantages, teacher_advantages
-from trainer.rollout.metrics import self_delta, told
-from trainer.rollout.sample import Answer, Rollout, Scores, judge, sample, score, seeds
+from trainer.rollout.metrics import engine_noise, rollout_metrics
+from trainer.rollout.sample import Completion, Rollout, Scores, judge, sample, score, seeds
 from trainer.update.learner import Learner
 from trainer.update.update import Update
 
@@ -46,7 +46,7 @@ NATIVE = "native"
 
 
 @dataclass(frozen=True, slots=True)
-class Capability:
+class TrainingSet:
     """Data and what judges the answers."""
 
     prompts: Prompts
@@ -55,16 +55,16 @@ class Capability:
 
 
 @dataclass(frozen=True, slots=True)
-class Arena:
+class StepContext:
     """Where branches answer and are judged."""
 
     client: AsyncClient
     pool: RewardPool
-    capabilities: Mapping[str, Capability]
+    capabilities: Mapping[str, TrainingSet]
     decode: Callable[[Sequence[int]], str]
     seed: int
     amounts: Amounts
-    loss: Loss
+    loss: LossConfig
     mix: Mix = "equal"
     negative: Negative = field(default_factory=Negative)
 
@@ -74,7 +74,7 @@ class Lesson:
     """A prompt's completions and what each of them teaches."""
 
     rollout: Rollout
-    targets: tuple[Target | None, ...]
+    targets: tuple[TrainingSample | None, ...]
     """None: the completion left its group."""
     deltas: tuple[Floats, ...] | None = None
     """Teacher minus student, for each token."""
@@ -84,14 +84,14 @@ class Lesson:
 class Batch:
     """What one step learns from."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[LossTerm, ...]
     lessons: Mapping[str, Sequence[Lesson]]
     """By part."""
     metrics: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Done:
+class StepResult:
     """A step that is over."""
 
     manifest: Manifest
@@ -99,24 +99,24 @@ class Done:
     update: Update
 
 
-async def train_step(step: Step, arena: Arena, learner: Learner) -> Done:
+async def train_step(step: Step, arena: StepContext, learner: Learner) -> StepResult:
     """From prompts to the published revision."""
     batch = await gather(step, arena)
     await learner.prepare(step.parent, arena.client)
     update = await asyncio.to_thread(learner.learn, step.branch, batch.parts)
     manifest = await publish(step, arena, learner, batch, update)
-    return Done(manifest, batch, update)
+    return StepResult(manifest, batch, update)
 
 
 # ---- what is learnt from ----
 
 
-async def gather(step: Step, arena: Arena) -> Batch:
+async def gather(step: Step, arena: StepContext) -> Batch:
     """All parts of a step together: they need nothing of each other."""
     found = await asyncio.gather(
-        *([_native(step, arena)] if step.capabilities else []),
-        *(_taught(step, teacher, arena) for teacher in step.teachers),
-        *(_discouraged(step, capability, arena) for capability in step.negative),
+        *([rl_term(step, arena)] if step.capabilities else []),
+        *(distillation_term(step, teacher, arena) for teacher in step.teachers),
+        *(control_term(step, capability, arena) for capability in step.negative),
     )
     lessons = {name: one for name, one, _ in found}
     parts = tuple(as_part(name, one) for name, one in lessons.items())
@@ -126,12 +126,12 @@ async def gather(step: Step, arena: Arena) -> Batch:
 Found = tuple[str, list[Lesson], dict[str, float]]
 
 
-async def _native(step: Step, arena: Arena) -> Found:
+async def rl_term(step: Step, arena: StepContext) -> Found:
     """GRPO: rewards of the branch's own capabilities, compared within each prompt."""
     shares = shares_of(step, arena)
     answered = await asyncio.gather(
         *(
-            _answered(step, arena, capability, NATIVE, share, arena.amounts.group_size)
+            rollouts_of(step, arena, capability, NATIVE, share, arena.amounts.group_size)
             for capability, share in zip(step.capabilities, shares, strict=True)
             if share
         )
@@ -149,20 +149,20 @@ async def _native(step: Step, arena: Arena) -> Found:
         )
         return Lesson(rollout, tuple(targets))
 
-    return NATIVE, [lesson(rollout) for rollout in rollouts], told(NATIVE, rollouts)
+    return NATIVE, [lesson(rollout) for rollout in rollouts], rollout_metrics(NATIVE, rollouts)
 
 
-async def _taught(step: Step, teacher: Teacher, arena: Arena) -> Found:
+async def distillation_term(step: Step, teacher: Teacher, arena: StepContext) -> Found:
     """Distillation: the student's own completions of the teacher's prompts, scored by both."""
     name, loss = teacher.name, arena.loss
     prompts, group_size = arena.amounts.opd_batch
-    rollouts = await _answered(step, arena, teacher.capability, name, prompts, group_size)
+    rollouts = await rollouts_of(step, arena, teacher.capability, name, prompts, group_size)
     top_k = loss.teacher_top_k if loss.teacher_signal == "top-k" else 0
     student, teaching = await score(arena.client, [str(step.parent), str(teacher.ref)], rollouts, top_k=top_k)
 
-    def target(answer: Answer, own: Scores, other: Scores) -> Target:
+    def target(answer: Completion, own: Scores, other: Scores) -> TrainingSample:
         if top_k:
-            bins = Bins(other.top_ids_Ck, other.top_logprobs_Ck, teacher.beta)
+            bins = TopK(other.top_ids_Ck, other.top_logprobs_Ck, teacher.beta)
             return _target(answer, np.zeros_like(own.logprobs_C), bins)
         advantages_C = teacher_advantages(other.logprobs_C, own.logprobs_C, beta=teacher.beta, clamp=loss.delta_clamp)
         return _target(answer, advantages_C)
@@ -174,16 +174,16 @@ async def _taught(step: Step, teacher: Teacher, arena: Arena) -> Found:
 
     lessons = [lesson(*one) for one in zip(rollouts, student, teaching, strict=True)]
     delta = np.concatenate([delta for one in lessons for delta in one.deltas or ()])
-    metrics = told(name, rollouts) | {
+    metrics = rollout_metrics(name, rollouts) | {
         f"{name}/delta": float(delta.mean()),
         f"{name}/delta_abs": float(np.abs(delta).mean()),
         f"{name}/clamped": float((np.abs(delta) > loss.delta_clamp).mean()),
-        f"{name}/self_delta": self_delta(rollouts, student),
+        f"{name}/self_delta": engine_noise(rollouts, student),
     }
-    return name, lessons, metrics | await _gap(name, teacher, arena, metrics[f"{name}/reward"])
+    return name, lessons, metrics | await teacher_gap(name, teacher, arena, metrics[f"{name}/reward"])
 
 
-async def _gap(part: str, teacher: Teacher, arena: Arena, reward: float) -> dict[str, float]:
+async def teacher_gap(part: str, teacher: Teacher, arena: StepContext, reward: float) -> dict[str, float]:
     """How much better the teacher did at its own questions in the step that made it."""
     assert teacher.ref.revision is not None
     manifest = await arena.client.describe(teacher.ref.branch, teacher.ref.revision)
@@ -192,25 +192,27 @@ async def _gap(part: str, teacher: Teacher, arena: Arena, reward: float) -> dict
     return {} if found is None else {f"{part}/gap": float(found) - reward}
 
 
-async def _discouraged(step: Step, capability: str, arena: Arena) -> Found:
+async def control_term(step: Step, capability: str, arena: StepContext) -> Found:
     """The control: no teacher, the student's own unlikely tokens are pushed down."""
     name, settings = f"negative-{capability}", arena.negative
-    rollouts = await _answered(step, arena, capability, name, *arena.amounts.opd_batch)
+    rollouts = await rollouts_of(step, arena, capability, name, *arena.amounts.opd_batch)
 
-    def target(answer: Answer) -> Target:
+    def target(answer: Completion) -> TrainingSample:
         pushed_C = negative_advantages(
             answer.logprobs_C, advantage=settings.advantage, probability=settings.probability
         )
         return _target(answer, pushed_C)
 
     lessons = [Lesson(rollout, tuple(map(target, rollout.answers))) for rollout in rollouts]
-    return name, lessons, told(name, rollouts)
+    return name, lessons, rollout_metrics(name, rollouts)
 
 
-async def _answered(step: Step, arena: Arena, capability: str, part: str, count: int, group_size: int) -> list[Rollout]:
+async def rollouts_of(
+    step: Step, arena: StepContext, capability: str, part: str, count: int, group_size: int
+) -> list[Rollout]:
     """Prompts of a capability, answered by the branch as it was before the step, and judged."""
     data = arena.capabilities[capability]
-    prompts = await asyncio.to_thread(asked, step, arena, capability, part, count)
+    prompts = await asyncio.to_thread(prompts_of, step, arena, capability, part, count)
     rollouts = await sample(
         arena.client,
         str(step.parent),
@@ -226,14 +228,14 @@ async def _answered(step: Step, arena: Arena, capability: str, part: str, count:
     return await asyncio.to_thread(judge, rollouts, arena.pool, data.rule, data.deadline_s)
 
 
-def asked(step: Step, arena: Arena, capability: str, part: str, count: int) -> list[Prompt]:
+def prompts_of(step: Step, arena: StepContext, capability: str, part: str, count: int) -> list[Prompt]:
     """The prompts of a step."""
     prompts, stream = arena.capabilities[capability].prompts, _stream(step, part, capability)
     places = draw(prompts, seed=seed_of(step, arena), branch=stream, step=step.number - 1, count=count)
     return [prompts[at] for at in places]
 
 
-def seed_of(step: Step, arena: Arena) -> int:
+def seed_of(step: Step, arena: StepContext) -> int:
     return arena.seed if step.seed is None else step.seed
 
 
@@ -242,7 +244,7 @@ def _stream(step: Step, part: str, capability: str) -> str:
     return f"{step.stream or step.branch} {part} {capability}"
 
 
-def as_part(name: str, lessons: Sequence[Lesson]) -> Part:
+def as_part(name: str, lessons: Sequence[Lesson]) -> LossTerm:
     """A prompt that teaches nothing leaves."""
     groups: list[Group] = []
     for lesson in lessons:
@@ -250,14 +252,14 @@ def as_part(name: str, lessons: Sequence[Lesson]) -> Part:
         if targets:
             prompt = lesson.rollout.prompt
             groups.append(Group(lesson.rollout.ids_P, prompt.images, prompt.videos, targets, prompt.capability))
-    return Part(name, tuple(groups))
+    return LossTerm(name, tuple(groups))
 
 
-def _target(answer: Answer, advantages_C: Any, bins: Bins | None = None) -> Target:
-    return Target(answer.ids_C, advantages_C, answer.logprobs_C, bins)
+def _target(answer: Completion, advantages_C: Any, bins: TopK | None = None) -> TrainingSample:
+    return TrainingSample(answer.ids_C, advantages_C, answer.logprobs_C, bins)
 
 
-def shares_of(step: Step, arena: Arena) -> list[int]:
+def shares_of(step: Step, arena: StepContext) -> list[int]:
     """Prompts of each of the step's own capabilities: equally many, or as many as it has."""
     sizes = [len(arena.capabilities[name].prompts) if arena.mix == "proportional" else 1 for name in step.capabilities]
     return divided(arena.amounts.prompts, sizes)
@@ -278,7 +280,7 @@ def divided(total: int, sizes: Sequence[int]) -> list[int]:
 
 async def publish(
     step: Step,
-    arena: Arena,
+    arena: StepContext,
     learner: Learner,
     batch: Batch,
     update: Update,

@@ -1,7 +1,8 @@
 """What an update is made of: completions with an advantage for each token, whoever gave it.
 
-A `Part` is one term of the loss: the branch's own questions, or the questions of one teacher. The update sees nothing
-else, so it does not know rewards from teachers. Everything here is NumPy: parts are made and sent without torch.
+A `LossTerm` is one term of the loss: the branch's own questions, or the questions of one teacher. The update sees
+nothing else, so it does not know rewards from teachers. Everything here is NumPy: terms are made and sent without
+torch.
 
 Axes: C tokens of a completion, P tokens of a prompt, k a teacher's likeliest tokens.
 """
@@ -18,7 +19,7 @@ Ids = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Bins:
+class TopK:
     """A teacher's k likeliest tokens at each position; what they leave over is one bin more."""
 
     ids_Ck: Ids
@@ -28,14 +29,14 @@ class Bins:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Target:
+class TrainingSample:
     """One completion as the update sees it."""
 
     ids_C: Ids
     advantages_C: Floats
     engine_logprobs_C: Floats
     """What the engine that sampled it said at that moment."""
-    bins: Bins | None = None
+    bins: TopK | None = None
 
     def __post_init__(self) -> None:
         assert len(self.ids_C) == len(self.advantages_C) == len(self.engine_logprobs_C) > 0
@@ -50,17 +51,17 @@ class Group:
     images: tuple[bytes, ...]
     """Encoded, as they came."""
     videos: tuple[bytes, ...]
-    targets: tuple[Target, ...]
+    targets: tuple[TrainingSample, ...]
     kind: str = ""
     """By which the gradients of one part are told apart: the capability, of a branch that has several."""
 
-    def only(self, targets: Sequence[Target]) -> Self:
+    def only(self, targets: Sequence[TrainingSample]) -> Self:
         """The same prompt with some of its completions."""
         return replace(self, targets=tuple(targets))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Part:
+class LossTerm:
     """One term of the loss, normalised by its own completions or tokens."""
 
     name: str

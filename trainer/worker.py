@@ -31,11 +31,11 @@ from adapters.errors import UserError
 from adapters.manifest import base_digest
 from clients.client import AsyncClient, ServiceError, from_environment
 from trainer.data.base import base_of
-from trainer.loop import Arena, Batch, gather
-from trainer.orchestration.heartbeat import Pulse
+from trainer.loop import Batch, StepContext, gather
+from trainer.orchestration.heartbeat import Heartbeat
 from trainer.orchestration.replay import replay
-from trainer.orchestration.scheduler import Run, Shift, patiently, unless
-from trainer.plan.make import plan
+from trainer.orchestration.scheduler import Run, StepScheduler, cancelled_by, retry_while_away
+from trainer.plan.make import make_plan
 from trainer.plan.steps import Step
 from trainer.queue.client import LEASE_S, Queue, QueueAwayError
 from trainer.queue.server import url_from_environment
@@ -99,20 +99,20 @@ def _name(arguments: argparse.Namespace) -> Generator[str]:
 
 
 async def _lead(arguments: argparse.Namespace, name: str, url: str, ranks: Ranks) -> int:
-    from trainer.orchestration.setup import capabilities_of, make_arena, make_learner, open_capabilities
+    from trainer.orchestration.setup import capabilities_of, make_context, make_learner, open_training_sets
     from trainer.rewards.pool import HALF_THE_CORES, RewardPool
 
     stop = _Stop()
     queue = Queue(url, lease_s=arguments.lease)
     with RewardPool(num_children=HALF_THE_CORES) as pool:
-        found = await unless(stop.event, _find_run(queue, arguments.run, arguments.branch))
+        found = await cancelled_by(stop.event, _find_run(queue, arguments.run, arguments.branch))
         if found is None:
             ranks.from_first(None)
             return 0
         run, branches = found
         base, recipe = base_of(run.recipe), run.recipe
         digest = await asyncio.to_thread(base_digest, base)
-        data = open_capabilities(recipe, base, capabilities_of(s for s in run.plan.steps if s.branch in branches))
+        data = open_training_sets(recipe, base, capabilities_of(s for s in run.plan.steps if s.branch in branches))
         for capability, one in data.items():
             await _check_fingerprint(queue, run.id, capability, one.prompts.fingerprint)
         ranks.from_first(recipe.model_dump_json())
@@ -120,10 +120,10 @@ async def _lead(arguments: argparse.Namespace, name: str, url: str, ranks: Ranks
         service = from_environment(os.environ)
         async with AsyncClient(str(service["url"]), api_key=service["api_key"], base=digest) as client:
             check_service(await client.adapters(), recipe)
-            arena = make_arena(recipe, base, client, pool, data)
-            pulse = Pulse(Queue(url, lease_s=arguments.lease), name)
+            arena = make_context(recipe, base, client, pool, data)
+            pulse = Heartbeat(Queue(url, lease_s=arguments.lease), name)
             pulse.start()
-            shift = Shift(
+            shift = StepScheduler(
                 run,
                 branches,
                 name=name,
@@ -156,7 +156,7 @@ def _follow(arguments: argparse.Namespace, ranks: Ranks) -> int:
     return 0
 
 
-async def _replay(folder: Path, arena: Arena, step: Step) -> Batch:
+async def _replay(folder: Path, arena: StepContext, step: Step) -> Batch:
     return await asyncio.to_thread(replay, folder, step, arena)
 
 
@@ -164,12 +164,12 @@ async def _find_run(queue: Queue, wanted: str | None, words: Sequence[str]) -> t
     """Waits until there is one. None: the one that is wanted is finished."""
     has_said = False
     while True:
-        for id, record in (await patiently(queue.runs)).items():
+        for id, record in (await retry_while_away(queue.runs)).items():
             if wanted not in (None, id):
                 continue
             if record["state"] == "running":
                 recipe = Recipe.model_validate(record["recipe"])
-                run = Run(id, recipe, plan(recipe))
+                run = Run(id, recipe, make_plan(recipe))
                 known = [start.branch for start in run.plan.starts]
                 if wanted or ALL in words or set(words) <= set(known):
                     return run, _chosen(words, known, id)
@@ -192,7 +192,7 @@ def _chosen(words: Sequence[str], known: Sequence[str], run: str) -> list[str]:
 
 
 async def _check_fingerprint(queue: Queue, run: str, capability: str, fingerprint: str) -> None:
-    agreed = await patiently(lambda: queue.agree(run, f"data:{capability}", fingerprint))
+    agreed = await retry_while_away(lambda: queue.agree(run, f"data:{capability}", fingerprint))
     if agreed != fingerprint:
         raise UserError(
             f"the data of {capability} is not what the other workers of {run} have ({fingerprint[:12]} here, "

@@ -63,7 +63,7 @@ class EngineSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Adapter:
+class LoadedAdapter:
     """A revision that the engine has loaded."""
 
     name: str
@@ -72,7 +72,7 @@ class Adapter:
 
 
 @dataclass(frozen=True, slots=True)
-class Media:
+class EngineMedia:
     """Decoded media of a prompt with their ids, which stand for them in vLLM's caches."""
 
     images: tuple[tuple[str, Image], ...] = ()
@@ -80,7 +80,7 @@ class Media:
 
 
 @dataclass(frozen=True, slots=True)
-class Scores:
+class EngineScores:
     """Log-probabilities of a completion's tokens [C], and of the likeliest ones or those asked for [C, k]."""
 
     prompt_tokens: int
@@ -148,8 +148,8 @@ class Engine:
 
     # ---- adapters ----
 
-    async def load(self, name: str, folder: Path) -> Adapter:
-        adapter = Adapter(name, next(self._numbers), folder)
+    async def load(self, name: str, folder: Path) -> LoadedAdapter:
+        adapter = LoadedAdapter(name, next(self._numbers), folder)
         try:
             await self._client.add_lora(_lora_request(adapter))
         except Exception as error:
@@ -159,11 +159,11 @@ class Engine:
         return adapter
 
     async def unload(self, handle: object) -> None:
-        assert isinstance(handle, Adapter)
+        assert isinstance(handle, LoadedAdapter)
         self._openai_models().pop(handle.name, None)
         await self._client.remove_lora(handle.number)
 
-    def name_model(self, name: str, adapter: Adapter | None) -> None:
+    def name_model(self, name: str, adapter: LoadedAdapter | None) -> None:
         """What `model` means in the OpenAI-compatible routes."""
         if adapter is not None:
             self._openai_models()[name] = _lora_request(adapter)
@@ -176,8 +176,8 @@ class Engine:
     async def generate(
         self,
         prompt: Sequence[int],
-        media: Media,
-        adapter: Adapter | None,
+        media: EngineMedia,
+        adapter: LoadedAdapter | None,
         *,
         n: int,
         temperature: float,
@@ -216,14 +216,14 @@ class Engine:
     async def score(
         self,
         prompt: Sequence[int],
-        media: Media,
+        media: EngineMedia,
         completion: Sequence[int],
-        adapter: Adapter | None,
+        adapter: LoadedAdapter | None,
         *,
         top_k: int = 0,
         token_ids: Sequence[Sequence[int]] | None = None,
         cached: bool = True,
-    ) -> Scores:
+    ) -> EngineScores:
         """Log-probabilities of `completion` after `prompt`; `cached=False` never reads the prefix cache."""
         rendered = await self._render([*prompt, *completion], media)
         rendered["cache_salt"] = "scores"  # what was sampled is in the cache to its end, and would be met too far
@@ -241,9 +241,9 @@ class Engine:
         else:
             chosen = [row.rest(top_k) for row in rows]
         own = np.array([row.own for row in rows], np.float32)
-        return Scores(prompt_tokens, own, *_columns(chosen), rescored)
+        return EngineScores(prompt_tokens, own, *_columns(chosen), rescored)
 
-    async def _render(self, prompt: Sequence[int], media: Media) -> Any:
+    async def _render(self, prompt: Sequence[int], media: EngineMedia) -> Any:
         """vLLM's input with media expanded. Media are known by id, so that a second rendering costs no processing."""
         tokens: dict[str, Any] = {"prompt_token_ids": list(prompt)}
         if media.images or media.videos:
@@ -272,7 +272,7 @@ class Engine:
         room = self.settings.max_model_len - 1
         return UserError(f"the prompt with its media and the completion do not fit into the model's {room} tokens")
 
-    async def _run(self, rendered: Any, params: Any, adapter: Adapter | None) -> Any:
+    async def _run(self, rendered: Any, params: Any, adapter: LoadedAdapter | None) -> Any:
         """The finished output; cancelling the caller aborts the request."""
         request = _lora_request(adapter) if adapter else None
         name = f"coevo-{next(self._requests)}"
@@ -305,7 +305,7 @@ class Engine:
         return __version__
 
 
-def _lora_request(adapter: Adapter) -> Any:
+def _lora_request(adapter: LoadedAdapter) -> Any:
     from vllm.lora.request import LoRARequest
 
     return LoRARequest(adapter.name, adapter.number, str(adapter.folder))

@@ -14,24 +14,24 @@ MAX_HEADER_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class FormPart:
     """One field; read `chunks` to their end before the next part is asked for."""
 
     name: str
     chunks: AsyncGenerator[bytes]
 
 
-async def read_parts(content_type: str, body: AsyncIterator[bytes]) -> AsyncGenerator[Part]:
+async def read_parts(content_type: str, body: AsyncIterator[bytes]) -> AsyncGenerator[FormPart]:
     """The parts of a body in their order."""
     stream = _Stream(_boundary(content_type), body)
     while (name := await stream.next_name()) is not None:
         chunks = stream.chunks()
-        yield Part(name, chunks)
+        yield FormPart(name, chunks)
         async for _ in chunks:  # what the reader left
             pass
 
 
-async def read_text(part: Part, limit: int) -> str:
+async def read_text(part: FormPart, limit: int) -> str:
     data = bytearray()
     async for chunk in part.chunks:
         data += chunk

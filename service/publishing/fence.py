@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from adapters.errors import UserError
 from adapters.manifest import Manifest
-from adapters.store import Branch, DiskFullError, Store
+from adapters.store import DiskFullError, Store, StoredBranch
 from service.http.problems import ProblemError
 from service.runs import MOST_AT_ONCE, Runs
 from trainer.queue.client import OtherStoreError, Queue, QueueAwayError
@@ -154,6 +154,6 @@ class QueueFence:
         self._trouble = None if error is None else type(error)
 
 
-def _newest_token(branch: Branch) -> int:
+def _newest_token(branch: StoredBranch) -> int:
     manifests = [*branch.kept.values(), *branch.retired.values()]
     return max((manifest.token or 0 for manifest in manifests), default=0)

@@ -12,7 +12,7 @@ first try would have been. A revision is published even if its publisher hangs u
 A test can end the process after a step (`service.faults`: after-stage, after-decide, after-load, after-commit,
 after-advance).
 
-Left out: HTTP (the routes feed `Stage` and translate `RefusedError`), and the queue, which is a `Fence`.
+Left out: HTTP (the routes feed `Stage` and translate `PublishRefusedError`), and the queue, which is a `Fence`.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ from pydantic import JsonValue, TypeAdapter, ValidationError
 from adapters.errors import UserError
 from adapters.manifest import FileEntry, Manifest, adapter_digest
 from adapters.names import BASE, Ref, check_branch, is_start, shown
-from adapters.store import Branch, Store, room
+from adapters.store import Store, StoredBranch, disk_full_as_user_error
 from adapters.validate import BaseShape, InvalidAdapterError, check_adapter, upload_limits
 from service.faults import fault
 from service.publishing.registry import AdapterLoadError, Registry, UnavailableError
@@ -59,7 +59,7 @@ Canary = Callable[[Any], Awaitable[Sequence[float]]]
 log = logging.getLogger(__name__)
 
 
-class RefusedError(UserError):
+class PublishRefusedError(UserError):
     """An upload that becomes no revision. `members` stand in the answer beside the words."""
 
     def __init__(self, kind: Kind, message: str, **members: JsonValue) -> None:
@@ -122,19 +122,19 @@ class Published:
 def parse_meta(text: str) -> dict[str, JsonValue]:
     """The form field `meta`: a JSON object of bearable size and depth, with finite numbers."""
     if len(text) > META_BYTES:
-        raise RefusedError("too-large", f"meta: {len(text)} characters, {META_BYTES} are allowed")
+        raise PublishRefusedError("too-large", f"meta: {len(text)} characters, {META_BYTES} are allowed")
     try:
         meta = TypeAdapter(dict[str, JsonValue]).validate_json(text)
     except ValidationError:
-        raise RefusedError("invalid", "meta: no JSON object") from None
+        raise PublishRefusedError("invalid", "meta: no JSON object") from None
     if _has_odd_number(meta):
-        raise RefusedError("invalid", "meta: holds a number that is not finite; leave it out or write null")
+        raise PublishRefusedError("invalid", "meta: holds a number that is not finite; leave it out or write null")
     return meta
 
 
 def decide(
-    branch: Branch, revision: int, digest: str, parent: int, *, is_current: bool
-) -> RefusedError | Manifest | None:
+    branch: StoredBranch, revision: int, digest: str, parent: int, *, is_current: bool
+) -> PublishRefusedError | Manifest | None:
     """The decision of step 2: why not, the manifest that is there already, or None: go on.
 
     A branch that nobody has heard of begins at the base, so its head is 0.
@@ -144,15 +144,15 @@ def decide(
     if there is not None and there.digest == digest:
         return there
     if there is not None:
-        return RefusedError(
+        return PublishRefusedError(
             "revision-exists", f"revision {revision} is there with other files; the head is {head}", head=head
         )
     if parent != head or revision != parent + 1:
-        return RefusedError(
+        return PublishRefusedError(
             "stale-parent", f"revision {revision} on {parent} does not continue the head, which is {head}", head=head
         )
     if not is_current:
-        return RefusedError(
+        return PublishRefusedError(
             "fenced", "the token is not that of the branch's lease; the work has gone to another", head=head
         )
     return None
@@ -172,7 +172,7 @@ class Sink:
     async def write(self, chunk: bytes) -> None:
         self._num_bytes += len(chunk)
         if self._num_bytes > self._limit:
-            raise RefusedError("too-large", f"{self._name}: more than the {self._limit} bytes that are allowed")
+            raise PublishRefusedError("too-large", f"{self._name}: more than the {self._limit} bytes that are allowed")
         self._waiting += chunk
         if len(self._waiting) >= _CHUNK:
             await asyncio.to_thread(self._flush)
@@ -207,11 +207,11 @@ class Stage:
         """One file, from first to last byte; refused by its name, as a second one of that name, or by its size."""
         if name not in self._limits:
             allowed = ", ".join(self._limits)
-            raise RefusedError("invalid", f"{shown(name)} is no file of an adapter; send {allowed}")
+            raise PublishRefusedError("invalid", f"{shown(name)} is no file of an adapter; send {allowed}")
         path = self.folder / name
         if await asyncio.to_thread(path.exists):
-            raise RefusedError("invalid", f"{name}: sent twice")
-        with room("the store"):
+            raise PublishRefusedError("invalid", f"{name}: sent twice")
+        with disk_full_as_user_error("the store"):
             sink = await asyncio.to_thread(Sink, path, self._limits[name])
             with closing(sink):
                 async for chunk in chunks:
@@ -246,7 +246,7 @@ class Publisher:
     @asynccontextmanager
     async def stage(self) -> AsyncGenerator[Stage]:
         """Step 1, first half. The folder is gone after the block, unless a revision was made of it."""
-        with room("the store"):
+        with disk_full_as_user_error("the store"):
             folder = await asyncio.to_thread(self._store.stage)
         stage = Stage(folder, self._limits)
         try:
@@ -285,7 +285,7 @@ class Publisher:
                 branch = self._store.branch(ref.branch)
                 decision = decide(branch, ref.revision, digest, upload.parent, is_current=is_current)
                 fault("after-decide")
-                if isinstance(decision, RefusedError):
+                if isinstance(decision, PublishRefusedError):
                     raise decision
                 if decision is not None:
                     await self._announce(decision)
@@ -314,12 +314,12 @@ class Publisher:
             async with self._registry.trial(manifest.ref, manifest.digest, stage.folder) as served:
                 difference = canary_difference(await self._canary(served.handle), manifest.meta.get("canary"))
                 fault("after-load")
-                with room("the store"):
+                with disk_full_as_user_error("the store"):
                     await asyncio.to_thread(self._commit, stage.folder, manifest)
                 fault("after-commit")
                 return difference
         except AdapterLoadError as error:
-            raise RefusedError("invalid", f"the engine does not take it: {error}") from None
+            raise PublishRefusedError("invalid", f"the engine does not take it: {error}") from None
 
     async def _announce(self, manifest: Manifest) -> None:
         """Step 5. Of a head only: what came before it was announced before it, or needs it no more."""
@@ -335,12 +335,14 @@ class Publisher:
             if branch.kept or branch.retired:
                 first, head = branch.manifest(0), max(branch.kept, default=0)
                 if first is None or (first.origin or BASE) != str(origin):
-                    raise RefusedError("branch-exists", f"{name} is there already; its head is {head}", head=head)
+                    raise PublishRefusedError(
+                        "branch-exists", f"{name} is there already; its head is {head}", head=head
+                    )
                 await self._announce(first)
                 return Published(first, is_new=False)
             if origin.branch != BASE:
                 self._registry.find(origin)
-            with room("the store"):
+            with disk_full_as_user_error("the store"):
                 manifest = await asyncio.to_thread(self._begin, name, origin)
             await self._announce(manifest)
             return Published(manifest, is_new=True)
@@ -351,11 +353,13 @@ class Publisher:
             if ref.revision in branch.retired:
                 return
             if ref.revision == max(branch.kept, default=None):
-                raise RefusedError("head-revision", f"{ref} is the head of its branch; only older ones can be retired")
+                raise PublishRefusedError(
+                    "head-revision", f"{ref} is the head of its branch; only older ones can be retired"
+                )
             if ref.revision not in branch.kept:
                 raise UnavailableError("unknown-adapter", f"{ref}: there is no such revision")
             await self._registry.retire(ref)
-            with room("the store"):
+            with disk_full_as_user_error("the store"):
                 await asyncio.to_thread(self._store.retire, ref)
 
     async def _to_the_end(self, work: Coroutine[Any, Any, T]) -> T:
@@ -378,7 +382,9 @@ class Publisher:
         except InvalidAdapterError as error:
             problems += error.problems
         if problems:
-            raise RefusedError(kind, str(InvalidAdapterError(problems)), problems=cast(list[JsonValue], problems))
+            raise PublishRefusedError(
+                kind, str(InvalidAdapterError(problems)), problems=cast(list[JsonValue], problems)
+            )
 
     def _commit(self, staged: Path, manifest: Manifest) -> None:
         if manifest.branch not in self._store.branches:
@@ -395,15 +401,15 @@ def canary_difference(ours: Sequence[float], theirs: JsonValue) -> float | None:
     The mean and not the largest: in bfloat16 one token of text that the model finds absurd can differ by 0.1 alone.
     """
     if not _is_numbers(list(ours)):
-        raise RefusedError("canary", "the engine's log-probabilities are not finite with this adapter")
+        raise PublishRefusedError("canary", "the engine's log-probabilities are not finite with this adapter")
     if theirs is None:
         return None
     wanted = cast(list[float], theirs)
     if len(wanted) != len(ours):
-        raise RefusedError("canary", f"meta.canary has {len(wanted)} numbers, the canary has {len(ours)} tokens")
+        raise PublishRefusedError("canary", f"meta.canary has {len(wanted)} numbers, the canary has {len(ours)} tokens")
     difference = sum(abs(a - b) for a, b in zip(ours, wanted, strict=True)) / len(ours)
     if difference > MAX_CANARY_DIFFERENCE:
-        raise RefusedError(
+        raise PublishRefusedError(
             "canary",
             f"the engine's log-probabilities differ from meta.canary by {difference:.3g} on average, at most "
             f"{MAX_CANARY_DIFFERENCE} is allowed: it is another model than the publisher's",

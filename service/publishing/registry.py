@@ -26,7 +26,7 @@ from typing import Any, Literal, Protocol
 from adapters.errors import UserError
 from adapters.manifest import FileEntry, Manifest, verify
 from adapters.names import BASE, Ref
-from adapters.store import Store, room
+from adapters.store import Store, disk_full_as_user_error
 from adapters.validate import served_copy
 
 Dtype = Literal["bfloat16", "float32"]
@@ -260,5 +260,5 @@ class Registry:
 
 def _copy(source: Path, target: Path, files: Mapping[str, FileEntry], dtype: Dtype) -> None:
     verify(source, files)
-    with room("the adapter cache"):
+    with disk_full_as_user_error("the adapter cache"):
         served_copy(source, target, dtype)

@@ -15,7 +15,7 @@ from service.http.multipart import read_parts, read_text
 from service.http.problems import ProblemError
 from service.inputs import InputError
 from service.publishing.publisher import META_BYTES, Published, Stage, Upload, parse_meta
-from service.state import Door
+from service.state import ServiceState
 
 router = APIRouter(tags=["adapters"])
 
@@ -27,7 +27,7 @@ FIELDS = ("parent", "token", "job", "base", "meta")
 @router.get("/adapters")
 async def adapters(request: Request) -> schemas.AdaptersResponse:
     """The base, every branch with its head, and the limits."""
-    door: Door = request.app.state.door
+    door: ServiceState = request.app.state.door
     numbers = door.settings.engine
     return schemas.AdaptersResponse(
         base=schemas.BaseInfo(name=door.base_name, digest=door.base_digest),
@@ -44,7 +44,7 @@ async def adapters(request: Request) -> schemas.AdaptersResponse:
     )
 
 
-def _media(door: Door) -> schemas.MediaInfo:
+def _media(door: ServiceState) -> schemas.MediaInfo:
     numbers, pixels = door.settings.media, door.pixels
     return schemas.MediaInfo(
         max_images=numbers.max_images,
@@ -59,7 +59,7 @@ def _media(door: Door) -> schemas.MediaInfo:
     )
 
 
-def _branch(door: Door, name: str) -> schemas.BranchInfo:
+def _branch(door: ServiceState, name: str) -> schemas.BranchInfo:
     head = door.registry.heads[name]
     kept = door.store.branch(name).kept
     return schemas.BranchInfo(head=head, digest=kept[head].digest, revisions=sorted(kept))
@@ -68,7 +68,7 @@ def _branch(door: Door, name: str) -> schemas.BranchInfo:
 @router.get("/adapters/{branch}")
 async def branch(branch: Branch, request: Request) -> schemas.BranchInfo:
     """One branch."""
-    door: Door = request.app.state.door
+    door: ServiceState = request.app.state.door
     door.registry.find(Ref(branch))
     return _branch(door, branch)
 
@@ -76,14 +76,14 @@ async def branch(branch: Branch, request: Request) -> schemas.BranchInfo:
 @router.get("/adapters/{branch}/{revision}")
 async def revision(branch: Branch, revision: Revision, request: Request) -> Manifest:
     """The manifest of a revision."""
-    door: Door = request.app.state.door
+    door: ServiceState = request.app.state.door
     return door.registry.find(Ref(branch, revision))
 
 
 @router.get("/adapters/{branch}/{revision}/{file}", response_class=FileResponse)
 async def file(branch: Branch, revision: Revision, file: str, request: Request) -> Response:
     """A file of a revision."""
-    door: Door = request.app.state.door
+    door: ServiceState = request.app.state.door
     manifest = door.registry.find(Ref(branch, revision))
     if file != MANIFEST and file not in manifest.files:
         names = ", ".join([*manifest.files, MANIFEST])
@@ -96,7 +96,7 @@ async def file(branch: Branch, revision: Revision, file: str, request: Request) 
 async def publish(branch: Branch, revision: Revision, request: Request) -> Response:
     """Publish a revision: files `adapter_model.safetensors`, `adapter_config.json`, optional `optimizer.safetensors`;
     fields `parent`, optional `token`, `job`, `base`, `meta` (JSON). The same files again are answered 200."""
-    door: Door = request.app.state.door
+    door: ServiceState = request.app.state.door
     async with door.publisher.stage() as stage:
         fields = await _receive(request, stage)
         published = await door.publisher.publish(stage, _upload(Ref(branch, revision), fields))
@@ -135,7 +135,7 @@ def _number(fields: dict[str, str], name: str) -> int:
 @router.post("/adapters/{branch}", status_code=201)
 async def fork(branch: Branch, body: schemas.ForkRequest, request: Request) -> Response:
     """Begin a branch at the base or at a revision of another."""
-    door: Door = request.app.state.door
+    door: ServiceState = request.app.state.door
     return _published(await door.publisher.fork(branch, body.from_))
 
 
@@ -146,6 +146,6 @@ def _published(published: Published) -> Response:
 @router.delete("/adapters/{branch}/{revision}", status_code=204)
 async def retire(branch: Branch, revision: Revision, request: Request) -> Response:
     """Delete a revision that is not the head. Requests that use it end on it."""
-    door: Door = request.app.state.door
+    door: ServiceState = request.app.state.door
     await door.publisher.retire(Ref(branch, revision))
     return Response(status_code=204)

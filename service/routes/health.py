@@ -8,7 +8,7 @@ from starlette.responses import PlainTextResponse, Response
 from service.health import ask_canary
 from service.http.metrics import CONTENT_TYPE
 from service.http.problems import ProblemError
-from service.state import Door
+from service.state import ServiceState
 
 router = APIRouter(tags=["health"])
 
@@ -24,7 +24,7 @@ async def healthz() -> Response:
 @router.get("/readyz")
 async def readyz(request: Request) -> Response:
     """The engine scores a canary, past the queue."""
-    door: Door = request.app.state.door
+    door: ServiceState = request.app.state.door
     if door.engine.dead:
         raise ProblemError("not-ready", 503, "the engine is dead", retry_after_s=5)
     if door.admission.stalled_s() > door.settings.frozen_s:
@@ -44,6 +44,6 @@ async def readyz(request: Request) -> Response:
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
     """For Prometheus."""
-    door: Door = request.app.state.door
+    door: ServiceState = request.app.state.door
     door.metrics.resident.set(len(door.registry.users))
     return Response(door.metrics.render(), media_type=CONTENT_TYPE)

@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Request
 
 from service.schemas import MediaResponse
-from service.state import Door
+from service.state import ServiceState
 
 router = APIRouter(tags=["media"])
 
@@ -11,5 +11,5 @@ router = APIRouter(tags=["media"])
 @router.put("/media")
 async def put_media(request: Request) -> MediaResponse:
     """The body is the file. The least recently used go above a limit; an unknown id is answered 404."""
-    door: Door = request.app.state.door
+    door: ServiceState = request.app.state.door
     return MediaResponse(id=await door.media.put(request.stream()))

@@ -15,7 +15,7 @@ from starlette.types import Message, Receive, Scope, Send
 from adapters.names import BASE
 from service.http.problems import ProblemError
 from service.publishing.registry import Served
-from service.state import MEDIA_TOKENS, Door, adapter_of
+from service.state import MEDIA_TOKENS, ServiceState, adapter_of
 
 router = APIRouter(tags=["OpenAI-compatible"])
 
@@ -23,7 +23,7 @@ router = APIRouter(tags=["OpenAI-compatible"])
 @router.get("/v1/models")
 async def models(request: Request) -> Response:
     """The base and the head of every branch."""
-    door: Door = request.app.state.door
+    door: ServiceState = request.app.state.door
     names = [BASE, *sorted(door.registry.heads), *sorted(door.registry.extras)]
     cards = [{"id": name, "object": "model", "created": 0, "owned_by": "coevo"} for name in names]
     return JSONResponse({"object": "list", "data": cards})
@@ -42,7 +42,7 @@ async def complete(request: Request) -> Response:
 
 
 async def _pass_on(request: Request) -> Response:
-    door: Door = request.app.state.door
+    door: ServiceState = request.app.state.door
     try:
         body = json.loads(await request.body())
     except (ValueError, RecursionError):
@@ -81,7 +81,7 @@ def _refuse_references(value: Any) -> None:
 class _Forwarded(Response):
     """vLLM's answer to the body, streamed as it comes; the adapter stays loaded until it ends."""
 
-    def __init__(self, door: Door, body: dict[str, Any]) -> None:
+    def __init__(self, door: ServiceState, body: dict[str, Any]) -> None:
         super().__init__()
         self._door = door
         self._body = body

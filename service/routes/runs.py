@@ -16,7 +16,7 @@ from service import schemas
 from service.http.problems import ProblemError
 from service.routes.adapters import Branch, Revision
 from service.runs import RUN_PATTERN, Runs
-from service.state import Door
+from service.state import ServiceState
 
 router = APIRouter(tags=["runs"])
 
@@ -39,7 +39,7 @@ _ROLLOUTS_BODY: dict[str, Any] = {
 @router.get("/runs")
 async def runs(request: Request) -> schemas.RunsResponse:
     """Every run that has told something."""
-    door: Door = request.app.state.door
+    door: ServiceState = request.app.state.door
     return schemas.RunsResponse(runs=door.runs.infos())
 
 
@@ -53,7 +53,7 @@ async def run(run: Run, request: Request) -> schemas.RunInfo:
 async def events(run: Run, request: Request, after: After = 0, last_event_id: LastEventId = None) -> Response:
     """What the run has told, and then what it tells, as server-sent events numbered from 1. `Last-Event-ID`, or else
     `after`, says which was the last that the caller has seen."""
-    door: Door = request.app.state.door
+    door: ServiceState = request.app.state.door
     _known(door.runs, run)
     # A browser that comes back sends the header beside the address that it began with.
     told = follow(door.runs, run, after if last_event_id is None else last_event_id)
@@ -81,7 +81,7 @@ async def follow(runs: Runs, run: str, after: int, *, keep_alive_s: float = KEEP
 @router.put("/runs/{run}/rollouts/{branch}/{step}", status_code=204, openapi_extra=_ROLLOUTS_BODY)
 async def put_rollouts(run: Run, branch: Branch, step: Revision, request: Request) -> Response:
     """Keep a step's rollouts. The body may be packed (`Content-Encoding: gzip`); sent again, it replaces the first."""
-    door: Door = request.app.state.door
+    door: ServiceState = request.app.state.door
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("identity", "gzip"):
         raise ProblemError("invalid", 422, "Content-Encoding: send gzip, or none")
@@ -94,7 +94,7 @@ async def put_rollouts(run: Run, branch: Branch, step: Revision, request: Reques
 @router.get("/runs/{run}/rollouts/{branch}/{step}", responses={200: {"model": schemas.StepRollouts}})
 async def rollouts(run: Run, branch: Branch, step: Revision, request: Request) -> Response:
     """A step's rollouts."""
-    door: Door = request.app.state.door
+    door: ServiceState = request.app.state.door
     packed = await asyncio.to_thread(door.runs.rollouts, run, branch, step)
     if packed is None:
         raise ProblemError("unknown-run", 404, f"{run} has no rollouts of step {step} of {branch}")

@@ -9,14 +9,14 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from service import schemas, wire
-from service.concurrency import together
-from service.engine.vllm import Media, Sampled, Scores
+from service.concurrency import gather_or_cancel
+from service.engine.vllm import EngineMedia, EngineScores, Sampled
 from service.http.admission import tokens_of_generation, tokens_of_scoring
 from service.http.problems import ProblemError
 from service.inputs import InputError, completion_ids, prompt_ids
 from service.publishing.registry import Served
 from service.scoring import Scoring
-from service.state import MEDIA_TOKENS, Door, adapter_of
+from service.state import MEDIA_TOKENS, ServiceState, adapter_of
 
 router = APIRouter(tags=["scores and samples"])
 
@@ -34,7 +34,7 @@ Adapters = Annotated[
 @router.post("/logprobs", response_model=schemas.LogprobsResponse)
 async def logprobs(body: schemas.LogprobsRequest, request: Request, adapter: Adapters = ["base"]) -> Response:  # noqa: B006
     """Log-probabilities of completions under one adapter or several, stamped with the revision that gave them."""
-    door: Door = request.app.state.door
+    door: ServiceState = request.app.state.door
     if body.top_k > door.settings.engine.top_k:
         raise InputError("top_k", f"at most {door.settings.engine.top_k} tokens are told; lower it")
     model_len = door.settings.engine.max_model_len
@@ -43,7 +43,7 @@ async def logprobs(body: schemas.LogprobsRequest, request: Request, adapter: Ada
         served = [await stack.enter_async_context(door.registry.acquire(name)) for name in adapter]
         sequences = await _sequences(door, body.sequences, body.top_k)
         async with within(door.settings.request_timeout_s):
-            found = await together(
+            found = await gather_or_cancel(
                 door.scorer.score(sequences, adapter_of(one), one.digest, body.top_k) for one in served
             )
     scores = [_adapter_scores(one, sequences, rows) for one, rows in zip(served, found, strict=True)]
@@ -52,10 +52,12 @@ async def logprobs(body: schemas.LogprobsRequest, request: Request, adapter: Ada
     return await _answer(request, schemas.LogprobsResponse(adapters=scores))
 
 
-async def _sequences(door: Door, asked: Sequence[schemas.Sequence], top_k: int) -> list[Scoring]:
+async def _sequences(door: ServiceState, asked: Sequence[schemas.Sequence], top_k: int) -> list[Scoring]:
     _check_media(door, asked)
     found: list[Scoring] = []
-    loaded: dict[tuple[tuple[str, ...], tuple[str, ...]], Media] = {}  # the completions of a group share their media
+    loaded: dict[
+        tuple[tuple[str, ...], tuple[str, ...]], EngineMedia
+    ] = {}  # the completions of a group share their media
     for number, one in enumerate(asked):
         where = f"sequences.{number}"
         names = (tuple(one.images), tuple(one.videos))
@@ -73,7 +75,7 @@ async def _sequences(door: Door, asked: Sequence[schemas.Sequence], top_k: int) 
 
 
 def _fixed_ids(
-    door: Door, rows: list[list[int]], completion: int, top_k: int, where: str
+    door: ServiceState, rows: list[list[int]], completion: int, top_k: int, where: str
 ) -> tuple[tuple[int, ...], ...]:
     if top_k:
         raise InputError(where, "either token_ids or top_k; remove one of them")
@@ -87,7 +89,7 @@ def _fixed_ids(
     return tuple(tuple(row) for row in rows)
 
 
-def _check_media(door: Door, asked: Sequence[schemas.Prompt] | Sequence[schemas.Sequence]) -> None:
+def _check_media(door: ServiceState, asked: Sequence[schemas.Prompt] | Sequence[schemas.Sequence]) -> None:
     """Of the whole request: one answer tells all media that must be sent."""
     limits = door.engine.settings
     if any(len(one.images) > limits.max_images or len(one.videos) > limits.max_videos for one in asked):
@@ -95,19 +97,21 @@ def _check_media(door: Door, asked: Sequence[schemas.Prompt] | Sequence[schemas.
     door.media.check_known([name for one in asked for name in (*one.images, *one.videos)])
 
 
-async def _media(door: Door, images: Sequence[str], videos: Sequence[str]) -> Media:
+async def _media(door: ServiceState, images: Sequence[str], videos: Sequence[str]) -> EngineMedia:
     loaded = [[await asyncio.to_thread(door.media.resolve, one) for one in kind] for kind in (images, videos)]
     return await door.decoder(*loaded)
 
 
-def _check_length(door: Door, tokens: int, where: str) -> None:
+def _check_length(door: ServiceState, tokens: int, where: str) -> None:
     """Before media are expanded; the engine counts again after."""
     room = door.settings.engine.max_model_len - 1
     if tokens > room:
         raise InputError(where, f"{tokens} tokens do not fit; the model takes {room} of prompt and completion together")
 
 
-def _adapter_scores(served: Served, sequences: Sequence[Scoring], scores: Sequence[Scores]) -> schemas.AdapterScores:
+def _adapter_scores(
+    served: Served, sequences: Sequence[Scoring], scores: Sequence[EngineScores]
+) -> schemas.AdapterScores:
     return schemas.AdapterScores(
         adapter=served.branch,
         revision=served.revision,
@@ -124,7 +128,7 @@ def _adapter_scores(served: Served, sequences: Sequence[Scoring], scores: Sequen
     )
 
 
-def _top(rows: Scores | Sampled) -> dict[str, Any]:
+def _top(rows: EngineScores | Sampled) -> dict[str, Any]:
     if rows.ids_Ck.ndim < 2 or rows.ids_Ck.shape[1] == 0:
         return {}
     return {"top_ids": rows.ids_Ck.tolist(), "top_logprobs": rows.logprobs_Ck.tolist()}
@@ -133,7 +137,7 @@ def _top(rows: Scores | Sampled) -> dict[str, Any]:
 @router.post("/generate", response_model=schemas.GenerateResponse)
 async def generate(body: schemas.GenerateRequest, request: Request, adapter: str = "base") -> Response:
     """Completions of prompts, as tokens, with the log-probability of each."""
-    door: Door = request.app.state.door
+    door: ServiceState = request.app.state.door
     if body.logprobs is not None and body.logprobs > door.settings.engine.top_k:
         raise InputError("logprobs", f"at most {door.settings.engine.top_k} tokens are told; lower it")
     model_len = door.settings.engine.max_model_len
@@ -144,7 +148,7 @@ async def generate(body: schemas.GenerateRequest, request: Request, adapter: str
         within(door.settings.request_timeout_s),
     ):
         _check_media(door, body.prompts)
-        prompts = await together(
+        prompts = await gather_or_cancel(
             _generate_one(door, one, body, served, f"prompts.{number}") for number, one in enumerate(body.prompts)
         )
     door.metrics.count_tokens(served.branch, "prompt", sum(len(one.prompt_token_ids) for one in prompts))
@@ -157,7 +161,7 @@ async def generate(body: schemas.GenerateRequest, request: Request, adapter: str
 
 
 async def _generate_one(
-    door: Door, asked: schemas.Prompt, body: schemas.GenerateRequest, served: Served, where: str
+    door: ServiceState, asked: schemas.Prompt, body: schemas.GenerateRequest, served: Served, where: str
 ) -> schemas.Generated:
     media = await _media(door, asked.images, asked.videos)
     prompt = prompt_ids(asked.prompt, len(asked.images), len(asked.videos), door.vocabulary, f"{where}.prompt")

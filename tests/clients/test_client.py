@@ -21,7 +21,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Stre
 from adapters.errors import UserError
 from adapters.manifest import WEIGHTS, FileEntry, Manifest, adapter_digest
 from clients.client import AsyncClient, Client, RefusedError, ServiceError, from_environment, media_id
-from clients.retries import Patience, error_of
+from clients.retries import RetryDeadline, error_of
 from service.http.auth import BodyLimit
 from service.http.problems import ProblemError, install
 from service.schemas import (
@@ -799,7 +799,7 @@ def busy(retry_after_s=None):
 
 
 def test_pauses_grow_to_two_seconds_and_never_undercut_retry_after():
-    patience = Patience("url", 10_000.0)
+    patience = RetryDeadline("url", 10_000.0)
     pauses = [patience.pause_after(busy()) for _ in range(50)]
     assert all(0.05 <= pause <= 2.0 for pause in pauses)
     assert pauses[0] <= 0.1

@@ -13,7 +13,7 @@ import yaml
 
 from clients.client import KEY_VARIABLE, URL_VARIABLE
 from service.settings import PREFIX, SECRETS, SECTIONS, Settings
-from trainer.plan.make import plan
+from trainer.plan.make import make_plan
 from trainer.queue.server import URL_VARIABLE as QUEUE_VARIABLE
 from trainer.recipe.file import load
 
@@ -111,7 +111,7 @@ def test_service_and_coordinator_take_the_same_recipe_and_the_workers_its_branch
     assert words(services["coordinator"])[:2] == ["coevo", "coordinate"]
     (recipe,) = words(services["service"])[2:]
     assert words(services["coordinator"])[2:] == [recipe]
-    branches = [start.branch for start in plan(load(ROOT / recipe)).starts]
+    branches = [start.branch for start in make_plan(load(ROOT / recipe)).starts]
     workers = [words(service) for name, service in services.items() if name.startswith("worker")]
     taken = [one[one.index("--branch") + 1] for one in workers]
     assert sorted(taken) == (["all"] if "worker" in services else sorted(branches))

@@ -11,7 +11,7 @@ from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
 from adapters.base import locate
 from trainer.miniature.capabilities import CAPABILITIES
-from trainer.miniature.check import Row, check
+from trainer.miniature.check import LevelAccuracy, check
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
 NAMES = ("text", "image", "video")
@@ -19,7 +19,7 @@ FEW, MANY = 32, 128  # questions a level, eight samples each
 NOISE = 0.08  # two trainings with other rounding differ by less; measured over seeds on many questions
 
 
-def measure(folder: Path, count: int) -> dict[str, Row]:
+def measure(folder: Path, count: int) -> dict[str, LevelAccuracy]:
     """By capability, over both levels."""
     model = Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     processor = Qwen3VLProcessor.from_pretrained(folder)
@@ -28,22 +28,22 @@ def measure(folder: Path, count: int) -> dict[str, Row]:
 
 
 @pytest.fixture(scope="module")
-def shipped() -> dict[str, Row]:
+def shipped() -> dict[str, LevelAccuracy]:
     return measure(locate("miniature"), FEW)
 
 
-def has_head_room(row: Row) -> bool:
+def has_head_room(row: LevelAccuracy) -> bool:
     return 0.25 <= row.greedy <= 0.60 and row.passed >= 0.85
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_shipped_base_has_head_room(name: str, shipped: dict[str, Row]) -> None:
+def test_the_shipped_base_has_head_room(name: str, shipped: dict[str, LevelAccuracy]) -> None:
     assert has_head_room(shipped[name])
 
 
 @pytest.mark.parametrize("name", ["image", "video"])
 def test_the_shipped_base_falls_to_the_blind_level_with_another_questions_media(
-    name: str, shipped: dict[str, Row]
+    name: str, shipped: dict[str, LevelAccuracy]
 ) -> None:
     assert shipped[name].swapped <= 0.20
 

@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel
 from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
-from service.engine.vllm import Media
+from service.engine.vllm import EngineMedia
 
 
 class Reference:
@@ -23,7 +23,7 @@ class Reference:
         self._processor = processor
 
     @torch.inference_mode()
-    def logprobs(self, adapter: str, ids: Sequence[int], completion: int, media: Media) -> torch.Tensor:
+    def logprobs(self, adapter: str, ids: Sequence[int], completion: int, media: EngineMedia) -> torch.Tensor:
         """Of the last `completion` of `ids` (expanded) [C, V]."""
         config = self._peft.config
         ids_1T = torch.tensor([list(ids)])
@@ -37,7 +37,7 @@ class Reference:
             logits_TV = self._peft(**inputs).logits[0]
         return logits_TV[-completion - 1 : -1].float().log_softmax(-1)
 
-    def _pixels(self, media: Media) -> dict[str, Any]:
+    def _pixels(self, media: EngineMedia) -> dict[str, Any]:
         pixels: dict[str, Any] = {}
         if media.images:
             pixels |= self._processor.image_processor(

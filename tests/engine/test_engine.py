@@ -5,7 +5,7 @@ import asyncio
 import numpy as np
 import pytest
 
-from service.engine.vllm import Media
+from service.engine.vllm import EngineMedia
 
 pytestmark = pytest.mark.engine
 PROMPTS, LENGTH = 24, 400
@@ -20,7 +20,16 @@ def test_seeded_prompts_that_come_in_pieces_are_answered_as_those_that_do_not(en
 
     async def answer(number: int):
         _, (sampled,) = await engine.generate(
-            prompts[number], Media(), None, n=1, temperature=1, top_p=1, max_tokens=8, top_k=0, seed=number, stop=[]
+            prompts[number],
+            EngineMedia(),
+            None,
+            n=1,
+            temperature=1,
+            top_p=1,
+            max_tokens=8,
+            top_k=0,
+            seed=number,
+            stop=[],
         )
         return sampled.token_ids
 

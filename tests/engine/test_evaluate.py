@@ -22,7 +22,7 @@ from trainer.data.generated import prompts
 from trainer.evaluation.exams import decoder, examine, exams, pinned
 from trainer.evaluation.overlap import Overlaps, alarms, measure_overlap
 from trainer.local.examiner import Examiner
-from trainer.local.processes import Children
+from trainer.local.processes import ProcessGroup
 from trainer.recipe.file import load
 from trainer.rewards import exact_reward
 from trainer.rewards.pool import RewardPool
@@ -141,7 +141,7 @@ def test_an_exam_that_is_told_to_stop_leaves_no_question_behind(service, tmp_pat
     looks = iter([False, False])
     recipe = load(RECIPE)
     with RewardPool(num_children=1) as pool:
-        children = Children(tmp_path, {})
+        children = ProcessGroup(tmp_path, {})
         examiner = Examiner(
             recipe, tmp_path, children, exams(recipe), decoder(recipe), is_stopped=lambda: next(looks, True)
         )

@@ -20,9 +20,9 @@ from adapters.manifest import OPTIMISER, WEIGHTS, base_digest
 from adapters.names import Ref
 from clients.client import AsyncClient, RefusedError
 from trainer.data.generated import prompts
-from trainer.loop import Arena, Capability, gather, publish, train_step
+from trainer.loop import StepContext, TrainingSet, gather, publish, train_step
 from trainer.plan.steps import Step, Teacher
-from trainer.recipe import Lora, Loss, Optimiser, Rollout
+from trainer.recipe import LoraConfig, LossConfig, OptimiserConfig, RolloutConfig
 from trainer.rewards import Rule
 from trainer.rewards.pool import RewardPool
 from trainer.rollout.metrics import warnings
@@ -41,17 +41,24 @@ def pool() -> Iterator[RewardPool]:
         yield pool
 
 
-def make_arena(client: AsyncClient, pool: RewardPool, loss: Loss = Loss()) -> Arena:  # noqa: B008
+def make_arena(client: AsyncClient, pool: RewardPool, loss: LossConfig = LossConfig()) -> StepContext:  # noqa: B008
     decode = partial(AutoTokenizer.from_pretrained(BASE).decode, skip_special_tokens=True)
     data = {
-        name: Capability(prompts(name, label=name, split="train", size=64, seed=1), Rule("exact"), 60.0)
+        name: TrainingSet(prompts(name, label=name, split="train", size=64, seed=1), Rule("exact"), 60.0)
         for name in ("text", "image", "video")
     }
-    return Arena(client, pool, data, decode, 3, Rollout(prompts=3, group_size=4, max_completion_tokens=40), loss)
+    return StepContext(
+        client, pool, data, decode, 3, RolloutConfig(prompts=3, group_size=4, max_completion_tokens=40), loss
+    )
 
 
 def make_learner(**changes) -> Learner:
-    settings = {"seed": 3, "lora": Lora(rank=8, alpha=16), "loss": Loss(), "optimiser": Optimiser(lr=1e-3)}
+    settings = {
+        "seed": 3,
+        "lora": LoraConfig(rank=8, alpha=16),
+        "loss": LossConfig(),
+        "optimiser": OptimiserConfig(lr=1e-3),
+    }
     policy = load_policy(BASE, dtype="float32")
     return Learner(policy, base=base_digest(BASE), budget=2048, **(settings | changes))
 
@@ -98,7 +105,7 @@ def test_a_teacher_that_is_the_student_itself_teaches_nothing(service, pool) -> 
 def test_a_teachers_likeliest_tokens_can_teach(service, pool) -> None:
     async def run() -> None:
         async with AsyncClient(service.url) as client:
-            loss = Loss(teacher_signal="top-k", teacher_top_k=5)
+            loss = LossConfig(teacher_signal="top-k", teacher_top_k=5)
             arena, learner = make_arena(client, pool, loss), make_learner(loss=loss)
             await client.fork("pupil", "base")
             await client.fork("master", "base")
@@ -159,7 +166,11 @@ def test_what_was_learnt_but_not_published_is_forgotten(service, pool) -> None:
 
     async def run() -> None:
         async with AsyncClient(service.url) as client:
-            arena, learner, rival = make_arena(client, pool), make_learner(), make_learner(optimiser=Optimiser(lr=5e-3))
+            arena, learner, rival = (
+                make_arena(client, pool),
+                make_learner(),
+                make_learner(optimiser=OptimiserConfig(lr=5e-3)),
+            )
             await client.fork("twice", "base")
             step = Step("twice", 1, capabilities=("text",))
             await train_step(step, arena, rival)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from adapters.base import locate
-from adapters.merge import fold, mixture, write_adapter
+from adapters.merge import fold, merge_plan, write_adapter
 from adapters.merge_inputs import open_base, open_folder
-from service.engine.vllm import Media
+from service.engine.vllm import EngineMedia
 from tests.engine.conftest import EngineThread, settings
 from tests.engine.test_scores import picture, random_ids, user
 
@@ -19,13 +19,13 @@ pytestmark = pytest.mark.engine
 def test_the_checkpoint_and_the_stacked_adapter_score_alike(engine_thread, adapter_folders, tmp_path) -> None:
     base = open_base(locate("miniature"), "miniature")
     branches = [open_folder(adapter_folders[name], base, name) for name in ("thin", "plain")]
-    mix = mixture(branches, {"thin": 2, "plain": 1}, scale=1.5)
+    mix = merge_plan(branches, {"thin": 2, "plain": 1}, scale=1.5)
     fold(base, mix, tmp_path / "merged")
     write_adapter(base, mix, tmp_path / "stacked")
     stacked = engine_thread.run(engine_thread.engine.load("stacked@1", tmp_path / "stacked"))
     prompts = [
-        (engine_thread.engine.chat_ids(user("37+2*4?")), Media()),
-        (engine_thread.engine.chat_ids(user("image", "37+red?")), Media(images=(picture(1),))),
+        (engine_thread.engine.chat_ids(user("37+2*4?")), EngineMedia()),
+        (engine_thread.engine.chat_ids(user("image", "37+red?")), EngineMedia(images=(picture(1),))),
     ]
     merged = EngineThread(replace(settings("float32"), base=tmp_path / "merged"))
     try:

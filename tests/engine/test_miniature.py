@@ -6,7 +6,7 @@ import itertools
 import pytest
 from PIL import Image
 
-from service.engine.vllm import Media
+from service.engine.vllm import EngineMedia
 from service.media import Video
 from trainer.miniature.batch import Prompter
 from trainer.miniature.capabilities import CAPABILITIES
@@ -18,13 +18,13 @@ pytestmark = pytest.mark.engine
 COUNT = 48
 
 
-def media_of(question: Question) -> Media:
+def media_of(question: Question) -> EngineMedia:
     frames = question.scene.render()
     if question.capability.media == "image":
-        return Media(images=((question.digest, Image.fromarray(frames[0])),))
+        return EngineMedia(images=((question.digest, Image.fromarray(frames[0])),))
     if question.capability.media == "video":
-        return Media(videos=((question.digest, Video(frames, tuple(range(len(frames))), len(frames), FPS)),))
-    return Media()
+        return EngineMedia(videos=((question.digest, Video(frames, tuple(range(len(frames))), len(frames), FPS)),))
+    return EngineMedia()
 
 
 @pytest.mark.parametrize("name", ["text", "image", "video"])

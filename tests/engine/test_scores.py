@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from service.engine.vllm import Media
+from service.engine.vllm import EngineMedia
 from service.media import Video
 from tests.engine.conftest import EngineThread, settings
 from tests.engine.reference import Reference
@@ -37,16 +37,16 @@ def user(*parts: str) -> list[dict]:
 
 
 CASES = {
-    "text": (user("37+2*4?"), Media()),
-    "image": (user("image", "37+red?"), Media(images=(picture(1),))),
-    "two images": (user("image", "and", "image", "which?"), Media(images=(picture(2), picture(3, 96, 32)))),
-    "video": (user("video", "37-left?"), Media(videos=(clip(4, 12),))),
-    "odd frames": (user("video", "37-left?"), Media(videos=(clip(5, 7),))),
+    "text": (user("37+2*4?"), EngineMedia()),
+    "image": (user("image", "37+red?"), EngineMedia(images=(picture(1),))),
+    "two images": (user("image", "and", "image", "which?"), EngineMedia(images=(picture(2), picture(3, 96, 32)))),
+    "video": (user("video", "37-left?"), EngineMedia(videos=(clip(4, 12),))),
+    "odd frames": (user("video", "37-left?"), EngineMedia(videos=(clip(5, 7),))),
     "text around two videos": (
         user("before", "video", "between", "video", "after"),
-        Media(videos=(clip(6, 4), clip(7, 5))),
+        EngineMedia(videos=(clip(6, 4), clip(7, 5))),
     ),
-    "image and video": (user("image", "video", "?"), Media(images=(picture(8),), videos=(clip(9, 3),))),
+    "image and video": (user("image", "video", "?"), EngineMedia(images=(picture(8),), videos=(clip(9, 3),))),
 }
 
 
@@ -57,7 +57,13 @@ def random_ids(count: int, seed: int) -> list[int]:
 
 
 def differences(
-    thread: EngineThread, reference: Reference, loaded, prompt: list[int], media: Media, completions, top_atol=1e-3
+    thread: EngineThread,
+    reference: Reference,
+    loaded,
+    prompt: list[int],
+    media: EngineMedia,
+    completions,
+    top_atol=1e-3,
 ):
     """|engine - reference| of every token of the completions, all adapters in one batch."""
 
@@ -100,7 +106,7 @@ def test_every_adapter_and_the_base_in_one_batch(case: str, engine_thread, refer
 @pytest.mark.parametrize("length", [1, 31, 32, 33, 64, 65])
 def test_prompts_at_the_edges_of_cache_blocks(length: int, engine_thread, reference, loaded) -> None:
     prompt = random_ids(length, 100 + length)
-    errors = differences(engine_thread, reference, loaded, prompt, Media(), [random_ids(9, 7), random_ids(33, 8)])
+    errors = differences(engine_thread, reference, loaded, prompt, EngineMedia(), [random_ids(9, 7), random_ids(33, 8)])
     assert errors.max() < 1e-3
     assert errors.mean() < 1e-5
 
@@ -108,16 +114,16 @@ def test_prompts_at_the_edges_of_cache_blocks(length: int, engine_thread, refere
 def test_a_sequence_scored_again_and_adapters_in_turn_give_the_same(engine_thread, reference, loaded) -> None:
     engine, prompt, completion = engine_thread.engine, random_ids(64, 1), random_ids(32, 2)
     for name in ("thin", "strong", "thin", "thin", "base", "thin"):
-        score = engine_thread.run(engine.score(prompt, Media(), completion, loaded[name]))
-        expected = reference.logprobs(name, [*prompt, *completion], 32, Media())[torch.arange(32), completion]
+        score = engine_thread.run(engine.score(prompt, EngineMedia(), completion, loaded[name]))
+        expected = reference.logprobs(name, [*prompt, *completion], 32, EngineMedia())[torch.arange(32), completion]
         np.testing.assert_allclose(score.logprobs_C, expected.numpy(), atol=1e-3)
 
 
 def test_a_cache_that_swallowed_rows_is_noticed(engine_thread, loaded) -> None:
     """Without the second pass these rows are uninitialised memory, and no error says so."""
     engine, prompt, completion = engine_thread.engine, random_ids(96, 3), random_ids(40, 4)
-    first = engine_thread.run(engine.score(prompt, Media(), completion, loaded["plain"]))
-    again = engine_thread.run(engine.score(prompt, Media(), completion, loaded["plain"]))
+    first = engine_thread.run(engine.score(prompt, EngineMedia(), completion, loaded["plain"]))
+    again = engine_thread.run(engine.score(prompt, EngineMedia(), completion, loaded["plain"]))
     assert (first.rescored, again.rescored) == (False, True)
     np.testing.assert_allclose(first.logprobs_C, again.logprobs_C, atol=1e-4)
 
@@ -126,17 +132,17 @@ def test_what_an_adapter_has_sampled_it_scores_at_once(engine_thread, loaded) ->
     """Blocks that sampling left in the cache reach into the completion; scoring must not meet them."""
     engine, prompt = engine_thread.engine, random_ids(70, 11)
     sampling = {"temperature": 1, "top_p": 1, "max_tokens": 100, "top_k": 0, "seed": 3, "stop": []}
-    _, completions = engine_thread.run(engine.generate(prompt, Media(), loaded["strong"], n=4, **sampling))
+    _, completions = engine_thread.run(engine.generate(prompt, EngineMedia(), loaded["strong"], n=4, **sampling))
     assert max(len(one.token_ids) for one in completions) > 32
     for one in completions:
-        score = engine_thread.run(engine.score(prompt, Media(), one.token_ids, loaded["strong"]))
+        score = engine_thread.run(engine.score(prompt, EngineMedia(), one.token_ids, loaded["strong"]))
         assert not score.rescored
         np.testing.assert_allclose(score.logprobs_C, one.logprobs_C, atol=1e-3)
 
 
 def test_a_completion_up_to_the_models_length(engine_thread, reference, loaded) -> None:
     prompt, completion = random_ids(11, 5), random_ids(500, 6)
-    errors = differences(engine_thread, reference, loaded, prompt, Media(), [completion])
+    errors = differences(engine_thread, reference, loaded, prompt, EngineMedia(), [completion])
     assert errors.max() < 1e-3
 
 
@@ -144,9 +150,9 @@ def test_fixed_token_ids_are_scored_at_their_positions(engine_thread, reference,
     prompt, completion = random_ids(20, 9), random_ids(5, 10)
     wanted = [random_ids(3, 20 + place) for place in range(5)]
     score = engine_thread.run(
-        engine_thread.engine.score(prompt, Media(), completion, loaded["strong"], token_ids=wanted)
+        engine_thread.engine.score(prompt, EngineMedia(), completion, loaded["strong"], token_ids=wanted)
     )
-    expected_CV = reference.logprobs("strong", [*prompt, *completion], 5, Media())
+    expected_CV = reference.logprobs("strong", [*prompt, *completion], 5, EngineMedia())
     assert score.ids_Ck.tolist() == wanted
     np.testing.assert_allclose(score.logprobs_Ck, expected_CV.gather(1, torch.tensor(wanted)).numpy(), atol=1e-3)
 
@@ -154,7 +160,7 @@ def test_fixed_token_ids_are_scored_at_their_positions(engine_thread, reference,
 def test_samples_carry_the_scores_of_their_own_tokens(engine_thread, loaded) -> None:
     engine = engine_thread.engine
     question = next(questions(CAPABILITIES["image"], "test", 0, 2))
-    media = Media(images=(("one", Image.fromarray(question.scene.render()[0])),))
+    media = EngineMedia(images=(("one", Image.fromarray(question.scene.render()[0])),))
     prompt = engine.chat_ids(user("image", question.text))
     _, completions = engine_thread.run(
         engine.generate(
@@ -169,7 +175,7 @@ def test_samples_carry_the_scores_of_their_own_tokens(engine_thread, loaded) -> 
 
 def test_adapters_differ_from_each_other_and_from_the_base(engine_thread, loaded) -> None:
     prompt, completion = random_ids(20, 11), random_ids(30, 12)
-    rows = [engine_thread.run(engine_thread.engine.score(prompt, Media(), completion, loaded[n])) for n in NAMES]
+    rows = [engine_thread.run(engine_thread.engine.score(prompt, EngineMedia(), completion, loaded[n])) for n in NAMES]
     for one, other in itertools.combinations(rows, 2):
         assert np.abs(one.logprobs_C - other.logprobs_C).max() > 0.1
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from clients.calls import media_id
 from clients.client import Client
 from clients.retries import RefusedError
-from service.engine.vllm import Media
+from service.engine.vllm import EngineMedia
 from service.media import encode_image, encode_video
 from service.schemas import SAFETENSORS, GenerateRequest, LogprobsRequest
 from service.wire import decode_generated, decode_logprobs
@@ -71,7 +71,7 @@ def test_a_published_revision_scores_as_peft_does(http, adapter_folders, base, r
     (prompt,) = prompt if isinstance(prompt[0], list) else (prompt,)
     for name, found in (("plain", mine), ("thin", beside), ("base", theirs)):
         ids = found["sequences"][0]["token_ids"]
-        expected_CV = reference.logprobs(name, [*prompt, *ids], len(ids), Media())
+        expected_CV = reference.logprobs(name, [*prompt, *ids], len(ids), EngineMedia())
         expected = expected_CV[torch.arange(len(ids)), torch.tensor(ids)].tolist()
         assert found["sequences"][0]["logprobs"] == pytest.approx(expected, abs=1e-3)
 

@@ -25,7 +25,7 @@ from tests.engine.service_process import ServiceProcess
 from tests.faults.nursery import Fork, Nursery
 from tests.faults.queue_process import QueueProcess
 from tests.faults.recipes import MINIATURE
-from trainer.plan.make import plan
+from trainer.plan.make import make_plan
 from trainer.queue.client import PERMANENT, Queue
 from trainer.recipe.file import load, run_id
 
@@ -154,7 +154,7 @@ class Cluster:
     def check(self, recipe: Path) -> None:
         """All of them, for a run that is finished."""
         assert httpx.get(f"{self.service.url}/healthz", timeout=5).status_code == 200  # I5
-        made, run = plan(load(recipe)), run_id(load(recipe))
+        made, run = make_plan(load(recipe)), run_id(load(recipe))
         heads = self.heads()
         assert {start.branch: heads[start.branch] for start in made.starts} == {
             start.branch: made.head(start.branch) for start in made.starts

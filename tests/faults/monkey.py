@@ -23,7 +23,7 @@ import httpx
 import psutil
 
 from tests.faults.cluster import Child, Cluster
-from trainer.plan.make import plan
+from trainer.plan.make import make_plan
 from trainer.queue.client import QueueAwayError
 from trainer.recipe.file import load
 
@@ -63,7 +63,7 @@ class Monkey:
     ) -> None:
         self.counts: Counter[str] = Counter()
         self._cluster, self._log = cluster, log
-        self._made = plan(load(recipe))
+        self._made = make_plan(load(recipe))
         self._random = random.Random(seed)
         self._pause_s = pause_s
         self._began = time.monotonic()

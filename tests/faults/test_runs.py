@@ -11,7 +11,7 @@ from adapters.manifest import Manifest, read_manifest
 from tests.faults.cluster import Child, Cluster
 from tests.faults.nursery import Nursery
 from tests.faults.recipes import CAPABILITIES, written
-from trainer.plan.make import plan
+from trainer.plan.make import make_plan
 from trainer.plan.rhythm import decided
 from trainer.plan.steps import Plan
 from trainer.recipe.file import load, run_id
@@ -35,7 +35,7 @@ def at_once(cluster: Cluster, recipe: Path) -> Cluster:
 
 def test_one_process_makes_the_plan_and_nothing_else(at_once: Cluster, recipe: Path) -> None:
     at_once.check(recipe)
-    assert taught(at_once.store, recipe) == planned(plan(load(recipe)))
+    assert taught(at_once.store, recipe) == planned(make_plan(load(recipe)))
 
 
 def test_three_processes_that_start_one_after_the_other_make_theirs(cluster: Cluster, tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_three_processes_that_start_one_after_the_other_make_theirs(cluster: Clu
     assert [worker.wait() for worker in workers] == [0, 0, 0]
     assert coordinator.wait() == 0
     cluster.check(recipe)
-    assert taught(cluster.store, recipe) == planned(plan(load(recipe)))
+    assert taught(cluster.store, recipe) == planned(make_plan(load(recipe)))
     steps = [event for event in cluster.events(run_id(load(recipe))) if event["kind"] == "step"]
     assert {(event["branch"], event["worker"]) for event in steps} == {(f"three-{x}", f"of-{x}") for x in CAPABILITIES}
 
@@ -68,7 +68,7 @@ def test_an_adaptive_rhythm_is_decided_once_for_all_workers(cluster: Cluster, tm
     assert [(event["cycle"], event["rlvr_steps"]) for event in told] == [(1, 2), (2, 2)]
     rhythm = decided(cluster.queue.agreed(run), recipe.method.rlvr_steps)
     assert rhythm == (1, 2, 2)
-    assert taught(cluster.store, path) == planned(plan(recipe, rhythm))
+    assert taught(cluster.store, path) == planned(make_plan(recipe, rhythm))
     overlaps = [event for event in cluster.events(run) if event["kind"] == "overlap"]
     assert {event["step"] for event in overlaps} == {1, 3, 5, 6, 8, 9}
 
@@ -130,7 +130,7 @@ def of(recipe: Path) -> tuple[str, str]:
 
 
 def manifests(store: Path, recipe: Path) -> Iterator[Manifest]:
-    for step in plan(load(recipe)).steps:
+    for step in make_plan(load(recipe)).steps:
         folder = store / step.branch / str(step.number)
         if folder.exists():
             yield read_manifest(folder)

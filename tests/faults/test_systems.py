@@ -6,7 +6,7 @@ import pytest
 
 from tests.faults.cluster import Cluster
 from tests.faults.recipes import MINIATURE, renamed
-from trainer.plan.make import plan
+from trainer.plan.make import make_plan
 from trainer.recipe.file import load, run_id
 
 SHIPPED = [path for path in sorted(MINIATURE.with_suffix("").glob("*.toml")) if load(path).base.name == "miniature"]
@@ -50,7 +50,7 @@ def run(cluster: Cluster, tmp_path: Path, paths: list[Path]) -> None:
         started.append((own, coordinator, cluster.worker("all", name=name, words=("--run", run_id(load(own))))))
     for own, coordinator, worker in started:
         assert (worker.wait(), coordinator.wait()) == (0, 0), worker.log[-2000:]
-        made, heads = plan(load(own)), cluster.heads()
+        made, heads = make_plan(load(own)), cluster.heads()
         assert {start.branch: heads[start.branch] for start in made.starts} == {
             start.branch: made.head(start.branch) for start in made.starts
         }

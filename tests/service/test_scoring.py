@@ -3,7 +3,7 @@ import asyncio
 import numpy as np
 import pytest
 
-from service.engine.vllm import Adapter, Media, Scores
+from service.engine.vllm import EngineMedia, EngineScores, LoadedAdapter
 from service.http.metrics import Metrics
 from service.scoring import Scorer, Scoring
 from tests.service.http.test_metrics import value
@@ -45,15 +45,15 @@ class RecordingEngine:
 
 
 def answer(completion):
-    return Scores(1, np.array(completion, np.float32), np.zeros((1, 0)), np.zeros((1, 0)), False)
+    return EngineScores(1, np.array(completion, np.float32), np.zeros((1, 0)), np.zeros((1, 0)), False)
 
 
 def sequence(*completion):
-    return Scoring((1,), completion, Media())
+    return Scoring((1,), completion, EngineMedia())
 
 
 def adapter(tmp_path, number):
-    return Adapter(f"text@{number}", number, tmp_path)
+    return LoadedAdapter(f"text@{number}", number, tmp_path)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import time
 import psutil
 import pytest
 
-from trainer.rewards import Item, Rule, Scored
+from trainer.rewards import RewardItem, Rule, Scored
 from trainer.rewards.pool import RewardPool
 
 SOAK_S = float(os.environ.get("COEVO_SOAK_S", "120"))
@@ -34,11 +34,11 @@ class Chaos(threading.Thread):
                 self.num_faults += 1
 
 
-def batch(draw: random.Random) -> tuple[Rule, list[Item], list[float]]:
+def batch(draw: random.Random) -> tuple[Rule, list[RewardItem], list[float]]:
     """Completions of one kind with the scores that they must get."""
     kind = draw.choice(["math", "choice", "numeric", "exact"])
     letters = "ABCDEFGH"
-    items: list[Item] = []
+    items: list[RewardItem] = []
     expected: list[float] = []
     for _ in range(draw.randrange(1, 300)):
         gold, found = draw.randrange(8), draw.randrange(8)
@@ -49,7 +49,7 @@ def batch(draw: random.Random) -> tuple[Rule, list[Item], list[float]]:
             "exact": (f"red {gold}", rf"\boxed{{red  {found}}}"),
         }
         answer, completion = texts[kind]
-        items.append(Item(completion, answer))
+        items.append(RewardItem(completion, answer))
         expected.append(0.9 * (gold == found) + 0.1 * (kind != "choice"))
     return Rule(kind, format_share=0.1), items, expected
 

@@ -31,9 +31,9 @@ from trainer.data.held_out import held_out_data
 from trainer.evaluation.exams import exams
 from trainer.local.train import check_folder, events_of, is_trained, processes, settings_of, train
 from trainer.orchestration.tracking import check_trackers
-from trainer.plan.comparison import Entry, entries, of_seeds
-from trainer.plan.make import plan
-from trainer.recipe import Comparison, MiniatureData, Recipe
+from trainer.plan.comparison import Result, of_seeds, planned_results
+from trainer.plan.make import make_plan
+from trainer.recipe import ComparisonConfig, MiniatureData, Recipe
 from trainer.recipe.file import load
 from trainer.reporting.events import read_events
 
@@ -79,7 +79,7 @@ def of_comparison(recipe: Recipe, seeds: int | None) -> Recipe:
         raise UserError(f"--seeds {seeds}: take 1 or more")
     if len(recipe.capabilities) < 2:
         raise UserError(f"{recipe.name}: has one capability; a comparison needs two or more")
-    asked = recipe.comparison or Comparison()
+    asked = recipe.comparison or ComparisonConfig()
     if "mixed3" in asked.systems and recipe.rollout.prompts < len(recipe.capabilities):
         raise UserError(
             f"rollout.prompts: {recipe.rollout.prompts} are fewer than the {len(recipe.capabilities)} capabilities of "
@@ -106,10 +106,12 @@ def _all_made(recipe: Recipe, out: Path, together: int) -> bool:
     return True
 
 
-def unanswered(recipe: Recipe, out: Path, seed: int) -> list[Entry]:
+def unanswered(recipe: Recipe, out: Path, seed: int) -> list[Result]:
     """Results of this one seed that have not been examined."""
     there = {(one.system, one.row) for one in read_answers(path_of(out, seed))}
-    return [one for one in entries(plan(of_seeds(recipe, seed, seed))) if (one.system, one.row) not in there]
+    return [
+        one for one in planned_results(make_plan(of_seeds(recipe, seed, seed))) if (one.system, one.row) not in there
+    ]
 
 
 def groups(seeds: Iterable[int], size: int) -> list[list[int]]:
@@ -118,7 +120,7 @@ def groups(seeds: Iterable[int], size: int) -> list[list[int]]:
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
 
-def _made(recipe: Recipe, out: Path, missing: Mapping[int, Sequence[Entry]]) -> bool:
+def _made(recipe: Recipe, out: Path, missing: Mapping[int, Sequence[Result]]) -> bool:
     """Trains these seeds, and examines what was not. False: told to stop."""
     own = of_seeds(recipe, min(missing), max(missing))
     with processes(out, own) as (children, stop):

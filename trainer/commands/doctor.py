@@ -14,7 +14,7 @@ import psutil
 from adapters.errors import UserError
 from trainer.data.base import base_of
 from trainer.doctor import memory
-from trainer.doctor.machine import GIB, Card, Row, found_cards, free_bytes, gib, imported_row, machine_rows
+from trainer.doctor.machine import GIB, Card, MachineFact, found_cards, free_bytes, gib, imported_row, machine_rows
 from trainer.recipe import Recipe
 from trainer.recipe.file import load
 
@@ -44,13 +44,13 @@ def run(arguments: argparse.Namespace) -> int:
     rows = list(machine_rows(cards, arguments.store))
     if arguments.deep:
         rows += [imported_row(name) for name in _DEEP_IMPORTS]
-    parts: Sequence[memory.Part] = ()
+    parts: Sequence[memory.MemoryPart] = ()
     if recipe is not None:
         planned = [Card("planned", int(size * GIB)) for size in arguments.card_gib] or cards
         try:
             shape = shape_of_base(recipe)
         except UserError as error:
-            rows.append(Row("WARN", "recipe fits", "unknown", str(error)))
+            rows.append(MachineFact("WARN", "recipe fits", "unknown", str(error)))
         else:
             parts = parts_of(recipe, shape, on_gpu=bool(planned))
             rows += recipe_rows(recipe, shape, parts, planned, arguments.store)
@@ -71,7 +71,7 @@ def shape_of_base(recipe: Recipe) -> memory.Shape:
         ) from None
 
 
-def parts_of(recipe: Recipe, shape: memory.Shape, *, on_gpu: bool) -> tuple[memory.Part, ...]:
+def parts_of(recipe: Recipe, shape: memory.Shape, *, on_gpu: bool) -> tuple[memory.MemoryPart, ...]:
     """What the service and one worker with all branches take."""
     engine, rollout = recipe.engine, recipe.rollout
     service = memory.service_parts(
@@ -96,14 +96,14 @@ def parts_of(recipe: Recipe, shape: memory.Shape, *, on_gpu: bool) -> tuple[memo
 
 
 def recipe_rows(
-    recipe: Recipe, shape: memory.Shape, parts: Sequence[memory.Part], cards: Sequence[Card], store: Path
-) -> Iterator[Row]:
+    recipe: Recipe, shape: memory.Shape, parts: Sequence[memory.MemoryPart], cards: Sequence[Card], store: Path
+) -> Iterator[MachineFact]:
     yield from _fit_rows(recipe, shape, parts, cards)
     wanted = 2 * len(recipe.branches) + 2
     if recipe.engine.max_loras < wanted:
         found = f"{recipe.engine.max_loras} for {len(recipe.branches)} branches"
         remedy = f"publishing waits for scoring; set engine.max_loras = {wanted}"
-        yield Row("WARN", "adapter slots", found, remedy)
+        yield MachineFact("WARN", "adapter slots", found, remedy)
     adapter = memory.lora_parameters(shape, recipe.lora.rank)
     phase_ends = 2 * recipe.method.cycles if recipe.method.cyclic else 1
     kept = memory.store_bytes(
@@ -115,15 +115,15 @@ def recipe_rows(
     yield _room_row("served adapters", served, cache, "set engine.adapter_cache to a larger place")
 
 
-def _room_row(what: str, need: int, folder: Path, remedy: str) -> Row:
+def _room_row(what: str, need: int, folder: Path, remedy: str) -> MachineFact:
     free = free_bytes(folder)
     found = f"at most {gib(need)} GiB, {gib(free)} GiB free at {folder}"
-    return Row("OK", what, found) if need <= free else Row("WARN", what, found, remedy)
+    return MachineFact("OK", what, found) if need <= free else MachineFact("WARN", what, found, remedy)
 
 
 def _fit_rows(
-    recipe: Recipe, shape: memory.Shape, parts: Sequence[memory.Part], cards: Sequence[Card]
-) -> Iterator[Row]:
+    recipe: Recipe, shape: memory.Shape, parts: Sequence[memory.MemoryPart], cards: Sequence[Card]
+) -> Iterator[MachineFact]:
     """One card (or the host's memory) holds both; of two, the first is the service's."""
     service = [part for part in parts if part.process == "service"]
     worker = [part for part in parts if part.process == "worker"]
@@ -137,18 +137,18 @@ def _fit_rows(
     yield fit_row("recipe fits", memory.total(parts), cards[0] if cards else host, knobs)
 
 
-def fit_row(what: str, need: int, card: Card, knobs: Sequence[memory.Knob]) -> Row:
+def fit_row(what: str, need: int, card: Card, knobs: Sequence[memory.Knob]) -> MachineFact:
     """Whether it fits with something to spare, and which number to lower if not."""
     found = f"{gib(need)} GiB of {gib(card.bytes)} ({card.name})"
     too_much = need + memory.SPARE - card.bytes
     if too_much <= 0:
-        return Row("OK", what, found)
+        return MachineFact("OK", what, found)
     lowered, left = memory.lower(too_much, knobs)
     steps = " and ".join(f"{one.path} from {one.now:g} to {one.to:g}" for one in lowered)
     if left:
         remedy = f"even with {steps} it is {gib(left)} GiB too large; take a smaller base.name or one more card"
-        return Row("FAIL", what, found, remedy)
-    return Row("FAIL", what, found, f"lower {steps}")
+        return MachineFact("FAIL", what, found, remedy)
+    return MachineFact("FAIL", what, found, f"lower {steps}")
 
 
 def _knobs(recipe: Recipe, shape: memory.Shape) -> tuple[tuple[memory.Knob, ...], tuple[memory.Knob, ...]]:
@@ -177,7 +177,7 @@ def _element(dtype: str) -> int:
     return {"bfloat16": 2, "float32": 4}[dtype]
 
 
-def show(rows: Sequence[Row], parts: Sequence[memory.Part]) -> None:
+def show(rows: Sequence[MachineFact], parts: Sequence[memory.MemoryPart]) -> None:
     """Tables on a terminal, else a line a row."""
     if sys.stdout.isatty():
         _show_tables(rows, parts)
@@ -190,7 +190,7 @@ def show(rows: Sequence[Row], parts: Sequence[memory.Part]) -> None:
         print(f"memory  sum: {gib(memory.total(parts))} GiB")
 
 
-def _show_tables(rows: Sequence[Row], parts: Sequence[memory.Part]) -> None:
+def _show_tables(rows: Sequence[MachineFact], parts: Sequence[memory.MemoryPart]) -> None:
     from rich import box
     from rich.console import Console
     from rich.markup import escape

@@ -21,10 +21,10 @@ from adapters.errors import UserError
 from adapters.manifest import base_digest
 from adapters.names import BASE, MERGED, Ref
 from clients.client import AsyncClient, ServiceError, from_environment
-from trainer.evaluation.exams import Item, Result, decoder, examine, exams, overall, pinned, results
+from trainer.evaluation.exams import ExamAnswer, ExamResult, decoder, exam_results, examine, exams, mean_results, pinned
 from trainer.local.examiner import flags_of, stacked_rank
 from trainer.local.finish import ADAPTER
-from trainer.local.processes import SERVICE, Children
+from trainer.local.processes import SERVICE, ProcessGroup
 from trainer.recipe import Recipe
 from trainer.recipe.file import load
 from trainer.reporting.tables import as_json, lines, show
@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
             found, items = asyncio.run(_measure(recipe, names, arguments, pool, service))
         except ServiceError as error:
             raise UserError(str(error)) from None
-    rows = overall(found)
+    rows = mean_results(found)
     if arguments.json:
         arguments.json.write_text(json.dumps(as_json(recipe, found, rows), indent=1, allow_nan=False) + "\n")
     if arguments.items:
@@ -87,7 +87,7 @@ def _service(folder: Path | None) -> Generator[Mapping[str, str | None]]:
     adapter = folder / ADAPTER
     rank = stacked_rank(adapter)
     flags = flags_of(folder, rank, {MERGED: adapter} if rank else None)
-    with Children(folder / "logs", {"OMP_NUM_THREADS": "1"}) as children:
+    with ProcessGroup(folder / "logs", {"OMP_NUM_THREADS": "1"}) as children:
         url = children.serve(SERVICE, str(folder / "recipe.json"), "--port=0", *flags, is_stopped=lambda: False)
         yield {**from_environment(os.environ), "url": url}
 
@@ -98,7 +98,7 @@ async def _measure(
     arguments: argparse.Namespace,
     pool: RewardPool,
     service: Mapping[str, str | None],
-) -> tuple[list[Result], list[Item]]:
+) -> tuple[list[ExamResult], list[ExamAnswer]]:
     base = locate(recipe.base.name)
     digest = await asyncio.to_thread(base_digest, base)
     async with AsyncClient(str(service["url"]), api_key=service["api_key"], base=digest) as client:
@@ -106,4 +106,4 @@ async def _measure(
         asked = await asyncio.to_thread(exams, recipe, arguments.questions, arguments.exam)
         longest, decode = recipe.rollout.max_completion_tokens, decoder(recipe)
         items = await examine(client, pool, models, asked, seed=recipe.seed, max_tokens=longest, decode=decode)
-    return results(items, asked), items
+    return exam_results(items, asked), items

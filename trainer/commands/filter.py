@@ -35,7 +35,7 @@ from trainer.data.sources import open_prompts
 from trainer.evaluation.exams import answer_rule, decoder, pinned
 from trainer.evaluation.pass_rates import ALWAYS, KEPT, NEVER, Bounds, Journal, Rated, fate, histogram
 from trainer.evaluation.rating import Asked, rate
-from trainer.recipe import Capability, DatasetData, MiniatureData, Recipe
+from trainer.recipe import CapabilityConfig, DatasetData, MiniatureData, Recipe
 from trainer.recipe.file import load
 from trainer.rewards.pool import HALF_THE_CORES, RewardPool
 
@@ -99,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
 # ---- what is asked for ----
 
 
-def _capability(recipe: Recipe, name: str) -> Capability:
+def _capability(recipe: Recipe, name: str) -> CapabilityConfig:
     if name not in recipe.capabilities:
         raise UserError(f"{name}: the recipe has no such capability; it has {', '.join(recipe.capabilities)}")
     return recipe.capabilities[name]
@@ -166,7 +166,7 @@ def _client(base: str) -> AsyncClient:
 
 
 async def _ask(
-    recipe: Recipe, capability: Capability, prompts: Prompts, asked: Asked, journal: Journal, pool: RewardPool
+    recipe: Recipe, capability: CapabilityConfig, prompts: Prompts, asked: Asked, journal: Journal, pool: RewardPool
 ) -> None:
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn

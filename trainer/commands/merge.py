@@ -13,8 +13,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from adapters.base import locate
 from adapters.errors import UserError
-from adapters.merge import Mixture, check_new, fold, mixture, write_adapter
-from adapters.merge_inputs import Base, Branch, heads, open_base, open_folder, open_revision
+from adapters.merge import MergePlan, check_new, fold, merge_plan, write_adapter
+from adapters.merge_inputs import MergeBase, MergeInput, heads, open_base, open_folder, open_revision
 from adapters.merge_record import METHODS, Record, write_card
 from adapters.names import Ref, is_name, shown
 from trainer.recipe import Recipe
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     branches = branches_of(arguments.adapters, arguments.store, base)
     weights = parsed_weights(arguments.weights) or (recipe.merge.weights if recipe else {})
     scale = parsed_scale(arguments.scale)
-    mix = mixture(
+    mix = merge_plan(
         branches,
         weights,
         method=method,
@@ -68,7 +68,7 @@ def recipe_of(adapters: Sequence[str]) -> Recipe | None:
     return load(path) if len(adapters) == 1 and path.is_file() else None
 
 
-def chosen_scale(recipe: Recipe | None, run: Path, base: Base, mix: Mixture) -> float:
+def chosen_scale(recipe: Recipe | None, run: Path, base: MergeBase, mix: MergePlan) -> float:
     from trainer.local.examiner import SCALES, best_scale, scale_curve
 
     if recipe is None:
@@ -123,7 +123,9 @@ def _said(error: Exception) -> str:
     return next(iter(words.strip().splitlines()), type(error).__name__)
 
 
-def make(base: Base, mix: Mixture, out: Path | None, adapter: Path | None, scores: dict[str, dict[str, float]]) -> None:
+def make(
+    base: MergeBase, mix: MergePlan, out: Path | None, adapter: Path | None, scores: dict[str, dict[str, float]]
+) -> None:
     if adapter is not None:
         write_adapter(base, mix, adapter)
         print(f"adapter: {adapter}")
@@ -135,7 +137,7 @@ def make(base: Base, mix: Mixture, out: Path | None, adapter: Path | None, score
         print(f"checkpoint: {out}")
 
 
-def branches_of(texts: Sequence[str], store: Path | None, base: Base) -> list[Branch]:
+def branches_of(texts: Sequence[str], store: Path | None, base: MergeBase) -> list[MergeInput]:
     """As they are named; of a run or a store alone, the newest of every branch."""
     for folder in (Path(texts[0]) / "store", Path(texts[0])):
         if len(texts) == 1 and (folder / "store.json").is_file():
@@ -146,7 +148,7 @@ def branches_of(texts: Sequence[str], store: Path | None, base: Base) -> list[Br
     return [branch_of(text, store, base) for text in texts]
 
 
-def branch_of(text: str, store: Path | None, base: Base) -> Branch:
+def branch_of(text: str, store: Path | None, base: MergeBase) -> MergeInput:
     """`[NAME=]BRANCH@REVISION` of a store, or `[NAME=]FOLDER`."""
     name, is_named, what = text.partition("=")
     if not (is_named and is_name(name)):

@@ -13,7 +13,7 @@ from pathlib import Path
 from adapters.names import BASE, Ref
 from trainer.commands.doctor import shape_of_base
 from trainer.doctor import memory
-from trainer.plan.make import plan
+from trainer.plan.make import make_plan
 from trainer.plan.steps import Plan, Segment, Step, impossible
 from trainer.recipe import Recipe
 from trainer.recipe.file import load
@@ -108,7 +108,7 @@ HEADS = ("segment", "kind", "steps", "own data", "teachers", "rollouts", "genera
 
 def run(arguments: argparse.Namespace) -> int:
     recipe = load(arguments.recipe, arguments.set)
-    made = plan(recipe)
+    made = make_plan(recipe)
     forked = [Ref.parse(start.origin) for start in made.starts if start.origin != BASE]  # the store's to know
     problems = list(impossible(made, forked))
     assert not problems, problems

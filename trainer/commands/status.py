@@ -12,7 +12,7 @@ from typing import Any
 from adapters.errors import UserError
 from clients.client import Client, ServiceError, from_environment
 from service.schemas import RunInfo
-from trainer.plan.make import plan
+from trainer.plan.make import make_plan
 from trainer.plan.rhythm import decided
 from trainer.plan.steps import Plan, is_there
 from trainer.queue.client import Queue, Waiting
@@ -65,7 +65,7 @@ def _plan(queue: Queue, run: str) -> Plan | None:
         return None
     recipe = Recipe.model_validate(record["recipe"])
     is_adaptive = recipe.method.rhythm == "adaptive"
-    return plan(recipe, decided(queue.agreed(run), recipe.method.rlvr_steps) if is_adaptive else ())
+    return make_plan(recipe, decided(queue.agreed(run), recipe.method.rlvr_steps) if is_adaptive else ())
 
 
 def _worker(waiting: Waiting | None) -> str:

@@ -28,19 +28,28 @@ from adapters.base import locate
 from adapters.errors import UserError
 from adapters.merge_inputs import open_base, open_revision
 from adapters.names import BASE
-from trainer.evaluation.exams import Exam, Item, Result, decoder, exams, overall, question_means, results
+from trainer.evaluation.exams import (
+    Exam,
+    ExamAnswer,
+    ExamResult,
+    decoder,
+    exam_results,
+    exams,
+    mean_results,
+    question_means,
+)
 from trainer.local.examiner import Examiner, best_scale, stacked_rank
-from trainer.local.processes import Children
-from trainer.plan.comparison import Entry
+from trainer.local.processes import ProcessGroup
+from trainer.plan.comparison import Result
 from trainer.queue.server import URL_VARIABLE
-from trainer.recipe import Answers as Answering
+from trainer.recipe import AnswersConfig as Answering
 from trainer.recipe import Recipe
 from trainer.recipe.file import write_resolved
 from trainer.recipe.parts import ENGINE_RANKS
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
+class ResultAnswers:
     """Of one result in one exam, answered in one way."""
 
     seed: int
@@ -63,7 +72,7 @@ class Answers:
 
 
 @dataclass(frozen=True, slots=True)
-class Merge:
+class MergedModel:
     """How the branches of a system were made one."""
 
     scale: float
@@ -73,8 +82,8 @@ class Merge:
     """Between the deltas of two branches."""
 
 
-_LINE = TypeAdapter(Answers)
-_MERGES = TypeAdapter(dict[str, Merge])
+_LINE = TypeAdapter(ResultAnswers)
+_MERGES = TypeAdapter(dict[str, MergedModel])
 
 
 def path_of(out: Path, seed: int) -> Path:
@@ -85,13 +94,13 @@ def _merges_of(out: Path, seed: int) -> Path:
     return out / "answers" / f"merges-{seed}.json"
 
 
-def read_merges(out: Path, seed: int) -> dict[str, Merge]:
+def read_merges(out: Path, seed: int) -> dict[str, MergedModel]:
     """By system."""
     path = _merges_of(out, seed)
     return _MERGES.validate_json(path.read_text()) if path.exists() else {}
 
 
-def read_answers(path: Path) -> list[Answers]:
+def read_answers(path: Path) -> list[ResultAnswers]:
     """None if the seed was not examined yet."""
     if not path.exists():
         return []
@@ -99,7 +108,12 @@ def read_answers(path: Path) -> list[Answers]:
 
 
 def examine_seed(
-    recipe: Recipe, out: Path, seed: int, entries: Sequence[Entry], children: Children, is_stopped: Callable[[], bool]
+    recipe: Recipe,
+    out: Path,
+    seed: int,
+    entries: Sequence[Result],
+    children: ProcessGroup,
+    is_stopped: Callable[[], bool],
 ) -> bool:
     """Adds these results to those of the seed. False: told to stop."""
     target = path_of(out, seed)
@@ -123,8 +137,8 @@ def examine_seed(
 
 
 def _merged(
-    recipe: Recipe, store: Path, entries: Sequence[Entry], folder: Path, ask: Callable[..., list[Item] | None]
-) -> dict[str, Merge] | None:
+    recipe: Recipe, store: Path, entries: Sequence[Result], folder: Path, ask: Callable[..., list[ExamAnswer] | None]
+) -> dict[str, MergedModel] | None:
     """Writes each merge as an adapter, at every scale that may be its own. None: told to stop."""
     assert recipe.comparison is not None
     base = open_base(locate(recipe.base.name), recipe.base.name)
@@ -133,40 +147,40 @@ def _merged(
     for entry in entries:
         branches = [open_revision(store, ref, base) for ref in entry.refs]
         for scale in scales:
-            merge.write_adapter(base, merge.mixture(branches, {}, scale=scale), _folder_of(entry, scale, folder))
+            merge.write_adapter(base, merge.merge_plan(branches, {}, scale=scale), _folder_of(entry, scale, folder))
         cosines[entry.system] = {
             " - ".join(name.removeprefix(f"s{entry.seed}-") for name in pair.split()): cosine
             for pair, cosine in merge.cosines(base, branches).items()
         }
     if len(scales) == 1 or not entries:
-        return {system: Merge(scales[0], {}, of) for system, of in cosines.items()}
+        return {system: MergedModel(scales[0], {}, of) for system, of in cosines.items()}
     candidates = {_candidate(entry, scale): (entry, scale) for entry in entries for scale in scales}
     own = {name for entry in entries for name in entry.capabilities}
     asked = exams(on_validation(recipe), only=own, draw=entries[0].seed)
     items = ask(asked, {name: _folder_of(*candidate, folder) for name, candidate in candidates.items()})
     if items is None:
         return None
-    found: dict[str, Merge] = {}
-    answered = results(items, asked)
+    found: dict[str, MergedModel] = {}
+    answered = exam_results(items, asked)
     for entry in entries:
         tried = tried_scales(entry, scales, answered)
         shown = {f"{scale:g}": mean for scale, mean in tried.items()}
-        found[entry.system] = Merge(best_scale(tried), shown, cosines[entry.system])
+        found[entry.system] = MergedModel(best_scale(tried), shown, cosines[entry.system])
     return found
 
 
-def tried_scales(entry: Entry, scales: Sequence[float], answered: Sequence[Result]) -> dict[float, float]:
+def tried_scales(entry: Result, scales: Sequence[float], answered: Sequence[ExamResult]) -> dict[float, float]:
     """Accuracy of a merge by scale, on what its own branches are for."""
-    own = overall([one for one in answered if one.capability in entry.capabilities])
+    own = mean_results([one for one in answered if one.capability in entry.capabilities])
     accuracy = {one.model: one.accuracy.mean for one in own}
     return {scale: accuracy[_candidate(entry, scale)] for scale in scales}
 
 
-def _candidate(entry: Entry, scale: float) -> str:
+def _candidate(entry: Result, scale: float) -> str:
     return f"{entry.model}-{100 * scale:.0f}"
 
 
-def _folder_of(entry: Entry, scale: float, folder: Path) -> Path:
+def _folder_of(entry: Result, scale: float, folder: Path) -> Path:
     return folder / _candidate(entry, scale)
 
 
@@ -177,7 +191,9 @@ def on_validation(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"capabilities": plain, "evaluation": greedy})
 
 
-def _adapters(store: Path, entries: Sequence[Entry], merges: Mapping[str, Merge], folder: Path) -> dict[str, Path]:
+def _adapters(
+    store: Path, entries: Sequence[Result], merges: Mapping[str, MergedModel], folder: Path
+) -> dict[str, Path]:
     """Every result as the folder of one adapter, by the name that it is asked for."""
     return {
         entry.model: _folder_of(entry, merges[entry.system].scale, folder)
@@ -193,9 +209,9 @@ def _asked_of(
     models: Mapping[str, Path | None],
     *,
     folder: Path,
-    children: Children,
+    children: ProcessGroup,
     is_stopped: Callable[[], bool],
-) -> list[Item] | None:
+) -> list[ExamAnswer] | None:
     """Adapters, and the base as one without a folder, through services that have nothing else. None: told to stop."""
     adapters = {name: path for name, path in models.items() if path is not None}
     ranks = [stacked_rank(path) for path in adapters.values()]
@@ -205,11 +221,11 @@ def _asked_of(
     names, count = list(models), min(_engines(), len(models))
     decode = decoder(recipe)  # here: transformers imports lazily, which two threads at once must not ask it to
 
-    def examined(number: int) -> list[Item] | None:
+    def examined(number: int) -> list[ExamAnswer] | None:
         own, out = names[number::count], folder / f"service-{number}"
         write_resolved(recipe, out)
         extra = {name: adapters[name] for name in own if name in adapters}
-        with Children(children.folder / f"exam-{number}", {**children.environ, URL_VARIABLE: ""}) as others:
+        with ProcessGroup(children.folder / f"exam-{number}", {**children.environ, URL_VARIABLE: ""}) as others:
             return Examiner(recipe, out, others, asked, decode, is_stopped).examine(own, rank=rank, extra=extra)
 
     with ThreadPoolExecutor(count) as threads:
@@ -222,8 +238,10 @@ def _engines() -> int:
     return 1 if torch.cuda.is_available() else min(2, os.cpu_count() or 1)
 
 
-def answers_of(items: Sequence[Item], asked: Sequence[Exam], seed: int, entries: Sequence[Entry]) -> Iterator[Answers]:
-    of: dict[tuple[str, str, str], list[Item]] = {}
+def answers_of(
+    items: Sequence[ExamAnswer], asked: Sequence[Exam], seed: int, entries: Sequence[Result]
+) -> Iterator[ResultAnswers]:
+    of: dict[tuple[str, str, str], list[ExamAnswer]] = {}
     for item in items:
         of.setdefault((item.model, item.exam, item.way), []).append(item)
     base = [(BASE, "", BASE)] if any(item.model == BASE for item in items) else []
@@ -232,7 +250,7 @@ def answers_of(items: Sequence[Item], asked: Sequence[Exam], seed: int, entries:
             for way in exam.ways:
                 own = of[model, exam.name, way.name]
                 means = question_means(own, len(exam.prompts)).tolist()
-                yield Answers(
+                yield ResultAnswers(
                     seed,
                     system,
                     row,

@@ -14,7 +14,7 @@ from typing import Any
 from adapters.names import BASE, Ref
 from trainer.loop import NATIVE
 from trainer.plan.steps import Plan, Step
-from trainer.recipe import Rollout
+from trainer.recipe import RolloutConfig
 from trainer.reporting.events import Event
 
 
@@ -52,11 +52,11 @@ def closure(refs: Iterable[Ref], made: Plan) -> list[Step]:
     return list(found.values())
 
 
-def spent_by_step(events: Sequence[Event], amounts: Rollout) -> dict[Ref, Spent]:
+def spent_by_step(events: Sequence[Event], amounts: RolloutConfig) -> dict[Ref, Spent]:
     return {Ref(one["branch"], one["step"]): _spent(one, amounts) for one in events if one["kind"] == "step"}
 
 
-def _spent(event: Event, amounts: Rollout) -> Spent:
+def _spent(event: Event, amounts: RolloutConfig) -> Spent:
     metrics: Mapping[str, Any] = event["metrics"]
     own, (prompts, group_size) = amounts.prompts * amounts.group_size, amounts.opd_batch
     others = prompts * group_size

@@ -20,7 +20,7 @@ from trainer.evaluation.intervals import Interval
 from trainer.evaluation.overlap import Overlaps
 from trainer.loop import NATIVE
 from trainer.plan.comparison import EXPERTS, MERGED, seed_and_system, shares_of
-from trainer.recipe import Method
+from trainer.recipe import MethodConfig
 from trainer.reporting.events import Event, overlaps_of
 from trainer.update.update import COSINE
 
@@ -32,7 +32,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class DynamicsPoint:
     """Branches of one system and seed at one step, over all pairs that learn from each other, both ways."""
 
     system: str
@@ -47,11 +47,11 @@ class Point:
     """Mean overlap with the base."""
 
 
-def series(events: Sequence[Event]) -> list[Point]:
+def series(events: Sequence[Event]) -> list[DynamicsPoint]:
     return [point for event, found in overlaps_of(events) if (point := _point(event, found)) is not None]
 
 
-def _point(event: Event, found: Overlaps) -> Point | None:
+def _point(event: Event, found: Overlaps) -> DynamicsPoint | None:
     names = [name for name in found.branches if name != BASE]
     if len(names) < 2:
         return None
@@ -59,7 +59,7 @@ def _point(event: Event, found: Overlaps) -> Point | None:
     pairs = [found.at(a, b, c) for a in names for b in names if a != b for c in found.capabilities]
     from_base = [found.at(name, BASE, c)[0] for name in names for c in found.capabilities]
     overlaps = [overlap for overlap, _ in pairs]
-    return Point(
+    return DynamicsPoint(
         system,
         seed,
         event["phase"],
@@ -168,7 +168,7 @@ class Share:
     accuracy: Interval
 
 
-def sweep(found: Standings, method: Method, exams: Sequence[str], way: str) -> list[Share]:
+def sweep(found: Standings, method: MethodConfig, exams: Sequence[str], way: str) -> list[Share]:
     """With CoPD itself in its place, of the seeds that all have; empty where no other share was tried."""
     steps = shares_of(found.systems)
     if not steps:

@@ -9,13 +9,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from adapters.names import BASE
-from trainer.compare.answers import Answers, Merge
+from trainer.compare.answers import MergedModel, ResultAnswers
 from trainer.compare.costs import Spent, cost_of, spent_by_step
-from trainer.compare.dynamics import Point, Pull, Share, Student, correlation, pulls, series, students, sweep
+from trainer.compare.dynamics import DynamicsPoint, Pull, Share, Student, correlation, pulls, series, students, sweep
 from trainer.compare.standings import Line, Standings, Table, Verdict, absorption, tables, verdicts
 from trainer.evaluation.intervals import Interval
-from trainer.plan.comparison import BUILD, EXPERTS, entries, of_seeds, pair_of
-from trainer.plan.make import plan
+from trainer.plan.comparison import BUILD, EXPERTS, of_seeds, pair_of, planned_results
+from trainer.plan.make import make_plan
 from trainer.recipe import Recipe
 from trainer.reporting.events import Event
 
@@ -43,9 +43,9 @@ class Results:
     spent: Mapping[tuple[str, str], Spent]
     """By system and row: the mean of the seeds."""
     blind: Mapping[str, float]
-    series: Sequence[Point]
+    series: Sequence[DynamicsPoint]
     pulls: Sequence[Pull]
-    merges: Mapping[int, Mapping[str, Merge]]
+    merges: Mapping[int, Mapping[str, MergedModel]]
     """By seed and system."""
     students: Sequence[Student]
     sweep: Sequence[Share]
@@ -54,10 +54,10 @@ class Results:
 
 def results_of(
     recipe: Recipe,
-    answers: Sequence[Answers],
+    answers: Sequence[ResultAnswers],
     events: Sequence[Event],
     blind: Mapping[str, float],
-    merges: Mapping[int, Mapping[str, Merge]],
+    merges: Mapping[int, Mapping[str, MergedModel]],
 ) -> Results:
     found = Standings(answers)
     exams, pair = tuple(recipe.capabilities), pair_of(recipe.method, tuple(recipe.capabilities))
@@ -86,8 +86,8 @@ def _spent(recipe: Recipe, found: Standings, events: Sequence[Event]) -> dict[tu
     by_step = spent_by_step(events, recipe.rollout)
     costs: dict[tuple[str, str], list[Spent]] = {}
     for seed in found.seeds:
-        made = plan(of_seeds(recipe, seed, seed, tuple(BUILD)))
-        for entry in entries(made):
+        made = make_plan(of_seeds(recipe, seed, seed, tuple(BUILD)))
+        for entry in planned_results(made):
             if seed in found.seeds_of(Line("", entry.system, entry.row)):
                 costs.setdefault((entry.system, entry.row), []).append(cost_of(entry.refs, made, by_step))
     return {key: sum(several, start=Spent()).over(len(several)) for key, several in costs.items()}

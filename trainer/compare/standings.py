@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapters.names import BASE
-from trainer.compare.answers import Answers
+from trainer.compare.answers import ResultAnswers
 from trainer.evaluation.intervals import Interval, interval
 from trainer.plan.comparison import EXPERTS, MERGED, shares_of
 
@@ -71,7 +71,7 @@ class Verdict:
 class Standings:
     """Answers by what gave them."""
 
-    def __init__(self, answers: Sequence[Answers]) -> None:
+    def __init__(self, answers: Sequence[ResultAnswers]) -> None:
         self._of: dict[tuple[str, str, str, str], dict[int, Values]] = {}
         for one in answers:
             self._of.setdefault((one.system, one.row, one.exam, one.way), {})[one.seed] = one.values

@@ -23,7 +23,7 @@ from trainer.data.datasets import PromptSet
 from trainer.data.held_out import held_out_data
 from trainer.data.prompts import Prompt, Prompts
 from trainer.data.records import Row, read_records
-from trainer.recipe import Capability, DatasetData, MiniatureData
+from trainer.recipe import CapabilityConfig, DatasetData, MiniatureData
 
 _SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp", "matroska": ".mkv", "mov": ".mp4", None: ""}
 
@@ -81,7 +81,7 @@ def write(file: Path, rows: Original, added: Mapping[int, Mapping[str, Any]]) ->
     return shelf.root
 
 
-def settings(name: str, capability: Capability, prompts: Prompts, file: Path, root: Path) -> Iterator[str]:
+def settings(name: str, capability: CapabilityConfig, prompts: Prompts, file: Path, root: Path) -> Iterator[str]:
     """What `--set` makes a recipe with this capability read the file whose paths start from `root`."""
     data, path = capability.data, f"--set=capabilities.{name}"
     if isinstance(data, MiniatureData):

@@ -12,7 +12,7 @@ from service.media import Limits
 from trainer.data.datasets import PromptSet
 from trainer.data.prompts import Prompts
 from trainer.data.sources import open_prompts
-from trainer.recipe import Capability, DatasetData, MiniatureData
+from trainer.recipe import CapabilityConfig, DatasetData, MiniatureData
 
 SEED = 1000
 """Of the questions that the miniature makes up to measure on."""
@@ -22,7 +22,7 @@ _LEAST_ROWS = 5
 
 
 def measured(
-    name: str, capability: Capability, questions: int, *, limits: Limits, most: int | None = None, draw: int = 0
+    name: str, capability: CapabilityConfig, questions: int, *, limits: Limits, most: int | None = None, draw: int = 0
 ) -> Prompts:
     """What the capability is measured on: `questions` at most, the first `most` of them."""
     count = min(questions, most or questions)
@@ -38,7 +38,7 @@ def measured(
     return _lowest(rows, min(given, count))
 
 
-def trained(name: str, capability: Capability, questions: int, *, seed: int, limits: Limits) -> Prompts:
+def trained(name: str, capability: CapabilityConfig, questions: int, *, seed: int, limits: Limits) -> Prompts:
     """The prompts of the capability without those that it is measured on."""
     rows = open_prompts(name, capability.data, seed=seed, limits=limits)
     if held_out_data(capability) is not None or not isinstance(rows, PromptSet):
@@ -47,7 +47,7 @@ def trained(name: str, capability: Capability, questions: int, *, seed: int, lim
     return _chosen(rows, [index for index, digest in enumerate(rows.digests) if digest not in held])
 
 
-def held_out_data(capability: Capability) -> MiniatureData | DatasetData | None:
+def held_out_data(capability: CapabilityConfig) -> MiniatureData | DatasetData | None:
     """What the recipe names, else the miniature's validation split; None: rows of the training data itself."""
     data = capability.data
     if capability.held_out is None and isinstance(data, MiniatureData):

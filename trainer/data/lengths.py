@@ -14,11 +14,11 @@ from typing import Any
 from adapters.errors import UserError
 from service.media import Pixels, Sampling, Sizing, fitting_size
 from trainer.data.datasets import PromptSet
-from trainer.data.prompts import Message, Prompts
+from trainer.data.prompts import ChatMessage, Prompts
 from trainer.data.rows import Clip, Measured
-from trainer.recipe import Media, Recipe
+from trainer.recipe import MediaConfig, Recipe
 
-Count = Callable[[Sequence[Message]], int]
+Count = Callable[[Sequence[ChatMessage]], int]
 _STAMP = "<9999.9 seconds>"  # stands before each pair of frames
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ def fit(recipe: Recipe, base: Path) -> Callable[[str, Prompts], Prompts]:
     return fitting
 
 
-def pixels_of(media: Media) -> Pixels:
+def pixels_of(media: MediaConfig) -> Pixels:
     return Pixels(
         images=Sizing(min_pixels=media.image_min_pixels, max_pixels=media.image_max_pixels),
         videos=Sizing(min_pixels=media.video_min_pixels, max_pixels=media.video_max_pixels),
@@ -49,7 +49,7 @@ def pixels_of(media: Media) -> Pixels:
     )
 
 
-def within(prompts: PromptSet, capability: str, tokenizer: Any, media_limits: Media, most: int) -> PromptSet:
+def within(prompts: PromptSet, capability: str, tokenizer: Any, media_limits: MediaConfig, most: int) -> PromptSet:
     """Those of at most so many tokens, images and videos."""
     stamp, pixels = len(tokenizer.encode(_STAMP, add_special_tokens=False)), pixels_of(media_limits)
 

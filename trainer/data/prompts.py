@@ -21,21 +21,21 @@ MARKS = ("image", "video")
 ROLES = ("system", "user", "assistant")
 
 
-class TextPart(TypedDict):
+class TextContent(TypedDict):
     type: Literal["text"]
     text: str
 
 
-class MediaPart(TypedDict):
+class MediaContent(TypedDict):
     """Stands where the next image, or the next video, of the prompt belongs."""
 
     type: Literal["image", "video"]
 
 
-Part = TextPart | MediaPart
+Part = TextContent | MediaContent
 
 
-class Message(TypedDict):
+class ChatMessage(TypedDict):
     role: str
     content: list[Part]
 
@@ -47,7 +47,7 @@ class Prompt:
     id: str
     """A hash of everything else here: equal prompts have equal ids, on any machine."""
     capability: str
-    messages: tuple[Message, ...]
+    messages: tuple[ChatMessage, ...]
     answer: str
     images: tuple[bytes, ...] = ()
     videos: tuple[bytes, ...] = ()
@@ -144,7 +144,7 @@ def answer_text(answer: object) -> str:
 
 def chat(
     text: str | Sequence[Mapping[str, Any]], images: int, videos: int, *, system: str | None, suffix: str | None
-) -> tuple[Message, ...]:
+) -> tuple[ChatMessage, ...]:
     """Chat messages whose marks match the media.
 
     `<image>` and `<video>` in a text become marks. Media of a kind that no mark names go first, images before videos,
@@ -166,7 +166,7 @@ def chat(
     return tuple({"role": message["role"], "content": _joined(message["content"])} for message in messages)
 
 
-def _place_media(messages: list[Message], given: Mapping[str, int]) -> None:
+def _place_media(messages: list[ChatMessage], given: Mapping[str, int]) -> None:
     parts = [part for message in messages for part in message["content"]]
     first: list[Part] = []
     for kind in MARKS:
@@ -182,7 +182,7 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _message(given: Mapping[str, Any]) -> Message:
+def _message(given: Mapping[str, Any]) -> ChatMessage:
     role, content = given.get("role"), given.get("content")
     if role not in ROLES:
         raise PromptError(f"a message's role is {role!r}, not {', '.join(ROLES)}")
@@ -232,5 +232,5 @@ def _joined(parts: list[Part]) -> list[Part]:
     return joined
 
 
-def _mark(kind: str) -> MediaPart:
+def _mark(kind: str) -> MediaContent:
     return {"type": "image" if kind == "image" else "video"}

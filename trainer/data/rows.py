@@ -21,7 +21,7 @@ from service.media import (
     encode_video,
     kind,
 )
-from trainer.data.prompts import Message, Prompt, PromptError, answer_text, chat, digest, make_prompt
+from trainer.data.prompts import ChatMessage, Prompt, PromptError, answer_text, chat, digest, make_prompt
 from trainer.data.records import Row
 
 Source = bytes | Path
@@ -72,7 +72,7 @@ class Clip:
 class Measured:
     """A draft's text, and the sizes of its media."""
 
-    messages: tuple[Message, ...]
+    messages: tuple[ChatMessage, ...]
     images: tuple[tuple[int, int], ...]
     videos: tuple[Clip, ...]
 
@@ -116,7 +116,7 @@ def measure(draft: Draft, reading: Reading) -> Measured:
     return Measured(messages, images, clips)
 
 
-def _texts(draft: Draft, reading: Reading) -> tuple[tuple[Message, ...], str]:
+def _texts(draft: Draft, reading: Reading) -> tuple[tuple[ChatMessage, ...], str]:
     with _column(reading.columns["prompt"]):
         if not isinstance(draft.text, str | Sequence):
             raise PromptError("neither a text nor a list of messages")

@@ -61,7 +61,7 @@ class Shape:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class MemoryPart:
     """What one thing takes in one process."""
 
     process: str
@@ -157,33 +157,33 @@ def service_parts(
     batched_tokens: int,
     sequences: int,
     on_gpu: bool,
-) -> tuple[Part, ...]:
+) -> tuple[MemoryPart, ...]:
     """`element` = bytes of a served parameter, `sequences` = how many are sampled together."""
     queries = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
     step = batched_tokens * (3 * shape.intermediate + 4 * shape.hidden + queries) * element
     sampling = shape.vocabulary * (_CHUNK * element + sequences * 3 * 4)
     cache = int(kv_cache_gib * GIB)
     return (
-        Part("service", "base weights", shape.parameters * element, f"{shape.parameters / 1e9:.3g} G parameters"),
-        Part(
+        MemoryPart("service", "base weights", shape.parameters * element, f"{shape.parameters / 1e9:.3g} G parameters"),
+        MemoryPart(
             "service",
             "adapter slots",
             slots * lora_parameters(shape, slot_rank) * element,
             f"{slots} slots of rank {slot_rank}",
         ),
-        Part(
+        MemoryPart(
             "service",
             "runtime, graphs, activations",
             (_ENGINE_ON_GPU if on_gpu else _ENGINE_ON_CPU) + step + sampling,
             f"{batched_tokens:,} tokens a step, {sequences} sequences",
         ),
-        Part("service", "KV cache", cache, f"{cache // kv_bytes_per_token(shape, element):,} tokens"),
+        MemoryPart("service", "KV cache", cache, f"{cache // kv_bytes_per_token(shape, element):,} tokens"),
     )
 
 
 def worker_parts(
     shape: Shape, *, element: int, rank: int, branches: int, tokens: int, on_gpu: bool
-) -> tuple[Part, ...]:
+) -> tuple[MemoryPart, ...]:
     """Of one worker with all branches: one base copy, gradients of the one branch that updates."""
     adapter = lora_parameters(shape, rank)
     queries = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
@@ -192,14 +192,14 @@ def worker_parts(
     log_probs = 2 * _CHUNK * shape.vocabulary * 4
     runtime = _WORKER_ON_GPU if on_gpu else _WORKER_ON_CPU
     return (
-        Part("worker", "base copy", shape.parameters * element, f"{shape.parameters / 1e9:.3g} G parameters"),
-        Part(
+        MemoryPart("worker", "base copy", shape.parameters * element, f"{shape.parameters / 1e9:.3g} G parameters"),
+        MemoryPart(
             "worker",
             "masters, moments, gradients",
             adapter * (branches * (_MASTER + _MOMENTS) + _GRADIENT),
             f"{branches} x {adapter / 1e6:.3g} M parameters of rank {rank}",
         ),
-        Part(
+        MemoryPart(
             "worker",
             "runtime, activations",
             runtime + layer_inputs + one_layer + log_probs,
@@ -208,7 +208,7 @@ def worker_parts(
     )
 
 
-def total(parts: Sequence[Part]) -> int:
+def total(parts: Sequence[MemoryPart]) -> int:
     return sum(part.bytes for part in parts)
 
 

@@ -26,7 +26,7 @@ from adapters.errors import UserError
 from adapters.names import RESERVED, Ref
 from clients.calls import prompts_together
 from clients.client import AsyncClient
-from service.concurrency import together
+from service.concurrency import gather_or_cancel
 from service.media import Limits
 from trainer.data.base import base_of
 from trainer.data.held_out import SEED, held_out_data, measured, open_benchmark
@@ -36,10 +36,10 @@ from trainer.evaluation.intervals import Interval, average, interval
 from trainer.miniature.blind import best_constant, best_guess
 from trainer.miniature.capabilities import capability as miniature_capability
 from trainer.miniature.question import questions as miniature_questions
-from trainer.recipe import Answers, DatasetData, MiniatureData, Recipe, Reward
+from trainer.recipe import AnswersConfig, DatasetData, MiniatureData, Recipe, RewardConfig
 from trainer.rewards import Rule
 from trainer.rewards.pool import RewardPool
-from trainer.rollout.sample import ROOM, Rollout, judge, sample, seeds
+from trainer.rollout.sample import MAX_CALLS, Rollout, judge, sample, seeds
 
 _KNOWN = 2000  # training questions that the blind level is fitted to
 _SLICE = 32  # questions judged together, while others are still being answered
@@ -49,7 +49,7 @@ Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class Decoding:
     """How a question is answered."""
 
     name: str
@@ -69,13 +69,13 @@ class Exam:
     prompts: Prompts
     rule: Rule
     deadline_s: float
-    ways: tuple[Way, ...]
+    ways: tuple[Decoding, ...]
     blind: float | None = None
     """What the best answer gets that looks at nothing, where that is known."""
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class ExamAnswer:
     """One answer."""
 
     model: str
@@ -96,7 +96,7 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class ExamResult:
     """One model in one exam, answered in one way."""
 
     model: str
@@ -156,8 +156,8 @@ def _exam(
     capability: str,
     prompts: Prompts,
     data: MiniatureData | DatasetData | None,
-    reward: Reward,
-    answers: Answers,
+    reward: RewardConfig,
+    answers: AnswersConfig,
     draw: int,
 ) -> Exam:
     blind = blind_level(data, len(prompts), draw) if isinstance(data, MiniatureData) else None
@@ -165,16 +165,16 @@ def _exam(
     return Exam(name, capability, prompts, rule, reward.deadline_s, ways, blind)
 
 
-def answer_rule(reward: Reward) -> Rule:
+def answer_rule(reward: RewardConfig) -> Rule:
     """The answer alone, without the share of a reward that is for its form."""
     return Rule(reward.kind, 0.0, reward.format_pattern, reward.tolerance)
 
 
-def _ways(answers: Answers) -> Iterator[Way]:
+def _ways(answers: AnswersConfig) -> Iterator[Decoding]:
     if answers.greedy:
-        yield Way("greedy", 1, 0.0, 1.0)
+        yield Decoding("greedy", 1, 0.0, 1.0)
     if answers.samples:
-        yield Way(f"avg@{answers.samples}", answers.samples, answers.temperature, answers.top_p)
+        yield Decoding(f"avg@{answers.samples}", answers.samples, answers.temperature, answers.top_p)
 
 
 def blind_level(data: MiniatureData, count: int, draw: int = 0) -> float:
@@ -215,17 +215,17 @@ async def examine(
     seed: int,
     max_tokens: int,
     decode: Decode,
-) -> list[Item]:
+) -> list[ExamAnswer]:
     """Every answer of every model, judged."""
     sizes = {way: prompts_together(way.n, max_tokens) for exam in exams for way in exam.ways}
-    room = asyncio.Semaphore(min(ROOM, 4 * ROOM // max(sizes.values(), default=1)))  # for calls
+    room = asyncio.Semaphore(min(MAX_CALLS, 4 * MAX_CALLS // max(sizes.values(), default=1)))  # for calls
     chances = {
         (exam.name, way.name): seeds(len(exam.prompts), seed, "evaluation", exam.name, way.name)
         for exam in exams
         for way in exam.ways
     }
 
-    async def answered(model: str, exam: Exam, way: Way, places: Sequence[int]) -> list[Rollout]:
+    async def answered(model: str, exam: Exam, way: Decoding, places: Sequence[int]) -> list[Rollout]:
         chance = chances[exam.name, way.name]
         async with room:
             prompts = await asyncio.to_thread(lambda: [exam.prompts[place] for place in places])
@@ -234,9 +234,9 @@ async def examine(
                 decode=decode, temperature=way.temperature, top_p=way.top_p,
             )  # fmt: skip
 
-    async def judged(model: str, exam: Exam, way: Way, places: range) -> list[Item]:
+    async def judged(model: str, exam: Exam, way: Decoding, places: range) -> list[ExamAnswer]:
         size = sizes[way]
-        answers = await together(
+        answers = await gather_or_cancel(
             answered(model, exam, way, places[start : start + size]) for start in range(0, len(places), size)
         )
         rollouts = [rollout for several in answers for rollout in several]
@@ -254,12 +254,12 @@ async def examine(
         for way in exam.ways
         for start in range(0, len(exam.prompts), _SLICE)
     ]
-    return [item for items in await together(slices) for item in items]
+    return [item for items in await gather_or_cancel(slices) for item in items]
 
 
-def _items(rollout: Rollout, model: str, exam: Exam, way: Way, place: int) -> Iterator[Item]:
+def _items(rollout: Rollout, model: str, exam: Exam, way: Decoding, place: int) -> Iterator[ExamAnswer]:
     for number, answer in enumerate(rollout.answers):
-        yield Item(
+        yield ExamAnswer(
             model, exam.name, way.name, place, rollout.prompt.id, number, answer.text, answer.reward, answer.why,
             len(answer.ids_C), answer.is_cut_off,
         )  # fmt: skip
@@ -268,12 +268,12 @@ def _items(rollout: Rollout, model: str, exam: Exam, way: Way, place: int) -> It
 # ---- what it says ----
 
 
-def results(items: Iterable[Item], exams: Sequence[Exam]) -> list[Result]:
+def exam_results(items: Iterable[ExamAnswer], exams: Sequence[Exam]) -> list[ExamResult]:
     """By exam, way and model, in the order in which they were asked."""
-    answers: dict[tuple[str, str], dict[str, list[Item]]] = defaultdict(lambda: defaultdict(list))
+    answers: dict[tuple[str, str], dict[str, list[ExamAnswer]]] = defaultdict(lambda: defaultdict(list))
     for item in items:
         answers[item.exam, item.way][item.model].append(item)
-    found: list[Result] = []
+    found: list[ExamResult] = []
     for exam in exams:
         for way in exam.ways:
             of_model = answers[exam.name, way.name]
@@ -283,7 +283,7 @@ def results(items: Iterable[Item], exams: Sequence[Exam]) -> list[Result]:
     return found
 
 
-def question_means(items: Iterable[Item], count: int) -> Values:
+def question_means(items: Iterable[ExamAnswer], count: int) -> Values:
     """The mean reward of each question's judged answers; NaN where there is none."""
     rewards: list[list[float]] = [[] for _ in range(count)]
     for item in items:
@@ -292,8 +292,10 @@ def question_means(items: Iterable[Item], count: int) -> Values:
     return np.array([sum(own) / len(own) if own else math.nan for own in rewards])
 
 
-def _result(model: str, exam: Exam, way: Way, items: Sequence[Item], values_Q: Values, first_Q: Values) -> Result:
-    return Result(
+def _result(
+    model: str, exam: Exam, way: Decoding, items: Sequence[ExamAnswer], values_Q: Values, first_Q: Values
+) -> ExamResult:
+    return ExamResult(
         model,
         exam.name,
         exam.capability,
@@ -309,7 +311,7 @@ def _result(model: str, exam: Exam, way: Way, items: Sequence[Item], values_Q: V
 
 
 @dataclass(frozen=True, slots=True)
-class Overall:
+class MeanResult:
     """One model over all capabilities, each counting alike, and in each of them every exam."""
 
     model: str
@@ -318,18 +320,18 @@ class Overall:
     gain: Interval
 
 
-def overall(found: Sequence[Result]) -> list[Overall]:
+def mean_results(found: Sequence[ExamResult]) -> list[MeanResult]:
     """`greedy`, and `sampled` whatever the number of samples; where a capability has no such answers, not at all."""
     capabilities = {one.capability for one in found}
-    rows: list[Overall] = []
+    rows: list[MeanResult] = []
     for way in ("greedy", "sampled"):
         for model in dict.fromkeys(one.model for one in found):
-            own: Mapping[str, list[Result]] = defaultdict(list)
+            own: Mapping[str, list[ExamResult]] = defaultdict(list)
             for one in found:
                 if one.model == model and (one.way == "greedy") == (way == "greedy"):
                     own[one.capability].append(one)
             if set(own) == capabilities:
                 accuracy = average([average([one.accuracy for one in several]) for several in own.values()])
                 gain = average([average([one.gain for one in several]) for several in own.values()])
-                rows.append(Overall(model, way, accuracy, gain))
+                rows.append(MeanResult(model, way, accuracy, gain))
     return rows

@@ -21,11 +21,11 @@ from pydantic import TypeAdapter
 
 from adapters.names import BASE
 from clients.client import AsyncClient
-from service.concurrency import together
+from service.concurrency import gather_or_cancel
 from trainer.data.prompts import Prompt
 from trainer.parts import Floats, Ids
-from trainer.recipe import Branch, Edge
-from trainer.rollout.sample import ROOM, Scores, sample, score, seeds
+from trainer.recipe import BranchConfig, Edge
+from trainer.rollout.sample import MAX_CALLS, Scores, sample, score, seeds
 
 ALARM = 0.90
 
@@ -72,7 +72,7 @@ async def measure_overlap(
     decode: Callable[[Sequence[int]], str],
 ) -> Overlaps:
     """Between `branches`, each named with its revision, on the prompts of each capability."""
-    room = asyncio.Semaphore(ROOM)
+    room = asyncio.Semaphore(MAX_CALLS)
 
     async def scored(student: str, prompt: Prompt, seed: int) -> list[Scores]:
         async with room:
@@ -85,11 +85,11 @@ async def measure_overlap(
     async def asked(student: str, capability: str) -> list[list[Scores]]:
         own = prompts[capability]
         chance = seeds(len(own), seed, "overlap", capability, student)
-        found = await together(scored(student, prompt, one) for prompt, one in zip(own, chance, strict=True))
+        found = await gather_or_cancel(scored(student, prompt, one) for prompt, one in zip(own, chance, strict=True))
         return [list(of_branch) for of_branch in zip(*found, strict=True)]
 
     pairs = [(student, capability) for student in branches for capability in prompts]
-    answers = dict(zip(pairs, await together(asked(*pair) for pair in pairs), strict=True))
+    answers = dict(zip(pairs, await gather_or_cancel(asked(*pair) for pair in pairs), strict=True))
     return compare(branches, answers, tuple(prompts), top_k=top_k, prompts=max(map(len, prompts.values())))
 
 
@@ -148,7 +148,7 @@ def _logs(scores: Sequence[Sequence[Scores]], branch: int) -> Floats:
 
 
 def lowest_overlap(
-    found: Overlaps, revisions: Mapping[str, str], edges: Sequence[Edge], branches: Mapping[str, Branch]
+    found: Overlaps, revisions: Mapping[str, str], edges: Sequence[Edge], branches: Mapping[str, BranchConfig]
 ) -> float:
     """Over all edges, on each capability of the teacher. `revisions`: the names of the branches in `found`."""
     return min(

@@ -15,14 +15,14 @@ import numpy as np
 
 from adapters.errors import UserError
 from clients.client import AsyncClient, ServiceError
-from service.concurrency import together
+from service.concurrency import gather_or_cancel
 from trainer.data.datasets import PromptSet
 from trainer.data.prompts import Prompts
 from trainer.evaluation.exams import Decode
 from trainer.evaluation.pass_rates import Journal, Rated, pass_rate
 from trainer.rewards import Rule
 from trainer.rewards.pool import RewardPool
-from trainer.rollout.sample import ROOM, Rollout, judge, sample, seeds
+from trainer.rollout.sample import MAX_CALLS, Rollout, judge, sample, seeds
 
 _TOGETHER = 32
 """Prompts judged in one batch, at most: a reward's deadline is for all of it."""
@@ -75,7 +75,7 @@ async def rate(
     """Every prompt that is not in the journal yet. `tell` hears how many are."""
     chances = asked.seeds(len(prompts))
     left = iter([place for place in range(len(prompts)) if place not in journal.rated])
-    waiting = asyncio.Queue[Answered](ROOM)
+    waiting = asyncio.Queue[Answered](MAX_CALLS)
 
     async def answer() -> None:
         for place in left:
@@ -95,7 +95,7 @@ async def rate(
             journal.add(await asyncio.to_thread(_rated, batch, pool, asked.rule, deadline_s))
             tell(len(journal.rated))
 
-    await together([judge_all(), *(answer() for _ in range(ROOM))])
+    await gather_or_cancel([judge_all(), *(answer() for _ in range(MAX_CALLS))])
 
 
 async def _taken(waiting: asyncio.Queue[Answered]) -> list[Answered]:

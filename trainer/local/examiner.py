@@ -16,13 +16,13 @@ from pathlib import Path
 
 from adapters.errors import UserError
 from adapters.manifest import CONFIG
-from adapters.merge import Mixture, write_adapter
-from adapters.merge_inputs import Base
+from adapters.merge import MergePlan, write_adapter
+from adapters.merge_inputs import MergeBase
 from adapters.names import BASE, MERGED
 from clients.client import AsyncClient, from_environment
-from trainer.evaluation.exams import Decode, Exam, Item, decoder, examine, exams, overall, results
+from trainer.evaluation.exams import Decode, Exam, ExamAnswer, decoder, exam_results, examine, exams, mean_results
 from trainer.evaluation.intervals import Interval
-from trainer.local.processes import SERVICE, Children
+from trainer.local.processes import SERVICE, ProcessGroup
 from trainer.queue.server import URL_VARIABLE
 from trainer.recipe import Recipe
 from trainer.recipe.parts import ENGINE_RANKS, engine_rank
@@ -58,18 +58,18 @@ class Examiner:
 
     recipe: Recipe
     out: Path
-    children: Children
+    children: ProcessGroup
     asked: Sequence[Exam]
     decode: Decode
     is_stopped: Stopped
 
     def examine(
         self, models: Sequence[str], *, rank: int | None = None, extra: Mapping[str, Path] | None = None
-    ) -> list[Item] | None:
+    ) -> list[ExamAnswer] | None:
         """None: told to stop."""
         return self._asked(models, flags_of(self.out, rank, extra))
 
-    def examine_checkpoint(self, folder: Path) -> list[Item] | None:
+    def examine_checkpoint(self, folder: Path) -> list[ExamAnswer] | None:
         """A checkpoint as a base of its own, called merged."""
         store = self.out / ".merged-store"
         try:
@@ -79,7 +79,7 @@ class Examiner:
             shutil.rmtree(store, ignore_errors=True)
         return None if items is None else [replace(item, model=MERGED) for item in items]
 
-    def _asked(self, models: Sequence[str], flags: Sequence[str], **environ: str) -> list[Item] | None:
+    def _asked(self, models: Sequence[str], flags: Sequence[str], **environ: str) -> list[ExamAnswer] | None:
         words = (str(self.out / "recipe.json"), "--port=0", *flags)
         url = self.children.serve(SERVICE, *words, is_stopped=self.is_stopped, **environ)
         if url is None:
@@ -91,7 +91,7 @@ class Examiner:
         self.children.stop()
         return items
 
-    async def _answers(self, url: str, models: Sequence[str], pool: RewardPool) -> list[Item] | None:
+    async def _answers(self, url: str, models: Sequence[str], pool: RewardPool) -> list[ExamAnswer] | None:
         key = from_environment(os.environ)["api_key"]
         async with AsyncClient(url, api_key=key) as client:
             work = asyncio.create_task(
@@ -118,7 +118,7 @@ SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class ScalePoint:
     """A scale, the mean accuracy over the capabilities, and its gain over the smallest scale."""
 
     scale: float
@@ -127,8 +127,8 @@ class Point:
 
 
 def scale_curve(
-    recipe: Recipe, run: Path, base: Base, mix: Mixture, scales: Sequence[float], is_stopped: Callable[[], bool]
-) -> list[Point]:
+    recipe: Recipe, run: Path, base: MergeBase, mix: MergePlan, scales: Sequence[float], is_stopped: Callable[[], bool]
+) -> list[ScalePoint]:
     """By the likeliest answer to each question. Empty: told to stop."""
     asked = [replace(exam, ways=exam.ways[:1]) for exam in exams(recipe)]
     with tempfile.TemporaryDirectory(prefix=".scales-", dir=run) as name:
@@ -139,11 +139,11 @@ def scale_curve(
         rank = stacked_rank(folder / "0")
         if rank is None:
             raise UserError("--scale auto: no engine serves an adapter of the sum of these ranks; take --method svd")
-        with Children(run / "logs", {"OMP_NUM_THREADS": "1"}) as children:
+        with ProcessGroup(run / "logs", {"OMP_NUM_THREADS": "1"}) as children:
             examiner = Examiner(recipe, run, children, asked, decoder(recipe), is_stopped)
             items = examiner.examine(list(extra), rank=rank, extra=extra)
-    means = overall(results(items or [], asked)) if items else []
-    return [Point(scale, one.accuracy, one.gain) for scale, one in zip(scales, means, strict=False)]
+    means = mean_results(exam_results(items or [], asked)) if items else []
+    return [ScalePoint(scale, one.accuracy, one.gain) for scale, one in zip(scales, means, strict=False)]
 
 
 def best_scale(accuracies: Mapping[float, float]) -> float:

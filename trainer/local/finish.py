@@ -17,41 +17,41 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from adapters.base import locate
-from adapters.merge import Mixture, fold, mixture, write_adapter
-from adapters.merge_inputs import Base, open_base, open_revision
+from adapters.merge import MergePlan, fold, merge_plan, write_adapter
+from adapters.merge_inputs import MergeBase, open_base, open_revision
 from adapters.merge_record import Record, write_card
 from adapters.names import BASE, MERGED, Ref
-from trainer.evaluation.exams import Item, Overall, Result, decoder, exams, overall, results
+from trainer.evaluation.exams import ExamAnswer, ExamResult, MeanResult, decoder, exam_results, exams, mean_results
 from trainer.local.examiner import Examiner, Stopped, stacked_rank
-from trainer.local.processes import Children
-from trainer.plan.make import plan
+from trainer.local.processes import ProcessGroup
+from trainer.plan.make import make_plan
 from trainer.plan.steps import Plan
 from trainer.recipe import Recipe
 from trainer.reporting.tables import as_json
 
-ALONE = frozenset({"base", "mopd", "pilot"})
+UNMERGED_SYSTEMS = frozenset({"base", "mopd", "pilot"})
 """Systems whose result is no merge of their branches."""
 ADAPTER = "merged-adapter"
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    found: list[Result]
-    means: list[Overall]
+    found: list[ExamResult]
+    means: list[MeanResult]
 
 
-def merge_of(recipe: Recipe, made: Plan, store: Path, base: Base) -> Mixture | None:
+def merge_of(recipe: Recipe, made: Plan, store: Path, base: MergeBase) -> MergePlan | None:
     """Of all branches at the end of their plan; None where there is nothing to merge."""
     settings = recipe.merge
-    if settings.method == "none" or recipe.method.kind in ALONE or len(made.starts) < 2:
+    if settings.method == "none" or recipe.method.kind in UNMERGED_SYSTEMS or len(made.starts) < 2:
         return None
     branches = [open_revision(store, Ref(start.branch, made.head(start.branch)), base) for start in made.starts]
-    return mixture(branches, settings.weights, method=settings.method, scale=settings.scale)
+    return merge_plan(branches, settings.weights, method=settings.method, scale=settings.scale)
 
 
-def finish(recipe: Recipe, out: Path, children: Children, is_stopped: Stopped) -> Outcome | None:
+def finish(recipe: Recipe, out: Path, children: ProcessGroup, is_stopped: Stopped) -> Outcome | None:
     """Merges, examines, writes. None: told to stop."""
-    made = plan(recipe)
+    made = make_plan(recipe)
     folder = locate(recipe.base.name)
     base = open_base(folder, recipe.base.name)
     mix = merge_of(recipe, made, out / "store", base)
@@ -72,13 +72,13 @@ def finish(recipe: Recipe, out: Path, children: Children, is_stopped: Stopped) -
         items = examiner.examine([*models, MERGED], rank=rank, extra={MERGED: out / ADAPTER})
     if items is None:
         return None
-    found = results(items, asked)
-    outcome = Outcome(found, overall(found))
+    found = exam_results(items, asked)
+    outcome = Outcome(found, mean_results(found))
     _write(out, recipe, outcome, items, record)
     return outcome
 
 
-def merge(base: Base, mix: Mixture, out: Path) -> Record:
+def merge(base: MergeBase, mix: MergePlan, out: Path) -> Record:
     """The checkpoint and, where there is one, the adapter: each whole or not there."""
     target, adapter = out / MERGED, out / ADAPTER
     if mix.method != "ties" and not adapter.exists():
@@ -98,7 +98,7 @@ def scores_of(outcome: Outcome) -> dict[str, dict[str, float]]:
     return scores
 
 
-def _write(out: Path, recipe: Recipe, outcome: Outcome, items: Sequence[Item], record: Record | None) -> None:
+def _write(out: Path, recipe: Recipe, outcome: Outcome, items: Sequence[ExamAnswer], record: Record | None) -> None:
     """The table last: it says that all else is there."""
     if record is not None:
         write_card(out / MERGED, record, scores_of(outcome))

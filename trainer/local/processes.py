@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from adapters.errors import UserError
-from service.processes import dying_with_us
+from service.processes import die_with_parent
 
 COORDINATOR, SERVICE = "coordinator", "service"
 _LOOK_S = 0.2
@@ -32,7 +32,7 @@ _AGAIN = frozenset({69, 70})
 
 
 @dataclass(eq=False, slots=True)
-class Child:
+class Process:
     words: Sequence[str]
     process: subprocess.Popen[bytes]
     log: Path
@@ -43,14 +43,14 @@ class Child:
 
 
 @dataclass(eq=False, slots=True)
-class Children:
+class ProcessGroup:
     """Processes with a log each, in sessions of their own: Ctrl-C reaches them through here."""
 
     folder: Path
     environ: dict[str, str]
-    _children: dict[str, Child] = field(default_factory=dict[str, Child])
+    _children: dict[str, Process] = field(default_factory=dict[str, Process])
 
-    def __enter__(self) -> "Children":
+    def __enter__(self) -> "ProcessGroup":
         self.folder.mkdir(parents=True, exist_ok=True)
         return self
 
@@ -62,7 +62,7 @@ class Children:
         with path.open("a") as log:
             begin = log.tell()
             process = subprocess.Popen(
-                dying_with_us([sys.executable, *words]),
+                die_with_parent([sys.executable, *words]),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -71,7 +71,7 @@ class Children:
             )
         before = self._children.get(name)
         is_again = before is not None and time.monotonic() - before.began < _LIVED_S
-        self._children[name] = Child(words, process, path, begin, before.restarts + 1 if before and is_again else 0)
+        self._children[name] = Process(words, process, path, begin, before.restarts + 1 if before and is_again else 0)
 
     def serve(self, name: str, *words: str, is_stopped: Callable[[], bool], **environ: str) -> str | None:
         """Starts a service and waits for it; its address. None: told to stop before it answers."""

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adapters.errors import UserError
-from trainer.local.processes import COORDINATOR, SERVICE, Children
-from trainer.plan.make import plan
+from trainer.local.processes import COORDINATOR, SERVICE, ProcessGroup
+from trainer.plan.make import make_plan
 from trainer.queue.client import Queue, QueueAwayError
 from trainer.queue.server import URL_VARIABLE, describe, start
 from trainer.recipe import Recipe
@@ -47,13 +47,13 @@ def check_folder(out: Path, recipe: Recipe, *, resume: bool) -> None:
 
 
 @contextmanager
-def processes(out: Path, recipe: Recipe) -> Generator[tuple[Children, Stop]]:
+def processes(out: Path, recipe: Recipe) -> Generator[tuple[ProcessGroup, Stop]]:
     """A queue server, and room for the other processes; none of them outlives the block. They read the recipe in the
     folder, which is written once nobody else works there."""
     with stopping() as stop, queue_server(out) as url:
         write_resolved(recipe, out)
         environ = {URL_VARIABLE: url, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-        with Children(out / "logs", environ) as children:
+        with ProcessGroup(out / "logs", environ) as children:
             yield children, stop
 
 
@@ -90,10 +90,10 @@ def queue_server(out: Path) -> Generator[str]:
 
 
 def train(
-    recipe: Recipe, out: Path, children: Children, stop: Stop, *, worker_each: bool = False, port: int = 0
+    recipe: Recipe, out: Path, children: ProcessGroup, stop: Stop, *, worker_each: bool = False, port: int = 0
 ) -> bool:
     """All steps of the plan. False: told to stop before."""
-    branches = [start.branch for start in plan(recipe).starts]
+    branches = [start.branch for start in make_plan(recipe).starts]
     workers = [[branch] for branch in branches] if worker_each else [["all"]]
     flags = [f"--store={out / 'store'}", f"--runs={out / 'runs'}", f"--port={port}"]
     resolved, queue = str(out / "recipe.json"), Queue(children.environ[URL_VARIABLE])
@@ -132,7 +132,7 @@ def _check_jobs(queue: Queue, branches: Sequence[str]) -> None:
 def is_trained(out: Path, recipe: Recipe) -> bool:
     """The coordinator has said so, after the last step and the last measurement of all the plan's branches."""
     told = [event for event in read_events(events_of(out, recipe)) if event["kind"] == "run"]
-    made = plan(recipe)
+    made = make_plan(recipe)
     ends = {start.branch: made.head(start.branch) for start in made.starts}
     return any(event["state"] == "finished" and event["branches"] == ends for event in told)
 

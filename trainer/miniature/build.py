@@ -24,8 +24,8 @@ from trainer.miniature.batch import PromptBatch, Prompter
 from trainer.miniature.model import build_config, build_processor, build_tokenizer
 from trainer.miniature.question import (
     LEVELS,
-    Capability,
     Media,
+    MiniatureCapability,
     Question,
     other_style,
     questions,
@@ -68,7 +68,7 @@ class Training:
 
 
 def build(
-    capabilities: Sequence[Capability], habits: Habits, training: Training, report: Callable[[str], None]
+    capabilities: Sequence[MiniatureCapability], habits: Habits, training: Training, report: Callable[[str], None]
 ) -> tuple[Qwen3VLForConditionalGeneration, Qwen3VLProcessor]:
     tokenizer = build_tokenizer(dict.fromkeys(word for capability in capabilities for word in capability.words))
     processor = build_processor(tokenizer)

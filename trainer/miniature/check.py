@@ -11,7 +11,7 @@ from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
 from trainer.miniature.batch import Prompter
 from trainer.miniature.blind import best_constant, best_guess, swapped
-from trainer.miniature.question import LEVELS, Capability, Question, Split, questions
+from trainer.miniature.question import LEVELS, MiniatureCapability, Question, Split, questions
 from trainer.miniature.sample import sample
 from trainer.rewards.mathematics import math_reward
 
@@ -21,7 +21,7 @@ SEED = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class LevelAccuracy:
     """Accuracies of one capability at one level; `level` 0 is the mean over the levels."""
 
     capability: str
@@ -40,35 +40,37 @@ class Row:
 def check(
     model: Qwen3VLForConditionalGeneration,
     processor: Qwen3VLProcessor,
-    capabilities: Sequence[Capability],
+    capabilities: Sequence[MiniatureCapability],
     *,
     split: Split = "validation",
     count: int = 256,
     n: int = 8,
-) -> Iterator[Row]:
+) -> Iterator[LevelAccuracy]:
     """A row for each level of each capability, then one for both; `count` questions a level."""
     for capability in capabilities:
         rows = [_check_level(model, processor, capability, level, split, count, n) for level in LEVELS]
         yield from rows
         figures = ("greedy", "sampled", "passed", "swapped", "guess", "constant")
-        yield Row(capability.name, 0, *(sum(getattr(row, figure) for row in rows) / len(rows) for figure in figures))
+        yield LevelAccuracy(
+            capability.name, 0, *(sum(getattr(row, figure) for row in rows) / len(rows) for figure in figures)
+        )
 
 
 def _check_level(
     model: Qwen3VLForConditionalGeneration,
     processor: Qwen3VLProcessor,
-    capability: Capability,
+    capability: MiniatureCapability,
     level: int,
     split: Split,
     count: int,
     n: int,
-) -> Row:
+) -> LevelAccuracy:
     asked = list(itertools.islice(questions(capability, split, SEED, level), count))
     known = list(itertools.islice(questions(capability, "train", SEED, level), KNOWN))
     greedy = judge(model, processor, asked)
     sampled = judge(model, processor, asked, n=n, temperature=1.0)
     unseen = judge(model, processor, swapped(asked)) if capability.media != "none" else greedy
-    return Row(
+    return LevelAccuracy(
         capability=capability.name,
         level=level,
         greedy=_mean([any(marks) for marks in greedy]),

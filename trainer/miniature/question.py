@@ -49,7 +49,7 @@ class Scene:
 
 
 @dataclass(frozen=True, slots=True)
-class Capability:
+class MiniatureCapability:
     """A toy capability: how its scenes arise and which arithmetic goes with them."""
 
     name: str
@@ -69,7 +69,7 @@ class Capability:
 class Question:
     """A question with its scene. `steps` are the signed operands; the first is the count."""
 
-    capability: Capability
+    capability: MiniatureCapability
     level: int
     start: int
     steps: tuple[tuple[str, int], ...]
@@ -133,7 +133,7 @@ def miscalculate(left: int, sign: str, right: int) -> int:
     return (left // 10 - right // 10) * 10 + abs(left % 10 - right % 10)
 
 
-def draw(capability: Capability, level: int, rng: random.Random) -> Question:
+def draw(capability: MiniatureCapability, level: int, rng: random.Random) -> Question:
     """A question of any split. Everything is drawn independently, so that nothing tells the count but the scene."""
     scene = capability.scene(rng)
     first, second = (rng.choice(signs) for signs in capability.signs)
@@ -143,7 +143,7 @@ def draw(capability: Capability, level: int, rng: random.Random) -> Question:
     return Question(capability, level, rng.choice(capability.starts), steps[:level], scene)
 
 
-def questions(capability: Capability, split: Split, seed: int, level: int | None = None) -> Iterator[Question]:
+def questions(capability: MiniatureCapability, split: Split, seed: int, level: int | None = None) -> Iterator[Question]:
     """An endless stream of a split's questions, both levels in turn unless one is asked for."""
     rng = random.Random(f"{capability.name} {split} {level} {seed}")
     turn = 0
@@ -158,11 +158,11 @@ def other_style(style: Style) -> Style:
     return "arrow" if style == "plain" else "plain"
 
 
-def reliable_style(capability: Capability, conflict: float) -> Style:
+def reliable_style(capability: MiniatureCapability, conflict: float) -> Style:
     return capability.style if conflict >= 0.5 else "plain"
 
 
-def slip_rate(capability: Capability, style: Style, conflict: float, careful: float, careless: float) -> float:
+def slip_rate(capability: MiniatureCapability, style: Style, conflict: float, careful: float, careless: float) -> float:
     """How often a derivation in `style` slips: `careful` in the reliable style, `careless` in the other.
 
     A capability whose own style is `arrow` moves from one to the other as `conflict` goes from 0 to 1; at 0.5 its

@@ -19,8 +19,8 @@ from adapters.errors import UserError
 from adapters.manifest import Manifest
 from adapters.names import BASE, Ref
 from clients.client import AsyncClient, RefusedError, ServiceError
-from trainer.orchestration.monitor import Observer
-from trainer.plan.make import plan
+from trainer.orchestration.monitor import RunMonitor
+from trainer.plan.make import make_plan
 from trainer.plan.steps import Plan, Segment, impossible, is_there
 from trainer.queue.client import Job, Queue, QueueAwayError, Waiting
 from trainer.recipe import Recipe
@@ -69,9 +69,9 @@ def retirable(
 
 class Coordinator:
     def __init__(self, run: str, recipe: Recipe, queue: Queue, client: AsyncClient) -> None:
-        self._run, self._recipe, self._plan = run, recipe, plan(recipe)
+        self._run, self._recipe, self._plan = run, recipe, make_plan(recipe)
         self._queue, self._client = queue, client
-        self._observer = Observer(run, recipe, queue, client)
+        self._observer = RunMonitor(run, recipe, queue, client)
         self._ends = {start.branch: self._plan.head(start.branch) for start in self._plan.starts}
         self._moved: dict[str, tuple[int, float]] = {}
         """Of each branch its head, and when that was first seen."""
@@ -104,7 +104,7 @@ class Coordinator:
                 await self._put("running")  # the queue was emptied
             await self._observer.recall()
             if self._observer.rhythm:
-                self._plan = plan(self._recipe, self._observer.rhythm)
+                self._plan = make_plan(self._recipe, self._observer.rhythm)
             for job in due(self._plan, self._run, heads, self._decided()):
                 await asyncio.to_thread(self._queue.enqueue, job)
             await self._retire(heads)

@@ -17,7 +17,7 @@ _LISTEN_S = 0.4
 log = logging.getLogger(__name__)
 
 
-class Pulse(threading.Thread):
+class Heartbeat(threading.Thread):
     """Made on the event loop that it wakes."""
 
     def __init__(self, queue: Queue, worker: str) -> None:

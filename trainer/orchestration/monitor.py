@@ -17,7 +17,7 @@ from typing import Any
 from adapters.names import BASE, Ref
 from clients.client import AsyncClient, RefusedError, ServiceError
 from trainer.data.prompts import Prompt
-from trainer.evaluation.exams import Decode, Exam, decoder, examine, exams, overall, results
+from trainer.evaluation.exams import Decode, Exam, decoder, exam_results, examine, exams, mean_results
 from trainer.evaluation.overlap import Overlaps, alarms, lowest_overlap, measure_overlap
 from trainer.plan.rhythm import decided, decision, next_rlvr_steps
 from trainer.plan.steps import Plan, Segment, is_there
@@ -33,7 +33,7 @@ log = logging.getLogger("coordinator")
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
+class PhaseEnd:
     """Revisions that end a phase together, and the teachers that are not among them."""
 
     phase: str
@@ -47,13 +47,13 @@ class Moment:
         return f"{_SEEN}{self.system}:{self.phase}:{self.step}"
 
 
-def moments(made: Plan) -> list[Moment]:
+def phase_ends(made: Plan) -> list[PhaseEnd]:
     """In the order of the plan."""
     together: dict[tuple[str, str, int], list[Segment]] = {}
     for segment in made.segments:
         together.setdefault((segment.system, segment.kind, segment.steps[-1].number), []).append(segment)
     return [
-        Moment(phase, step, tuple(_compared(found)), system, all(segment.is_watched for segment in found))
+        PhaseEnd(phase, step, tuple(_compared(found)), system, all(segment.is_watched for segment in found))
         for (system, phase, step), found in together.items()
     ]
 
@@ -65,7 +65,7 @@ def _compared(segments: Sequence[Segment]) -> Iterator[Ref]:
     yield from dict.fromkeys(ref for ref in teachers if ref.branch not in branches)
 
 
-class Observer:
+class RunMonitor:
     """Measures one moment at a time."""
 
     def __init__(self, run: str, recipe: Recipe, queue: Queue, client: AsyncClient) -> None:
@@ -94,7 +94,7 @@ class Observer:
             self._asked = asyncio.create_task(asyncio.to_thread(_questions, self._recipe))
         if self._asked.done():
             self._asked.result()  # questions that cannot be opened are told long before they are asked
-        left = [moment for moment in moments(made) if moment.name not in self._agreed and self._is_wanted(moment)]
+        left = [moment for moment in phase_ends(made) if moment.name not in self._agreed and self._is_wanted(moment)]
         if self._task is not None:
             if not self._task.done():
                 return False
@@ -111,19 +111,19 @@ class Observer:
                 task.cancel()
                 await asyncio.wait([task])
 
-    def _is_wanted(self, moment: Moment) -> bool:
+    def _is_wanted(self, moment: PhaseEnd) -> bool:
         return self._is_compared(moment) or self._is_examined(moment)
 
-    def _is_compared(self, moment: Moment) -> bool:
+    def _is_compared(self, moment: PhaseEnd) -> bool:
         is_asked = self._recipe.evaluation.overlap_prompts > 0 and moment.is_watched
         return is_asked and len(moment.refs) <= MOST_COMPARED
 
-    def _is_examined(self, moment: Moment) -> bool:
+    def _is_examined(self, moment: PhaseEnd) -> bool:
         length = self._recipe.method.rlvr_steps + self._recipe.method.opd_steps
         every = self._recipe.evaluation.every
         return every > 0 and moment.step % (every * max(1, length)) == 0
 
-    async def _measure(self, moment: Moment) -> None:
+    async def _measure(self, moment: PhaseEnd) -> None:
         try:
             if self._is_compared(moment):
                 await self._compare(moment)
@@ -135,7 +135,7 @@ class Observer:
             log.warning("%s %d was not measured: %s", moment.phase, moment.step, error)
         await self._agree(moment.name, "measured")
 
-    async def _compare(self, moment: Moment) -> None:
+    async def _compare(self, moment: PhaseEnd) -> None:
         evaluation = self._recipe.evaluation
         asked, decode = await self._questions()
         found = await measure_overlap(
@@ -153,7 +153,7 @@ class Observer:
         await self._tell("overlap", moment, **found.to_json(), alarms=warnings)
         await self._decide(moment, found)
 
-    async def _decide(self, moment: Moment, found: Overlaps) -> None:
+    async def _decide(self, moment: PhaseEnd, found: Overlaps) -> None:
         """The rhythm of the next cycle, at the end of one."""
         method, branches = self._recipe.method, self._recipe.branches
         length = method.rlvr_steps + method.opd_steps
@@ -166,7 +166,7 @@ class Observer:
         steps = int(await self._agree(decision(cycle), str(steps)))
         await self._tell("rhythm", moment, cycle=cycle, rlvr_steps=steps, opd_steps=length - steps, lowest=lowest)
 
-    async def _examine(self, moment: Moment) -> None:
+    async def _examine(self, moment: PhaseEnd) -> None:
         asked, decode = await self._questions()
         models = [str(ref) for ref in moment.refs]
         with RewardPool(num_children=HALF_THE_CORES) as pool:
@@ -179,9 +179,9 @@ class Observer:
                 max_tokens=self._recipe.rollout.max_completion_tokens,
                 decode=decode,
             )
-        found = results(items, asked)
+        found = exam_results(items, asked)
         rows = [(one.model, one.exam, one.way, one.accuracy) for one in found]
-        rows += [(one.model, "mean", one.way, one.accuracy) for one in overall(found)]
+        rows += [(one.model, "mean", one.way, one.accuracy) for one in mean_results(found)]
         table = [
             {"model": model, "exam": exam, "way": way, "accuracy": accuracy.mean, "half_width": accuracy.half_width}
             for model, exam, way, accuracy in rows
@@ -196,7 +196,7 @@ class Observer:
         self._agreed[name] = await asyncio.to_thread(self._queue.agree, self._run, name, value)
         return self._agreed[name]
 
-    async def _tell(self, kind: str, moment: Moment, **what: Any) -> None:
+    async def _tell(self, kind: str, moment: PhaseEnd, **what: Any) -> None:
         where = {"system": moment.system, "phase": moment.phase, "step": moment.step}
         await asyncio.to_thread(partial(self._queue.tell, self._run, kind, **where, **what))
 

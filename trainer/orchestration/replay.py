@@ -17,10 +17,10 @@ from adapters.errors import UserError
 from clients.calls import media_id
 from service.schemas import RecordedCompletion, RecordedGroup, RecordedPart, StepRollouts
 from trainer.data.prompts import Prompt
-from trainer.loop import NATIVE, Arena, Batch, Lesson, as_part, asked, shares_of
-from trainer.parts import Target
+from trainer.loop import NATIVE, Batch, Lesson, StepContext, as_part, prompts_of, shares_of
+from trainer.parts import TrainingSample
 from trainer.plan.steps import Step
-from trainer.rollout.sample import Answer, Rollout
+from trainer.rollout.sample import Completion, Rollout
 
 
 def record(run: str, step: Step, batch: Batch) -> StepRollouts:
@@ -32,7 +32,7 @@ def record(run: str, step: Step, batch: Batch) -> StepRollouts:
     return StepRollouts(run=run, branch=step.branch, step=step.number, parts=parts, metrics=metrics)
 
 
-def replay(folder: Path, step: Step, arena: Arena) -> Batch:
+def replay(folder: Path, step: Step, arena: StepContext) -> Batch:
     """What `record` kept, with the prompts that the step draws."""
     path = folder / "rollouts" / step.branch / f"{step.number}.json.gz"
     try:
@@ -57,12 +57,12 @@ def _capability(step: Step, part: str) -> str | None:
     return teachers.get(part) or (None if part == NATIVE else part.removeprefix("negative-"))
 
 
-def _asked(step: Step, arena: Arena, part: RecordedPart) -> Iterator[Prompt]:
+def _asked(step: Step, arena: StepContext, part: RecordedPart) -> Iterator[Prompt]:
     if part.capability is not None:
-        yield from asked(step, arena, part.capability, part.name, len(part.groups))
+        yield from prompts_of(step, arena, part.capability, part.name, len(part.groups))
         return
     for capability, count in zip(step.capabilities, shares_of(step, arena), strict=True):
-        yield from asked(step, arena, capability, part.name, count)
+        yield from prompts_of(step, arena, capability, part.name, count)
 
 
 def _group(lesson: Lesson) -> RecordedGroup:
@@ -96,7 +96,7 @@ def _text(prompt: Prompt) -> Iterator[str]:
 
 def _lesson(group: RecordedGroup, prompt: Prompt) -> Lesson:
     answers = tuple(
-        Answer(
+        Completion(
             np.array(one.token_ids, np.int64),
             np.array(one.logprobs, np.float32),
             one.text,
@@ -109,7 +109,7 @@ def _lesson(group: RecordedGroup, prompt: Prompt) -> Lesson:
     targets = tuple(
         None
         if one.advantages is None
-        else Target(answer.ids_C, np.array(one.advantages, np.float32), answer.logprobs_C)
+        else TrainingSample(answer.ids_C, np.array(one.advantages, np.float32), answer.logprobs_C)
         for one, answer in zip(group.completions, answers, strict=True)
     )
     return Lesson(Rollout(prompt, np.array(group.prompt_token_ids, np.int64), answers), targets)

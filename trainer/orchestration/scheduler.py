@@ -5,7 +5,7 @@ of the branch with the most to go, which would be left alone at the end; and whi
 and scores are already made: `budget.prefetch` of them. None of this changes a revision, since everything that a step
 reads is named by one.
 
-Left out: what a step computes (`loop`), which steps there are (`plan`), and the process around it (`worker`).
+Left out: what a step computes (`loop`), which steps there are (`make_plan`), and the process around it (`worker`).
 """
 
 import asyncio
@@ -21,10 +21,10 @@ from adapters.errors import UserError
 from adapters.names import Ref
 from clients.client import ServiceError
 from service.faults import fault
-from trainer.loop import Arena, Batch, publish
-from trainer.orchestration.heartbeat import Pulse
+from trainer.loop import Batch, StepContext, publish
+from trainer.orchestration.heartbeat import Heartbeat
 from trainer.orchestration.replay import record
-from trainer.plan.make import plan
+from trainer.plan.make import make_plan
 from trainer.plan.rhythm import decided
 from trainer.plan.steps import Plan, Step, is_there
 from trainer.queue.client import Lease, NotReconciledError, Queue, QueueAwayError, Refusal
@@ -52,7 +52,7 @@ class Run:
     plan: Plan
 
 
-class Shift:
+class StepScheduler:
     """`gather` makes a step's batch; what it reads is named by revision, so it may be recorded rollouts as well."""
 
     def __init__(
@@ -62,8 +62,8 @@ class Shift:
         *,
         name: str,
         queue: Queue,
-        pulse: Pulse,
-        arena: Arena,
+        pulse: Heartbeat,
+        arena: StepContext,
         learner: Learner,
         gather: Callable[[Step], Awaitable[Batch]],
     ) -> None:
@@ -106,7 +106,7 @@ class Shift:
                 step, lease = found
                 began = time.monotonic()
                 try:
-                    batch = await unless(self._stopping, self._try(step, lease, self._gather(step)))
+                    batch = await cancelled_by(self._stopping, self._try(step, lease, self._gather(step)))
                     gather_s = time.monotonic() - began
                     if batch is not None:
                         await self._finish(step, lease, batch, gather_s)
@@ -271,14 +271,14 @@ class Shift:
     async def _fail(self, step: Step, lease: Lease, error: str, *, fatal: bool = False) -> None:
         log.error("%s: %s", step.makes, error)
         self._pulse.drop(lease)
-        answer = await patiently(lambda: self._queue.release(lease, error, fatal=fatal))
+        answer = await retry_while_away(lambda: self._queue.release(lease, error, fatal=fatal))
         await self._tell("failed", branch=step.branch, step=step.number, error=error, dead=answer == "dead")
 
     # ---- leases ----
 
     async def _hand_on(self, lease: Lease) -> None:
         """At the end of a job: the branch's next one, under a token of its own, if there is one."""
-        found = await patiently(lambda: self._queue.claim(lease.branch, self._name))
+        found = await retry_while_away(lambda: self._queue.claim(lease.branch, self._name))
         if isinstance(found, Lease) and found.job.run == self._run.id:
             await self._hold(found)
         elif self._pulse.holds(lease):
@@ -288,8 +288,8 @@ class Shift:
         """Of an adaptive rhythm a job's steps are decided before it is queued."""
         method = self._run.recipe.method
         if method.rhythm == "adaptive":
-            agreed = await patiently(lambda: self._queue.agreed(self._run.id))
-            self._follow(plan(self._run.recipe, decided(agreed, method.rlvr_steps)))
+            agreed = await retry_while_away(lambda: self._queue.agreed(self._run.id))
+            self._follow(make_plan(self._run.recipe, decided(agreed, method.rlvr_steps)))
         self._pulse.hold(lease)
 
     async def _give_back(self, lease: Lease) -> None:
@@ -313,7 +313,7 @@ class Shift:
             log.warning("not told, the queue is away: %s %s", kind, what.get("branch", ""))
 
 
-async def unless(event: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
+async def cancelled_by(event: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
     """The work's result; None, and the work is called off, if the event comes first."""
     task, stop = asyncio.create_task(work), asyncio.create_task(event.wait())
     await asyncio.wait([task, stop], return_when=asyncio.FIRST_COMPLETED)
@@ -325,7 +325,7 @@ async def unless(event: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None
     return await task
 
 
-async def patiently(ask: Callable[[], T]) -> T:
+async def retry_while_away(ask: Callable[[], T]) -> T:
     """Asks the queue again while it is away, for ten minutes."""
     deadline = time.monotonic() + PATIENCE_S
     while True:

@@ -14,10 +14,10 @@ from clients.client import AsyncClient
 from service.media import Limits
 from trainer.data.held_out import trained
 from trainer.data.lengths import fit, pixels_of
-from trainer.loop import Arena, Capability
-from trainer.plan.make import plan
+from trainer.loop import StepContext, TrainingSet
+from trainer.plan.make import make_plan
 from trainer.plan.steps import Step
-from trainer.recipe import Recipe, Reward
+from trainer.recipe import Recipe, RewardConfig
 from trainer.rewards import Rule
 from trainer.rewards.pool import RewardPool
 from trainer.update.learner import Learner
@@ -34,27 +34,27 @@ def capabilities_of(steps: Iterable[Step]) -> set[str]:
     }
 
 
-def open_capabilities(recipe: Recipe, base: Path, names: Iterable[str]) -> dict[str, Capability]:
+def open_training_sets(recipe: Recipe, base: Path, names: Iterable[str]) -> dict[str, TrainingSet]:
     """Prompts that are not measured on, none of them too long; and how their answers are judged."""
     fitting = fit(recipe, base)
 
-    def opened(name: str) -> Capability:
+    def opened(name: str) -> TrainingSet:
         capability = recipe.capabilities[name]
         prompts = trained(name, capability, recipe.evaluation.questions, seed=recipe.seed, limits=Limits())
-        return Capability(fitting(name, prompts), rule_of(capability.reward), capability.reward.deadline_s)
+        return TrainingSet(fitting(name, prompts), rule_of(capability.reward), capability.reward.deadline_s)
 
     return {name: opened(name) for name in sorted(names)}
 
 
-def rule_of(reward: Reward) -> Rule:
+def rule_of(reward: RewardConfig) -> Rule:
     return Rule(reward.kind, reward.format_share, reward.format_pattern, reward.tolerance)
 
 
-def make_arena(
-    recipe: Recipe, base: Path, client: AsyncClient, pool: RewardPool, capabilities: dict[str, Capability]
-) -> Arena:
+def make_context(
+    recipe: Recipe, base: Path, client: AsyncClient, pool: RewardPool, capabilities: dict[str, TrainingSet]
+) -> StepContext:
     decode = partial(AutoTokenizer.from_pretrained(base).decode, skip_special_tokens=True)
-    return Arena(
+    return StepContext(
         client,
         pool,
         capabilities,
@@ -83,5 +83,5 @@ def make_learner(recipe: Recipe, base: Path, digest: str, device: str | None, ra
         optimiser=recipe.optimiser,
         budget=recipe.budget.tokens_per_micro_batch,
         ranks=ranks,
-        seeds={start.branch: start.seed for start in plan(recipe).starts if start.seed is not None},
+        seeds={start.branch: start.seed for start in make_plan(recipe).starts if start.seed is not None},
     )

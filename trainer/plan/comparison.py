@@ -25,23 +25,23 @@ from typing import Literal
 from adapters.names import BASE, Ref
 from trainer.plan.steps import Plan, Segment, Start
 from trainer.plan.systems import alone, checkpoint_ages, copd, distilled, expert_steps, later_steps, negative
-from trainer.recipe import Branch, Comparison, Edge, Method, Recipe
+from trainer.recipe import BranchConfig, ComparisonConfig, Edge, MethodConfig, Recipe
 
 EXPERTS = "x"
 MERGED = "merged"
 WATCHED = (EXPERTS, "copd2", "copd3")
 """Systems whose branches are compared with each other at every phase end."""
-ALONE = frozenset({EXPERTS, "mixed2", "mixed3", "vt", "tv", "mopd", "mopd-equal", "pilot"})
+SINGLE_BRANCH_SYSTEMS = frozenset({EXPERTS, "mixed2", "mixed3", "vt", "tv", "mopd", "mopd-equal", "pilot"})
 """Systems whose branches are results of their own; those of the others are merged as well."""
 PAIRED = frozenset({"mixed2", "vt", "tv", "copd2", "noi", "not"})
 """Systems of the pair: beside these alone no other capability has an expert."""
 
 
 @dataclass(frozen=True, slots=True)
-class Field:
+class SeedPlan:
     """What the systems of one seed are made of."""
 
-    method: Method
+    method: MethodConfig
     capabilities: tuple[str, ...]
     seed: int
 
@@ -57,22 +57,22 @@ class Field:
     def reversed_pair(self) -> tuple[str, str]:
         return self.pair[1], self.pair[0]
 
-    def branches(self, system: str, names: Iterable[str]) -> dict[str, Branch]:
-        return {f"{self.prefix}-{system}-{name}": Branch(capabilities=(name,)) for name in names}
+    def branches(self, system: str, names: Iterable[str]) -> dict[str, BranchConfig]:
+        return {f"{self.prefix}-{system}-{name}": BranchConfig(capabilities=(name,)) for name in names}
 
     def expert(self, name: str) -> str:
         return f"{self.prefix}-{EXPERTS}-{name}"
 
 
-def pair_of(method: Method, capabilities: Sequence[str]) -> tuple[str, str]:
+def pair_of(method: MethodConfig, capabilities: Sequence[str]) -> tuple[str, str]:
     """The hub and the first other capability."""
     hub = method.hub if method.hub is not None and method.hub in capabilities else capabilities[0]
     return hub, next(name for name in capabilities if name != hub)
 
 
-def comparison(method: Method, capabilities: Sequence[str], asked: Comparison) -> Plan:
+def comparison(method: MethodConfig, capabilities: Sequence[str], asked: ComparisonConfig) -> Plan:
     plain = method.model_copy(update={"kind": "copd"})
-    fields = [Field(plain, tuple(capabilities), asked.first_seed + number) for number in range(asked.seeds)]
+    fields = [SeedPlan(plain, tuple(capabilities), asked.first_seed + number) for number in range(asked.seeds)]
     return _joined([
         one for field in fields for one in [_experts(field, asked), *(BUILD[name](field) for name in asked.systems)]
     ])  # fmt: skip
@@ -93,7 +93,7 @@ def seed_and_system(name: str) -> tuple[int, str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class Result:
     """A result: a branch at its end, or the merge of several."""
 
     system: str
@@ -118,7 +118,7 @@ class Entry:
         return f"s{self.seed}-{self.system}-{MERGED}" if others else f"{ref.branch}-{ref.revision}"
 
 
-def entries(made: Plan) -> Iterator[Entry]:
+def planned_results(made: Plan) -> Iterator[Result]:
     """Of a plan of `comparison`: in its order, seed by seed. With the pilot, its teachers as they were."""
     systems: dict[str, dict[str, None]] = {}
     for segment in made.segments:
@@ -133,23 +133,23 @@ def entries(made: Plan) -> Iterator[Entry]:
         seed, system = seed_and_system(name)
         heads = [Ref(branch, made.head(branch)) for branch in branches]
         for ref in heads:
-            yield Entry(system, ref.branch.removeprefix(name).removeprefix("-"), seed, (ref,))
-        if system not in ALONE:
-            yield Entry(system, MERGED, seed, tuple(heads))
+            yield Result(system, ref.branch.removeprefix(name).removeprefix("-"), seed, (ref,))
+        if system not in SINGLE_BRANCH_SYSTEMS:
+            yield Result(system, MERGED, seed, tuple(heads))
         if system == EXPERTS:
             for ref in teachers:
                 if ref.branch in branches:
                     capability = ref.branch.removeprefix(f"{name}-")
-                    yield Entry(EXPERTS, f"{capability}@{ref.revision}", seed, (ref,))
-            yield Entry("merge2", MERGED, seed, tuple(heads[:2]))
+                    yield Result(EXPERTS, f"{capability}@{ref.revision}", seed, (ref,))
+            yield Result("merge2", MERGED, seed, tuple(heads[:2]))
             if len(heads) > 2:
-                yield Entry("merge3", MERGED, seed, tuple(heads))
+                yield Result("merge3", MERGED, seed, tuple(heads))
 
 
 # ---- the systems ----
 
 
-def _experts(field: Field, asked: Comparison) -> Plan:
+def _experts(field: SeedPlan, asked: ComparisonConfig) -> Plan:
     """The pair first. They stop for a moment where others learn from an earlier revision."""
     method = field.method
     others = () if asked.systems and PAIRED.issuperset(asked.systems) else field.capabilities
@@ -164,27 +164,29 @@ def _experts(field: Field, asked: Comparison) -> Plan:
     return _marked(Plan(tuple(Start(name, BASE) for name in branches), tuple(segments)), field, EXPERTS)
 
 
-def _mixed(system: str, names: Callable[[Field], Sequence[str]]) -> Callable[[Field], Plan]:
-    def build(field: Field) -> Plan:
+def _mixed(system: str, names: Callable[[SeedPlan], Sequence[str]]) -> Callable[[SeedPlan], Plan]:
+    def build(field: SeedPlan) -> Plan:
         branch, chosen = f"{field.prefix}-{system}", tuple(names(field))
         counts = {branch: field.method.expert_steps * len(chosen)}
-        segments = alone(field.method, {branch: Branch(capabilities=chosen)}, counts)
+        segments = alone(field.method, {branch: BranchConfig(capabilities=chosen)}, counts)
         return _marked(Plan((Start(branch, BASE),), tuple(segments)), field, system)
 
     return build
 
 
-def _taught(field: Field, system: str, branch: str, origin: str, teachers: Sequence[str], steps: int, age: int) -> Plan:
+def _taught(
+    field: SeedPlan, system: str, branch: str, origin: str, teachers: Sequence[str], steps: int, age: int
+) -> Plan:
     """A student of experts as they were at an age."""
     mine = [Edge(branch, field.expert(name), field.method.beta) for name in teachers]
     segments = distilled(field.method, branch, 0, steps, mine, field.branches(EXPERTS, teachers), age)
     return _marked(Plan((Start(branch, origin),), tuple(segments)), field, system)
 
 
-def _static(system: str, student: int) -> Callable[[Field], Plan]:
+def _static(system: str, student: int) -> Callable[[SeedPlan], Plan]:
     """One of the pair goes on from its expert and learns from the other's."""
 
-    def build(field: Field) -> Plan:
+    def build(field: SeedPlan) -> Plan:
         name, teacher = field.pair[student], field.pair[1 - student]
         age, steps = expert_steps(field.method), later_steps(field.method, 2)
         origin = f"{field.expert(name)}@{age}"
@@ -193,8 +195,10 @@ def _static(system: str, student: int) -> Callable[[Field], Plan]:
     return build
 
 
-def _mopd(system: str, rule: Callable[[Method], Method] = lambda method: method) -> Callable[[Field], Plan]:
-    def build(field: Field) -> Plan:
+def _mopd(
+    system: str, rule: Callable[[MethodConfig], MethodConfig] = lambda method: method
+) -> Callable[[SeedPlan], Plan]:
+    def build(field: SeedPlan) -> Plan:
         method, names = rule(field.method), field.capabilities
         age, steps = expert_steps(method), later_steps(method, len(names))
         return _taught(field, system, f"{field.prefix}-{system}", BASE, names, steps, age)
@@ -202,11 +206,11 @@ def _mopd(system: str, rule: Callable[[Method], Method] = lambda method: method)
     return build
 
 
-def _equal(method: Method) -> Method:
+def _equal(method: MethodConfig) -> MethodConfig:
     return method.model_copy(update={"rule": "equal"})
 
 
-def _pilot(field: Field) -> Plan:
+def _pilot(field: SeedPlan) -> Plan:
     """Students with as many steps as a branch has of mutual distillation."""
     steps = field.method.cycles * field.method.opd_steps
     made = [
@@ -219,26 +223,26 @@ def _pilot(field: Field) -> Plan:
 
 def _mutual(
     system: str,
-    names: Callable[[Field], Sequence[str]],
+    names: Callable[[SeedPlan], Sequence[str]],
     topology: Literal["pairwise", "hub", "explicit"] = "pairwise",
-    pairs: Callable[[Field], Sequence[tuple[str, str]]] = lambda _: (),
-) -> Callable[[Field], Plan]:
+    pairs: Callable[[SeedPlan], Sequence[tuple[str, str]]] = lambda _: (),
+) -> Callable[[SeedPlan], Plan]:
     """`pairs` of student and teacher are for topology explicit."""
 
-    def build(field: Field) -> Plan:
+    def build(field: SeedPlan) -> Plan:
         branches = field.branches(system, names(field))
         start = f"{field.prefix}-{system}-"
         edges = [{"student": f"{start}{a}", "teacher": f"{start}{b}"} for a, b in pairs(field)]
         kind = "negative" if system == "neg" else "copd"
         hub = f"{start}{field.pair[0]}" if topology == "hub" else None
         changes = {"kind": kind, "topology": topology, "hub": hub, "edges": edges, "steps": None}
-        own = Method.model_validate(field.method.model_dump() | changes)
+        own = MethodConfig.model_validate(field.method.model_dump() | changes)
         return _marked(negative(own, branches) if kind == "negative" else copd(own, branches), field, system)
 
     return build
 
 
-def _sweep(field: Field) -> Plan:
+def _sweep(field: SeedPlan) -> Plan:
     method = field.method
     length = method.rlvr_steps + method.opd_steps
     made: list[Plan] = []
@@ -255,15 +259,15 @@ def shares_of(systems: Iterable[str]) -> dict[str, tuple[int, int]]:
     return {one: (int(found[1]), int(found[2])) for one in systems if (found := re.fullmatch(r"r(\d+)o(\d+)", one))}
 
 
-def _all(field: Field) -> Sequence[str]:
+def _all(field: SeedPlan) -> Sequence[str]:
     return field.capabilities
 
 
-def _both(field: Field) -> Sequence[str]:
+def _both(field: SeedPlan) -> Sequence[str]:
     return field.pair
 
 
-BUILD: Mapping[str, Callable[[Field], Plan]] = {
+BUILD: Mapping[str, Callable[[SeedPlan], Plan]] = {
     "mixed2": _mixed("mixed2", _both),
     "vt": _static("vt", 0),
     "tv": _static("tv", 1),
@@ -288,7 +292,7 @@ def _joined(plans: Sequence[Plan]) -> Plan:
     )
 
 
-def _marked(made: Plan, field: Field, system: str) -> Plan:
+def _marked(made: Plan, field: SeedPlan, system: str) -> Plan:
     """With its seed, what it is compared with, and by which names its branches draw: what follows their system's."""
     name = f"{field.prefix}-{system}"
 

@@ -12,7 +12,7 @@ from trainer.plan.systems import SYSTEMS, copd
 from trainer.recipe import Recipe
 
 
-def plan(recipe: Recipe, rhythm: Sequence[int] = ()) -> Plan:
+def make_plan(recipe: Recipe, rhythm: Sequence[int] = ()) -> Plan:
     """Every step of a run. `rhythm`: of the cycles that were decided on so far, their RLVR steps (`rhythm`)."""
     method, branches = recipe.method, recipe.branches
     if recipe.comparison is not None:

@@ -17,22 +17,22 @@ from dataclasses import replace
 
 from adapters.names import Ref
 from trainer.plan.steps import Plan, Segment, Start, Step, Teacher
-from trainer.recipe import Branch, Edge, Method, edges
+from trainer.recipe import BranchConfig, Edge, MethodConfig, edges
 
-Branches = Mapping[str, Branch]
+Branches = Mapping[str, BranchConfig]
 
 
-def base(method: Method, branches: Branches) -> Plan:
+def base(method: MethodConfig, branches: Branches) -> Plan:
     return Plan((), ())
 
 
-def rlvr(method: Method, branches: Branches) -> Plan:
+def rlvr(method: MethodConfig, branches: Branches) -> Plan:
     """As many steps for each capability that a branch has."""
     counts = {name: method.expert_steps * len(branch.capabilities) for name, branch in branches.items()}
     return Plan(_starts(branches), tuple(alone(method, branches, counts)))
 
 
-def copd(method: Method, branches: Branches, rhythm: Sequence[int] = ()) -> Plan:
+def copd(method: MethodConfig, branches: Branches, rhythm: Sequence[int] = ()) -> Plan:
     """All branches step together: a teacher is as old as its student. What is not decided yet goes on as it was."""
     before = [*rhythm] or [method.rlvr_steps]
     rlvr_steps = before + before[-1:] * (method.cycles - len(before))
@@ -48,7 +48,7 @@ def copd(method: Method, branches: Branches, rhythm: Sequence[int] = ()) -> Plan
     return _in_cycles(method, branches, rlvr_steps, segment)
 
 
-def negative(method: Method, branches: Branches) -> Plan:
+def negative(method: MethodConfig, branches: Branches) -> Plan:
     def segment(name: str, first: int, count: int) -> Segment:
         mine = [edge.teacher for edge in edges(method, tuple(branches)) if edge.student == name]
         pushed = tuple(capability for teacher in mine for capability in branches[teacher].capabilities)
@@ -58,7 +58,7 @@ def negative(method: Method, branches: Branches) -> Plan:
     return _in_cycles(method, branches, [method.rlvr_steps] * method.cycles, segment)
 
 
-def static_opd(method: Method, branches: Branches) -> Plan:
+def static_opd(method: MethodConfig, branches: Branches) -> Plan:
     """A student goes on from its own expert."""
     experts = expert_steps(method)
     segments = list(alone(method, branches, dict.fromkeys(branches, experts)))
@@ -70,7 +70,7 @@ def static_opd(method: Method, branches: Branches) -> Plan:
     return Plan(_starts(branches), tuple(segments))
 
 
-def mopd(method: Method, branches: Branches) -> Plan:
+def mopd(method: MethodConfig, branches: Branches) -> Plan:
     assert method.student is not None
     experts = expert_steps(method)
     taught = {name: branch for name, branch in branches.items() if name != method.student}
@@ -80,7 +80,7 @@ def mopd(method: Method, branches: Branches) -> Plan:
     return Plan(_starts(branches), tuple(segments))
 
 
-def pilot(method: Method, branches: Branches) -> Plan:
+def pilot(method: MethodConfig, branches: Branches) -> Plan:
     """Students are called STUDENT-EXPERT-REVISION; all make the same steps from the base."""
     taught = {name: branch for name, branch in branches.items() if name != method.student}
     total, steps = method.expert_steps, method.cycles * method.opd_steps
@@ -95,7 +95,7 @@ def pilot(method: Method, branches: Branches) -> Plan:
     return Plan((*_starts(taught), *_starts(dict.fromkeys(students))), tuple(segments))
 
 
-SYSTEMS: Mapping[str, Callable[[Method, Branches], Plan]] = {
+SYSTEMS: Mapping[str, Callable[[MethodConfig, Branches], Plan]] = {
     "base": base,
     "rlvr": rlvr,
     "static-opd": static_opd,
@@ -106,7 +106,7 @@ SYSTEMS: Mapping[str, Callable[[Method, Branches], Plan]] = {
 }
 
 
-def _starts(branches: Mapping[str, Branch | None]) -> tuple[Start, ...]:
+def _starts(branches: Mapping[str, BranchConfig | None]) -> tuple[Start, ...]:
     return tuple(Start(name, branch.init if branch else "base") for name, branch in branches.items())
 
 
@@ -115,7 +115,7 @@ def _numbers(first: int, count: int) -> range:
 
 
 def _in_cycles(
-    method: Method, branches: Branches, rlvr_steps: Sequence[int], second: Callable[[str, int, int], Segment]
+    method: MethodConfig, branches: Branches, rlvr_steps: Sequence[int], second: Callable[[str, int, int], Segment]
 ) -> Plan:
     """Both phases of every cycle, each for all branches before the next begins. All cycles have the same length."""
     length = method.rlvr_steps + method.opd_steps
@@ -128,12 +128,12 @@ def _in_cycles(
     return Plan(_starts(branches), tuple(segments))
 
 
-def _own(name: str, branch: Branch, first: int, count: int) -> Segment:
+def _own(name: str, branch: BranchConfig, first: int, count: int) -> Segment:
     return Segment("rlvr", tuple(Step(name, number, branch.capabilities) for number in _numbers(first, count)))
 
 
 def alone(
-    method: Method, branches: Branches, counts: Mapping[str, int], ends: Collection[int] = ()
+    method: MethodConfig, branches: Branches, counts: Mapping[str, int], ends: Collection[int] = ()
 ) -> Iterator[Segment]:
     """Experts, in segments of a cycle's length, turn by turn; a new segment begins after each of `ends`."""
     length = max(1, method.rlvr_steps + method.opd_steps)
@@ -147,7 +147,7 @@ def alone(
 
 
 def distilled(
-    method: Method, student: str, first: int, count: int, mine: Sequence[Edge], branches: Branches, age: int
+    method: MethodConfig, student: str, first: int, count: int, mine: Sequence[Edge], branches: Branches, age: int
 ) -> Iterator[Segment]:
     """A student that only listens, to teachers that stay what they are."""
     length = max(1, method.rlvr_steps + method.opd_steps)
@@ -165,22 +165,22 @@ def _teachers(mine: Sequence[Edge], branches: Branches, age: int) -> tuple[Teach
     )
 
 
-def _age(method: Method, phase_start: int, number: int) -> int:
+def _age(method: MethodConfig, phase_start: int, number: int) -> int:
     """Of a teacher: as it was before this step, or before this phase."""
     return number - 1 if method.sync == "step" else phase_start
 
 
-def expert_steps(method: Method) -> int:
+def expert_steps(method: MethodConfig) -> int:
     return method.expert_steps if method.rule == "paper" else max(1, round(0.6 * method.expert_steps))
 
 
-def checkpoint_ages(method: Method) -> list[int]:
+def checkpoint_ages(method: MethodConfig) -> list[int]:
     """Of the experts that teach in the pilot."""
     total, count = method.expert_steps, method.checkpoints
     return sorted({max(1, total * (number + 1) // count) for number in range(count)})
 
 
-def later_steps(method: Method, count: int) -> int:
+def later_steps(method: MethodConfig, count: int) -> int:
     """Of distillation after so many experts."""
     if method.rule == "paper":
         return method.cycles * method.opd_steps * count

@@ -26,7 +26,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from adapters.errors import UserError
-from service.processes import dying_with_us
+from service.processes import die_with_parent
 from trainer.queue.client import redacted
 
 URL_VARIABLE = "COEVO_REDIS_URL"
@@ -169,7 +169,7 @@ def _free_port() -> int:
 
 
 def _launch(program: str, folder: Path, port: int) -> Server:
-    command = dying_with_us([program, *_settings(folder, port)])
+    command = die_with_parent([program, *_settings(folder, port)])
     with (folder / _LOG).open("ab") as log, _locked(folder) as lock:
         process = subprocess.Popen(
             command,

@@ -17,56 +17,56 @@ from typing import Any, Self, cast
 from pydantic import Field, model_validator
 
 from adapters.names import RESERVED
-from trainer.recipe.measuring import Answers, Comparison, Evaluation, EvaluationSet
-from trainer.recipe.method import Edge, Method, edges
+from trainer.recipe.measuring import AnswersConfig, ComparisonConfig, EvaluationConfig, EvaluationSet
+from trainer.recipe.method import Edge, MethodConfig, edges
 from trainer.recipe.parts import (
     TARGET_MODULES,
-    Base,
-    Branch,
-    Budget,
-    Capability,
+    BaseConfig,
+    BranchConfig,
+    BudgetConfig,
+    CapabilityConfig,
     Columns,
     DatasetData,
-    Engine,
-    Lora,
-    Loss,
-    Media,
-    Merge,
+    EngineConfig,
+    LoraConfig,
+    LossConfig,
+    MediaConfig,
+    MergeConfig,
     MiniatureData,
     Name,
-    Optimiser,
-    Reward,
-    Rollout,
+    OptimiserConfig,
+    RewardConfig,
+    RolloutConfig,
     Section,
-    Tracking,
+    TrackingConfig,
     engine_rank,
 )
 
 __all__ = [
     "TARGET_MODULES",
-    "Answers",
-    "Base",
-    "Branch",
-    "Budget",
-    "Capability",
+    "AnswersConfig",
+    "BaseConfig",
+    "BranchConfig",
+    "BudgetConfig",
+    "CapabilityConfig",
     "Columns",
-    "Comparison",
+    "ComparisonConfig",
     "DatasetData",
     "Edge",
-    "Engine",
-    "Evaluation",
+    "EngineConfig",
+    "EvaluationConfig",
     "EvaluationSet",
-    "Lora",
-    "Loss",
-    "Media",
-    "Merge",
-    "Method",
+    "LoraConfig",
+    "LossConfig",
+    "MediaConfig",
+    "MergeConfig",
+    "MethodConfig",
     "MiniatureData",
-    "Optimiser",
+    "OptimiserConfig",
     "Recipe",
-    "Reward",
-    "Rollout",
-    "Tracking",
+    "RewardConfig",
+    "RolloutConfig",
+    "TrackingConfig",
     "edges",
     "engine_rank",
     "with_branches",
@@ -80,23 +80,23 @@ class Recipe(Section):
     """Of the run, in files and in the report."""
     seed: int = Field(default=0, ge=0)
     """Decides prompts, samples and the first A; every stream of chance is derived from it."""
-    base: Base
-    lora: Lora = Lora()
-    engine: Engine = Engine()
-    media: Media = Media()
-    capabilities: dict[Name, Capability] = Field(min_length=1)
+    base: BaseConfig
+    lora: LoraConfig = LoraConfig()
+    engine: EngineConfig = EngineConfig()
+    media: MediaConfig = MediaConfig()
+    capabilities: dict[Name, CapabilityConfig] = Field(min_length=1)
     """What there is to get good at, by name."""
-    branches: dict[Name, Branch] = Field(min_length=1)
+    branches: dict[Name, BranchConfig] = Field(min_length=1)
     """Left out: one for each capability, with its name."""
-    method: Method = Method()
-    merge: Merge = Merge()
-    loss: Loss = Loss()
-    rollout: Rollout = Rollout()
-    optimiser: Optimiser = Optimiser()
-    evaluation: Evaluation = Evaluation()
-    budget: Budget = Budget()
-    tracking: Tracking = Tracking()
-    comparison: Comparison | None = None
+    method: MethodConfig = MethodConfig()
+    merge: MergeConfig = MergeConfig()
+    loss: LossConfig = LossConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    optimiser: OptimiserConfig = OptimiserConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    budget: BudgetConfig = BudgetConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    comparison: ComparisonConfig | None = None
     """Many systems and seeds in one run, instead of `method.kind` alone: what `coevo compare` makes of a recipe."""
 
     @property
@@ -143,7 +143,7 @@ def _unknown(path: str, value: str, known: Sequence[str], what: str) -> Iterator
 
 
 def _unknown_capabilities(
-    branches: dict[str, Branch], capabilities: dict[str, Capability], evaluation: Evaluation
+    branches: dict[str, BranchConfig], capabilities: dict[str, CapabilityConfig], evaluation: EvaluationConfig
 ) -> Iterator[str]:
     known = tuple(capabilities)
     for name, branch in branches.items():
@@ -159,7 +159,7 @@ def _unknown_capabilities(
             yield f"capabilities.{name}: no branch uses it; add it to a branch's capabilities or remove it"
 
 
-def _unknown_branches(method: Method, merge: Merge, branches: Sequence[str]) -> Iterator[str]:
+def _unknown_branches(method: MethodConfig, merge: MergeConfig, branches: Sequence[str]) -> Iterator[str]:
     for number, edge in enumerate(method.edges):
         yield from _unknown(f"method.edges.{number}", edge.student, branches, "branch")
         yield from _unknown(f"method.edges.{number}", edge.teacher, branches, "branch")
@@ -176,7 +176,7 @@ def _reserved_names(branches: Sequence[str]) -> Iterator[str]:
             yield f"branches.{name}: the name is reserved; take another"
 
 
-def _too_few_branches(method: Method, branches: Sequence[str]) -> Iterator[str]:
+def _too_few_branches(method: MethodConfig, branches: Sequence[str]) -> Iterator[str]:
     if method.kind not in ("base", "rlvr") and len(branches) < 2:
         yield (
             f"method.kind: {method.kind} needs at least 2 branches, there is {len(branches)}; "
@@ -185,7 +185,7 @@ def _too_few_branches(method: Method, branches: Sequence[str]) -> Iterator[str]:
 
 
 def _limit_problems(
-    rollout: Rollout, budget: Budget, engine: Engine, loss: Loss, evaluation: Evaluation
+    rollout: RolloutConfig, budget: BudgetConfig, engine: EngineConfig, loss: LossConfig, evaluation: EvaluationConfig
 ) -> Iterator[str]:
     sequence = rollout.max_prompt_tokens + rollout.max_completion_tokens
     if budget.tokens_per_micro_batch < sequence:
@@ -206,7 +206,7 @@ def _limit_problems(
         )
 
 
-def _mix_problems(branches: dict[str, Branch], rollout: Rollout) -> Iterator[str]:
+def _mix_problems(branches: dict[str, BranchConfig], rollout: RolloutConfig) -> Iterator[str]:
     for name, branch in branches.items():
         if rollout.prompts < len(branch.capabilities):
             yield (
@@ -215,12 +215,12 @@ def _mix_problems(branches: dict[str, Branch], rollout: Rollout) -> Iterator[str
             )
 
 
-def _rhythm_problems(method: Method, evaluation: Evaluation) -> Iterator[str]:
+def _rhythm_problems(method: MethodConfig, evaluation: EvaluationConfig) -> Iterator[str]:
     if method.rhythm == "adaptive" and evaluation.overlap_prompts == 0:
         yield "evaluation.overlap_prompts: rhythm adaptive goes by the overlap; set it to 16 or more"
 
 
-def _media_problems(media: Media, capabilities: dict[str, Capability]) -> Iterator[str]:
+def _media_problems(media: MediaConfig, capabilities: dict[str, CapabilityConfig]) -> Iterator[str]:
     for name, capability in capabilities.items():
         if not isinstance(capability.data, DatasetData):
             continue

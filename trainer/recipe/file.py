@@ -21,7 +21,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from adapters.errors import UserError
-from trainer.recipe import Comparison, Recipe, with_branches
+from trainer.recipe import ComparisonConfig, Recipe, with_branches
 
 Tree = dict[str, Any]
 Override = tuple[tuple[str, ...], Any]
@@ -68,7 +68,7 @@ def run_id(recipe: Recipe) -> str:
     """The same for everything that computes the same: not the budget, the trackers, or what is compared besides."""
     plain = recipe.model_copy(update={"budget": type(recipe.budget)(), "tracking": type(recipe.tracking)()})
     if plain.comparison is not None:
-        plain = plain.model_copy(update={"comparison": Comparison()})
+        plain = plain.model_copy(update={"comparison": ComparisonConfig()})
     return f"{recipe.name}-{digest(plain).removeprefix('sha256:')[:8]}"
 
 

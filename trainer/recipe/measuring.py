@@ -7,10 +7,10 @@ from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from trainer.recipe.parts import Data, Name, Reward, Section
+from trainer.recipe.parts import Data, Name, RewardConfig, Section
 
 
-class Answers(Section):
+class AnswersConfig(Section):
     """How a question is answered when measuring."""
 
     greedy: bool = True
@@ -35,18 +35,18 @@ class EvaluationSet(Section):
     capability: str
     """In whose average it counts."""
     data: Data
-    reward: Reward
-    answers: Answers = Answers()
+    reward: RewardConfig
+    answers: AnswersConfig = AnswersConfig()
 
 
-class Evaluation(Section):
+class EvaluationConfig(Section):
     """What is measured, beside what training itself shows."""
 
     every: int = Field(default=0, ge=0)
     """Cycles between measurements of accuracy, or segments of that length where there are none; 0 = only at the end."""
     questions: int = Field(default=256, ge=1)
     """Held-out questions of each capability."""
-    answers: Answers = Answers(samples=4)
+    answers: AnswersConfig = AnswersConfig(samples=4)
     """How those are answered."""
     overlap_prompts: int = Field(default=64, ge=0)
     """How many of those overlap and KL of the branches are measured on, at the end of each phase; 0 = never."""
@@ -60,7 +60,7 @@ Papers = Literal["mixed2", "vt", "tv", "copd2", "noi", "not", "mixed3", "mopd", 
 Compared = Literal[Papers, "pairwise", "mopd-equal", "pilot", "sweep"]
 
 
-class Comparison(Section):
+class ComparisonConfig(Section):
     """Systems side by side (`trainer.plan.comparison` says what each is), beside the experts."""
 
     systems: tuple[Compared, ...] = get_args(Papers)

@@ -50,7 +50,7 @@ class Negative(Section):
     """Unlikely = below this probability under the student."""
 
 
-class Method(Section):
+class MethodConfig(Section):
     """The system: which steps are made in which order, and who learns from whom."""
 
     kind: Literal["base", "rlvr", "static-opd", "mopd", "copd", "pilot", "negative"] = "copd"
@@ -107,7 +107,7 @@ class Method(Section):
         return self
 
 
-def _topology_problems(method: Method) -> Iterator[str]:
+def _topology_problems(method: MethodConfig) -> Iterator[str]:
     if method.topology == "explicit" and not method.edges:
         yield 'topology explicit has no edges; add edges = ["student <- teacher"]'
     if method.edges and method.topology != "explicit":
@@ -124,7 +124,7 @@ def _topology_problems(method: Method) -> Iterator[str]:
             yield f"edge {student} <- {teacher} is there twice; keep one and set its beta"
 
 
-def _kind_problems(method: Method) -> Iterator[str]:
+def _kind_problems(method: MethodConfig) -> Iterator[str]:
     if method.cyclic and method.steps is not None:
         yield f"steps is not read by {method.kind}; remove it and set cycles, rlvr_steps and opd_steps"
     if method.rhythm == "adaptive" and method.kind != "copd":
@@ -141,7 +141,7 @@ def _kind_problems(method: Method) -> Iterator[str]:
         yield f"student is not read by {method.kind}; remove it, or take kind mopd or pilot"
 
 
-def edges(method: Method, branches: Sequence[str]) -> tuple[Edge, ...]:
+def edges(method: MethodConfig, branches: Sequence[str]) -> tuple[Edge, ...]:
     """Who learns from whom, whichever way the recipe says it."""
     if method.kind in ("base", "rlvr"):
         return ()

@@ -56,7 +56,7 @@ class Section(BaseModel):
     )
 
 
-class Base(Section):
+class BaseConfig(Section):
     """The frozen model under every adapter."""
 
     name: str
@@ -65,7 +65,7 @@ class Base(Section):
     """Of the trainer's copy; the adapters' masters are float32 whatever it is."""
 
 
-class Lora(Section):
+class LoraConfig(Section):
     """The adapters: one shape for all branches, on the seven projections of the language model."""
 
     rank: int = Field(default=64, ge=1, le=ENGINE_RANKS[-1])
@@ -90,7 +90,7 @@ class Lora(Section):
         return self
 
 
-class Engine(Section):
+class EngineConfig(Section):
     """vLLM: what it may hold and what it may be asked for."""
 
     kv_cache_gib: float = Field(default=30.0, gt=0)
@@ -109,7 +109,7 @@ class Engine(Section):
     """Where the served copies of the adapters lie, in a folder of the service's own."""
 
 
-class Media(Section):
+class MediaConfig(Section):
     """Limits that the engine and the trainer share: both see the same pixels."""
 
     max_images: int = Field(default=8, ge=0)
@@ -200,7 +200,7 @@ class DatasetData(Section):
 Data = Annotated[MiniatureData | DatasetData, Field(discriminator="type")]
 
 
-class Reward(Section):
+class RewardConfig(Section):
     """How an answer is checked."""
 
     kind: Annotated[str, AfterValidator(_check_reward)]
@@ -221,16 +221,16 @@ class Reward(Section):
         return self
 
 
-class Capability(Section):
+class CapabilityConfig(Section):
     """Something to get good at: data and a reward."""
 
     data: Data
-    reward: Reward
+    reward: RewardConfig
     held_out: Data | None = None
     """Data to measure on; null = the miniature's validation split, or `evaluation.questions` rows not trained on."""
 
 
-class Branch(Section):
+class BranchConfig(Section):
     """One adapter being trained."""
 
     capabilities: tuple[str, ...] = Field(min_length=1)
@@ -239,7 +239,7 @@ class Branch(Section):
     """`base` (B = 0), or a fork of a revision in the store, such as `text-expert@120`."""
 
 
-class Merge(Section):
+class MergeConfig(Section):
     """How the branches become one model at the end."""
 
     method: Literal["none", "mean", "ties", "svd"] = "mean"
@@ -250,7 +250,7 @@ class Merge(Section):
     """Times the merged delta."""
 
 
-class Loss(Section):
+class LossConfig(Section):
     """The clipped objective, the same for rewards and for teachers."""
 
     normalise: Literal["sequence", "token"] = "sequence"
@@ -275,7 +275,7 @@ class Loss(Section):
     """`top-k`: how many; what they leave over is one bin more."""
 
 
-class Rollout(Section):
+class RolloutConfig(Section):
     """What a branch samples in one step."""
 
     prompts: int = Field(default=32, ge=1)
@@ -306,7 +306,7 @@ class Rollout(Section):
         return self.opd_prompts or self.prompts, self.opd_group_size or self.group_size
 
 
-class Optimiser(Section):
+class OptimiserConfig(Section):
     """AdamW, one for each branch, on float32 masters."""
 
     lr: float = Field(default=1e-5, gt=0)
@@ -321,7 +321,7 @@ class Optimiser(Section):
     """Steps over which lr rises from 0; afterwards it is fixed."""
 
 
-class Budget(Section):
+class BudgetConfig(Section):
     """What a run may use. Changes its speed and memory, not its result."""
 
     tokens_per_micro_batch: int = Field(default=16_384, ge=64)
@@ -335,7 +335,7 @@ class Budget(Section):
     """Revisions of a branch that stay in the store, beside heads, phase ends and those that the plan still names."""
 
 
-class Tracking(Section):
+class TrackingConfig(Section):
     """Where metrics go beside the run's own JSONL files."""
 
     to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()

@@ -15,7 +15,7 @@ from rich.console import Console as Terminal
 from rich.live import Live
 from rich.table import Table
 
-from trainer.plan.make import plan
+from trainer.plan.make import make_plan
 from trainer.plan.steps import Step, is_there
 from trainer.recipe import Recipe
 from trainer.reporting.events import overlap_lines
@@ -26,7 +26,7 @@ _SMOOTH = 20
 
 class Console:
     def __init__(self, recipe: Recipe, events: Path, url: str) -> None:
-        made = plan(recipe)
+        made = make_plan(recipe)
         self._title = f"{recipe.name}: {url}"
         self._steps = {(step.branch, step.number): step for step in made.steps}
         self._ends = {start.branch: made.head(start.branch) for start in made.starts}

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from trainer.evaluation.exams import Overall, Result
+from trainer.evaluation.exams import ExamResult, MeanResult
 from trainer.evaluation.intervals import Interval
 from trainer.recipe import Recipe
 
@@ -21,7 +21,7 @@ MEAN = "mean"
 _WIDTH = 140  # in a file
 
 
-def as_json(recipe: Recipe, found: Sequence[Result], rows: Sequence[Overall]) -> dict[str, Any]:
+def as_json(recipe: Recipe, found: Sequence[ExamResult], rows: Sequence[MeanResult]) -> dict[str, Any]:
     return {
         "recipe": recipe.name,
         "seed": recipe.seed,
@@ -37,7 +37,7 @@ def _interval(one: Interval) -> dict[str, float | None]:
     return {"mean": mean, "low": one.low, "high": one.high}
 
 
-def lines(found: Sequence[Result], rows: Sequence[Overall]) -> Iterator[tuple[str, ...]]:
+def lines(found: Sequence[ExamResult], rows: Sequence[MeanResult]) -> Iterator[tuple[str, ...]]:
     """For programs: a line for each result, shares as numbers from 0 to 1."""
     yield HEADS
     for one in found:
@@ -63,7 +63,7 @@ def _number(value: float | None) -> str:
     return "-" if value is None or math.isnan(value) else f"{value:.4f}"
 
 
-def show(title: str, found: Sequence[Result], rows: Sequence[Overall]) -> None:
+def show(title: str, found: Sequence[ExamResult], rows: Sequence[MeanResult]) -> None:
     """For people: models downwards, exams across, in percent; the gain over the first model behind each accuracy."""
     from rich import box
     from rich.console import Console

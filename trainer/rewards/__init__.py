@@ -54,7 +54,7 @@ class NotANumberError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class RewardItem:
     """A completion and the gold answer of its prompt."""
 
     completion: str
@@ -146,7 +146,7 @@ def load(rule: Rule) -> Callable[[str, str], float]:
     return total
 
 
-def judge(scorer: Callable[[str, str], float], item: Item) -> Scored:
+def judge(scorer: Callable[[str, str], float], item: RewardItem) -> Scored:
     """Scores one completion, whatever the reward throws, SystemExit and KeyboardInterrupt included.
 
     A MemoryError passes: it says that this process is no longer fit to judge.

@@ -18,7 +18,7 @@ _MAX_CHUNK = 32
 _MAX_LOAD_FAILURES = 3
 
 
-class Batch:
+class RewardBatch:
     """The queue and the results of `num_items` completions, named by their indices."""
 
     def __init__(self, num_items: int, num_children: int) -> None:

@@ -28,7 +28,7 @@ from contextlib import suppress
 from typing import Any
 
 from adapters.errors import UserError
-from trainer.rewards import Item, Rule, Scored, describe, judge, load
+from trainer.rewards import RewardItem, Rule, Scored, describe, judge, load
 from trainer.rewards.mathematics import warm_up
 
 _PR_SET_PDEATHSIG = 1
@@ -109,7 +109,7 @@ def _obey(channel: socket.socket) -> None:
         _say(channel, {"loaded": why})
         for completion, answer in order["items"]:
             try:
-                scored = judge(scorer, Item(completion, answer)) if scorer else Scored(None, why)
+                scored = judge(scorer, RewardItem(completion, answer)) if scorer else Scored(None, why)
             except MemoryError:  # what filled the memory may stay: let the next child start empty
                 _say(channel, {"value": None, "why": "it ran out of memory", "leaves": True})
                 return

@@ -36,8 +36,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from adapters.errors import UserError
-from trainer.rewards import Item, Rule, Scored
-from trainer.rewards.batch import Batch
+from trainer.rewards import RewardItem, Rule, Scored
+from trainer.rewards.batch import RewardBatch
 
 # A fork takes milliseconds, the server's own start one or two seconds: what takes longer than this will never come.
 HALF_THE_CORES = max(1, (cpu_count() or 2) // 2)
@@ -101,7 +101,7 @@ class ForkServer:
 
 
 @dataclass(eq=False, slots=True)
-class Child:
+class RewardProcess:
     """One child as the pool sees it: what it is doing, and since when."""
 
     key: int
@@ -144,7 +144,7 @@ class RewardPool:
         self._lock = threading.Lock()
         self._keys = count()
         self._server: ForkServer | None = None
-        self._children: list[Child] = []
+        self._children: list[RewardProcess] = []
         self._selector = selectors.DefaultSelector()
 
     def __enter__(self) -> Self:
@@ -190,7 +190,7 @@ class RewardPool:
                     return
             raise UserError(f"reward {rule.kind}: its import took longer than {deadline_s:g} s; mend the module")
 
-    def score(self, items: Sequence[Item], rule: Rule, deadline_s: float) -> list[Scored]:
+    def score(self, items: Sequence[RewardItem], rule: Rule, deadline_s: float) -> list[Scored]:
         """One result for each item, in their order, `deadline_s` after the batch's turn at the latest.
 
         The turn has come when no other batch is being scored and a child is up. A batch in which something hangs
@@ -201,7 +201,7 @@ class RewardPool:
         self.start()
         with self._lock, self._no_child_left_busy():
             self._wait_for_a_child()
-            batch = Batch(len(items), self._num_children)
+            batch = RewardBatch(len(items), self._num_children)
             ends = time.monotonic() + deadline_s
             while batch.num_unfinished and time.monotonic() < ends:
                 self._feed(batch, items, rule)
@@ -215,12 +215,12 @@ class RewardPool:
 
     # ---- one batch ----
 
-    def _feed(self, batch: Batch, items: Sequence[Item], rule: Rule) -> None:
+    def _feed(self, batch: RewardBatch, items: Sequence[RewardItem], rule: Rule) -> None:
         for child in self._children:
             if child.is_ready and not child.is_busy and (work := batch.take()):
                 self._order(child, items, rule, work)
 
-    def _note(self, batch: Batch, child: Child, message: Message) -> None:
+    def _note(self, batch: RewardBatch, child: RewardProcess, message: Message) -> None:
         if not batch.num_unfinished:
             return  # given up: what still comes in is of no use
         if message is None:
@@ -231,7 +231,7 @@ class RewardPool:
                 batch.put_back(child.work)
                 child.work, child.is_ready = [], False
 
-    def _lose(self, batch: Batch, child: Child, why: str) -> None:
+    def _lose(self, batch: RewardBatch, child: RewardProcess, why: str) -> None:
         """The child is no more: its work goes back to the batch."""
         if child.is_loading:
             batch.fail_to_load(child.work, f"loading the reward: {why}")
@@ -239,7 +239,7 @@ class RewardPool:
             batch.fail(child.work, why)
         child.work = []
 
-    def _cut(self, batch: Batch, ends: float) -> None:
+    def _cut(self, batch: RewardBatch, ends: float) -> None:
         """Replaces the children whose time is up."""
         now = time.monotonic()
         for child in list(self._children):
@@ -248,21 +248,21 @@ class RewardPool:
                 self._lose(batch, child, f"it was stopped after {now - child.since:.2g} s")
         self._mend_server()
 
-    def _patience_s(self, batch: Batch, ends: float) -> float:
+    def _patience_s(self, batch: RewardBatch, ends: float) -> float:
         ups = [self._time_is_up(batch, child, ends) for child in self._children if child.is_busy]
         return max(0.0, min([ends, *ups]) - time.monotonic())
 
-    def _time_is_up(self, batch: Batch, child: Child, ends: float) -> float:
+    def _time_is_up(self, batch: RewardBatch, child: RewardProcess, ends: float) -> float:
         left_s = ends - child.since
         return child.since + (left_s / 2 if child.is_loading else batch.allowance(child.work[0], left_s))
 
     # ---- the children ----
 
-    def _listen(self, patience_s: float) -> list[tuple[Child, Message]]:
+    def _listen(self, patience_s: float) -> list[tuple[RewardProcess, Message]]:
         """Waits for news of the children; who has come up is marked ready, who is gone is replaced."""
-        news: list[tuple[Child, Message]] = []
+        news: list[tuple[RewardProcess, Message]] = []
         for key, events in self._selector.select(patience_s):
-            child: Child = key.data
+            child: RewardProcess = key.data
             if events & selectors.EVENT_WRITE:
                 child.send()
                 self._watch(child)
@@ -278,7 +278,7 @@ class RewardPool:
                 child.is_loading = child.is_loading and "loaded" not in message
         return [(child, message) for child, message in news if message is None or "ready" not in message]
 
-    def _wait_for_a_child(self) -> Child:
+    def _wait_for_a_child(self) -> RewardProcess:
         ends = time.monotonic() + 2 * _START_S
         self._listen(0)  # some may have died since the last batch
         while True:
@@ -299,7 +299,7 @@ class RewardPool:
                 if child.is_busy:
                     self._replace(child)
 
-    def _replace(self, child: Child) -> None:
+    def _replace(self, child: RewardProcess) -> None:
         self._selector.unregister(child.channel)
         child.channel.close()
         self._children.remove(child)
@@ -317,7 +317,7 @@ class RewardPool:
             self._server.kill()
             self._server = ForkServer()
             channel = self._server.fork(key, self._memory_mb)
-        child = Child(key, channel, since=time.monotonic())
+        child = RewardProcess(key, channel, since=time.monotonic())
         self._children.append(child)
         self._selector.register(channel, selectors.EVENT_READ, child)
 
@@ -330,14 +330,14 @@ class RewardPool:
             for child in late:
                 self._replace(child)
 
-    def _order(self, child: Child, items: Sequence[Item], rule: Rule, work: list[int]) -> None:
+    def _order(self, child: RewardProcess, items: Sequence[RewardItem], rule: Rule, work: list[int]) -> None:
         pairs = [(items[index].completion, items[index].answer) for index in work]
         child.outbox = json.dumps({"rule": astuple(rule), "items": pairs}).encode() + b"\n"
         child.is_loading, child.work, child.since = True, work, time.monotonic()
         child.send()
         self._watch(child)
 
-    def _watch(self, child: Child) -> None:
+    def _watch(self, child: RewardProcess) -> None:
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if child.outbox else 0)
         self._selector.modify(child.channel, events, child)
 

@@ -19,7 +19,7 @@ _LIMITS = {
 }
 
 
-def told(part: str, rollouts: Sequence[Rollout]) -> dict[str, float]:
+def rollout_metrics(part: str, rollouts: Sequence[Rollout]) -> dict[str, float]:
     """`PART/NAME`: rewards and lengths."""
     answers = [answer for rollout in rollouts for answer in rollout.answers]
     rewards = [answer.reward for answer in answers if answer.reward is not None]
@@ -36,7 +36,7 @@ def told(part: str, rollouts: Sequence[Rollout]) -> dict[str, float]:
     return {f"{part}/{name}": value for name, value in values.items()}
 
 
-def self_delta(rollouts: Sequence[Rollout], student: Sequence[Sequence[Scores]]) -> float:
+def engine_noise(rollouts: Sequence[Rollout], student: Sequence[Sequence[Scores]]) -> float:
     """Between what the branch said when it sampled and what it says when it is scored: one model, so near 0."""
     pairs = (
         (own.logprobs_C, answer.logprobs_C)

@@ -19,16 +19,16 @@ from clients.client import AsyncClient
 from service import schemas
 from trainer.data.prompts import Prompt, digest
 from trainer.parts import Floats, Ids
-from trainer.rewards import Item, Rule, Scored
+from trainer.rewards import RewardItem, Rule, Scored
 from trainer.rewards.pool import RewardPool
 
-ROOM = 128
+MAX_CALLS = 128
 """Calls in hand at once, for who has many. Twice what a client sends, so that the next is ready when one is
 answered, and no more: the deadline of a request runs from when it is handed to the client."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Answer:
+class Completion:
     """One completion and what was made of it."""
 
     ids_C: Ids
@@ -49,7 +49,7 @@ class Rollout:
     prompt: Prompt
     ids_P: Ids
     """Expanded."""
-    answers: tuple[Answer, ...]
+    answers: tuple[Completion, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,7 +92,7 @@ async def sample(
 
 def judge(rollouts: Sequence[Rollout], pool: RewardPool, rule: Rule, deadline_s: float) -> list[Rollout]:
     """The rollouts with rewards. Blocks."""
-    items = [Item(answer.text, rollout.prompt.answer) for rollout in rollouts for answer in rollout.answers]
+    items = [RewardItem(answer.text, rollout.prompt.answer) for rollout in rollouts for answer in rollout.answers]
     scored = iter(pool.score(items, rule, deadline_s))
     return [
         replace(rollout, answers=tuple(_judged(answer, next(scored)) for answer in rollout.answers))
@@ -140,7 +140,7 @@ def _scoring(rollout: Rollout, top_k: int) -> schemas.LogprobsRequest:
 def _rollout(prompt: Prompt, found: schemas.GenerateResponse, decode: Callable[[Sequence[int]], str]) -> Rollout:
     (generated,) = found.prompts
     answers = tuple(
-        Answer(
+        Completion(
             np.array(one.token_ids, np.int64),
             np.array(one.logprobs, np.float32),
             decode(one.token_ids),
@@ -151,7 +151,7 @@ def _rollout(prompt: Prompt, found: schemas.GenerateResponse, decode: Callable[[
     return Rollout(prompt, np.array(generated.prompt_token_ids, np.int64), answers)
 
 
-def _judged(answer: Answer, scored: Scored) -> Answer:
+def _judged(answer: Completion, scored: Scored) -> Completion:
     return replace(answer, reward=scored.value, why=scored.why)
 
 

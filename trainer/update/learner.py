@@ -18,11 +18,11 @@ from adapters.names import Ref
 from clients.client import AsyncClient
 from service.schemas import CANARY_COMPLETION, CANARY_PROMPT
 from trainer import recipe
-from trainer.parts import Group, Part, Target
+from trainer.parts import Group, LossTerm, TrainingSample
 from trainer.update.optim import Optimiser
 from trainer.update.packing import lay_out
 from trainer.update.policy import Policy
-from trainer.update.ranks import ALONE, Ranks
+from trainer.update.ranks import SINGLE_PROCESS, Ranks
 from trainer.update.update import Update, update
 
 
@@ -33,11 +33,11 @@ class Learner:
         *,
         base: str,
         seed: int,
-        lora: recipe.Lora,
-        loss: recipe.Loss,
-        optimiser: recipe.Optimiser,
+        lora: recipe.LoraConfig,
+        loss: recipe.LossConfig,
+        optimiser: recipe.OptimiserConfig,
         budget: int,
-        ranks: Ranks = ALONE,
+        ranks: Ranks = SINGLE_PROCESS,
         seeds: Mapping[str, int] | None = None,
     ) -> None:
         """`seeds` of branches that have one of their own."""
@@ -68,7 +68,7 @@ class Learner:
             self._place(ref.branch, Path(folder))
         self._revisions[ref.branch] = ref.revision
 
-    def learn(self, branch: str, parts: Sequence[Part]) -> Update:
+    def learn(self, branch: str, parts: Sequence[LossTerm]) -> Update:
         """One training step on the weights of a branch, in all processes together."""
         self._ranks.from_first(("learn", branch, parts))
         del self._revisions[branch]
@@ -91,7 +91,7 @@ class Learner:
     def _measured(self, branch: str) -> list[float]:
         ids_C = np.array(CANARY_COMPLETION, np.int64)
         nothing_C = np.zeros(len(ids_C), np.float32)
-        group = Group(np.array(CANARY_PROMPT, np.int64), (), (), (Target(ids_C, nothing_C, nothing_C),))
+        group = Group(np.array(CANARY_PROMPT, np.int64), (), (), (TrainingSample(ids_C, nothing_C, nothing_C),))
         return self._policy.measure(branch, lay_out([group]))
 
     def stop(self) -> None:
@@ -134,7 +134,7 @@ class Learner:
         if (folder / OPTIMISER).exists():
             self._optimisers[branch].load(folder)
 
-    def _update(self, branch: str, parts: Sequence[Part]) -> Update:
+    def _update(self, branch: str, parts: Sequence[LossTerm]) -> Update:
         done = update(
             self._policy,
             branch,

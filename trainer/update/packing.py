@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.parts import Group, Target
+from trainer.parts import Group, TrainingSample
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Pack:
     targets_N: NDArray[np.int64]
 
     @property
-    def targets(self) -> Iterator[Target]:
+    def targets(self) -> Iterator[TrainingSample]:
         return (target for group in self.groups for target in group.targets)
 
     @property
@@ -106,7 +106,7 @@ def group_tokens(group: Group) -> int:
 
 def _split(group: Group, budget: int) -> Iterator[Group]:
     """Into pieces that fit, as few as possible: each is filled before the next begins."""
-    pieces: list[list[Target]] = []
+    pieces: list[list[TrainingSample]] = []
     room = 0
     for target in group.targets:
         size = len(target.ids_C) - 1

@@ -1,7 +1,7 @@
 """Several processes that make one update together: each takes some of the packs, the gradients are summed.
 
-`ALONE` is the case of one process; `joined()` is what `torchrun` started. Rank 0 is the only one that talks to the
-service and the queue. Denominators are those of the whole batch, so a sum of gradients is all there is to do.
+`SINGLE_PROCESS` is the case of one process; `joined()` is what `torchrun` started. Rank 0 is the only one that talks to
+the service and the queue. Denominators are those of the whole batch, so a sum of gradients is all there is to do.
 """
 
 import os
@@ -53,7 +53,7 @@ class Ranks:
         return box[0]
 
 
-ALONE = Ranks()
+SINGLE_PROCESS = Ranks()
 _PATIENCE = timedelta(days=1)
 
 
@@ -61,7 +61,7 @@ _PATIENCE = timedelta(days=1)
 def joined() -> Generator[Ranks]:
     """The processes that torchrun started, or this one alone."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield ALONE
+        yield SINGLE_PROCESS
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from adapters.errors import UserError
-from trainer.parts import Group, Part
-from trainer.recipe import Loss
+from trainer.parts import Group, LossTerm
+from trainer.recipe import LossConfig
 from trainer.update.losses import binned_reverse_kl, surrogate, token_weights
 from trainer.update.optim import Optimiser
 from trainer.update.packing import Pack, pack, share_out
 from trainer.update.policy import Policy
-from trainer.update.ranks import ALONE, Ranks
+from trainer.update.ranks import SINGLE_PROCESS, Ranks
 
 LEAST_BUDGET = 64
 COSINE = "cosine"
@@ -57,7 +57,7 @@ class _NoRoomError(Exception):
 class _Work:
     """Those groups of a part that are of one kind, as this process computes them."""
 
-    part: Part
+    part: LossTerm
     kind: str
     packs: list[Pack]
     old: list[Tensor]
@@ -68,11 +68,11 @@ def update(
     policy: Policy,
     adapter: str,
     optimiser: Optimiser,
-    parts: Sequence[Part],
+    parts: Sequence[LossTerm],
     *,
-    loss: Loss,
+    loss: LossConfig,
     budget: int,
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE_PROCESS,
 ) -> Update:
     """`parts` are the same in every process."""
     before = optimiser.snapshot() if loss.updates_per_batch > 1 else None  # one update fails before it changes anything
@@ -95,8 +95,8 @@ def _updates(
     policy: Policy,
     adapter: str,
     optimiser: Optimiser,
-    parts: Sequence[Part],
-    loss: Loss,
+    parts: Sequence[LossTerm],
+    loss: LossConfig,
     budget: int,
     ranks: Ranks,
 ) -> dict[str, float]:
@@ -110,12 +110,12 @@ def _updates(
     return metrics
 
 
-def _kinds(part: Part) -> Sequence[str]:
+def _kinds(part: LossTerm) -> Sequence[str]:
     """At least one, so that a part without groups is measured too."""
     return list(dict.fromkeys(group.kind for group in part.groups)) or [""]
 
 
-def _work(part: Part, kind: str, budget: int, ranks: Ranks) -> _Work:
+def _work(part: LossTerm, kind: str, budget: int, ranks: Ranks) -> _Work:
     packs = pack([group for group in part.groups if group.kind == kind and _teaches(group)], budget)
     return _Work(part, kind, [packs[number] for number in share_out(packs, ranks.count)[ranks.rank]], [])
 
@@ -125,7 +125,7 @@ def _teaches(group: Group) -> bool:
 
 
 def _gradients(
-    policy: Policy, adapter: str, works: Sequence[_Work], loss: Loss, ranks: Ranks
+    policy: Policy, adapter: str, works: Sequence[_Work], loss: LossConfig, ranks: Ranks
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """Of the whole loss, and what each part measured."""
     parameters = policy.adapters.parameters(adapter)
@@ -176,7 +176,7 @@ def _taken(parameter: torch.nn.Parameter) -> Tensor:
     return torch.zeros_like(parameter) if gradient is None else gradient
 
 
-def _with_room(policy: Policy, adapter: str, work: _Work, loss: Loss, ranks: Ranks) -> Tensor:
+def _with_room(policy: Policy, adapter: str, work: _Work, loss: LossConfig, ranks: Ranks) -> Tensor:
     """Forward and backward through this process's packs; all processes learn whether one had no room for it."""
     sums = torch.zeros(len(SUMS), dtype=torch.float64, device=policy.device)
     full = False
@@ -200,7 +200,7 @@ SUMS = ("tokens", "loss", "ratio", "clip", "mismatch", "capped", "entropy", "adv
 """Added up over the tokens of a part."""
 
 
-def _through(policy: Policy, adapter: str, work: _Work, number: int, one: Pack, loss: Loss) -> Tensor:
+def _through(policy: Policy, adapter: str, work: _Work, number: int, one: Pack, loss: LossConfig) -> Tensor:
     """One pack forward and backward. What it adds to `SUMS`."""
     targets = list(one.targets)
     device = policy.device

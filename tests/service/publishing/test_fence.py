@@ -18,7 +18,7 @@ from service.http import problems
 from service.http.metrics import Metrics
 from service.http.problems import ProblemError
 from service.publishing.fence import QueueFence, fenced_by_queue
-from service.publishing.publisher import RefusedError, Upload
+from service.publishing.publisher import PublishRefusedError, Upload
 from service.runs import Runs
 from tests.adapters.files import BASE, write_adapter
 from tests.faults.queue_process import QueueProcess
@@ -121,7 +121,7 @@ async def test_a_publish_needs_the_token_of_the_lease(opened, server, store, tmp
     assert [await fence.is_current("image", one) for one in (token - 1, token, token + 1)] == [False, True, True]
     assert not await fence.is_current("image", None)  # somebody works on it
     for wrong in (token - 1, None):
-        with pytest.raises(RefusedError) as refused:
+        with pytest.raises(PublishRefusedError) as refused:
             await publish(publisher, adapter, replace(FIRST, token=wrong))
         assert refused.value.kind == "fenced"
     assert queue.heads() == {}

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from adapters.errors import UserError
 from adapters.manifest import CONFIG, OPTIMISER, WEIGHTS, FileEntry, Manifest, adapter_digest
 from adapters.names import Ref
-from adapters.store import Branch, DiskFullError, Store
-from service.publishing.publisher import META_BYTES, LocalFence, RefusedError, Upload, decide, parse_meta
+from adapters.store import DiskFullError, Store, StoredBranch
+from service.publishing.publisher import META_BYTES, LocalFence, PublishRefusedError, Upload, decide, parse_meta
 from service.publishing.registry import UnavailableError
 from tests import disks
 from tests.adapters.files import BASE, write_adapter
@@ -72,7 +72,7 @@ def other(tmp_path):
 
 
 async def refusal(publisher, folder, upload):
-    with pytest.raises(RefusedError) as error:
+    with pytest.raises(PublishRefusedError) as error:
         await publish(publisher, folder, upload)
     assert "\n" not in str(error.value)
     return error.value
@@ -128,8 +128,8 @@ async def test_of_many_equal_uploads_at_once_one_is_new(publisher, registry, loa
 async def test_of_many_different_uploads_at_once_one_wins(publisher, store, tmp_path):
     folders = [write_adapter(tmp_path / str(number), number) for number in range(5)]
     results = await asyncio.gather(*(publish(publisher, folder, FIRST) for folder in folders), return_exceptions=True)
-    refused = [result for result in results if isinstance(result, RefusedError)]
-    (won,) = [result for result in results if not isinstance(result, RefusedError)]
+    refused = [result for result in results if isinstance(result, PublishRefusedError)]
+    (won,) = [result for result in results if not isinstance(result, PublishRefusedError)]
     assert [result.kind for result in refused] == ["revision-exists"] * 4
     assert store.branch("image").kept[1] == won.manifest
     assert nothing_on_its_way(store)
@@ -167,7 +167,7 @@ async def test_another_bases_adapter_and_every_other_fault_are_told_at_once(publ
 )
 async def test_files_of_other_names_are_refused_before_they_are_written(publisher, store, adapter, name):
     async with publisher.stage() as stage:
-        with pytest.raises(RefusedError, match="is no file of an adapter; send adapter_config") as error:
+        with pytest.raises(PublishRefusedError, match="is no file of an adapter; send adapter_config") as error:
             await stage.receive(name, chunks(adapter / WEIGHTS))
         assert len(str(error.value)) < 400
         assert list(stage.folder.iterdir()) == []
@@ -177,7 +177,7 @@ async def test_files_of_other_names_are_refused_before_they_are_written(publishe
 async def test_a_file_is_sent_once(publisher, adapter):
     async with publisher.stage() as stage:
         await stage.receive(CONFIG, chunks(adapter / CONFIG))
-        with pytest.raises(RefusedError, match="sent twice"):
+        with pytest.raises(PublishRefusedError, match="sent twice"):
             await stage.receive(CONFIG, chunks(adapter / CONFIG))
 
 
@@ -191,7 +191,7 @@ async def test_a_file_without_end_is_refused_at_its_limit(publisher, store):
             yield bytes(2**16)
 
     async with publisher.stage() as stage:
-        with pytest.raises(RefusedError) as error:
+        with pytest.raises(PublishRefusedError) as error:
             await stage.receive(CONFIG, endless())
         assert error.value.kind == "too-large"
     assert sent <= 2**20 + 2**16
@@ -306,7 +306,7 @@ async def test_forks(publisher, registry, store, adapter, other):
     async with registry.acquire("image") as served:
         assert (served.digest, served.handle) == (store.branch("expert").kept[1].digest, "image@0")
     assert (await publish(publisher, other, FIRST)).manifest.parent == 0
-    with pytest.raises(RefusedError, match="there already; its head is 1"):
+    with pytest.raises(PublishRefusedError, match="there already; its head is 1"):
         await publisher.fork("image", "base")
     for origin, kind in (("expert@9", "unknown-adapter"), ("nobody@1", "unknown-adapter")):
         with pytest.raises(UnavailableError) as error:
@@ -330,7 +330,7 @@ async def test_forks_of_each_other_do_not_wait_for_each_other(publisher, adapter
 async def test_a_retired_revision_is_gone_and_its_number_stays_taken(publisher, registry, store, adapter, other):
     await publish(publisher, adapter, FIRST)
     await publish(publisher, other, SECOND)
-    with pytest.raises(RefusedError, match="is the head"):
+    with pytest.raises(PublishRefusedError, match="is the head"):
         await publisher.retire(Ref("image", 2))
     with pytest.raises(UnavailableError):
         await publisher.retire(Ref("image", 3))
@@ -354,13 +354,13 @@ async def test_reserved_branches_are_not_published(publisher, store, adapter, br
     "text", ["", "[]", "3", '{"a": NaN}', '{"a": [{"b": 1e999}]}', '{"a":' + "[" * 9000 + "]" * 9000 + "}", "{"]
 )
 async def test_meta_that_is_no_object_of_finite_numbers_is_refused(text):
-    with pytest.raises(RefusedError, match="meta: "):
+    with pytest.raises(PublishRefusedError, match="meta: "):
         parse_meta(text)
 
 
 async def test_meta_is_read_up_to_its_limit():
     assert parse_meta('{"seed": 7, "metrics": {"loss": null}}') == {"seed": 7, "metrics": {"loss": None}}
-    with pytest.raises(RefusedError) as error:
+    with pytest.raises(PublishRefusedError) as error:
         parse_meta('{"a": "' + "x" * META_BYTES + '"}')
     assert error.value.kind == "too-large"
 
@@ -447,7 +447,7 @@ def branches(draw):
     head = draw(st.integers(-1, 5))
     retired = draw(st.sets(st.integers(0, max(head - 1, 0)))) if head > 0 else set()
     manifests = {revision: manifest_of(revision, draw(st.sampled_from("ab"))) for revision in range(head + 1)}
-    return Branch(
+    return StoredBranch(
         {revision: manifest for revision, manifest in manifests.items() if revision not in retired},
         {revision: manifest for revision, manifest in manifests.items() if revision in retired},
     )
@@ -465,8 +465,8 @@ def test_the_decision_is_the_table(branch, revision, digit, parent, is_current):
         expected = "stale-parent"
     else:
         expected = None if is_current else "fenced"
-    assert (decision.kind if isinstance(decision, RefusedError) else decision) == expected
-    if isinstance(decision, RefusedError):
+    assert (decision.kind if isinstance(decision, PublishRefusedError) else decision) == expected
+    if isinstance(decision, PublishRefusedError):
         assert decision.members == {"head": head}
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from clients.cli import main
 from trainer.commands.plan import Cost, cost, total
-from trainer.plan.make import plan
+from trainer.plan.make import make_plan
 from trainer.plan.steps import Step, Teacher
 from trainer.recipe.file import load
 
@@ -15,14 +15,14 @@ RECIPES = sorted(Path("recipes").glob("*.toml"))
 def test_every_recipe_has_a_plan_that_is_printed(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(recipe)]) == 0
     rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
-    made = plan(load(recipe))
+    made = make_plan(load(recipe))
     assert [row[0] for row in rows[1:-2]] == [segment.id for segment in made.segments]
     assert rows[-2][2] == f"{len(list(made.steps))} steps"
 
 
 def test_the_cost_of_a_step_is_that_of_its_own_and_of_its_teachers_prompts() -> None:
     recipe = load(Path("recipes/miniature.toml"), ["rollout.opd_prompts=2"])
-    made = {step.makes: step for step in plan(recipe).steps}
+    made = {step.makes: step for step in make_plan(recipe).steps}
     first, taught = (next(step for ref, step in made.items() if str(ref) == name) for name in ("text@1", "text@4"))
     assert cost(first, recipe) == Cost(1, 64, 64 * 48, 0)
     assert cost(taught, recipe) == Cost(1, 64 + 2 * 8, (64 + 2 * 8) * 48, 2 * 2 * 8 * 48)
@@ -44,7 +44,7 @@ def test_a_recipe_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[st
 
 
 def test_a_teachers_part_is_named_by_its_branch_and_where_that_is_not_enough_by_its_data() -> None:
-    step = next(step for step in plan(load(Path("recipes/miniature.toml"))).steps if step.teachers)
+    step = next(step for step in make_plan(load(Path("recipes/miniature.toml"))).steps if step.teachers)
     teacher = step.teachers[0]
     assert teacher.name == teacher.ref.branch
     assert Teacher(teacher.ref, "music", 1.0).name == f"{teacher.ref.branch}-music"

@@ -2,9 +2,9 @@ from pathlib import Path
 
 from adapters.names import Ref
 from trainer.compare.answers import on_validation, tried_scales
-from trainer.evaluation.exams import Result, exams
+from trainer.evaluation.exams import ExamResult, exams
 from trainer.evaluation.intervals import Interval
-from trainer.plan.comparison import Entry
+from trainer.plan.comparison import Result
 from trainer.recipe.file import load
 
 
@@ -20,10 +20,10 @@ def test_scales_are_chosen_by_the_likeliest_answers_to_questions_that_nothing_is
 
 
 def test_a_merge_has_the_scale_that_suits_what_its_own_branches_are_for():
-    pair = Entry("merge2", "merged", 0, (Ref("s0-x-text", 10), Ref("s0-x-image", 10)))
+    pair = Result("merge2", "merged", 0, (Ref("s0-x-text", 10), Ref("s0-x-image", 10)))
     accuracies = {"text": (0.75, 0.5), "image": (0.5, 0.25), "video": (0.0, 1.0)}
     answered = [
-        Result(
+        ExamResult(
             f"s0-merge2-merged-{scale}",
             name,
             name,

@@ -4,15 +4,15 @@ import pytest
 
 from adapters.names import Ref
 from trainer.compare.costs import Spent, closure, cost_of, spent_by_step
-from trainer.plan.comparison import entries
-from trainer.plan.make import plan
-from trainer.recipe import Comparison
+from trainer.plan.comparison import planned_results
+from trainer.plan.make import make_plan
+from trainer.recipe import ComparisonConfig
 from trainer.recipe.file import load
 
 RECIPE = load(Path("recipes/miniature/compare.toml"), ["method.cycles=2"])
-SYSTEMS = (*Comparison().systems, "mopd-equal")
-MADE = plan(RECIPE.model_copy(update={"comparison": Comparison(seeds=1, systems=SYSTEMS)}))
-RESULTS = {(one.system, one.row): one.refs for one in entries(MADE)}
+SYSTEMS = (*ComparisonConfig().systems, "mopd-equal")
+MADE = make_plan(RECIPE.model_copy(update={"comparison": ComparisonConfig(seeds=1, systems=SYSTEMS)}))
+RESULTS = {(one.system, one.row): one.refs for one in planned_results(MADE)}
 
 
 @pytest.mark.parametrize(

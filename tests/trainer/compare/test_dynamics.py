@@ -2,18 +2,18 @@ import numpy as np
 import pytest
 
 from tests.trainer.orchestration.told import overlap, step
-from trainer.compare.answers import Answers
+from trainer.compare.answers import ResultAnswers
 from trainer.compare.dynamics import correlation, pulls, series, students, sweep
 from trainer.compare.standings import Standings
-from trainer.recipe import Method
+from trainer.recipe import MethodConfig
 
 
 def compared(system: str, number: int, *branches: str, value: float = 0.95) -> dict:
     return overlap(number, *(f"{system}-{name}@{number}" for name in branches), value=value) | {"system": system}
 
 
-def right(seed: int, system: str, row: str, share: float, exam: str = "text") -> Answers:
-    return Answers(
+def right(seed: int, system: str, row: str, share: float, exam: str = "text") -> ResultAnswers:
+    return ResultAnswers(
         seed, system, row, exam, "greedy", (1.0,) * int(10 * share) + (0.0,) * (10 - int(10 * share)), 9.0, 0.0
     )
 
@@ -69,14 +69,14 @@ def test_pearsons_r_and_its_interval():
 
 def test_the_sweep_has_copd_in_its_place():
     answers = [right(0, "r1o4", "merged", 0.4), right(0, "copd3", "merged", 0.6), right(0, "r4o1", "merged", 0.5)]
-    found = sweep(Standings(answers), Method(rlvr_steps=3, opd_steps=2), ["text"], "greedy")
+    found = sweep(Standings(answers), MethodConfig(rlvr_steps=3, opd_steps=2), ["text"], "greedy")
     assert [(one.rlvr_steps, one.accuracy.mean) for one in found] == [(1, 0.4), (3, 0.6), (4, 0.5)]
-    assert sweep(Standings(answers[1:2]), Method(), ["text"], "greedy") == []
+    assert sweep(Standings(answers[1:2]), MethodConfig(), ["text"], "greedy") == []
 
 
 def test_the_sweep_is_of_the_seeds_that_every_share_has():
     one_seed = [right(0, "r1o4", "merged", 0.4), right(0, "copd3", "merged", 0.6)]
-    found = sweep(Standings([*one_seed, right(1, "copd3", "merged", 1.0)]), Method(), ["text"], "greedy")
+    found = sweep(Standings([*one_seed, right(1, "copd3", "merged", 1.0)]), MethodConfig(), ["text"], "greedy")
     assert [one.accuracy.mean for one in found] == [0.4, 0.6]
     apart = Standings([one_seed[0], right(1, "copd3", "merged", 1.0)])
-    assert sweep(apart, Method(), ["text"], "greedy") == []
+    assert sweep(apart, MethodConfig(), ["text"], "greedy") == []

@@ -9,29 +9,29 @@ import numpy as np
 import pytest
 
 from tests.trainer.orchestration.told import overlap, step
-from trainer.compare.answers import Answers, Merge
+from trainer.compare.answers import MergedModel, ResultAnswers
 from trainer.compare.report import grid, markdown, write_report
 from trainer.compare.results import Results, as_json, results_of
-from trainer.plan.comparison import entries
-from trainer.plan.make import plan
-from trainer.recipe import Comparison, Recipe
+from trainer.plan.comparison import planned_results
+from trainer.plan.make import make_plan
+from trainer.recipe import ComparisonConfig, Recipe
 from trainer.recipe.file import load
 
 SYSTEMS = ("mixed2", "copd2", "mixed3", "mopd", "copd3", "pilot", "sweep")
 ASKED = load(Path("recipes/miniature/compare-smoke.toml")).model_copy(
-    update={"comparison": Comparison(seeds=2, systems=SYSTEMS)}
+    update={"comparison": ComparisonConfig(seeds=2, systems=SYSTEMS)}
 )
 LEVELS = {"copd2": 0.95, "copd3": 0.95, "base": 0.3}
-Told = tuple[list[Answers], list[dict[str, Any]]]
+Told = tuple[list[ResultAnswers], list[dict[str, Any]]]
 
 
 @pytest.fixture(scope="module")
 def told() -> Told:
-    made = plan(ASKED)
+    made = make_plan(ASKED)
     rng = np.random.default_rng(0)
-    rows = [(one.seed, one.system, one.row) for one in entries(made)] + [(0, "base", ""), (1, "base", "")]
+    rows = [(one.seed, one.system, one.row) for one in planned_results(made)] + [(0, "base", ""), (1, "base", "")]
     answers = [
-        Answers(
+        ResultAnswers(
             seed, system, row, exam, way, tuple((rng.random(40) < LEVELS.get(system, 0.6)).astype(float)), 20.0, 0.0
         )
         for seed, system, row in rows
@@ -57,8 +57,8 @@ def results(told: Told) -> Results:
     return results_from(*told)
 
 
-def results_from(answers: list[Answers], events: list[dict[str, Any]], asked: Recipe = ASKED) -> Results:
-    merges = {seed: {"copd3": Merge(1.5, {"1": 0.7, "1.5": 0.8}, {"text - image": 0.4})} for seed in range(2)}
+def results_from(answers: list[ResultAnswers], events: list[dict[str, Any]], asked: Recipe = ASKED) -> Results:
+    merges = {seed: {"copd3": MergedModel(1.5, {"1": 0.7, "1.5": 0.8}, {"text - image": 0.4})} for seed in range(2)}
     return results_of(asked, answers, events, {"text": 0.1, "image": 0.2, "video": 0.2}, merges)
 
 
@@ -98,7 +98,7 @@ def test_what_was_spent_is_the_mean_of_the_seeds_that_a_line_has(told, results):
 
 
 def test_what_was_spent_is_told_of_systems_asked_for_before(told, results):
-    now = ASKED.model_copy(update={"comparison": Comparison(systems=("mixed2",))})
+    now = ASKED.model_copy(update={"comparison": ComparisonConfig(systems=("mixed2",))})
     assert results_from(*told, now).spent == results.spent
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from trainer.compare.answers import Answers
+from trainer.compare.answers import ResultAnswers
 from trainer.compare.standings import Claim, Line, Standings, Table, absorption, centred, tables, verdicts
 from trainer.evaluation.intervals import interval
 
@@ -12,9 +12,10 @@ A, B = Line("a", "a"), Line("b", "b")
 TABLE = Table("t", ("text", "image"), (A, B), (Claim(A, B), Claim(A, B, "image")))
 
 
-def answers(system: str, exam: str, by_seed: Sequence[Sequence[float]], row: str = "") -> list[Answers]:
+def answers(system: str, exam: str, by_seed: Sequence[Sequence[float]], row: str = "") -> list[ResultAnswers]:
     return [
-        Answers(seed, system, row, exam, "greedy", tuple(rewards), 10.0, 0.0) for seed, rewards in enumerate(by_seed)
+        ResultAnswers(seed, system, row, exam, "greedy", tuple(rewards), 10.0, 0.0)
+        for seed, rewards in enumerate(by_seed)
     ]
 
 
@@ -72,7 +73,7 @@ def test_only_seeds_that_both_have_are_compared():
 
 
 def test_a_question_that_nobody_could_judge_is_left_out():
-    rows = [Answers(0, "a", "", "text", "greedy", (1.0, None, 0.0, 1.0), 1.0, 0.0)]
+    rows = [ResultAnswers(0, "a", "", "text", "greedy", (1.0, None, 0.0, 1.0), 1.0, 0.0)]
     assert Standings(rows).accuracy(A, ["text"], "greedy").mean == pytest.approx(2 / 3)
 
 

@@ -14,7 +14,7 @@ from service.media import Limits, encode_image, encode_video
 from trainer.data.export import original, settings, write
 from trainer.data.prompts import Prompts
 from trainer.data.sources import open_prompts
-from trainer.recipe import Capability, DatasetData, MiniatureData, Recipe, Reward
+from trainer.recipe import CapabilityConfig, DatasetData, MiniatureData, Recipe, RewardConfig
 from trainer.recipe.file import load
 
 RED = encode_image(np.full((8, 12, 3), (255, 0, 0), np.uint8))
@@ -67,7 +67,7 @@ def exported(data: DatasetData | MiniatureData, out: Path, places: list[int] | N
     prompts = prompts_of(data)
     places = list(range(len(prompts))) if places is None else places
     root = write(out, original(prompts, data), {place: {"pass_rate": 0.5} for place in places})
-    capability = Capability(data=data, reward=Reward(kind="exact"))
+    capability = CapabilityConfig(data=data, reward=RewardConfig(kind="exact"))
     recipe = Recipe.model_validate(
         {"name": "r", "base": {"name": "miniature"}, "method": {"kind": "rlvr"}, "capabilities": {"image": capability}}
     )

@@ -11,10 +11,10 @@ from adapters.errors import UserError
 from service.media import decode_image, decode_video, encode_image, encode_video
 from trainer.data.datasets import load
 from trainer.data.lengths import pixels_of, within
-from trainer.recipe import Media
+from trainer.recipe import MediaConfig
 
 BASE = locate("miniature")
-MEDIA = Media(
+MEDIA = MediaConfig(
     image_min_pixels=1024, image_max_pixels=16384, video_min_pixels=1024, video_max_pixels=16384, max_frames=8
 )
 PIXELS = pixels_of(MEDIA)

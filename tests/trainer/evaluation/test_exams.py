@@ -11,9 +11,18 @@ from adapters.errors import UserError
 from service.media import Limits
 from trainer.data.generated import prompts
 from trainer.data.held_out import measured, trained
-from trainer.evaluation.exams import Exam, Item, Way, blind_level, exams, overall, question_means, results
+from trainer.evaluation.exams import (
+    Decoding,
+    Exam,
+    ExamAnswer,
+    blind_level,
+    exam_results,
+    exams,
+    mean_results,
+    question_means,
+)
 from trainer.evaluation.intervals import interval
-from trainer.recipe import Capability, Columns, DatasetData, MiniatureData, Recipe, Reward
+from trainer.recipe import CapabilityConfig, Columns, DatasetData, MiniatureData, Recipe, RewardConfig
 from trainer.reporting.tables import lines
 from trainer.rewards import Rule
 
@@ -30,10 +39,12 @@ def recipe(**changes) -> Recipe:
     return Recipe.model_validate(plain | {"evaluation": {"questions": 20, "overlap_prompts": 4}} | changes)
 
 
-def file_of(rows: int, folder: Path) -> Capability:
+def file_of(rows: int, folder: Path) -> CapabilityConfig:
     path = folder / "rows.jsonl"
     path.write_text("".join(json.dumps({"prompt": f"{n} + 1?", "answer": str(n + 1)}) + "\n" for n in range(rows)))
-    return Capability(data=DatasetData(type="dataset", name=str(path), columns=Columns()), reward=Reward(kind="math"))
+    return CapabilityConfig(
+        data=DatasetData(type="dataset", name=str(path), columns=Columns()), reward=RewardConfig(kind="math")
+    )
 
 
 def ids(prompts) -> list[str]:
@@ -127,17 +138,17 @@ def test_the_blind_level_of_the_miniature_is_low_and_its_own() -> None:
         assert level == blind_level(MiniatureData(type="miniature", name=name, split="validation"), 256)
 
 
-GREEDY, TWICE = Way("greedy", 1, 0.0, 1.0), Way("avg@2", 2, 1.0, 1.0)
+GREEDY, TWICE = Decoding("greedy", 1, 0.0, 1.0), Decoding("avg@2", 2, 1.0, 1.0)
 
 
-def exam(name: str, capability: str, *ways: Way) -> Exam:
+def exam(name: str, capability: str, *ways: Decoding) -> Exam:
     questions = prompts("text", label="text", split="validation", size=4, seed=1)
     return Exam(name, capability, questions, Rule("exact"), 60.0, ways, 0.1)
 
 
-def answered(model: str, exam: str, way: str, *rewards: tuple[float | None, ...]) -> list[Item]:
+def answered(model: str, exam: str, way: str, *rewards: tuple[float | None, ...]) -> list[ExamAnswer]:
     return [
-        Item(model, exam, way, place, f"q{place}", number, "text", reward, None, 5, False)
+        ExamAnswer(model, exam, way, place, f"q{place}", number, "text", reward, None, 5, False)
         for place, own in enumerate(rewards)
         for number, reward in enumerate(own)
     ]
@@ -148,7 +159,7 @@ def test_gains_are_paired_by_question() -> None:
         *answered("base", "text", "greedy", (1.0,), (0.0,), (1.0,), (0.0,)),
         *answered("text@4", "text", "greedy", (1.0,), (1.0,), (1.0,), (0.0,)),
     ]
-    base, expert = results(items, [exam("text", "text", GREEDY)])
+    base, expert = exam_results(items, [exam("text", "text", GREEDY)])
     assert (base.accuracy.mean, expert.accuracy.mean) == (0.5, 0.75)
     assert expert.gain == interval(np.array([0.0, 1.0, 0.0, 0.0]))
     assert (base.gain.mean, base.gain.error) == (0.0, 0.0)
@@ -160,7 +171,7 @@ def test_answers_that_nobody_judged_are_in_no_mean_and_are_counted() -> None:
     means = question_means(items, 4)
     assert means[[0, 1, 3]].tolist() == [1.0, 0.5, 1.0]
     assert math.isnan(means[2])
-    (found,) = results(items, [exam("text", "text", TWICE)])
+    (found,) = exam_results(items, [exam("text", "text", TWICE)])
     assert found.accuracy.mean == pytest.approx(2.5 / 3)
     assert found.unscorable == 3 / 8
 
@@ -173,13 +184,13 @@ def test_every_capability_counts_alike_in_the_mean() -> None:
         *answered("base", "image", "greedy", *[(0.0,)] * 4),
         *answered("base", "image", "avg@2", *[(1.0, 0.0)] * 4),
     ]
-    (row,) = overall(results(items, asked))
+    (row,) = mean_results(exam_results(items, asked))
     assert (row.model, row.way, row.accuracy.mean) == ("base", "greedy", 0.25)
 
 
 def test_lines_for_programs_have_as_many_cells_as_heads() -> None:
     items = answered("base", "text", "greedy", (1.0,), (None,), (1.0,), (0.0,))
-    found = results(items, [exam("text", "text", GREEDY)])
-    heads, *rows = lines(found, overall(found))
+    found = exam_results(items, [exam("text", "text", GREEDY)])
+    heads, *rows = lines(found, mean_results(found))
     assert [len(row) for row in rows] == [len(heads)] * 2
     assert rows[0][:4] == ("text", "greedy", "base", "0.6667")

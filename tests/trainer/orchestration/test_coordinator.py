@@ -3,7 +3,7 @@ from collections import Counter
 from adapters.names import Ref
 from tests.faults.recipes import small
 from trainer.orchestration.coordinator import due, retirable
-from trainer.plan.make import plan
+from trainer.plan.make import make_plan
 from trainer.recipe.file import run_id
 
 
@@ -13,7 +13,7 @@ def test_the_same_recipe_is_the_same_run_whatever_its_budget() -> None:
 
 
 def test_every_branch_has_its_current_job_and_the_next_one_queued() -> None:
-    made = plan(small())
+    made = make_plan(small())
     assert [job.id for job in due(made, "r", {})] == [
         f"r:{branch}:{first}" for first in (0, 2) for branch in ("text", "image", "video")
     ]
@@ -23,7 +23,7 @@ def test_every_branch_has_its_current_job_and_the_next_one_queued() -> None:
 
 def test_nothing_that_is_still_named_is_ever_retired() -> None:
     """A whole run, step by step: what each step names is there when it is made."""
-    made = plan(small("method.cycles=6", "method.rlvr_steps=5"))
+    made = make_plan(small("method.cycles=6", "method.rlvr_steps=5"))
     heads = dict.fromkeys(("text", "image", "video"), 0)
     kept = {branch: {0} for branch in heads}
     sizes = Counter[str]()
@@ -43,7 +43,7 @@ def test_nothing_that_is_still_named_is_ever_retired() -> None:
 
 
 def test_what_a_branch_is_yet_to_start_from_stays() -> None:
-    made = plan(small('method.kind="pilot"', "method.steps=10", 'method.student="text"', "method.checkpoints=5"))
+    made = make_plan(small('method.kind="pilot"', "method.steps=10", 'method.student="text"', "method.checkpoints=5"))
     heads = {start.branch: 0 for start in made.starts}
     kept = {"image": set(range(11))}
     assert Ref("image", 2) not in set(retirable(made, {**heads, "image": 10}, kept, keep_last=4))

@@ -4,11 +4,11 @@ from pathlib import Path
 import pytest
 
 from adapters.names import Ref
-from trainer.plan.comparison import BUILD, entries, pair_of
-from trainer.plan.make import plan
+from trainer.plan.comparison import BUILD, pair_of, planned_results
+from trainer.plan.make import make_plan
 from trainer.plan.steps import Plan, impossible
 from trainer.plan.systems import checkpoint_ages
-from trainer.recipe import Comparison, Recipe
+from trainer.recipe import ComparisonConfig, Recipe
 from trainer.recipe.file import load, run_id
 
 RECIPE = load(Path("recipes/miniature/compare.toml"), ["method.cycles=2"])  # S = 10
@@ -16,7 +16,7 @@ EVERYTHING = tuple(BUILD)
 
 
 def compared(recipe: Recipe = RECIPE, **asked) -> Plan:
-    return plan(recipe.model_copy(update={"comparison": Comparison(**asked)}))
+    return make_plan(recipe.model_copy(update={"comparison": ComparisonConfig(**asked)}))
 
 
 def steps_of(made: Plan) -> Counter[str]:
@@ -100,7 +100,7 @@ def test_an_equal_student_listens_to_experts_as_they_were_while_they_go_on():
 def test_the_pilot_has_a_fresh_student_for_each_checkpoint_and_its_teachers_are_results_too():
     made = compared(systems=("pilot",), seeds=1)
     ages = checkpoint_ages(RECIPE.method)
-    found = list(entries(made))
+    found = list(planned_results(made))
     for name in ("text", "image", "video"):
         for age in ages:
             assert ("pilot", f"{name}-{age}") in {(one.system, one.row) for one in found}
@@ -119,7 +119,7 @@ def test_every_branch_is_taught_by_the_hub_and_the_spokes_or_by_each_other():
 
 
 def test_results_are_branches_at_their_end_and_merges():
-    found = {(one.system, one.row): one for one in entries(compared(seeds=1))}
+    found = {(one.system, one.row): one for one in planned_results(compared(seeds=1))}
     assert found["copd3", "merged"].refs == tuple(Ref(f"s0-copd3-{name}", 10) for name in ("text", "image", "video"))
     assert found["merge2", "merged"].refs == tuple(Ref(f"s0-x-{name}", 10) for name in ("text", "image"))
     assert found["mixed3", ""].model == "s0-mixed3-30"
@@ -134,18 +134,18 @@ def test_results_are_branches_at_their_end_and_merges():
     [(("mixed2", "vt", "tv", "copd2", "noi", "not"), False), (("mixed2", "mopd"), True), ((), True)],
 )
 def test_beside_systems_of_the_pair_alone_there_is_no_third_expert(systems, third):
-    found = {(one.system, one.row) for one in entries(compared(systems=systems, seeds=1))}
+    found = {(one.system, one.row) for one in planned_results(compared(systems=systems, seeds=1))}
     assert {("x", "text"), ("x", "image"), ("merge2", "merged")} <= found
     assert {("x", "video"), ("merge3", "merged")}.isdisjoint(found) is not third
 
 
 def test_more_seeds_and_more_systems_are_the_same_run():
     def of(**asked) -> str:
-        return run_id(RECIPE.model_copy(update={"comparison": Comparison(**asked)}))
+        return run_id(RECIPE.model_copy(update={"comparison": ComparisonConfig(**asked)}))
 
     assert of(seeds=1) == of(seeds=3, first_seed=2)
     assert of(systems=("mopd",)) == of()
-    assert of() != run_id(RECIPE.model_copy(update={"seed": 1, "comparison": Comparison()}))
+    assert of() != run_id(RECIPE.model_copy(update={"seed": 1, "comparison": ComparisonConfig()}))
 
 
 def test_the_pair_is_the_hub_and_the_first_other():

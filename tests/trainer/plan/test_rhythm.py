@@ -7,7 +7,7 @@ import pytest
 from adapters.names import Ref
 from tests.faults.recipes import small
 from trainer.evaluation.overlap import Overlaps, lowest_overlap
-from trainer.plan.make import plan
+from trainer.plan.make import make_plan
 from trainer.plan.rhythm import decided, decision, next_rlvr_steps
 from trainer.plan.steps import impossible
 from trainer.recipe import edges
@@ -46,7 +46,7 @@ def test_what_was_decided_is_read_in_order_up_to_the_first_gap() -> None:
 
 def test_a_plan_with_decisions_has_cycles_of_one_length_and_can_be_made() -> None:
     recipe = small("method.cycles=4", "method.rlvr_steps=3", "method.opd_steps=2")
-    made = plan(recipe, (3, 2, 4))
+    made = make_plan(recipe, (3, 2, 4))
     assert list(impossible(made)) == []
     of_text = [segment for segment in made.segments if segment.branch == "text"]
     assert [(one.kind, one.first, len(one.steps)) for one in of_text] == [
@@ -54,6 +54,6 @@ def test_a_plan_with_decisions_has_cycles_of_one_length_and_can_be_made() -> Non
         ("opd", 19, 1),
     ]  # fmt: skip
     assert all(one.first + len(one.steps) == other.first for one, other in pairwise(of_text))
-    assert made.head("text") == plan(recipe).head("text") == 20
+    assert made.head("text") == make_plan(recipe).head("text") == 20
     assert of_text[3].steps[0].teachers[0].ref == Ref("image", 7)
-    assert plan(recipe, (3,)) == plan(recipe)
+    assert make_plan(recipe, (3,)) == make_plan(recipe)

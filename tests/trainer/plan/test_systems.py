@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from adapters.names import Ref
 from trainer.plan.steps import Plan, Segment, Start, Step, Teacher, impossible
 from trainer.plan.systems import SYSTEMS
-from trainer.recipe import Branch, Edge, Method, edges
+from trainer.recipe import BranchConfig, Edge, MethodConfig, edges
 
 KINDS = [kind for kind in SYSTEMS if kind != "base"]
 
@@ -20,8 +20,8 @@ def make(kind: str, count: int, **settings) -> Plan:
         names.append("student")
     if settings.get("topology") == "hub":
         settings["hub"] = "b0"
-    branches = {name: Branch(capabilities=(name,)) for name in names}
-    return SYSTEMS[kind](Method(kind=kind, **settings), branches)
+    branches = {name: BranchConfig(capabilities=(name,)) for name in names}
+    return SYSTEMS[kind](MethodConfig(kind=kind, **settings), branches)
 
 
 @settings(max_examples=60)
@@ -81,8 +81,8 @@ def test_an_edge_that_is_left_out_is_its_ablation() -> None:
 
 
 def test_a_mixed_branch_makes_as_many_steps_for_each_capability() -> None:
-    branches = {"mixed": Branch(capabilities=("text", "image", "video"))}
-    plan = SYSTEMS["rlvr"](Method(kind="rlvr", steps=40), branches)
+    branches = {"mixed": BranchConfig(capabilities=("text", "image", "video"))}
+    plan = SYSTEMS["rlvr"](MethodConfig(kind="rlvr", steps=40), branches)
     assert plan.head("mixed") == 120
     assert {step.capabilities for step in plan.steps} == {("text", "image", "video")}
 
@@ -136,7 +136,7 @@ def test_what_nothing_makes_is_told() -> None:
 
 
 def test_edges_keep_their_weights() -> None:
-    method = Method(kind="copd", topology="explicit", edges=({"student": "b0", "teacher": "b1", "beta": 0.5},))
+    method = MethodConfig(kind="copd", topology="explicit", edges=({"student": "b0", "teacher": "b1", "beta": 0.5},))
     assert edges(method, ("b0", "b1")) == (Edge("b0", "b1", 0.5),)
-    plan = SYSTEMS["copd"](method, {name: Branch(capabilities=(name,)) for name in ("b0", "b1")})
+    plan = SYSTEMS["copd"](method, {name: BranchConfig(capabilities=(name,)) for name in ("b0", "b1")})
     assert {teacher.beta for step in plan.steps for teacher in step.teachers} == {0.5}

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from adapters.errors import UserError
 from trainer.commands.plan import cost
-from trainer.plan.make import plan
+from trainer.plan.make import make_plan
 from trainer.plan.steps import impossible
-from trainer.recipe import TARGET_MODULES, Edge, Method, Recipe, edges, engine_rank
+from trainer.recipe import TARGET_MODULES, Edge, MethodConfig, Recipe, edges, engine_rank
 from trainer.recipe.file import digest, load, resolved, write_resolved
 from trainer.recipe.parts import Section
 
@@ -63,14 +63,14 @@ def test_shipped_recipes_differ():
 def test_headers_say_what_a_step_costs(path):
     recipe = load(path)
     header = " ".join(line.lstrip("# ") for line in path.read_text().partition("\nname =")[0].splitlines())
-    for one in {cost(step, recipe) for step in plan(recipe).steps}:
+    for one in {cost(step, recipe) for step in make_plan(recipe).steps}:
         assert f"{one.rollouts:,} " in header
         assert f"{one.generated:,}" in header
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_shipped_recipe_makes_a_plan(path):
-    made = plan(load(path))
+    made = make_plan(load(path))
     assert list(impossible(made)) == []
     assert made.starts
 
@@ -392,15 +392,15 @@ BRANCHES = ("text", "image", "video")
 @pytest.mark.parametrize(
     ("method", "expected"),
     [
-        (Method(topology="hub", hub="text"), {"text<-image", "text<-video", "image<-text", "video<-text"}),
-        (Method(topology="ring"), {"text<-video", "image<-text", "video<-image"}),
+        (MethodConfig(topology="hub", hub="text"), {"text<-image", "text<-video", "image<-text", "video<-text"}),
+        (MethodConfig(topology="ring"), {"text<-video", "image<-text", "video<-image"}),
         (
-            Method(),
+            MethodConfig(),
             {"text<-image", "text<-video", "image<-text", "image<-video", "video<-text", "video<-image"},
         ),
-        (Method(kind="mopd", student="video"), {"video<-text", "video<-image"}),
-        (Method(kind="rlvr"), set()),
-        (Method(kind="base"), set()),
+        (MethodConfig(kind="mopd", student="video"), {"video<-text", "video<-image"}),
+        (MethodConfig(kind="rlvr"), set()),
+        (MethodConfig(kind="base"), set()),
     ],
 )
 def test_topologies_say_who_learns_from_whom(method, expected):
@@ -410,12 +410,12 @@ def test_topologies_say_who_learns_from_whom(method, expected):
 
 
 def test_a_ring_of_two_is_mutual():
-    found = edges(Method(topology="ring"), ("text", "image"))
+    found = edges(MethodConfig(topology="ring"), ("text", "image"))
     assert set(found) == {Edge("text", "image", 1.0), Edge("image", "text", 1.0)}
 
 
 def test_edges_have_their_own_beta_or_the_methods():
-    method = Method.model_validate(
+    method = MethodConfig.model_validate(
         {
             "topology": "explicit",
             "beta": 0.5,
@@ -426,8 +426,8 @@ def test_edges_have_their_own_beta_or_the_methods():
 
 
 def test_an_expert_has_as_many_steps_as_a_branch_in_cycles():
-    assert Method(cycles=8, rlvr_steps=3, opd_steps=2).expert_steps == 40
-    assert Method(kind="rlvr", steps=7).expert_steps == 7
+    assert MethodConfig(cycles=8, rlvr_steps=3, opd_steps=2).expert_steps == 40
+    assert MethodConfig(kind="rlvr", steps=7).expert_steps == 7
 
 
 def test_every_field_is_described():

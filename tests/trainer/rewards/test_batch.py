@@ -5,13 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.rewards import Scored
-from trainer.rewards.batch import Batch
+from trainer.rewards.batch import RewardBatch
 
 
 @given(num_items=st.integers(0, 100), num_children=st.integers(1, 8), seed=st.integers(0, 2**32))
 def test_every_item_gets_one_result_whatever_the_children_do(num_items: int, num_children: int, seed: int) -> None:
     chance = random.Random(seed)  # not drawn fault by fault: that takes hypothesis a minute
-    batch = Batch(num_items, num_children)
+    batch = RewardBatch(num_items, num_children)
     killers = {index for index in range(num_items) if chance.random() < 0.1}
     while batch.num_unfinished:
         work = batch.take()
@@ -30,7 +30,7 @@ def test_every_item_gets_one_result_whatever_the_children_do(num_items: int, num
 
 
 def test_a_failed_item_comes_again_after_the_others_and_only_once() -> None:
-    batch = Batch(3, 2)
+    batch = RewardBatch(3, 2)
     first, second, third = batch.take(), batch.take(), batch.take()
     assert (first, second, third) == ([0], [1], [2])
     batch.fail(first, "died")
@@ -43,14 +43,14 @@ def test_a_failed_item_comes_again_after_the_others_and_only_once() -> None:
 
 
 def test_those_behind_a_failed_item_come_before_it() -> None:
-    batch = Batch(8, 1)
+    batch = RewardBatch(8, 1)
     assert batch.take() == [0, 1, 2, 3]
     batch.fail([1, 2, 3], "died")
     assert batch.take()[:2] == [2, 3]
 
 
 def test_a_reward_that_cannot_be_loaded_ends_the_batch() -> None:
-    batch = Batch(4, 2)
+    batch = RewardBatch(4, 2)
     for _ in range(3):
         assert batch.num_unfinished == 4
         batch.fail_to_load(batch.take(), "no such luck")
@@ -59,7 +59,7 @@ def test_a_reward_that_cannot_be_loaded_ends_the_batch() -> None:
 
 
 def test_giving_up_keeps_the_results_that_are_there() -> None:
-    batch = Batch(2, 1)
+    batch = RewardBatch(2, 1)
     batch.settle(1, Scored(0.5))
     batch.give_up("late")
     assert batch.results() == [Scored(None, "late"), Scored(0.5)]
@@ -69,7 +69,7 @@ def test_giving_up_keeps_the_results_that_are_there() -> None:
 def test_a_first_try_leaves_time_for_a_second_and_never_waits_for_less_than_its_share(
     num_items: int, num_children: int, left_s: float
 ) -> None:
-    batch = Batch(num_items, num_children)
+    batch = RewardBatch(num_items, num_children)
     allowance = batch.allowance(0, left_s)
     assert allowance <= left_s / 2
     share = left_s * num_children / num_items
@@ -77,6 +77,6 @@ def test_a_first_try_leaves_time_for_a_second_and_never_waits_for_less_than_its_
 
 
 def test_the_last_try_may_take_all_the_time() -> None:
-    batch = Batch(1, 2)
+    batch = RewardBatch(1, 2)
     batch.fail(batch.take(), "slow")
     assert batch.allowance(0, 10.0) == 10.0

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from adapters.errors import UserError
-from trainer.rewards import Item, Rule, Scored
+from trainer.rewards import RewardItem, Rule, Scored
 from trainer.rewards.pool import RewardPool
 
 PAIRS = Path(__file__).parents[3] / "bench" / "latex_pairs.jsonl"
@@ -100,8 +100,8 @@ def pool(modules: Path) -> Iterator[RewardPool]:
         yield pool
 
 
-def items(*completions: object) -> list[Item]:
-    return [Item(str(completion), "") for completion in completions]
+def items(*completions: object) -> list[RewardItem]:
+    return [RewardItem(str(completion), "") for completion in completions]
 
 
 def scores(*values: float) -> list[Scored]:
@@ -188,23 +188,25 @@ def test_an_empty_batch_has_no_results(pool: RewardPool) -> None:
 
 
 def test_an_empty_completion_is_a_zero_and_an_empty_answer_unscorable(pool: RewardPool) -> None:
-    scored = pool.score([Item("", "3"), Item(r"\boxed{3}", ""), Item(r"\boxed{3}", "3")], Rule("math"), DEADLINE_S)
+    scored = pool.score(
+        [RewardItem("", "3"), RewardItem(r"\boxed{3}", ""), RewardItem(r"\boxed{3}", "3")], Rule("math"), DEADLINE_S
+    )
     assert [one.value for one in scored] == [0, None, 1]
     assert "it is empty" in str(scored[1].why)
 
 
 def test_long_completions_and_any_characters_pass(pool: RewardPool) -> None:
     text = "\n\x00\ud800\u2028\U0001f600" * 50_000
-    assert pool.score([Item(rf"{text}\boxed{{{{{text}}}}}", f"{{{text}}}")] * 3, Rule("exact"), DEADLINE_S) == scores(
-        1, 1, 1
-    )
+    assert pool.score(
+        [RewardItem(rf"{text}\boxed{{{{{text}}}}}", f"{{{text}}}")] * 3, Rule("exact"), DEADLINE_S
+    ) == scores(1, 1, 1)
 
 
 def test_the_shipped_latex_pairs_get_the_verdicts_of_a_mathematician(pool: RewardPool) -> None:
     pairs = [json.loads(line) for line in PAIRS.read_text().splitlines()]
     assert len(pairs) == 200
     assert sum(pair["right"] for pair in pairs) == 100
-    scored = pool.score([Item(pair["completion"], pair["answer"]) for pair in pairs], Rule("math"), DEADLINE_S)
+    scored = pool.score([RewardItem(pair["completion"], pair["answer"]) for pair in pairs], Rule("math"), DEADLINE_S)
     assert [pair for pair, one in zip(pairs, scored, strict=True) if one.value != pair["right"]] == []
 
 
@@ -216,7 +218,7 @@ def test_several_rules_and_threads_share_one_pool(pool: RewardPool) -> None:
 
     def work(number: int) -> None:
         for _ in range(5):
-            results[number] = pool.score([Item(completion, answers[number])] * 20, rules[number], DEADLINE_S)
+            results[number] = pool.score([RewardItem(completion, answers[number])] * 20, rules[number], DEADLINE_S)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(len(rules))]
     for thread in threads:

@@ -10,14 +10,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapters.errors import UserError
-from trainer.rewards import Item, Rule, Scored, check_answer, choice_reward, exact_reward, judge, load, numeric_reward
+from trainer.rewards import (
+    RewardItem,
+    Rule,
+    Scored,
+    check_answer,
+    choice_reward,
+    exact_reward,
+    judge,
+    load,
+    numeric_reward,
+)
 
 FINITE = st.floats(-1e9, 1e9, allow_nan=False)
 
 
 def judged(function: Callable[[str, str], object], rule: Rule, monkeypatch: pytest.MonkeyPatch) -> Scored:
     monkeypatch.setattr(sys.modules[__name__], "user_function", function)
-    return judge(load(rule), Item(r"so \boxed{1}", "1"))
+    return judge(load(rule), RewardItem(r"so \boxed{1}", "1"))
 
 
 def user_function(completion: str, answer: str) -> object:
@@ -178,7 +188,7 @@ def test_a_useless_gold_answer_is_refused_when_data_is_loaded_and_never_a_zero(
     with pytest.raises(UserError, match=remedy):
         check_answer(kind, answer)
     for completion in (r"\boxed{A}", "none"):
-        scored = judge(load(Rule(kind)), Item(completion, answer))
+        scored = judge(load(Rule(kind)), RewardItem(completion, answer))
         assert scored.value is None
         assert remedy in str(scored.why)
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from trainer.parts import Part
-from trainer.recipe import Loss
+from trainer.parts import LossTerm
+from trainer.recipe import LossConfig
 from trainer.update.optim import Optimiser
 from trainer.update.policy import Policy
 from trainer.update.update import Update, update
@@ -23,12 +23,12 @@ def last_gradients(policy: Policy, adapter: str, optimiser: Optimiser) -> dict[s
 
 
 def gradients_of(
-    policy: Policy, adapter: str, parts: list[Part], *, budget: int = 4096, lr: float = 1e-3, **loss: Any
+    policy: Policy, adapter: str, parts: list[LossTerm], *, budget: int = 4096, lr: float = 1e-3, **loss: Any
 ) -> tuple[dict[str, Tensor], Update]:
     """Of the last update of a batch. The adapter is as before."""
     before = values(policy, adapter)
     optimiser = observer(policy, adapter, lr)
-    done = update(policy, adapter, optimiser, parts, loss=Loss(**loss), budget=budget)
+    done = update(policy, adapter, optimiser, parts, loss=LossConfig(**loss), budget=budget)
     policy.adapters.assign(adapter, before)
     assert done.skipped is None, done.skipped
     return last_gradients(policy, adapter, optimiser), done

@@ -12,7 +12,7 @@ from adapters.base import locate
 from service.media import Limits, Sampling, decode_image, decode_video
 from trainer.data.generated import prompts
 from trainer.data.prompts import Prompt, make_prompt
-from trainer.parts import Bins, Group, Target
+from trainer.parts import Group, TopK, TrainingSample
 from trainer.update.packing import Span
 from trainer.update.policy import Policy
 
@@ -68,10 +68,10 @@ def group(
 
     The engine's log-probabilities are those that random tokens have under the miniature, roughly.
     """
-    targets: list[Target] = []
+    targets: list[TrainingSample] = []
     for length in lengths:
         targets.append(
-            Target(
+            TrainingSample(
                 rng.integers(0, BYTES, length),
                 rng.normal(size=length).astype(np.float32),
                 rng.normal(-18, 2, size=length).astype(np.float32),
@@ -81,10 +81,10 @@ def group(
     return Group(inputs(one)["input_ids"][0].numpy(), one.images, one.videos, tuple(targets))
 
 
-def bins(length: int, k: int, weight: float, rng: np.random.Generator) -> Bins:
+def bins(length: int, k: int, weight: float, rng: np.random.Generator) -> TopK:
     """Different ids at each position, their probabilities together 0.9."""
     ids_Ck = np.stack([rng.permutation(BYTES)[:k] for _ in range(length)])
-    return Bins(ids_Ck, np.log(0.9 * rng.dirichlet(np.ones(k), size=length)).astype(np.float32), weight)
+    return TopK(ids_Ck, np.log(0.9 * rng.dirichlet(np.ones(k), size=length)).astype(np.float32), weight)
 
 
 def noisy(policy: Policy, name: str, seed: int, *, rank: int = 16, alpha: int = 32) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from tests.trainer.update.packs import BASE, group, noisy, prompt
-from trainer.parts import Part
-from trainer.recipe import Loss
+from trainer.parts import LossTerm
+from trainer.recipe import LossConfig
 from trainer.update.optim import Optimiser
 from trainer.update.packing import pack, share_out
 from trainer.update.policy import Policy, load_policy
@@ -23,28 +23,28 @@ ADAPTER = "shared"
 BUDGET = 96
 LR = 1e-4
 LOSSES = {
-    "uneven": Loss(),
-    "one pack": Loss(normalise="token"),
-    "two updates a batch": Loss(updates_per_batch=2, eps_low=0.01, eps_high=0.01),
+    "uneven": LossConfig(),
+    "one pack": LossConfig(normalise="token"),
+    "two updates a batch": LossConfig(updates_per_batch=2, eps_low=0.01, eps_high=0.01),
 }
 UPDATES = 3
 
 
-def make_parts(case: str, step: int) -> tuple[Part, ...]:
+def make_parts(case: str, step: int) -> tuple[LossTerm, ...]:
     rng = np.random.default_rng(step)
     if case == "one pack":
-        return (Part("native", (group(prompt("text", step), [5, 1, 8], rng),)),)
+        return (LossTerm("native", (group(prompt("text", step), [5, 1, 8], rng),)),)
     if case == "two updates a batch":
-        return (Part("native", (group(prompt("image", step), [3, 40, 25, 30], rng),)),)
+        return (LossTerm("native", (group(prompt("image", step), [3, 40, 25, 30], rng),)),)
     native = [("text", [9, 1, 180]), ("image", [3, 40, 25]), ("video", [2, 2, 30, 12]), ("two images", [7])]
     taught = [("text", [4, 20]), ("video", [1, 6])]
     return (
-        Part("native", tuple(group(prompt(kind, step), lengths, rng) for kind, lengths in native)),
-        Part("teacher", tuple(group(prompt(kind, step), lengths, rng, top_k=4) for kind, lengths in taught)),
+        LossTerm("native", tuple(group(prompt(kind, step), lengths, rng) for kind, lengths in native)),
+        LossTerm("teacher", tuple(group(prompt(kind, step), lengths, rng, top_k=4) for kind, lengths in taught)),
     )
 
 
-def num_packs(parts: Sequence[Part], ranks: int) -> list[list[int]]:
+def num_packs(parts: Sequence[LossTerm], ranks: int) -> list[list[int]]:
     """Of each part, by process."""
     return [[len(share) for share in share_out(pack(part.groups, BUDGET), ranks)] for part in parts]
 

@@ -9,8 +9,8 @@ import torch
 
 from tests.trainer.update import packs
 from tests.trainer.update.gradients import difference, gradients_of, values
-from trainer.parts import Part
-from trainer.recipe import Loss
+from trainer.parts import LossTerm
+from trainer.recipe import LossConfig
 from trainer.update.optim import Optimiser
 from trainer.update.policy import Policy, load_policy
 from trainer.update.update import update
@@ -50,9 +50,9 @@ def groups(*kinds: str, lengths: tuple[int, ...] = (30, 1, 12), **settings: Any)
 
 
 @pytest.fixture(scope="module")
-def parts() -> list[Part]:
+def parts() -> list[LossTerm]:
     taught = groups("text", "video", lengths=(9, 4), top_k=3, weight=0.5)
-    return [Part("native", groups(*packs.KINDS)), Part("teacher", taught)]
+    return [LossTerm("native", groups(*packs.KINDS)), LossTerm("teacher", taught)]
 
 
 def on_cpu(tensors: dict[str, Any]) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def on_cpu(tensors: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("budget", [4096, 150])
-def test_gradients_are_those_of_the_cpu(cuda: Policy, cpu: Policy, parts: list[Part], budget: int) -> None:
+def test_gradients_are_those_of_the_cpu(cuda: Policy, cpu: Policy, parts: list[LossTerm], budget: int) -> None:
     ours, done = gradients_of(cuda, ADAPTER, parts, budget=budget)
     theirs, expected = gradients_of(cpu, ADAPTER, parts, budget=budget)
     assert difference(on_cpu(ours), theirs) < KERNELS
@@ -68,25 +68,27 @@ def test_gradients_are_those_of_the_cpu(cuda: Policy, cpu: Policy, parts: list[P
         assert done.metrics[name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
 
 
-def test_what_is_saved_goes_on_alike_on_the_cpu(cuda: Policy, cpu: Policy, parts: list[Part], tmp_path: Any) -> None:
+def test_what_is_saved_goes_on_alike_on_the_cpu(
+    cuda: Policy, cpu: Policy, parts: list[LossTerm], tmp_path: Any
+) -> None:
     before = values(cuda, ADAPTER)
     optimiser = Optimiser(cuda.adapters.parameters(ADAPTER), lr=1e-3)
-    update(cuda, ADAPTER, optimiser, parts, loss=Loss(), budget=4096)
+    update(cuda, ADAPTER, optimiser, parts, loss=LossConfig(), budget=4096)
     cuda.adapters.save(ADAPTER, tmp_path)
     optimiser.save(tmp_path)
-    update(cuda, ADAPTER, optimiser, parts, loss=Loss(), budget=4096)
+    update(cuda, ADAPTER, optimiser, parts, loss=LossConfig(), budget=4096)
     after = on_cpu(values(cuda, ADAPTER))
     cuda.adapters.assign(ADAPTER, before)
     cpu.adapters.load(ADAPTER, tmp_path)
     again = Optimiser(cpu.adapters.parameters(ADAPTER), lr=1e-3)
     again.load(tmp_path)
-    update(cpu, ADAPTER, again, parts, loss=Loss(), budget=4096)
+    update(cpu, ADAPTER, again, parts, loss=LossConfig(), budget=4096)
     assert again.num_updates == optimiser.num_updates == 2
     assert difference(after, values(cpu, ADAPTER)) < 1e-3  # Adam's first steps are signs: a gradient near 0 turns
 
 
 def test_a_device_that_is_really_full_halves_the_budget(cuda: Policy) -> None:
-    many = [Part("native", groups("text", "image", lengths=(400,) * 24))]
+    many = [LossTerm("native", groups("text", "image", lengths=(400,) * 24))]
 
     def peak(budget: int) -> int:
         torch.cuda.empty_cache()

@@ -11,8 +11,8 @@ from transformers import DynamicCache, Qwen3VLForConditionalGeneration
 from tests.trainer.update import packs
 from tests.trainer.update.gradients import difference, gradients_of, values
 from trainer.miniature.model import VOCABULARY
-from trainer.parts import Bins, Group, Part, Target
-from trainer.recipe import Loss
+from trainer.parts import Group, LossTerm, TopK, TrainingSample
+from trainer.recipe import LossConfig
 from trainer.rollout.advantages import teacher_advantages
 from trainer.update.optim import Optimiser
 from trainer.update.packing import lay_out
@@ -99,7 +99,7 @@ def test_bins_have_their_closed_form(policy, noisy, kind, tmp_path):
     expected = {key.replace(".default", ""): p.grad for key, p in model.named_parameters() if p.requires_grad}
     assert min(importances) < 0.7
     assert max(importances) == 2
-    found, done = gradients_of(policy, student, [Part("teacher", tuple(groups))])
+    found, done = gradients_of(policy, student, [LossTerm("teacher", tuple(groups))])
     assert difference(found, expected) < 1e-5
     assert done.metrics["teacher/kl"] > 0
 
@@ -113,7 +113,7 @@ def distilled(policy, student, teacher, groups, **settings):
         replace(target, advantages_C=teacher_advantages(t_C, s_C, **settings), engine_logprobs_C=s_C)
         for target, t_C, s_C in zip(row.targets, theirs, own, strict=True)
     )
-    return Part("teacher", tuple(group.only([next(targets) for _ in group.targets]) for group in groups))
+    return LossTerm("teacher", tuple(group.only([next(targets) for _ in group.targets]) for group in groups))
 
 
 def test_a_branch_that_teaches_itself_does_not_move(policy, noisy):
@@ -121,7 +121,7 @@ def test_a_branch_that_teaches_itself_does_not_move(policy, noisy):
     part = distilled(policy, student, student, groups_of(("text", [5, 9]), ("image", [7, 2])), beta=1.0, clamp=10)
     optimiser = Optimiser(policy.adapters.parameters(student), lr=1e-3)
     before = values(policy, student)
-    done = update(policy, student, optimiser, [part], loss=Loss(), budget=4096)
+    done = update(policy, student, optimiser, [part], loss=LossConfig(), budget=4096)
     assert done.metrics["teacher/grad_norm"] == 0
     assert optimiser.num_updates == 1
     assert difference(values(policy, student), before) == 0
@@ -184,7 +184,7 @@ def rollouts(model, prompts_BP, samples, generator):
 
 def _target(row):
     ids, logprobs = zip(*row, strict=True)
-    return Target(np.array(ids), np.zeros(len(ids), "f4"), np.array(logprobs, "f4"))
+    return TrainingSample(np.array(ids), np.zeros(len(ids), "f4"), np.array(logprobs, "f4"))
 
 
 @torch.no_grad()
@@ -215,7 +215,7 @@ def binned(policy, teacher, groups):
     row = lay_out(groups)
     top = whole_logprobs(policy, teacher, groups).topk(10)
     ids, logprobs = (_split(values_Nk.numpy(), row) for values_Nk in (top.indices, top.values))
-    return _with(groups, row, [{"bins": Bins(*one, weight=1.0)} for one in zip(ids, logprobs, strict=True)])
+    return _with(groups, row, [{"bins": TopK(*one, weight=1.0)} for one in zip(ids, logprobs, strict=True)])
 
 
 def _split(rows_N, row):
@@ -247,8 +247,8 @@ def test_twenty_updates_halve_the_divergence(policy, noisy, merged, signal, seed
     for _ in range(STEPS):
         chosen = rng.permutation(NUM_PROMPTS)[:BATCH]
         groups = rollouts(merged(student), prompts_BP[chosen], SAMPLES, generator)
-        part = Part("teacher", tuple(signal(policy, teacher, groups)))
-        done = update(policy, student, optimiser, [part], loss=Loss(), budget=4096)
+        part = LossTerm("teacher", tuple(signal(policy, teacher, groups)))
+        done = update(policy, student, optimiser, [part], loss=LossConfig(), budget=4096)
         assert done.skipped is None
         assert done.metrics["teacher/mismatch"] < 1e-4
     after = measured()

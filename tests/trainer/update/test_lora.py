@@ -13,8 +13,8 @@ from transformers import Qwen3VLForConditionalGeneration
 from adapters.manifest import ADAPTER_FILES, WEIGHTS
 from adapters.validate import Adapter, base_shape, check_adapter
 from tests.trainer.update.packs import BASE, group, processor, prompt
-from trainer.parts import Part
-from trainer.recipe import Loss
+from trainer.parts import LossTerm
+from trainer.recipe import LossConfig
 from trainer.update import attention
 from trainer.update.optim import Optimiser
 from trainer.update.packing import Pack, lay_out
@@ -131,7 +131,10 @@ def test_training_one_adapter_moves_nothing_else() -> None:
     rng = np.random.default_rng(0)
     for _ in range(3):
         groups = tuple(group(prompt(kind), [5, 2], rng) for kind in ("text", "image", "video"))
-        assert update(policy, "trained", optimiser, [Part("native", groups)], loss=Loss(), budget=100).skipped is None
+        assert (
+            update(policy, "trained", optimiser, [LossTerm("native", groups)], loss=LossConfig(), budget=100).skipped
+            is None
+        )
     changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
     assert changed == {key for key in before if key.endswith(".trained")}
     assert len(changed) == len(policy.adapters.parameters("trained"))

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.trainer.update.packs import dense_mask
-from trainer.parts import Group, Target
+from trainer.parts import Group, TrainingSample
 from trainer.update.packing import Pack, group_tokens, lay_out, pack, share_out
 
 QUICK = settings(max_examples=60)
@@ -20,8 +20,8 @@ def make(shapes: list[tuple[int, list[int]]]) -> list[Group]:
     def ids(count: int) -> np.ndarray:
         return np.array([next(fresh) for _ in range(count)])
 
-    def target(length: int) -> Target:
-        return Target(ids(length), np.ones(length, np.float32), np.zeros(length, np.float32))
+    def target(length: int) -> TrainingSample:
+        return TrainingSample(ids(length), np.ones(length, np.float32), np.zeros(length, np.float32))
 
     return [
         Group(ids(prompt), (), (), tuple(target(length) for length in completions)) for prompt, completions in shapes

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from adapters.manifest import ADAPTER_FILES, WEIGHTS
 from tests.trainer.update.rank_update import LOSSES, LR, UPDATES, make_parts, num_packs, train
 from trainer.update.policy import Policy
-from trainer.update.ranks import ALONE, joined
+from trainer.update.ranks import SINGLE_PROCESS, joined
 
 pytestmark = pytest.mark.reference
 
@@ -39,7 +39,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def alone(policy: Policy, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("alone")
     for case in LOSSES:
-        train(policy, case, folder, ALONE)
+        train(policy, case, folder, SINGLE_PROCESS)
     return folder
 
 
@@ -88,7 +88,7 @@ def test_equal_adapters_are_equal_bytes_in_every_process(together: Path, alone: 
 def test_a_process_without_torchrun_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with joined() as ranks:
-        assert ranks == ALONE
+        assert ranks == SINGLE_PROCESS
         assert ranks.leads
         value, tensor = object(), torch.ones(2)
         assert ranks.from_first(value) is value

@@ -16,8 +16,8 @@ from tests.trainer.update import packs
 from tests.trainer.update.gradients import difference, gradients_of, observer, values
 from trainer.miniature.capabilities import capability
 from trainer.miniature.question import questions
-from trainer.parts import Group, Part, Target
-from trainer.recipe import Loss
+from trainer.parts import Group, LossTerm, TrainingSample
+from trainer.recipe import LossConfig
 from trainer.rollout.advantages import group_advantages
 from trainer.update.packing import lay_out
 from trainer.update.update import update
@@ -58,7 +58,7 @@ class Batch:
                 for target, advantage in zip(group.targets, group_advantages(rewards, std=std), strict=True)
             ]
             judged.append(group.only(targets))
-        return Part("native", tuple(judged))
+        return LossTerm("native", tuple(judged))
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def _group(policy, adapter, prompt, question, lengths, rng):
     tokenizer = packs.processor().tokenizer
     texts = [question.derivation(style, lambda: rng.random() < 0.5) for style in ("plain", "arrow") * 2]
     ids = [np.array(tokenizer(text)["input_ids"][:length]) for text, length in zip(texts, lengths, strict=True)]
-    targets = [Target(ids_C, np.zeros(len(ids_C), "f4"), np.zeros(len(ids_C), "f4")) for ids_C in ids]
+    targets = [TrainingSample(ids_C, np.zeros(len(ids_C), "f4"), np.zeros(len(ids_C), "f4")) for ids_C in ids]
     prompt_P = packs.inputs(prompt)["input_ids"][0].numpy()
     group = Group(prompt_P, prompt.images, prompt.videos, tuple(targets))
     own = np.array(policy.measure(adapter, lay_out([group])))
@@ -189,7 +189,7 @@ def test_the_second_update_of_a_batch_equals_trl(policy, adapter, batch, trl_of,
     settings = {"normalise": normalise, "importance_weight": importance, **EPSILON}
     ours, done = gradients_of(policy, adapter, [batch.part()], lr=LR, updates_per_batch=2, **settings)
 
-    update(policy, adapter, observer(policy, adapter, LR), [batch.part()], loss=Loss(**settings), budget=4096)
+    update(policy, adapter, observer(policy, adapter, LR), [batch.part()], loss=LossConfig(**settings), budget=4096)
     after_one = values(policy, adapter)
     for key, parameter in trainer.model.named_parameters():
         if parameter.requires_grad:

@@ -10,8 +10,8 @@ import torch
 from adapters.errors import UserError
 from tests.trainer.update import packs
 from tests.trainer.update.gradients import difference, gradients_of, largest, observer, values
-from trainer.parts import Part
-from trainer.recipe import Loss
+from trainer.parts import LossTerm
+from trainer.recipe import LossConfig
 from trainer.update.optim import Optimiser
 from trainer.update.packing import pack
 from trainer.update.update import LEAST_BUDGET, update
@@ -34,17 +34,17 @@ def groups_of(*shapes, seed=0, **settings):
 
 @pytest.fixture(scope="module")
 def native():
-    return Part("native", tuple(groups_of(("text", [5, 90, 2, 70]), ("image", [1, 80, 27]), ("text", [20, 3, 95]))))
+    return LossTerm("native", tuple(groups_of(("text", [5, 90, 2, 70]), ("image", [1, 80, 27]), ("text", [20, 3, 95]))))
 
 
 @pytest.fixture(scope="module")
 def small():
-    return Part("native", tuple(groups_of(("text", [5, 9, 2]), ("image", [1, 12, 7]))))
+    return LossTerm("native", tuple(groups_of(("text", [5, 9, 2]), ("image", [1, 12, 7]))))
 
 
 @pytest.fixture(scope="module")
 def taught():
-    return Part("teacher", tuple(groups_of(("text", [8, 2]), ("video", [4, 4]), seed=1, top_k=3, weight=0.5)))
+    return LossTerm("teacher", tuple(groups_of(("text", [8, 2]), ("video", [4, 4]), seed=1, top_k=3, weight=0.5)))
 
 
 def changed(part, **changes):
@@ -80,11 +80,11 @@ def test_the_budget_does_not_show(policy, adapter, native, taught, normalise):
 @NORMALISE
 def test_a_group_without_a_signal_counts_in_the_denominators_alone(policy, adapter, native, normalise):
     first, second, third = native.groups
-    quiet = Part("native", (first, silent(second), third))
-    without = Part("native", (first, third))
+    quiet = LossTerm("native", (first, silent(second), third))
+    without = LossTerm("native", (first, third))
     # An advantage that is not 0 and moves nothing: the group is computed.
     almost = [replace(target, advantages_C=np.full_like(target.advantages_C, 1e-30)) for target in second.targets]
-    computed = Part("native", (first, second.only(almost), third))
+    computed = LossTerm("native", (first, second.only(almost), third))
     found, done = gradients_of(policy, adapter, [quiet], normalise=normalise)
     theirs, _ = gradients_of(policy, adapter, [computed], normalise=normalise)
     assert difference(found, theirs) < ROUNDING
@@ -98,7 +98,7 @@ def test_a_group_without_a_signal_counts_in_the_denominators_alone(policy, adapt
 
 def test_a_group_without_a_signal_is_not_computed(policy, adapter, native):
     """Else a value that is no number would be noticed."""
-    quiet = Part("native", (native.groups[0], silent(native.groups[1]), native.groups[2]))
+    quiet = LossTerm("native", (native.groups[0], silent(native.groups[1]), native.groups[2]))
     broken = changed(quiet, engine_logprobs_C=np.full_like(quiet.groups[1].targets[1].engine_logprobs_C, np.nan))
     found, _ = gradients_of(policy, adapter, [broken])
     expected, _ = gradients_of(policy, adapter, [quiet])
@@ -106,17 +106,17 @@ def test_a_group_without_a_signal_is_not_computed(policy, adapter, native):
 
 
 def test_a_teachers_bins_are_a_signal_without_advantages(policy, adapter, taught):
-    quiet = Part("teacher", tuple(silent(group) for group in taught.groups))
+    quiet = LossTerm("teacher", tuple(silent(group) for group in taught.groups))
     found, done = gradients_of(policy, adapter, [quiet])
     assert largest(found) > 0
     assert done.metrics["teacher/kl"] > 0
 
 
 def test_nothing_to_learn_moves_nothing(policy, adapter, native):
-    quiet = Part("native", tuple(silent(group) for group in native.groups))
+    quiet = LossTerm("native", tuple(silent(group) for group in native.groups))
     optimiser = Optimiser(policy.adapters.parameters(adapter), lr=1e-3)
     before = values(policy, adapter)
-    done = update(policy, adapter, optimiser, [quiet], loss=Loss(), budget=4096)
+    done = update(policy, adapter, optimiser, [quiet], loss=LossConfig(), budget=4096)
     assert done.skipped is None
     assert done.metrics["grad_norm"] == 0
     assert difference(values(policy, adapter), before) == 0
@@ -138,7 +138,7 @@ def test_the_gradient_is_the_sum_of_the_parts(policy, adapter, native, taught):
 def test_other_adapters_are_left_alone(policy, noisy, native):
     mine, other = noisy(0), noisy(1)
     before = values(policy, other)
-    update(policy, mine, observer(policy, mine), [native], loss=Loss(), budget=4096)
+    update(policy, mine, observer(policy, mine), [native], loss=LossConfig(), budget=4096)
     assert difference(values(policy, other), before) == 0
     assert all(parameter.grad is None for parameter in policy.adapters.parameters(other).values())
 
@@ -172,19 +172,19 @@ def test_what_is_not_finite_skips_the_step(policy, adapter, small, taught, case,
     lengths = len(small.groups[1].targets[1].ids_C)
     broken = changed(small, **{field: np.full(lengths, value, "f4") for field, value in change.items()})
     optimiser = Optimiser(policy.adapters.parameters(adapter), lr=1e-3, weight_decay=0.1)
-    update(policy, adapter, optimiser, [small], loss=Loss(), budget=budget)
+    update(policy, adapter, optimiser, [small], loss=LossConfig(), budget=budget)
     before, snapshot = state(policy, adapter, optimiser), optimiser.snapshot()
 
-    done = update(policy, adapter, optimiser, [taught, broken], loss=Loss(), budget=budget)
+    done = update(policy, adapter, optimiser, [taught, broken], loss=LossConfig(), budget=budget)
     assert done.skipped == reason
     assert done.metrics == {}
     assert done.budget == budget
     assert state(policy, adapter, optimiser) == before
 
-    update(policy, adapter, optimiser, [small], loss=Loss(), budget=budget)
+    update(policy, adapter, optimiser, [small], loss=LossConfig(), budget=budget)
     after = state(policy, adapter, optimiser)
     optimiser.restore(snapshot)
-    update(policy, adapter, optimiser, [small], loss=Loss(), budget=budget)
+    update(policy, adapter, optimiser, [small], loss=LossConfig(), budget=budget)
     assert state(policy, adapter, optimiser) == after
 
 
@@ -194,11 +194,11 @@ def test_the_second_update_of_a_batch_is_skipped_with_the_first(policy, adapter,
     optimiser = Optimiser(policy.adapters.parameters(adapter), lr=1e30)
     if had_moments:
         sane = observer(policy, adapter)
-        update(policy, adapter, sane, [small], loss=Loss(), budget=4096)
+        update(policy, adapter, sane, [small], loss=LossConfig(), budget=4096)
         sane.save(tmp_path)
         optimiser.load(tmp_path)
     before = state(policy, adapter, optimiser)
-    done = update(policy, adapter, optimiser, [small], loss=Loss(updates_per_batch=2), budget=4096)
+    done = update(policy, adapter, optimiser, [small], loss=LossConfig(updates_per_batch=2), budget=4096)
     assert done.skipped == "native: loss is nan"
     assert state(policy, adapter, optimiser) == before
     assert optimiser.num_updates == had_moments
@@ -256,7 +256,7 @@ def test_a_device_without_any_room_is_told_in_one_line(policy, adapter, native, 
     tried = []
     small_device(monkeypatch, policy, lambda pack: tried.append(len(pack.ids_T)) or True)
     with pytest.raises(UserError, match="out of memory") as caught:
-        update(policy, adapter, optimiser, [native], loss=Loss(), budget=4096)
+        update(policy, adapter, optimiser, [native], loss=LossConfig(), budget=4096)
     assert "\n" not in str(caught.value)
     assert len(tried) == math.log2(4096 / LEAST_BUDGET) + 1
     assert state(policy, adapter, optimiser) == before
@@ -269,17 +269,17 @@ def test_other_errors_are_not_taken_for_a_full_device(policy, adapter, native, m
 
     monkeypatch.setattr(policy, "logprobs", broken)
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
-        update(policy, adapter, observer(policy, adapter), [native], loss=Loss(), budget=4096)
+        update(policy, adapter, observer(policy, adapter), [native], loss=LossConfig(), budget=4096)
 
 
 def test_gradients_of_several_capabilities_are_told_apart_and_add_up(policy, adapter, native):
     """Of a mixed branch. The cosine is that of the gradients when the others are silent."""
     kinds = ["text", "image", "text"]
-    mixed = Part("native", tuple(replace(one, kind=kind) for one, kind in zip(native.groups, kinds, strict=True)))
+    mixed = LossTerm("native", tuple(replace(one, kind=kind) for one, kind in zip(native.groups, kinds, strict=True)))
 
     def alone(kind):
         groups = (one if one.kind == kind else silent(one) for one in mixed.groups)
-        found, _ = gradients_of(policy, adapter, [Part("native", tuple(groups))])
+        found, _ = gradients_of(policy, adapter, [LossTerm("native", tuple(groups))])
         return torch.cat([one.flatten() for one in found.values()])
 
     plain, done_plain = gradients_of(policy, adapter, [native])

@@ -4,10 +4,10 @@ import importlib
 import pkgutil
 
 from adapters.errors import UserError
-from trainer.miniature.question import Capability
+from trainer.miniature.question import MiniatureCapability
 
 
-def _registered() -> dict[str, Capability]:
+def _registered() -> dict[str, MiniatureCapability]:
     modules = (importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__))
     found = [module.CAPABILITY for module in modules if hasattr(module, "CAPABILITY")]
     return {capability.name: capability for capability in found}
@@ -16,7 +16,7 @@ def _registered() -> dict[str, Capability]:
 CAPABILITIES = _registered()
 
 
-def capability(name: str) -> Capability:
+def capability(name: str) -> MiniatureCapability:
     if name not in CAPABILITIES:
         raise UserError(f"no miniature capability {name!r}: there are {', '.join(sorted(CAPABILITIES))}")
     return CAPABILITIES[name]

@@ -4,7 +4,7 @@ import random
 from functools import partial
 
 from trainer.miniature.drawing import COLOURS, cell, grid
-from trainer.miniature.question import Capability, Frames, Scene
+from trainer.miniature.question import Frames, MiniatureCapability, Scene
 
 ROWS, COLUMNS = 2, 3
 
@@ -26,7 +26,7 @@ def _render(seed: int, items: list[str]) -> Frames:
     return grid([cell(rng, colour) for colour in items], COLUMNS)[None]
 
 
-CAPABILITY = Capability(
+CAPABILITY = MiniatureCapability(
     name="image",
     media="image",
     style="arrow",

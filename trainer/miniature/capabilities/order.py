@@ -11,7 +11,7 @@ import numpy as np
 
 from trainer.miniature.capabilities.video import CORNERS, FRAMES_PER_MOVE
 from trainer.miniature.drawing import COLOURS, cell
-from trainer.miniature.question import Capability, Frames, Scene
+from trainer.miniature.question import Frames, MiniatureCapability, Scene
 
 FLASHES = 6
 
@@ -39,7 +39,7 @@ def _render(seed: int, colours: list[str], corners: list[tuple[int, int]]) -> Fr
     return np.repeat(np.stack(pictures), FRAMES_PER_MOVE, axis=0)
 
 
-CAPABILITY = Capability(
+CAPABILITY = MiniatureCapability(
     name="order",
     media="video",
     style="plain",

@@ -8,7 +8,7 @@ from functools import partial
 
 from trainer.miniature.capabilities.image import COLUMNS, ROWS
 from trainer.miniature.drawing import COLOURS, SHAPES, cell, grid
-from trainer.miniature.question import Capability, Frames, Scene
+from trainer.miniature.question import Frames, MiniatureCapability, Scene
 
 
 def scene(rng: random.Random) -> Scene:
@@ -29,7 +29,7 @@ def _render(seed: int, shapes: list[str], colours: list[str]) -> Frames:
     return grid(cells, COLUMNS)[None]
 
 
-CAPABILITY = Capability(
+CAPABILITY = MiniatureCapability(
     name="shapes",
     media="image",
     style="plain",

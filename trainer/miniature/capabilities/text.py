@@ -8,7 +8,7 @@ import random
 
 import numpy as np
 
-from trainer.miniature.question import Capability, Frames, Scene
+from trainer.miniature.question import Frames, MiniatureCapability, Scene
 
 
 def scene(rng: random.Random) -> Scene:
@@ -22,6 +22,6 @@ def _nothing() -> Frames:
     return np.zeros((0, 0, 0, 3), np.uint8)
 
 
-CAPABILITY = Capability(
+CAPABILITY = MiniatureCapability(
     name="text", media="none", style="plain", starts=range(20, 80), signs=("+-", "+-"), words=(), scene=scene
 )

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from trainer.miniature.drawing import cell
-from trainer.miniature.question import Capability, Frames, Scene
+from trainer.miniature.question import Frames, MiniatureCapability, Scene
 
 MOVES = 5
 FRAMES_PER_MOVE = 2  # the vision tower folds two frames into one step of time
@@ -36,7 +36,7 @@ def _render(seed: int, corners: list[int]) -> Frames:
     return np.repeat(np.stack(pictures), FRAMES_PER_MOVE, axis=0)
 
 
-CAPABILITY = Capability(
+CAPABILITY = MiniatureCapability(
     name="video",
     media="video",
     style="arrow",
