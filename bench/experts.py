@@ -128,7 +128,7 @@ async def _accuracy(client: Any, pool: Any, adapter: str, prompts: Sequence[Any]
     rollouts = await sample(client, adapter, prompts, n=n, max_tokens=48, seeds=seeds, decode=_decoder(),
                             temperature=temperature)  # fmt: skip
     judged = await asyncio.to_thread(judge, rollouts, pool, _rule(), 60.0)
-    return statistics.fmean(answer.reward or 0.0 for rollout in judged for answer in rollout.answers)
+    return statistics.fmean(answer.reward or 0.0 for rollout in judged for answer in rollout.completions)
 
 
 def _swapped(prompts: Sequence[Any]) -> list[Any]:

@@ -188,7 +188,7 @@ async def _round(steps: Iterator[Step], arena: StepContext, learner: Learner | T
     seconds = watch.stop()
     assert not any(one.update.skipped for one in done)
     answers = [answer for one in done for lessons in one.batch.lessons.values() for lesson in lessons
-               for answer in lesson.rollout.answers]  # fmt: skip
+               for answer in lesson.rollout.completions]  # fmt: skip
     decided = [value for one in done for name, value in one.batch.metrics.items() if name == "native/decided"]
     return seconds | {
         "length": float(np.mean([len(answer.ids_C) for answer in answers])),

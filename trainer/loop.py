@@ -137,15 +137,15 @@ async def rl_term(step: Step, arena: StepContext) -> Found:
         )
     )
     rollouts = [rollout for one in answered for rollout in one]
-    answers = [answer for rollout in rollouts for answer in rollout.answers]
+    answers = [answer for rollout in rollouts for answer in rollout.completions]
     if all(answer.reward is None for answer in answers):
         raise UserError(f"none of {len(answers)} completions could be scored, the first because {answers[0].why}")
 
     def lesson(rollout: Rollout) -> Lesson:
-        advantages = group_advantages([answer.reward for answer in rollout.answers], std=arena.loss.std)
+        advantages = group_advantages([answer.reward for answer in rollout.completions], std=arena.loss.std)
         targets = (
             None if advantage is None else _target(answer, np.full(len(answer.ids_C), advantage, np.float32))
-            for answer, advantage in zip(rollout.answers, advantages, strict=True)
+            for answer, advantage in zip(rollout.completions, advantages, strict=True)
         )
         return Lesson(rollout, tuple(targets))
 
@@ -168,7 +168,7 @@ async def distillation_term(step: Step, teacher: Teacher, arena: StepContext) ->
         return _target(answer, advantages_C)
 
     def lesson(rollout: Rollout, own: Sequence[Scores], others: Sequence[Scores]) -> Lesson:
-        targets = map(target, rollout.answers, own, others)
+        targets = map(target, rollout.completions, own, others)
         deltas = (other.logprobs_C - mine.logprobs_C for mine, other in zip(own, others, strict=True))
         return Lesson(rollout, tuple(targets), tuple(deltas))
 
@@ -203,7 +203,7 @@ async def control_term(step: Step, capability: str, arena: StepContext) -> Found
         )
         return _target(answer, pushed_C)
 
-    lessons = [Lesson(rollout, tuple(map(target, rollout.answers))) for rollout in rollouts]
+    lessons = [Lesson(rollout, tuple(map(target, rollout.completions))) for rollout in rollouts]
     return name, lessons, rollout_metrics(name, rollouts)
 
 

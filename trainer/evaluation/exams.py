@@ -258,7 +258,7 @@ async def examine(
 
 
 def _items(rollout: Rollout, model: str, exam: Exam, way: Decoding, place: int) -> Iterator[ExamAnswer]:
-    for number, answer in enumerate(rollout.answers):
+    for number, answer in enumerate(rollout.completions):
         yield ExamAnswer(
             model, exam.name, way.name, place, rollout.prompt.id, number, answer.text, answer.reward, answer.why,
             len(answer.ids_C), answer.is_cut_off,

@@ -127,8 +127,8 @@ def _rated(batch: Sequence[Answered], pool: RewardPool, rule: Rule, deadline_s: 
 
 
 def _of(place: int, rollout: Rollout) -> Rated:
-    found = pass_rate(answer.reward for answer in rollout.answers)
-    cut_off = float(np.mean([answer.is_cut_off for answer in rollout.answers]))
+    found = pass_rate(answer.reward for answer in rollout.completions)
+    cut_off = float(np.mean([answer.is_cut_off for answer in rollout.completions]))
     if found is None:
-        return Rated(place=place, cut_off=cut_off, lost="unscorable", why=rollout.answers[0].why)
+        return Rated(place=place, cut_off=cut_off, lost="unscorable", why=rollout.completions[0].why)
     return Rated(place=place, cut_off=cut_off, rate=found)

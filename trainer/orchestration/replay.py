@@ -84,7 +84,7 @@ def _group(lesson: Lesson) -> RecordedGroup:
                 advantages=None if target is None else target.advantages_C.tolist(),
                 delta=None if delta is None else delta.tolist(),
             )
-            for answer, target, delta in zip(lesson.rollout.answers, lesson.targets, deltas, strict=True)
+            for answer, target, delta in zip(lesson.rollout.completions, lesson.targets, deltas, strict=True)
         ],
     )
 

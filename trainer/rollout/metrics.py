@@ -21,9 +21,9 @@ _LIMITS = {
 
 def rollout_metrics(part: str, rollouts: Sequence[Rollout]) -> dict[str, float]:
     """`PART/NAME`: rewards and lengths."""
-    answers = [answer for rollout in rollouts for answer in rollout.answers]
+    answers = [answer for rollout in rollouts for answer in rollout.completions]
     rewards = [answer.reward for answer in answers if answer.reward is not None]
-    groups = [{answer.reward for answer in rollout.answers} - {None} for rollout in rollouts]
+    groups = [{answer.reward for answer in rollout.completions} - {None} for rollout in rollouts]
     lengths = [len(answer.ids_C) for answer in answers]
     values = {
         "reward": float(np.mean(rewards)) if rewards else float("nan"),
@@ -41,7 +41,7 @@ def engine_noise(rollouts: Sequence[Rollout], student: Sequence[Sequence[Scores]
     pairs = (
         (own.logprobs_C, answer.logprobs_C)
         for rollout, scores in zip(rollouts, student, strict=True)
-        for answer, own in zip(rollout.answers, scores, strict=True)
+        for answer, own in zip(rollout.completions, scores, strict=True)
     )
     return float(np.abs(np.concatenate([scored - sampled for scored, sampled in pairs])).mean())
 

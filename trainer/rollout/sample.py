@@ -49,7 +49,7 @@ class Rollout:
     prompt: Prompt
     ids_P: Ids
     """Expanded."""
-    answers: tuple[Completion, ...]
+    completions: tuple[Completion, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,10 +92,10 @@ async def sample(
 
 def judge(rollouts: Sequence[Rollout], pool: RewardPool, rule: Rule, deadline_s: float) -> list[Rollout]:
     """The rollouts with rewards. Blocks."""
-    items = [RewardItem(answer.text, rollout.prompt.answer) for rollout in rollouts for answer in rollout.answers]
+    items = [RewardItem(answer.text, rollout.prompt.answer) for rollout in rollouts for answer in rollout.completions]
     scored = iter(pool.score(items, rule, deadline_s))
     return [
-        replace(rollout, answers=tuple(_judged(answer, next(scored)) for answer in rollout.answers))
+        replace(rollout, completions=tuple(_judged(answer, next(scored)) for answer in rollout.completions))
         for rollout in rollouts
     ]
 
@@ -131,7 +131,7 @@ def _scoring(rollout: Rollout, top_k: int) -> schemas.LogprobsRequest:
                 images=_ids(prompt.images),
                 videos=_ids(prompt.videos),
             )
-            for answer in rollout.answers
+            for answer in rollout.completions
         ],
         top_k=top_k,
     )

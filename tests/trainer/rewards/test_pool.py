@@ -322,8 +322,8 @@ def test_a_pool_that_never_started_closes() -> None:
 def test_when_the_trainer_is_killed_its_children_die_even_while_they_hang(modules: Path) -> None:
     program = """if True:
         from trainer.rewards.pool import RewardPool
-        from trainer.rewards import Item, Rule
-        items = [Item(name, "") for name in ("grandchild", "spin", "deaf")] * 4
+        from trainer.rewards import RewardItem, Rule
+        items = [RewardItem(name, "") for name in ("grandchild", "spin", "deaf")] * 4
         RewardPool(num_children=2).score(items, Rule("faulty_rewards:reward"), 1000)
     """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(modules), *sys.path])}
