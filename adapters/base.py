@@ -5,13 +5,13 @@ from pathlib import Path
 
 from adapters.errors import UserError
 
-SHIPPED = "coevo.bases"
+BASES = "coevo.bases"
 """Entry points of installed packages that bring a base: its name, and the variable with its folder."""
 
 
 def locate(name: str) -> Path:
     """The folder of a base: `miniature`, a folder with a `config.json`, or a hub name that was downloaded before."""
-    for shipped in entry_points(group=SHIPPED, name=name):
+    for shipped in entry_points(group=BASES, name=name):
         return shipped.load()
     folder = Path(name)
     if (folder / "config.json").is_file():

@@ -36,7 +36,17 @@ from torch.nn.functional import pad
 
 from adapters.errors import UserError
 from adapters.manifest import CONFIG, WEIGHTS
-from adapters.merge_inputs import DTYPES, LAYERS, PREFIX, MergeBase, MergeInput, Place, Shard, layer_of, projections
+from adapters.merge_inputs import (
+    DTYPES,
+    LAYERS,
+    PREFIX,
+    MergeBase,
+    MergeInput,
+    Shard,
+    TensorEntry,
+    layer_of,
+    projections,
+)
 from adapters.merge_record import RECORD, BranchRecord, Method, Record, write_card
 from adapters.names import shown
 from adapters.store import disk_full_as_user_error, sync
@@ -89,7 +99,7 @@ class FoldStats:
         self.squares[layer_of(projection)] += float(torch.linalg.vector_norm(delta)) ** 2
 
 
-def merge_plan(
+def make_merge_plan(
     branches: Sequence[MergeInput],
     weights: Mapping[str, float],
     *,
@@ -264,7 +274,7 @@ def _fold_shard(shard: Shard, shape: BaseShape, mix: MergePlan, target: Path, ta
 
 
 def _fold_tensor(
-    place: Place, projection: str, mix: MergePlan, reader: BufferedReader, writer: BinaryIO, tally: FoldStats
+    place: TensorEntry, projection: str, mix: MergePlan, reader: BufferedReader, writer: BinaryIO, tally: FoldStats
 ) -> None:
     delta_rows = merged_rows(mix, projection)
     num_rows, num_inputs = place.shape

@@ -31,7 +31,7 @@ _MAX_RANK = 2**16  # any: nothing here has an engine's limit
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class TensorEntry:
     """A tensor in a file of the base."""
 
     key: str
@@ -45,7 +45,7 @@ class Shard:
     path: Path
     header: bytes
     """With its length."""
-    places: tuple[Place, ...]
+    places: tuple[TensorEntry, ...]
     """In the order of their bytes, without gaps."""
 
 
@@ -161,7 +161,7 @@ def _read_shard(path: Path) -> Shard:
         header = size + file.read(struct.unpack("<Q", size)[0])
     entries = cast(dict[str, Any], json.loads(header[8:]))
     spans = sorted((*entry["data_offsets"], key) for key, entry in entries.items() if key != "__metadata__")
-    places = (Place(k, entries[k]["dtype"], tuple(entries[k]["shape"]), end - begin) for begin, end, k in spans)
+    places = (TensorEntry(k, entries[k]["dtype"], tuple(entries[k]["shape"]), end - begin) for begin, end, k in spans)
     return Shard(path, header, tuple(places))
 
 

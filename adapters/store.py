@@ -86,15 +86,15 @@ os.register_at_fork(after_in_child=_let_go)
 class StoredBranch:
     """A branch's revisions at one moment."""
 
-    kept: Mapping[int, Manifest] = field(default_factory=dict[int, Manifest])
+    live: Mapping[int, Manifest] = field(default_factory=dict[int, Manifest])
     retired: Mapping[int, Manifest] = field(default_factory=dict[int, Manifest])
 
     @property
     def head(self) -> int:
-        return max(self.kept)
+        return max(self.live)
 
     def manifest(self, revision: int) -> Manifest | None:
-        return self.kept.get(revision) or self.retired.get(revision)
+        return self.live.get(revision) or self.retired.get(revision)
 
 
 class Store:
@@ -137,7 +137,7 @@ class Store:
     def branches(self) -> Mapping[str, StoredBranch]:
         """Those with a head, as they are now."""
         with self._mutex:
-            return {name: branch for name, branch in self._branches.items() if branch.kept}
+            return {name: branch for name, branch in self._branches.items() if branch.live}
 
     def branch(self, name: str) -> StoredBranch:
         """An unknown one has no revisions."""
@@ -145,7 +145,7 @@ class Store:
 
     def folder(self, ref: Ref) -> Path:
         """Of a kept revision."""
-        assert ref.revision in self.branch(ref.branch).kept, f"{ref} is not in the store"
+        assert ref.revision in self.branch(ref.branch).live, f"{ref} is not in the store"
         return self.root / ref.branch / str(ref.revision)
 
     def stage(self) -> Path:
@@ -168,7 +168,7 @@ class Store:
         staged.rename(branch / str(manifest.revision))
         with self._mutex:
             before = self.branch(manifest.branch)
-            self._branches[manifest.branch] = replace(before, kept={**before.kept, manifest.revision: manifest})
+            self._branches[manifest.branch] = replace(before, live={**before.live, manifest.revision: manifest})
         sync(branch)
         self._drop_optimisers(manifest.branch)
 
@@ -222,8 +222,8 @@ class Store:
         with self._mutex:
             before = self.branch(ref.branch)
             self._branches[ref.branch] = StoredBranch(
-                kept={number: manifest for number, manifest in before.kept.items() if number != ref.revision},
-                retired={**before.retired, **{n: manifest for n, manifest in before.kept.items() if n == ref.revision}},
+                live={number: manifest for number, manifest in before.live.items() if number != ref.revision},
+                retired={**before.retired, **{n: manifest for n, manifest in before.live.items() if n == ref.revision}},
             )
         _delete_files(folder)
 
@@ -245,7 +245,7 @@ class Store:
 
     def _drop_optimisers(self, name: str) -> None:
         """They are two thirds of a revision, and only the newest are ever continued from."""
-        kept = self.branch(name).kept
+        kept = self.branch(name).live
         for revision in sorted(kept)[:-_KEPT_OPTIMISERS]:
             if not kept[revision].is_phase_end:
                 (self.root / name / str(revision) / OPTIMISER).unlink(missing_ok=True)
@@ -264,7 +264,7 @@ class Store:
                     _delete_files(folder)
                     branch = replace(branch, retired={**branch.retired, manifest.revision: manifest})
                 else:
-                    branch = replace(branch, kept={**branch.kept, manifest.revision: manifest})
+                    branch = replace(branch, live={**branch.live, manifest.revision: manifest})
                 self._branches[ref.branch] = branch
 
     def _read(self, ref: Ref) -> Manifest | str:

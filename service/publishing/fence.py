@@ -155,5 +155,5 @@ class QueueFence:
 
 
 def _newest_token(branch: StoredBranch) -> int:
-    manifests = [*branch.kept.values(), *branch.retired.values()]
+    manifests = [*branch.live.values(), *branch.retired.values()]
     return max((manifest.token or 0 for manifest in manifests), default=0)

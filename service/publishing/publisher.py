@@ -84,7 +84,7 @@ class LocalFence:
     def __init__(self, store: Store) -> None:
         self._tokens: dict[str, int] = {}
         for branch in store.branches.values():
-            for manifest in branch.kept.values():
+            for manifest in branch.live.values():
                 self._see(manifest)
 
     async def is_current(self, branch: str, token: int | None) -> bool:
@@ -139,7 +139,7 @@ def decide(
 
     A branch that nobody has heard of begins at the base, so its head is 0.
     """
-    head = max(branch.kept, default=0)
+    head = max(branch.live, default=0)
     there = branch.manifest(revision)
     if there is not None and there.digest == digest:
         return there
@@ -323,7 +323,7 @@ class Publisher:
 
     async def _announce(self, manifest: Manifest) -> None:
         """Step 5. Of a head only: what came before it was announced before it, or needs it no more."""
-        if manifest.revision == max(self._store.branch(manifest.branch).kept, default=None):
+        if manifest.revision == max(self._store.branch(manifest.branch).live, default=None):
             self._registry.flip(manifest.ref)  # whatever the queue says: who hears of it later must find it
             await self._fence.advance(manifest)
 
@@ -332,8 +332,8 @@ class Publisher:
             for held in sorted({name, origin.branch}):  # in one order, or two forks could wait for each other
                 await locks.enter_async_context(self._locks[held])
             branch = self._store.branch(name)
-            if branch.kept or branch.retired:
-                first, head = branch.manifest(0), max(branch.kept, default=0)
+            if branch.live or branch.retired:
+                first, head = branch.manifest(0), max(branch.live, default=0)
                 if first is None or (first.origin or BASE) != str(origin):
                     raise PublishRefusedError(
                         "branch-exists", f"{name} is there already; its head is {head}", head=head
@@ -352,11 +352,11 @@ class Publisher:
             branch = self._store.branch(ref.branch)
             if ref.revision in branch.retired:
                 return
-            if ref.revision == max(branch.kept, default=None):
+            if ref.revision == max(branch.live, default=None):
                 raise PublishRefusedError(
                     "head-revision", f"{ref} is the head of its branch; only older ones can be retired"
                 )
-            if ref.revision not in branch.kept:
+            if ref.revision not in branch.live:
                 raise UnavailableError("unknown-adapter", f"{ref}: there is no such revision")
             await self._registry.retire(ref)
             with disk_full_as_user_error("the store"):

@@ -130,9 +130,9 @@ class Registry:
         revision = head if ref.revision is None else ref.revision
         if revision in branch.retired or ref in self._retired:
             raise UnavailableError("retired-adapter", f"{ref} was retired; the head is {ref.branch}@{head}")
-        if revision not in branch.kept:
+        if revision not in branch.live:
             raise UnavailableError("unknown-adapter", f"{ref}: there is no such revision; the head is {head}")
-        return branch.kept[revision]
+        return branch.live[revision]
 
     @asynccontextmanager
     async def acquire(self, name: str) -> AsyncGenerator[Served]:
@@ -163,7 +163,7 @@ class Registry:
             async with self._using(entry) as served:
                 yield served
         finally:
-            if ref.revision not in self._store.branch(ref.branch).kept:
+            if ref.revision not in self._store.branch(ref.branch).live:
                 self._remove(entry)
                 await asyncio.gather(*filter(None, [self._leaving.get(entry.name)]), return_exceptions=True)
 

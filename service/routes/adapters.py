@@ -61,7 +61,7 @@ def _media(door: ServiceState) -> schemas.MediaInfo:
 
 def _branch(door: ServiceState, name: str) -> schemas.BranchInfo:
     head = door.registry.heads[name]
-    kept = door.store.branch(name).kept
+    kept = door.store.branch(name).live
     return schemas.BranchInfo(head=head, digest=kept[head].digest, revisions=sorted(kept))
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from adapters.base import locate
 from adapters.errors import UserError
 from adapters.manifest import CONFIG, WEIGHTS
-from adapters.merge import fold, inner_products, merge_plan, ties, trim_threshold, truncated, write_adapter
+from adapters.merge import fold, inner_products, make_merge_plan, ties, trim_threshold, truncated, write_adapter
 from adapters.merge_inputs import open_base, open_folder, open_revision
 from adapters.merge_record import RECORD
 from adapters.names import Ref
@@ -70,7 +70,7 @@ def base32(tmp_path_factory):
 
 def mix_of(base, folders, **settings):
     settings = {"weights": WEIGHTS_GIVEN, "scale": SCALE} | settings
-    return merge_plan([open_folder(folder, base) for folder in folders.values()], **settings)
+    return make_merge_plan([open_folder(folder, base) for folder in folders.values()], **settings)
 
 
 def weights_of(folder):
@@ -308,14 +308,14 @@ def listing(root):
 def test_revisions_of_a_store_in_use_are_read_and_nothing_is_touched(store, base16, tmp_path) -> None:
     before = listing(store.root)
     branches = [open_revision(store.root, Ref.parse(name), base16) for name in ("text", "image@1")]
-    record = fold(base16, merge_plan(branches, {}), tmp_path / "out")
+    record = fold(base16, make_merge_plan(branches, {}), tmp_path / "out")
     assert [(one.source, one.share) for one in record.branches] == [("text@2", 0.5), ("image@1", 0.5)]
-    assert record.branches[0].digest == store.branch("text").kept[2].digest
+    assert record.branches[0].digest == store.branch("text").live[2].digest
     assert listing(store.root) == before
 
 
 def test_a_revision_retired_after_it_was_opened_is_still_merged(store, base16, tmp_path) -> None:
-    mix = merge_plan([open_revision(store.root, Ref("text", 1), base16)], {})
+    mix = make_merge_plan([open_revision(store.root, Ref("text", 1), base16)], {})
     store.retire(Ref("text", 1))
     fold(base16, mix, tmp_path / "out")
     with pytest.raises(UserError, match="text@1 is not there, or retired"):

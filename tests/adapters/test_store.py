@@ -48,7 +48,7 @@ def publish(store, branch, revision, *, content=None, meta=None):
 
 
 def state(store):
-    return {name: (branch.head, sorted(branch.kept), sorted(branch.retired)) for name, branch in store.branches.items()}
+    return {name: (branch.head, sorted(branch.live), sorted(branch.retired)) for name, branch in store.branches.items()}
 
 
 def message(root, base=BASE):
@@ -249,7 +249,7 @@ def test_a_fork_shares_its_origins_bytes_and_outlives_it(root):
         store.retire(Ref("expert", 1))
     with Store(root, BASE) as store:
         assert (root / "image/0" / WEIGHTS).read_bytes() == b"expert 1"
-        assert store.branch("image").kept[0] == fork
+        assert store.branch("image").live[0] == fork
         assert store.rejected == []
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from adapters.base import locate
-from adapters.merge import fold, merge_plan, write_adapter
+from adapters.merge import fold, make_merge_plan, write_adapter
 from adapters.merge_inputs import open_base, open_folder
 from service.engine.vllm import EngineMedia
 from tests.engine.conftest import EngineThread, settings
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.engine
 def test_the_checkpoint_and_the_stacked_adapter_score_alike(engine_thread, adapter_folders, tmp_path) -> None:
     base = open_base(locate("miniature"), "miniature")
     branches = [open_folder(adapter_folders[name], base, name) for name in ("thin", "plain")]
-    mix = merge_plan(branches, {"thin": 2, "plain": 1}, scale=1.5)
+    mix = make_merge_plan(branches, {"thin": 2, "plain": 1}, scale=1.5)
     fold(base, mix, tmp_path / "merged")
     write_adapter(base, mix, tmp_path / "stacked")
     stacked = engine_thread.run(engine_thread.engine.load("stacked@1", tmp_path / "stacked"))

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from adapters.base import locate
 from adapters.errors import UserError
-from adapters.merge import MergePlan, check_new, fold, merge_plan, write_adapter
+from adapters.merge import MergePlan, check_new, fold, make_merge_plan, write_adapter
 from adapters.merge_inputs import MergeBase, MergeInput, heads, open_base, open_folder, open_revision
 from adapters.merge_record import METHODS, Record, write_card
 from adapters.names import Ref, is_name, shown
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     branches = branches_of(arguments.adapters, arguments.store, base)
     weights = parsed_weights(arguments.weights) or (recipe.merge.weights if recipe else {})
     scale = parsed_scale(arguments.scale)
-    mix = merge_plan(
+    mix = make_merge_plan(
         branches,
         weights,
         method=method,

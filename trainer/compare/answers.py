@@ -147,7 +147,9 @@ def _merged(
     for entry in entries:
         branches = [open_revision(store, ref, base) for ref in entry.refs]
         for scale in scales:
-            merge.write_adapter(base, merge.merge_plan(branches, {}, scale=scale), _folder_of(entry, scale, folder))
+            merge.write_adapter(
+                base, merge.make_merge_plan(branches, {}, scale=scale), _folder_of(entry, scale, folder)
+            )
         cosines[entry.system] = {
             " - ".join(name.removeprefix(f"s{entry.seed}-") for name in pair.split()): cosine
             for pair, cosine in merge.cosines(base, branches).items()

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from adapters.base import locate
-from adapters.merge import MergePlan, fold, merge_plan, write_adapter
+from adapters.merge import MergePlan, fold, make_merge_plan, write_adapter
 from adapters.merge_inputs import MergeBase, open_base, open_revision
 from adapters.merge_record import Record, write_card
 from adapters.names import BASE, MERGED, Ref
@@ -46,7 +46,7 @@ def merge_of(recipe: Recipe, made: Plan, store: Path, base: MergeBase) -> MergeP
     if settings.method == "none" or recipe.method.kind in UNMERGED_SYSTEMS or len(made.starts) < 2:
         return None
     branches = [open_revision(store, Ref(start.branch, made.head(start.branch)), base) for start in made.starts]
-    return merge_plan(branches, settings.weights, method=settings.method, scale=settings.scale)
+    return make_merge_plan(branches, settings.weights, method=settings.method, scale=settings.scale)
 
 
 def finish(recipe: Recipe, out: Path, children: ProcessGroup, is_stopped: Stopped) -> Outcome | None:

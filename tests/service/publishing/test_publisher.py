@@ -105,7 +105,7 @@ async def test_an_upload_becomes_a_revision_that_is_served(publisher, registry, 
     async with registry.acquire("image") as served:
         assert (served.revision, served.digest, served.handle) == (1, manifest.digest, "image@1")
     assert loader.log == ["load image@1"]
-    assert store.branch("image").kept[0].digest == BASE
+    assert store.branch("image").live[0].digest == BASE
     assert nothing_on_its_way(store)
 
 
@@ -131,7 +131,7 @@ async def test_of_many_different_uploads_at_once_one_wins(publisher, store, tmp_
     refused = [result for result in results if isinstance(result, PublishRefusedError)]
     (won,) = [result for result in results if not isinstance(result, PublishRefusedError)]
     assert [result.kind for result in refused] == ["revision-exists"] * 4
-    assert store.branch("image").kept[1] == won.manifest
+    assert store.branch("image").live[1] == won.manifest
     assert nothing_on_its_way(store)
 
 
@@ -304,7 +304,7 @@ async def test_forks(publisher, registry, store, adapter, other):
     assert await head_of(registry) == 0
     assert await head_of(registry, "text") == 0
     async with registry.acquire("image") as served:
-        assert (served.digest, served.handle) == (store.branch("expert").kept[1].digest, "image@0")
+        assert (served.digest, served.handle) == (store.branch("expert").live[1].digest, "image@0")
     assert (await publish(publisher, other, FIRST)).manifest.parent == 0
     with pytest.raises(PublishRefusedError, match="there already; its head is 1"):
         await publisher.fork("image", "base")
@@ -391,9 +391,9 @@ async def test_a_kill_after_any_step_leaves_all_or_nothing_and_the_retry_agrees(
         assert retried.is_new is not is_committed
         assert await head_of(registry) == store.branch("image").head == 2
         assert (await refusal(publisher, other, replace(SECOND, token=1))).kind == "revision-exists"
-        manifests = dict(store.branch("image").kept)
+        manifests = dict(store.branch("image").live)
     with Store(root, BASE) as store:
-        assert store.branch("image").kept == manifests
+        assert store.branch("image").live == manifests
         assert store.rejected == []
 
 
@@ -457,8 +457,8 @@ def branches(draw):
 def test_the_decision_is_the_table(branch, revision, digit, parent, is_current):
     digest = manifest_of(revision, digit).digest
     decision = decide(branch, revision, digest, parent, is_current=is_current)
-    head = max([0, *branch.kept])
-    there = {**branch.kept, **branch.retired}.get(revision)
+    head = max([0, *branch.live])
+    there = {**branch.live, **branch.retired}.get(revision)
     if there is not None:
         expected = there if there.digest == digest else "revision-exists"
     elif (parent, revision) != (head, head + 1):

@@ -80,7 +80,7 @@ async def use(registry, name):
 
 
 async def test_a_branch_is_its_head_and_a_revision_is_itself(registry, store, loader):
-    digest = store.branch("image").kept[3].digest
+    digest = store.branch("image").live[3].digest
     assert await use(registry, "image") == Served("image", 3, digest, "image@3")
     assert await use(registry, "image@3") == Served("image", 3, digest, "image@3")
     assert (await use(registry, "image@1")).handle == "image@1"
