@@ -22,7 +22,7 @@ from adapters.base import locate
 from adapters.validate import TARGETS
 from bench import step_lab as lab
 from service.media import Limits, decode_image
-from trainer.data.prompts import Prompt
+from trainer.parts import Prompt
 from trainer.rewards import exact_reward
 
 LORA = LoraConfig(

@@ -23,8 +23,9 @@ from tests.engine.service_process import ServiceProcess
 from trainer.commands.filter import add_arguments, run
 from trainer.data.generated import prompts as miniature_prompts
 from trainer.data.held_out import measured, trained
-from trainer.data.prompts import Prompt, Prompts
+from trainer.data.prompts import Prompts
 from trainer.data.sources import open_prompts
+from trainer.parts import Prompt
 from trainer.recipe.file import load
 from trainer.rewards import exact_reward, numeric_reward
 from trainer.rollout.sample import seeds

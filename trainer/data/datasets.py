@@ -16,9 +16,10 @@ from typing import Any, Literal
 
 from adapters.errors import UserError
 from service.media import Limits
-from trainer.data.prompts import Prompt, PromptError
+from trainer.data.prompts import PromptError
 from trainer.data.records import Records, read_records
 from trainer.data.rows import Check, Measured, Reading, build, check_draft, draft_of, measure
+from trainer.parts import Prompt
 
 COLUMNS = {"prompt": "prompt", "answer": "answer"}
 KEYS = ("prompt", "answer", "images", "videos")

@@ -21,8 +21,9 @@ from adapters.errors import UserError
 from service.media.limits import demuxer, image_format
 from trainer.data.datasets import PromptSet
 from trainer.data.held_out import held_out_data
-from trainer.data.prompts import Prompt, Prompts
+from trainer.data.prompts import Prompts
 from trainer.data.records import Row, read_records
+from trainer.parts import Prompt
 from trainer.recipe import CapabilityConfig, DatasetData, MiniatureData
 
 _SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp", "matroska": ".mkv", "mov": ".mp4", None: ""}

@@ -3,10 +3,11 @@
 import itertools
 
 from service.media import encode_image, encode_video
-from trainer.data.prompts import Prompt, PromptList, make_prompt
+from trainer.data.prompts import PromptList, make_prompt
 from trainer.miniature.capabilities import capability
 from trainer.miniature.drawing import FPS
 from trainer.miniature.question import Question, Split, questions
+from trainer.parts import Prompt
 
 
 def prompts(name: str, *, label: str, split: Split, size: int, seed: int, level: int | None = None) -> PromptList:

@@ -14,8 +14,9 @@ from typing import Any
 from adapters.errors import UserError
 from service.media import Pixels, Sampling, Sizing, fitting_size
 from trainer.data.datasets import PromptSet
-from trainer.data.prompts import ChatMessage, Prompts
+from trainer.data.prompts import Prompts
 from trainer.data.rows import Clip, Measured
+from trainer.parts import ChatMessage
 from trainer.recipe import MediaConfig, Recipe
 
 Count = Callable[[Sequence[ChatMessage]], int]

@@ -10,47 +10,16 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, Protocol, TypedDict
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adapters.errors import UserError
+from trainer.parts import ChatMessage, Content, MediaContent, Prompt
 
 MARKS = ("image", "video")
 ROLES = ("system", "user", "assistant")
-
-
-class TextContent(TypedDict):
-    type: Literal["text"]
-    text: str
-
-
-class MediaContent(TypedDict):
-    """Stands where the next image, or the next video, of the prompt belongs."""
-
-    type: Literal["image", "video"]
-
-
-Part = TextContent | MediaContent
-
-
-class ChatMessage(TypedDict):
-    role: str
-    content: list[Part]
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """A question with its media, encoded as they came, and its answer."""
-
-    id: str
-    """A hash of everything else here: equal prompts have equal ids, on any machine."""
-    capability: str
-    messages: tuple[ChatMessage, ...]
-    answer: str
-    images: tuple[bytes, ...] = ()
-    videos: tuple[bytes, ...] = ()
 
 
 class PromptError(UserError):
@@ -168,7 +137,7 @@ def chat(
 
 def _place_media(messages: list[ChatMessage], given: Mapping[str, int]) -> None:
     parts = [part for message in messages for part in message["content"]]
-    first: list[Part] = []
+    first: list[Content] = []
     for kind in MARKS:
         marks, media = sum(part["type"] == kind for part in parts), given[kind]
         if marks and marks != media:
@@ -193,7 +162,7 @@ def _message(given: Mapping[str, Any]) -> ChatMessage:
     return {"role": role, "content": [part for entry in content for part in _parts(entry)]}
 
 
-def _parts(entry: Any) -> list[Part]:
+def _parts(entry: Any) -> list[Content]:
     # A table gives every part the keys of all of them: those without a value say nothing.
     told = {key: value for key, value in entry.items() if value is not None} if isinstance(entry, Mapping) else {}
     if told.keys() == {"type", "text"} and told["type"] == "text" and isinstance(told["text"], str):
@@ -206,12 +175,12 @@ def _parts(entry: Any) -> list[Part]:
     )
 
 
-def _split(text: str) -> list[Part]:
+def _split(text: str) -> list[Content]:
     if control := re.search(r"<\|[a-zA-Z0-9_]+\|>", text):
         message = f"the text holds {control[0]}, which a tokenizer reads as a control token: remove it"
         raise PromptError(message, "control-token")
     pieces = re.split(r"<(image|video)>", text)
-    parts: list[Part] = []
+    parts: list[Content] = []
     for number, piece in enumerate(pieces):
         if number % 2:
             parts.append(_mark(piece))
@@ -220,9 +189,9 @@ def _split(text: str) -> list[Part]:
     return parts
 
 
-def _joined(parts: list[Part]) -> list[Part]:
+def _joined(parts: list[Content]) -> list[Content]:
     """The same with neighbouring texts as one, so that one chat has one form and one hash."""
-    joined: list[Part] = []
+    joined: list[Content] = []
     for part in parts:
         before = joined[-1] if joined else None
         if part["type"] == "text" and before is not None and before["type"] == "text":

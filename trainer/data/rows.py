@@ -21,8 +21,9 @@ from service.media import (
     encode_video,
     kind,
 )
-from trainer.data.prompts import ChatMessage, Prompt, PromptError, answer_text, chat, digest, make_prompt
+from trainer.data.prompts import PromptError, answer_text, chat, digest, make_prompt
 from trainer.data.records import Row
+from trainer.parts import ChatMessage, Prompt
 
 Source = bytes | Path
 """An encoded file: itself, or where it lies."""

@@ -22,8 +22,7 @@ from pydantic import TypeAdapter
 from adapters.names import BASE
 from clients.client import AsyncClient
 from service.concurrency import gather_or_cancel
-from trainer.data.prompts import Prompt
-from trainer.parts import Floats, Ids
+from trainer.parts import Floats, Ids, Prompt
 from trainer.recipe import BranchConfig, Edge
 from trainer.rollout.sample import MAX_CALLS, Scores, sample, score, seeds
 

@@ -16,9 +16,9 @@ from typing import Any
 
 from adapters.names import BASE, Ref
 from clients.client import AsyncClient, RefusedError, ServiceError
-from trainer.data.prompts import Prompt
 from trainer.evaluation.exams import Decode, Exam, decoder, exam_results, examine, exams, mean_results
 from trainer.evaluation.overlap import Overlaps, alarms, lowest_overlap, measure_overlap
+from trainer.parts import Prompt
 from trainer.plan.rhythm import decided, decision, next_rlvr_steps
 from trainer.plan.steps import Plan, Segment, is_there
 from trainer.queue.client import Queue

@@ -11,8 +11,8 @@ from transformers import Qwen3VLProcessor
 from adapters.base import locate
 from service.media import Limits, Sampling, decode_image, decode_video
 from trainer.data.generated import prompts
-from trainer.data.prompts import Prompt, make_prompt
-from trainer.parts import Group, TopK, TrainingSample
+from trainer.data.prompts import make_prompt
+from trainer.parts import Group, Prompt, TopK, TrainingSample
 from trainer.update.packing import Span
 from trainer.update.policy import Policy
 

@@ -16,8 +16,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextMLP, Qwen3
 from adapters.errors import UserError
 from service.media import encode_image
 from tests.trainer.update.packs import BASE, BYTES, KINDS, group, inputs, noisy, prompt
-from trainer.data.prompts import Prompt
-from trainer.parts import Group
+from trainer.parts import Group, Prompt
 from trainer.update import attention
 from trainer.update.attention import Layout, block_mask
 from trainer.update.packing import Pack, lay_out, pack
