@@ -22,7 +22,7 @@ from trainer.data.generated import prompts
 from trainer.evaluation.exams import decoder, examine, exams, pinned
 from trainer.evaluation.overlap import Overlaps, alarms, measure_overlap
 from trainer.local.examiner import Examiner
-from trainer.local.processes import ProcessGroup
+from trainer.local.processes import ProcessGroup, Stopped
 from trainer.recipe.file import load
 from trainer.rewards import exact_reward
 from trainer.rewards.pool import RewardPool
@@ -141,11 +141,10 @@ def test_an_exam_that_is_told_to_stop_leaves_no_question_behind(service, tmp_pat
     looks = iter([False, False])
     recipe = load(RECIPE)
     with RewardPool(num_children=1) as pool:
-        children = ProcessGroup(tmp_path, {})
-        examiner = Examiner(
-            recipe, tmp_path, children, exams(recipe), decoder(recipe), is_stopped=lambda: next(looks, True)
-        )
-        assert asyncio.run(examiner._answers(service.url, ["base", "far@1"], pool)) is None
+        processes = ProcessGroup(tmp_path, {}, is_stopped=lambda: next(looks, True))
+        examiner = Examiner(recipe, tmp_path, processes, exams(recipe), decoder(recipe))
+        with pytest.raises(Stopped):
+            asyncio.run(examiner._answers(service.url, ["base", "far@1"], pool))
     with service.client() as http:
         service.wait_until(lambda: not any(running(http).values()))
 

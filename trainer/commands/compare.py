@@ -29,7 +29,8 @@ from trainer.compare.results import Results, as_json, results_of
 from trainer.data.base import base_of
 from trainer.data.held_out import held_out_data
 from trainer.evaluation.exams import exams
-from trainer.local.train import check_folder, events_of, is_trained, processes, settings_of, train
+from trainer.local.processes import Stopped
+from trainer.local.train import check_folder, events_of, is_trained, run_processes, settings_of, train
 from trainer.orchestration.tracking import check_trackers
 from trainer.plan.comparison import Result, of_seeds, planned_results
 from trainer.plan.make import make_plan
@@ -59,7 +60,9 @@ def run(arguments: argparse.Namespace) -> int:
     out = arguments.out or Path("out") / f"compare-{recipe.name}"
     check_folder(out, recipe, resume=arguments.resume)
     assert recipe.comparison is not None
-    if not _all_made(recipe, out, arguments.together):
+    try:
+        _make_all(recipe, out, arguments.together)
+    except Stopped:
         seeds = [f"--seeds={recipe.comparison.seeds}", f"--together={arguments.together}"]
         words = [str(arguments.recipe), *settings_of(arguments.set), *seeds, f"--out={out}", "--resume"]
         print(f"stopped; to go on: coevo compare {shlex.join(words)}")
@@ -92,8 +95,7 @@ def of_comparison(recipe: Recipe, seeds: int | None) -> Recipe:
     )
 
 
-def _all_made(recipe: Recipe, out: Path, together: int) -> bool:
-    """False: told to stop."""
+def _make_all(recipe: Recipe, out: Path, together: int) -> None:
     assert recipe.comparison is not None
     began, first = time.monotonic(), recipe.comparison.first_seed
     last = first + recipe.comparison.seeds - 1
@@ -101,9 +103,7 @@ def _all_made(recipe: Recipe, out: Path, together: int) -> bool:
     for group in groups(missing, together):
         minutes = (time.monotonic() - began) / 60
         print(f"seed {', '.join(map(str, group))} of {first} to {last}, after {minutes:.0f} min", flush=True)
-        if not _made(recipe, out, {seed: missing[seed] for seed in group}):
-            return False
-    return True
+        _make(recipe, out, {seed: missing[seed] for seed in group})
 
 
 def unanswered(recipe: Recipe, out: Path, seed: int) -> list[Result]:
@@ -120,15 +120,14 @@ def groups(seeds: Iterable[int], size: int) -> list[list[int]]:
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
 
-def _made(recipe: Recipe, out: Path, missing: Mapping[int, Sequence[Result]]) -> bool:
-    """Trains these seeds, and examines what was not. False: told to stop."""
+def _make(recipe: Recipe, out: Path, missing: Mapping[int, Sequence[Result]]) -> None:
+    """Trains these seeds, and examines what was not."""
     own = of_seeds(recipe, min(missing), max(missing))
-    with processes(out, own) as (children, stop):
-        if not is_trained(out, own) and not train(own, out, children, stop):
-            return False
-        return all(
-            examine_seed(own, out, seed, several, children, lambda: stop.is_set) for seed, several in missing.items()
-        )
+    with run_processes(out, own) as processes:
+        if not is_trained(out, own):
+            train(own, out, processes)
+        for seed, results in missing.items():
+            examine_seed(own, out, seed, results, processes)
 
 
 def gathered(recipe: Recipe, out: Path) -> Results:

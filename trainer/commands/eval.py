@@ -87,8 +87,8 @@ def _service(folder: Path | None) -> Generator[Mapping[str, str | None]]:
     adapter = folder / ADAPTER
     rank = stacked_rank(adapter)
     flags = flags_of(folder, rank, {MERGED: adapter} if rank else None)
-    with ProcessGroup(folder / "logs", {"OMP_NUM_THREADS": "1"}) as children:
-        url = children.serve(SERVICE, str(folder / "recipe.json"), "--port=0", *flags, is_stopped=lambda: False)
+    with ProcessGroup(folder / "logs", {"OMP_NUM_THREADS": "1"}) as processes:
+        url = processes.serve(SERVICE, str(folder / "recipe.json"), "--port=0", *flags)
         yield {**from_environment(os.environ), "url": url}
 
 

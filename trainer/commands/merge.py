@@ -75,7 +75,7 @@ def chosen_scale(recipe: Recipe | None, run: Path, base: MergeBase, mix: MergePl
         raise UserError("--scale auto: goes by the questions of a run; name the folder of one")
     if mix.method == "ties":
         raise UserError("--scale auto: compares adapters, and ties makes none; take mean or svd")
-    curve = scale_curve(recipe, run, base, mix, SCALES, lambda: False)
+    curve = scale_curve(recipe, run, base, mix, SCALES)
     print("scale\taccuracy\tgain")
     for point in curve:
         half = "-" if point.gain.half_width is None else f"{point.gain.half_width:.4f}"

@@ -20,7 +20,8 @@ from adapters.errors import UserError
 from adapters.names import MERGED
 from trainer.data.base import base_of
 from trainer.local.finish import ADAPTER, Outcome, finish
-from trainer.local.train import check_folder, events_of, is_trained, processes, settings_of, train
+from trainer.local.processes import Stopped
+from trainer.local.train import check_folder, events_of, is_trained, run_processes, settings_of, train
 from trainer.orchestration.tracking import check_trackers
 from trainer.recipe import Recipe
 from trainer.recipe.file import load, run_id
@@ -46,12 +47,12 @@ def run(arguments: argparse.Namespace) -> int:
     base_of(recipe)  # what is wrong with it is told before anything is written
     out = arguments.out or Path("out") / recipe.name
     check_folder(out, recipe, resume=arguments.resume)
-    with processes(out, recipe) as (children, stop):
-        outcome = None
-        each, port = arguments.worker_each, arguments.port
-        if is_trained(out, recipe) or train(recipe, out, children, stop, worker_each=each, port=port):
-            outcome = finish(recipe, out, children, lambda: stop.is_set)
-    if outcome is None:
+    try:
+        with run_processes(out, recipe) as processes:
+            if not is_trained(out, recipe):
+                train(recipe, out, processes, worker_each=arguments.worker_each, port=arguments.port)
+            outcome = finish(recipe, out, processes)
+    except Stopped:
         words = [str(arguments.recipe), *settings_of(arguments.set), "--out", str(out), "--resume"]
         print(f"stopped; to go on: coevo run {shlex.join(words)}")
         return 130

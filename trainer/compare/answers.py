@@ -112,34 +112,30 @@ def examine_seed(
     out: Path,
     seed: int,
     entries: Sequence[Result],
-    children: ProcessGroup,
-    is_stopped: Callable[[], bool],
-) -> bool:
-    """Adds these results to those of the seed. False: told to stop."""
+    processes: ProcessGroup,
+) -> None:
+    """Adds these results to those of the seed."""
     target = path_of(out, seed)
     target.parent.mkdir(exist_ok=True)
     before = read_answers(target)
     asked = exams(recipe, draw=seed)
     with tempfile.TemporaryDirectory(prefix=".exam-", dir=out) as name:
         folder = Path(name)
-        ask = partial(_asked_of, recipe, folder=folder, children=children, is_stopped=is_stopped)
+        ask = partial(_asked_of, recipe, folder=folder, processes=processes)
         merges = _merged(recipe, out / "store", [entry for entry in entries if entry.is_merge], folder, ask)
         models = {} if before else {BASE: None}  # the base was asked with the first ones
-        items = None if merges is None else ask(asked, models | _adapters(out / "store", entries, merges, folder))
-    if items is None or merges is None:
-        return False
+        items = ask(asked, models | _adapters(out / "store", entries, merges, folder))
     _merges_of(out, seed).write_bytes(_MERGES.dump_json(read_merges(out, seed) | merges, indent=1) + b"\n")
     draft = target.with_suffix(".draft")
     after = answers_of(items, asked, seed, entries)
     draft.write_text("".join(json.dumps(asdict(one)) + "\n" for one in [*before, *after]))
     draft.replace(target)
-    return True
 
 
 def _merged(
-    recipe: Recipe, store: Path, entries: Sequence[Result], folder: Path, ask: Callable[..., list[ExamAnswer] | None]
-) -> dict[str, MergedModel] | None:
-    """Writes each merge as an adapter, at every scale that may be its own. None: told to stop."""
+    recipe: Recipe, store: Path, entries: Sequence[Result], folder: Path, ask: Callable[..., list[ExamAnswer]]
+) -> dict[str, MergedModel]:
+    """Writes each merge as an adapter, at every scale that may be its own."""
     assert recipe.comparison is not None
     base = open_base(locate(recipe.base.name), recipe.base.name)
     scales = recipe.comparison.scales or (recipe.merge.scale,)
@@ -160,8 +156,6 @@ def _merged(
     own = {name for entry in entries for name in entry.capabilities}
     asked = exams(on_validation(recipe), only=own, draw=entries[0].seed)
     items = ask(asked, {name: _folder_of(*candidate, folder) for name, candidate in candidates.items()})
-    if items is None:
-        return None
     found: dict[str, MergedModel] = {}
     answered = exam_results(items, asked)
     for entry in entries:
@@ -211,10 +205,9 @@ def _asked_of(
     models: Mapping[str, Path | None],
     *,
     folder: Path,
-    children: ProcessGroup,
-    is_stopped: Callable[[], bool],
-) -> list[ExamAnswer] | None:
-    """Adapters, and the base as one without a folder, through services that have nothing else. None: told to stop."""
+    processes: ProcessGroup,
+) -> list[ExamAnswer]:
+    """Adapters, and the base as one without a folder, through services that have nothing else."""
     adapters = {name: path for name, path in models.items() if path is not None}
     ranks = [stacked_rank(path) for path in adapters.values()]
     if None in ranks:
@@ -223,16 +216,16 @@ def _asked_of(
     names, count = list(models), min(_engines(), len(models))
     decode = decoder(recipe)  # here: transformers imports lazily, which two threads at once must not ask it to
 
-    def examined(number: int) -> list[ExamAnswer] | None:
+    def examined(number: int) -> list[ExamAnswer]:
         own, out = names[number::count], folder / f"service-{number}"
         write_resolved(recipe, out)
         extra = {name: adapters[name] for name in own if name in adapters}
-        with ProcessGroup(children.folder / f"exam-{number}", {**children.environ, URL_VARIABLE: ""}) as others:
-            return Examiner(recipe, out, others, asked, decode, is_stopped).examine(own, rank=rank, extra=extra)
+        environ = {**processes.environ, URL_VARIABLE: ""}
+        with ProcessGroup(processes.folder / f"exam-{number}", environ, processes.is_stopped) as group:
+            return Examiner(recipe, out, group, asked, decode).examine(own, rank=rank, extra=extra)
 
     with ThreadPoolExecutor(count) as threads:
-        found = list(threads.map(examined, range(count)))
-    return None if None in found else [item for one in found if one is not None for item in one]
+        return [item for items in threads.map(examined, range(count)) for item in items]
 
 
 def _engines() -> int:

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,15 +22,11 @@ from adapters.names import BASE, MERGED
 from clients.client import AsyncClient, from_environment
 from trainer.evaluation.exams import Decode, Exam, ExamAnswer, decoder, exam_results, examine, exams, mean_results
 from trainer.evaluation.intervals import Interval
-from trainer.local.processes import SERVICE, ProcessGroup
+from trainer.local.processes import LOOK_S, SERVICE, ProcessGroup, Stopped
 from trainer.queue.server import URL_VARIABLE
 from trainer.recipe import Recipe
 from trainer.recipe.parts import ENGINE_RANKS, engine_rank
 from trainer.rewards.pool import HALF_THE_CORES, RewardPool
-
-_LOOK_S = 0.2
-
-Stopped = Callable[[], bool]
 
 
 def stacked_rank(adapter: Path) -> int | None:
@@ -58,40 +54,36 @@ class Examiner:
 
     recipe: Recipe
     out: Path
-    children: ProcessGroup
-    asked: Sequence[Exam]
+    processes: ProcessGroup
+    exams: Sequence[Exam]
     decode: Decode
-    is_stopped: Stopped
 
     def examine(
         self, models: Sequence[str], *, rank: int | None = None, extra: Mapping[str, Path] | None = None
-    ) -> list[ExamAnswer] | None:
-        """None: told to stop."""
-        return self._asked(models, flags_of(self.out, rank, extra))
+    ) -> list[ExamAnswer]:
+        return self._ask(models, flags_of(self.out, rank, extra))
 
-    def examine_checkpoint(self, folder: Path) -> list[ExamAnswer] | None:
+    def examine_checkpoint(self, folder: Path) -> list[ExamAnswer]:
         """A checkpoint as a base of its own, called merged."""
         store = self.out / ".merged-store"
         try:
             flags = [f"--base={folder}", f"--store={store}"]
-            items = self._asked([BASE], flags, **{URL_VARIABLE: ""})  # the queue is another store's
+            items = self._ask([BASE], flags, **{URL_VARIABLE: ""})  # the queue is another store's
         finally:
             shutil.rmtree(store, ignore_errors=True)
-        return None if items is None else [replace(item, model=MERGED) for item in items]
+        return [replace(item, model=MERGED) for item in items]
 
-    def _asked(self, models: Sequence[str], flags: Sequence[str], **environ: str) -> list[ExamAnswer] | None:
+    def _ask(self, models: Sequence[str], flags: Sequence[str], **environ: str) -> list[ExamAnswer]:
         words = (str(self.out / "recipe.json"), "--port=0", *flags)
-        url = self.children.serve(SERVICE, *words, is_stopped=self.is_stopped, **environ)
-        if url is None:
-            return None
-        questions = ", ".join(f"{len(exam.prompts)} of {exam.name}" for exam in self.asked)
+        url = self.processes.serve(SERVICE, *words, **environ)
+        questions = ", ".join(f"{len(exam.prompts)} of {exam.name}" for exam in self.exams)
         print(f"examining {', '.join(models)} on questions: {questions}", flush=True)
         with RewardPool(num_children=HALF_THE_CORES) as pool:
             items = asyncio.run(self._answers(url, models, pool))
-        self.children.stop()
+        self.processes.stop()
         return items
 
-    async def _answers(self, url: str, models: Sequence[str], pool: RewardPool) -> list[ExamAnswer] | None:
+    async def _answers(self, url: str, models: Sequence[str], pool: RewardPool) -> list[ExamAnswer]:
         key = from_environment(os.environ)["api_key"]
         async with AsyncClient(url, api_key=key) as client:
             work = asyncio.create_task(
@@ -99,18 +91,18 @@ class Examiner:
                     client,
                     pool,
                     models,
-                    self.asked,
+                    self.exams,
                     seed=self.recipe.seed,
                     max_tokens=self.recipe.rollout.max_completion_tokens,
                     decode=self.decode,
                 )
             )
             while not work.done():
-                if self.is_stopped():
+                if self.processes.is_stopped():
                     work.cancel()
-                    await asyncio.wait([work])
-                    return None
-                await asyncio.wait([work], timeout=_LOOK_S)
+                    await asyncio.wait([work])  # its questions leave the service before it is stopped
+                    raise Stopped
+                await asyncio.wait([work], timeout=LOOK_S)
             return await work
 
 
@@ -127,23 +119,23 @@ class ScalePoint:
 
 
 def scale_curve(
-    recipe: Recipe, run: Path, base: MergeBase, mix: MergePlan, scales: Sequence[float], is_stopped: Callable[[], bool]
+    recipe: Recipe, run: Path, base: MergeBase, merge_plan: MergePlan, scales: Sequence[float]
 ) -> list[ScalePoint]:
-    """By the likeliest answer to each question. Empty: told to stop."""
-    asked = [replace(exam, ways=exam.ways[:1]) for exam in exams(recipe)]
+    """The accuracy of each scale by the likeliest answer to each question."""
+    greedy_exams = [replace(exam, ways=exam.ways[:1]) for exam in exams(recipe)]
     with tempfile.TemporaryDirectory(prefix=".scales-", dir=run) as name:
         folder = Path(name)
         extra = {f"merged-{number}": folder / f"{number}" for number in range(len(scales))}
         for scale, target in zip(scales, extra.values(), strict=True):
-            write_adapter(base, replace(mix, scale=scale), target)
+            write_adapter(base, replace(merge_plan, scale=scale), target)
         rank = stacked_rank(folder / "0")
         if rank is None:
             raise UserError("--scale auto: no engine serves an adapter of the sum of these ranks; take --method svd")
-        with ProcessGroup(run / "logs", {"OMP_NUM_THREADS": "1"}) as children:
-            examiner = Examiner(recipe, run, children, asked, decoder(recipe), is_stopped)
+        with ProcessGroup(run / "logs", {"OMP_NUM_THREADS": "1"}) as processes:
+            examiner = Examiner(recipe, run, processes, greedy_exams, decoder(recipe))
             items = examiner.examine(list(extra), rank=rank, extra=extra)
-    means = mean_results(exam_results(items or [], asked)) if items else []
-    return [ScalePoint(scale, one.accuracy, one.gain) for scale, one in zip(scales, means, strict=False)]
+    means = mean_results(exam_results(items, greedy_exams))
+    return [ScalePoint(scale, mean.accuracy, mean.gain) for scale, mean in zip(scales, means, strict=True)]
 
 
 def best_scale(accuracies: Mapping[float, float]) -> float:

@@ -22,7 +22,7 @@ from adapters.merge_inputs import MergeBase, open_base, open_revision
 from adapters.merge_record import Record, write_card
 from adapters.names import BASE, MERGED, Ref
 from trainer.evaluation.exams import ExamAnswer, ExamResult, MeanResult, decoder, exam_results, exams, mean_results
-from trainer.local.examiner import Examiner, Stopped, stacked_rank
+from trainer.local.examiner import Examiner, stacked_rank
 from trainer.local.processes import ProcessGroup
 from trainer.plan.make import make_plan
 from trainer.plan.steps import Plan
@@ -49,8 +49,8 @@ def merge_of(recipe: Recipe, made: Plan, store: Path, base: MergeBase) -> MergeP
     return make_merge_plan(branches, settings.weights, method=settings.method, scale=settings.scale)
 
 
-def finish(recipe: Recipe, out: Path, children: ProcessGroup, is_stopped: Stopped) -> Outcome | None:
-    """Merges, examines, writes. None: told to stop."""
+def finish(recipe: Recipe, out: Path, processes: ProcessGroup) -> Outcome:
+    """Merges, examines, writes."""
     made = make_plan(recipe)
     folder = locate(recipe.base.name)
     base = open_base(folder, recipe.base.name)
@@ -60,18 +60,13 @@ def finish(recipe: Recipe, out: Path, children: ProcessGroup, is_stopped: Stoppe
     record = merge(base, mix, out) if mix is not None else None
     asked = exams(recipe)
     models = [BASE, *(str(Ref(start.branch, made.head(start.branch))) for start in made.starts)]
-    examiner = Examiner(recipe, out, children, asked, decoder(recipe), is_stopped)
+    examiner = Examiner(recipe, out, processes, asked, decoder(recipe))
     if mix is None:
         items = examiner.examine(models)
     elif (rank := stacked_rank(out / ADAPTER)) is None:
-        items = examiner.examine(models)
-        if items is not None:
-            of_merged = examiner.examine_checkpoint(out / MERGED)
-            items = None if of_merged is None else items + of_merged
+        items = examiner.examine(models) + examiner.examine_checkpoint(out / MERGED)
     else:
         items = examiner.examine([*models, MERGED], rank=rank, extra={MERGED: out / ADAPTER})
-    if items is None:
-        return None
     found = exam_results(items, asked)
     outcome = Outcome(found, mean_results(found))
     _write(out, recipe, outcome, items, record)

@@ -1,7 +1,7 @@
-"""Processes of ours with a log each: started, looked after, stopped in the order in which they need each other.
+"""Processes of ours with a log each: started, restarted, stopped in the order in which they need each other.
 
-Left out: which processes a run has (`training`), and who ends them if we are killed (`service.processes`: they die
-with us).
+Left out: which processes a run has (`train`), and who ends them if we are killed (`service.processes`: they die with
+us).
 """
 
 import contextlib
@@ -18,28 +18,35 @@ from adapters.errors import UserError
 from service.processes import die_with_parent
 
 COORDINATOR, SERVICE = "coordinator", "service"
-_LOOK_S = 0.2
+LOOK_S = 0.2
+"""Between two looks at processes: soon enough for a person who waits, seldom enough to cost nothing."""
 _STOP_WITHIN_S = 120.0
+"""A worker finishes the update under way before it hands over; who takes longer is killed."""
 _FAILED_WITHIN_S = 5.0
 """When one of them has failed, the others may wait for it in vain."""
 _SERVICE_WITHIN_S = 1800.0
 """A large base is read and compiled before the service answers."""
 _RESTARTS = 5
+"""In a row. A worker that dies each time at once has a fault that another start does not mend."""
 _LIVED_S = 600.0
-"""Who has lived so long starts with all its restarts again."""
-_AGAIN = frozenset({69, 70})
+"""A process that has lived so long starts with all its restarts again."""
+_RESTARTABLE = frozenset({69, 70})
 """Exit status of a worker that is worth another start."""
+
+
+class Stopped(Exception):  # noqa: N818 - no error, a wish
+    """Somebody has told the run to stop. Raised where it would wait or go on, caught once, by the command."""
 
 
 @dataclass(eq=False, slots=True)
 class Process:
     words: Sequence[str]
-    process: subprocess.Popen[bytes]
+    popen: subprocess.Popen[bytes]
     log: Path
     begin: int
-    """Of this life in the log."""
+    """Where this life of it begins in the log."""
     restarts: int
-    began: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=time.monotonic)
 
 
 @dataclass(eq=False, slots=True)
@@ -48,20 +55,23 @@ class ProcessGroup:
 
     folder: Path
     environ: dict[str, str]
-    _children: dict[str, Process] = field(default_factory=dict[str, Process])
+    is_stopped: Callable[[], bool] = lambda: False
+    """Whether somebody has told the run to stop."""
+    _processes: dict[str, Process] = field(default_factory=dict[str, Process])
 
     def __enter__(self) -> "ProcessGroup":
         self.folder.mkdir(parents=True, exist_ok=True)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.stop(_STOP_WITHIN_S if kind is None else _FAILED_WITHIN_S)
+        # A stop is no failure: workers have the time to hand over.
+        self.stop(_STOP_WITHIN_S if kind in (None, Stopped) else _FAILED_WITHIN_S)
 
     def start(self, name: str, *words: str, **environ: str) -> None:
         path = self.folder / f"{name}.log"
         with path.open("a") as log:
             begin = log.tell()
-            process = subprocess.Popen(
+            popen = subprocess.Popen(
                 die_with_parent([sys.executable, *words]),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -69,56 +79,63 @@ class ProcessGroup:
                 env=os.environ | self.environ | environ,
                 start_new_session=True,
             )
-        before = self._children.get(name)
-        is_again = before is not None and time.monotonic() - before.began < _LIVED_S
-        self._children[name] = Process(words, process, path, begin, before.restarts + 1 if before and is_again else 0)
+        before = self._processes.get(name)
+        is_restart = before is not None and time.monotonic() - before.started < _LIVED_S
+        restarts = before.restarts + 1 if before and is_restart else 0
+        self._processes[name] = Process(words, popen, path, begin, restarts)
 
-    def serve(self, name: str, *words: str, is_stopped: Callable[[], bool], **environ: str) -> str | None:
-        """Starts a service and waits for it; its address. None: told to stop before it answers."""
+    def serve(self, name: str, *words: str, **environ: str) -> str:
+        """Starts a service and waits for it; its address."""
         self.start(name, "-m", "clients.cli", "serve", *words, **environ)
         deadline = time.monotonic() + _SERVICE_WITHIN_S
-        while not is_stopped():
-            if found := re.search(r"coevo serve: (http://\S+) serves", self.log(name)):
-                return found[1]
+        while not (address := re.search(r"coevo serve: (http://\S+) serves", self.log(name))):
+            self.check_stop()
             if not self.is_running(name) or time.monotonic() > deadline:
-                raise UserError(self.last_words(name))
-            time.sleep(_LOOK_S)
-        return None
+                raise UserError(self.last_log_line(name))
+            time.sleep(LOOK_S)
+        return address[1]
+
+    def check_stop(self) -> None:
+        """Raises `Stopped` if the run is to stop."""
+        if self.is_stopped():
+            raise Stopped
 
     def log(self, name: str) -> str:
-        return self._children[name].log.read_text()[self._children[name].begin :]
+        return self._processes[name].log.read_text()[self._processes[name].begin :]
 
     def is_running(self, name: str) -> bool:
         return self.status(name) is None
 
     def status(self, name: str) -> int | None:
-        return self._children[name].process.poll()
+        return self._processes[name].popen.poll()
 
-    def last_words(self, name: str) -> str:
+    def last_log_line(self, name: str) -> str:
+        """Why a process did not go on, for a person."""
         lines = self.log(name).strip().splitlines()
-        said = lines[-1] if lines else f"it ended with status {self.status(name)}"
-        return f"the {name} did not go on: {said} ({self._children[name].log})"
+        line = lines[-1] if lines else f"it ended with status {self.status(name)}"
+        return f"the {name} did not go on: {line} ({self._processes[name].log})"
 
-    def look_after(self) -> None:
+    def restart_dead(self) -> None:
         """Starts workers again that died; what cannot go on ends the run."""
-        for name, child in list(self._children.items()):
-            status = child.process.poll()
+        for name, process in list(self._processes.items()):
+            status = process.popen.poll()
             if status is None or status == 0:
                 continue
             is_worker = name not in (COORDINATOR, SERVICE)
-            if is_worker and (status in _AGAIN or status < 0) and child.restarts < _RESTARTS:
-                self.start(name, *child.words)
+            # A negative status is a signal: the kernel's for want of memory, or somebody's by hand.
+            if is_worker and (status in _RESTARTABLE or status < 0) and process.restarts < _RESTARTS:
+                self.start(name, *process.words)
             else:
-                raise UserError(self.last_words(name))
+                raise UserError(self.last_log_line(name))
 
     def stop(self, within_s: float = _STOP_WITHIN_S) -> None:
         """Workers first, they hand over; the service last, it takes what they publish."""
-        for name in sorted(self._children, key=lambda name: (name == SERVICE, name == COORDINATOR)):
-            process = self._children[name].process
-            if process.poll() is None:
-                process.terminate()
+        for name in sorted(self._processes, key=lambda name: (name == SERVICE, name == COORDINATOR)):
+            popen = self._processes[name].popen
+            if popen.poll() is None:
+                popen.terminate()
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(within_s)
-            process.kill()
-            process.wait()
-        self._children.clear()
+                    popen.wait(within_s)
+            popen.kill()
+            popen.wait()
+        self._processes.clear()

@@ -7,13 +7,12 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from adapters.errors import UserError
-from trainer.local.processes import COORDINATOR, SERVICE, ProcessGroup
+from trainer.local.processes import COORDINATOR, LOOK_S, SERVICE, ProcessGroup, Stopped
 from trainer.plan.make import make_plan
 from trainer.queue.client import Queue, QueueAwayError
 from trainer.queue.server import URL_VARIABLE, describe, start
@@ -22,19 +21,10 @@ from trainer.recipe.file import load, run_id, write_resolved
 from trainer.reporting.console import Console
 from trainer.reporting.events import read_events
 
-_LOOK_S = 0.2
-
 
 def settings_of(changes: Sequence[str]) -> list[str]:
     """The words of a command line that make them."""
     return [word for one in changes for word in ("--set", one)]
-
-
-@dataclass(slots=True)
-class Stop:
-    """Whether somebody has asked to stop."""
-
-    is_set: bool = False
 
 
 def check_folder(out: Path, recipe: Recipe, *, resume: bool) -> None:
@@ -47,32 +37,33 @@ def check_folder(out: Path, recipe: Recipe, *, resume: bool) -> None:
 
 
 @contextmanager
-def processes(out: Path, recipe: Recipe) -> Generator[tuple[ProcessGroup, Stop]]:
+def run_processes(out: Path, recipe: Recipe) -> Generator[ProcessGroup]:
     """A queue server, and room for the other processes; none of them outlives the block. They read the recipe in the
     folder, which is written once nobody else works there."""
-    with stopping() as stop, queue_server(out) as url:
+    with stop_signals() as is_stopped, queue_server(out) as url:
         write_resolved(recipe, out)
         environ = {URL_VARIABLE: url, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-        with ProcessGroup(out / "logs", environ) as children:
-            yield children, stop
+        with ProcessGroup(out / "logs", environ, is_stopped) as processes:
+            yield processes
 
 
 @contextmanager
-def stopping() -> Generator[Stop]:
-    """Ctrl-C or SIGTERM: the first asks, the second ends at once, and the children with us."""
-    stop = Stop()
+def stop_signals() -> Generator[Callable[[], bool]]:
+    """Ctrl-C or SIGTERM: the first asks to stop, the second ends at once, and the processes with us."""
+    signals = 0
 
     def on_signal(number: int, _: object) -> None:
-        if stop.is_set:
+        nonlocal signals
+        signals += 1
+        if signals > 1:
             os._exit(128 + number)
-        stop.is_set = True
         print("stopping after the update under way; once more to stop at once", file=sys.stderr)
 
     before: Mapping[signal.Signals, object] = {
         number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)
     }
     try:
-        yield stop
+        yield lambda: signals > 0
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
@@ -89,36 +80,33 @@ def queue_server(out: Path) -> Generator[str]:
         yield server.url
 
 
-def train(
-    recipe: Recipe, out: Path, children: ProcessGroup, stop: Stop, *, worker_each: bool = False, port: int = 0
-) -> bool:
-    """All steps of the plan. False: told to stop before."""
+def train(recipe: Recipe, out: Path, processes: ProcessGroup, *, worker_each: bool = False, port: int = 0) -> None:
+    """Makes all steps of the plan."""
     branches = [start.branch for start in make_plan(recipe).starts]
     workers = [[branch] for branch in branches] if worker_each else [["all"]]
     flags = [f"--store={out / 'store'}", f"--runs={out / 'runs'}", f"--port={port}"]
-    resolved, queue = str(out / "recipe.json"), Queue(children.environ[URL_VARIABLE])
+    resolved, queue = str(out / "recipe.json"), Queue(processes.environ[URL_VARIABLE])
     for job in queue.dead():  # whatever it was is mended, or it fails again
         queue.retry(job.branch)
-    url = children.serve(SERVICE, resolved, *flags, is_stopped=lambda: stop.is_set)
-    if url is None:
-        return False
-    children.environ["COEVO_SERVICE_URL"] = url
-    children.start(COORDINATOR, "-m", "clients.cli", "coordinate", resolved, f"--tracking={out / 'runs'}")
+    url = processes.serve(SERVICE, resolved, *flags)
+    processes.environ["COEVO_SERVICE_URL"] = url
+    processes.start(COORDINATOR, "-m", "clients.cli", "coordinate", resolved, f"--tracking={out / 'runs'}")
     for names in workers:
         words = [word for name in names for word in ("--branch", name)]
-        children.start(
+        processes.start(
             f"worker-{names[0]}", "-m", "trainer.worker", *words, "--name", f"{out.resolve().name}-{names[0]}"
         )
     with Console(recipe, events_of(out, recipe), url) as console:
-        while not stop.is_set and children.is_running(COORDINATOR):
-            children.look_after()
+        while not processes.is_stopped() and processes.is_running(COORDINATOR):
+            processes.restart_dead()
             _check_jobs(queue, branches)
             console.look()
-            time.sleep(_LOOK_S)
+            time.sleep(LOOK_S)
         console.look()
-    is_done = children.status(COORDINATOR) == 0 and not stop.is_set
-    children.stop()
-    return is_done
+    is_done = processes.status(COORDINATOR) == 0 and not processes.is_stopped()
+    processes.stop()
+    if not is_done:
+        raise Stopped
 
 
 def _check_jobs(queue: Queue, branches: Sequence[str]) -> None:

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.local.train import processes
+from trainer.local.train import run_processes
 from trainer.queue.server import URL_VARIABLE, QueueError
 from trainer.recipe.file import load
 
@@ -11,9 +11,9 @@ RECIPE = Path("recipes/miniature.toml")
 
 def test_the_recipe_of_a_folder_where_somebody_works_stays_as_it_is(tmp_path, monkeypatch):
     monkeypatch.delenv(URL_VARIABLE, raising=False)
-    with processes(tmp_path, load(RECIPE)):
+    with run_processes(tmp_path, load(RECIPE)):
         before = (tmp_path / "recipe.json").read_text()
         other = load(RECIPE, ["budget.prefetch=1"])
-        with pytest.raises(QueueError, match="works in this folder"), processes(tmp_path, other):
+        with pytest.raises(QueueError, match="works in this folder"), run_processes(tmp_path, other):
             pass
         assert (tmp_path / "recipe.json").read_text() == before
