@@ -65,7 +65,7 @@ def test_every_service_gives_up_what_it_does_not_need(names: tuple[str, ...]) ->
 
 
 @files
-def test_the_one_port_that_is_published_is_the_services_on_the_hosts_own_address(names: tuple[str, ...]) -> None:
+def test_only_the_services_port_is_published_on_the_hosts_own_address(names: tuple[str, ...]) -> None:
     ports = {name: service["ports"] for name, service in merged(*names).items() if "ports" in service}
     assert ports == {"service": ["127.0.0.1:8000:8000"]}
     networks = {name: service["networks"] for name, service in merged(*names).items()}

@@ -93,7 +93,7 @@ def test_a_run_that_is_interrupted_goes_on_where_it_was(tmp_path: Path) -> None:
 
 
 @pytest.mark.soak
-def test_a_run_that_is_interrupted_at_any_stage_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_a_run_interrupted_at_any_stage_goes_on_where_it_was(tmp_path: Path) -> None:
     out = tmp_path / "out"
     loading = Started(out=out)
     loading.wait_for_log("service", "loading")
@@ -176,7 +176,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.soak
-def test_a_full_disk_ends_it_in_one_line_and_with_room_it_goes_on(small_disk: Path) -> None:
+def test_a_full_disk_ends_it_in_a_line_then_it_goes_on(small_disk: Path) -> None:
     """Room for the queue and the first revisions, and no more."""
     out = small_disk / "out"
     started = Started(out=out)

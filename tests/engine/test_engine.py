@@ -11,7 +11,7 @@ pytestmark = pytest.mark.engine
 PROMPTS, LENGTH = 24, 400
 
 
-def test_seeded_prompts_that_come_in_pieces_are_answered_as_those_that_do_not(engine_thread) -> None:
+def test_seeded_prompts_in_pieces_are_answered_as_those_in_one_piece(engine_thread) -> None:
     """Together they are more than twice what a step takes; each alone fits."""
     engine = engine_thread.engine
     assert 2 * engine.settings.max_num_batched_tokens < PROMPTS * LENGTH

@@ -63,7 +63,7 @@ def make_learner(**changes) -> Learner:
     return Learner(policy, base=base_digest(BASE), budget=2048, **(settings | changes))
 
 
-def test_steps_of_both_phases_end_in_revisions_that_say_how_they_were_made(service, pool, tmp_path) -> None:
+def test_steps_of_both_phases_end_in_revisions_that_say_their_origin(service, pool, tmp_path) -> None:
     async def run() -> None:
         async with AsyncClient(service.url, base=base_digest(BASE)) as client:
             arena, learner = make_arena(client, pool), make_learner()

@@ -28,7 +28,7 @@ def media_of(question: Question) -> EngineMedia:
 
 
 @pytest.mark.parametrize("name", ["text", "image", "video"])
-def test_vllm_expands_the_prompts_that_the_base_was_trained_on_and_answers_alike(name, base, engine_thread) -> None:
+def test_vllm_expands_prompts_as_the_base_was_trained_and_answers_alike(name, base, engine_thread) -> None:
     model, processor = base
     engine = engine_thread.engine
     asked = list(itertools.islice(questions(CAPABILITIES[name], "test", 0, 2), COUNT))

@@ -64,7 +64,7 @@ def check(service: ServiceProcess, adapter: ScaledAdapter, head: int) -> None:
     assert one.logprobs == pytest.approx(adapter.logprobs(one).tolist(), abs=TOLERANCE)
 
 
-def test_killed_on_both_sides_of_the_commit_then_its_engine_killed_then_frozen_nothing_is_lost_or_wrong(
+def test_killed_around_the_commit_and_its_engine_frozen_nothing_is_lost(
     tmp_path: Path, adapter
 ) -> None:
     """Before the commit nothing is kept, after it the revision is; the fourth death in a short while is the last."""
@@ -154,7 +154,7 @@ def none_of(family: list[psutil.Process]) -> bool:
 
 
 @pytest.mark.soak
-def test_killed_at_any_step_frozen_or_killed_too_often_nothing_is_lost_or_wrong(tmp_path: Path, adapter) -> None:
+def test_killed_or_frozen_at_any_step_nothing_is_lost_or_wrong(tmp_path: Path, adapter) -> None:
     """Side by side, since most of it is waiting for a service to start."""
     scenarios = (killed_before_the_commit_then_too_often, killed_after_the_commit_then_frozen)
     with ThreadPoolExecutor() as pool:

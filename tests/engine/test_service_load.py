@@ -53,7 +53,7 @@ def test_every_answer_is_of_the_revision_it_names_while_revisions_pour_in(servic
     assert is_flat(memory)
 
 
-def test_more_callers_than_it_takes_are_told_when_to_come_again_and_none_waits_for_ever(service) -> None:
+def test_too_many_callers_hear_when_to_come_again_and_none_waits(service) -> None:
     notes = Notes()
     memory = asyncio.run(overrun(service, notes, SECONDS))
     print(f"{notes.statuses}, the slowest {notes.slowest_s:.1f} s, {memory} MiB")

@@ -51,7 +51,7 @@ def cluster(machines: Machines, near_nursery: Nursery, tmp_path_factory: pytest.
 
 
 @pytest.mark.parametrize("leases", [1.5, pytest.param(15.0, marks=pytest.mark.soak)])
-def test_a_run_goes_on_after_its_machine_was_cut_off_for_longer_than_a_lease(
+def test_a_run_goes_on_after_its_machine_outlasted_its_leases(
     leases: float, machines: Machines, cluster: Cluster, tmp_path: Path
 ) -> None:
     name = f"cut{leases:.0f}"
@@ -77,7 +77,7 @@ def test_a_run_goes_on_after_its_machine_was_cut_off_for_longer_than_a_lease(
 
 
 @pytest.mark.soak
-def test_what_was_learnt_behind_the_cut_is_dropped_when_another_took_the_branch(
+def test_an_update_behind_the_cut_is_dropped_when_another_took_its_branch(
     machines: Machines, cluster: Cluster, tmp_path: Path
 ) -> None:
     """A worker beside the service waits for the branch, gets it during the cut, and keeps it."""

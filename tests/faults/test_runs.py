@@ -73,7 +73,7 @@ def test_an_adaptive_rhythm_is_decided_once_for_all_workers(cluster: Cluster, tm
     assert {event["step"] for event in overlaps} == {1, 3, 5, 6, 8, 9}
 
 
-def test_a_run_that_was_killed_in_the_middle_ends_in_the_same_bits(
+def test_a_run_killed_in_the_middle_ends_in_the_same_bits(
     at_once: Cluster, recipe: Path, tmp_path: Path, nursery: Nursery
 ) -> None:
     """Fed the first run's rollouts: half of it without prefetch, then kill -9 of everything, then the rest with."""

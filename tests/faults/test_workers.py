@@ -34,7 +34,7 @@ def told(cluster: Cluster, recipe: Path, kind: str) -> list[dict]:
     return [event for event in cluster.events(run_id(load(recipe))) if event["kind"] == kind]
 
 
-def test_killed_at_every_point_of_a_step_it_goes_on_at_once_under_its_name(cluster: Cluster, tmp_path: Path) -> None:
+def test_killed_at_any_point_it_goes_on_at_once_under_its_name(cluster: Cluster, tmp_path: Path) -> None:
     """Faults 1 to 3: nothing is lost but the step it was at, and what it had published counts."""
     recipe, branch, coordinator = solo(cluster, tmp_path, "killed")
     for point, head in (("claimed", 0), ("gathered", 1), ("learnt", 2), ("published", 3)):
@@ -79,7 +79,7 @@ def test_a_worker_that_slept_through_its_lease_changes_nothing(cluster: Cluster,
     ]
 
 
-def test_the_second_of_two_workers_waits_and_takes_over_when_the_first_is_told_to_end(
+def test_the_second_worker_waits_and_takes_over_when_the_first_ends(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     """Faults 5 and 8: the update under way is finished, published and handed over."""
@@ -137,7 +137,7 @@ def test_a_job_that_always_fails_dies_and_can_be_tried_again(cluster: Cluster, t
     finish(cluster, recipe, coordinator, cluster.worker(branch, name="stoic", COEVO_TEST_MARKER=str(marker)))
 
 
-def test_the_processes_of_a_torchrun_work_as_one_and_are_ended_as_one(cluster: Cluster, tmp_path: Path) -> None:
+def test_the_processes_of_a_torchrun_work_and_end_as_one(cluster: Cluster, tmp_path: Path) -> None:
     recipe, branch, coordinator = solo(cluster, tmp_path, "ranks")
     launch = ("torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "trainer.worker")
     service = {"COEVO_SERVICE_URL": cluster.service.url}

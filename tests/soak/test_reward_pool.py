@@ -60,7 +60,7 @@ def is_right(scored: Scored, value: float) -> bool:
 
 @pytest.mark.soak
 @pytest.mark.timeout(SOAK_S + 300)
-def test_no_score_is_wrong_lost_or_doubled_while_children_are_killed_and_stopped() -> None:
+def test_no_score_is_wrong_lost_or_doubled_while_children_are_killed() -> None:
     here = psutil.Process()
     draw = random.Random(0)
     num_scored = num_unscorable = 0

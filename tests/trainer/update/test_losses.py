@@ -56,7 +56,7 @@ def test_one_update_a_batch_has_the_gradient_of_the_weighted_log_probability():
     assert not found.is_clipped_N.any()
 
 
-def test_what_the_trainer_finds_likelier_than_the_engine_counts_for_more_up_to_a_cap():
+def test_tokens_likelier_to_the_trainer_count_for_more_up_to_a_cap():
     old_N = torch.tensor([-2.0, -2.0, -2.0, -2.0])
     engine_N = torch.tensor([-2.0, -2.5, -9.0, -1.0])
     weighted = surrogate(old_N, old_N, engine_N, torch.ones(4), **CLIP, importance_cap=2.0)

@@ -34,7 +34,7 @@ def one_pack(tokens: int) -> Pack:
 
 @QUICK
 @given(SHAPES, st.integers(2, 40))
-def test_a_row_keeps_the_budget_unless_it_is_one_completion_that_is_longer(
+def test_a_row_keeps_the_budget_unless_a_single_completion_is_longer(
     shapes: list[tuple[int, list[int]]], budget: int
 ) -> None:
     for row in pack(make(shapes), budget):
