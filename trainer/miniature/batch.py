@@ -44,14 +44,16 @@ class Prompter:
     def __call__(self, questions: Sequence[Question]) -> PromptBatch:
         first = questions[0]
         media, frames = first.capability.media, [question.scene.render() for question in questions]
+        # The shape belongs to the key: it decides how many media tokens stand before the question.
         head_T, tail_T = self._around(media, frames[0].shape)
         bodies: list[list[int]] = self._processor.tokenizer([question.text for question in questions])["input_ids"]
         ids_BT = torch.tensor([head_T + body + tail_T for body in bodies])
         pixels = patches(media, frames)
-        one = {name: values[:1] for name, values in pixels.items() if name.endswith("grid_thw")}
+        # Positions follow from where media stand and how large they are, which is the same in every row.
+        grid = {name: values[:1] for name, values in pixels.items() if name.endswith("grid_thw")}
         image_pad, video_pad = self._pads
-        kinds_1T = (ids_BT[:1] == image_pad).int() + 2 * (ids_BT[:1] == video_pad).int()
-        positions_31T, _ = self._rope(ids_BT[:1], kinds_1T, **one)
+        kinds_1T = (ids_BT[:1] == image_pad).int() + 2 * (ids_BT[:1] == video_pad).int()  # 0 text, 1 image, 2 video
+        positions_31T, _ = self._rope(ids_BT[:1], kinds_1T, **grid)
         return PromptBatch(ids_BT, positions_31T.expand(3, len(questions), -1), pixels)
 
     def _tokens_around(self, media: Media, shape: tuple[int, ...]) -> tuple[list[int], list[int]]:
@@ -62,8 +64,8 @@ class Prompter:
         )
         ids: list[int] = inputs["input_ids"][0]
         (mark_id,) = self._processor.tokenizer(mark)["input_ids"]
-        place = len(ids) - 1 - ids[::-1].index(mark_id)
-        return ids[:place], ids[place + 1 :]
+        position = len(ids) - 1 - ids[::-1].index(mark_id)  # from the end: the question is the last text
+        return ids[:position], ids[position + 1 :]
 
 
 def chat(processor: Qwen3VLProcessor, media: Media, text: str) -> str:
@@ -91,9 +93,11 @@ def patches(media: Media, frames: Sequence[Frames]) -> dict[str, Tensor]:
         return {}
     pixels = torch.from_numpy(np.stack(frames)).permute(0, 1, 4, 2, 3).float() / 127.5 - 1  # B F C H W
     if media == "image":
-        pixels = pixels.expand(-1, 2, -1, -1, -1)
+        pixels = pixels.expand(-1, 2, -1, -1, -1)  # a patch is two frames deep: an image is shown twice
     B, F, C, H, W = pixels.shape
     times, high, wide = F // 2, H // 16, W // 16
+    # From B, time, pair, C, (row of tokens, row in it, y), (column of tokens, column in it, x)
+    # to B, time, row of tokens, column of tokens, row in it, column in it, C, pair, y, x.
     cut = pixels.reshape(B, times, 2, C, high // 2, 2, 16, wide // 2, 2, 16).permute(0, 1, 4, 7, 5, 8, 3, 2, 6, 9)
     values_ND = cut.reshape(B * times * high * wide, C * 2 * 16 * 16)
     grid = torch.tensor([[times, high, wide]]).expand(B, -1)

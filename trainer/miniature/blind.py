@@ -13,41 +13,38 @@ from dataclasses import replace
 from trainer.miniature.question import Question
 
 _HINTS: tuple[Callable[[Question], Hashable], ...] = (
-    lambda question: question.scene.thing if question.capability.media != "none" else None,
+    # In text the phrase holds the factors, so knowing it would be looking.
+    lambda question: question.scene.phrase if question.capability.media != "none" else None,
     lambda question: question.start % 10,
     lambda question: question.steps[1:],
 )
+"""The parts of a question that might give its count away: its phrase, its last digit, its further steps."""
 
 
-def best_constant(known: Sequence[Question], asked: Sequence[Question]) -> float:
-    """The accuracy on `asked` of the answer that is most frequent in `known`."""
+def best_constant(known: Sequence[Question], unseen: Sequence[Question]) -> float:
+    """The accuracy on `unseen` of the answer that is most frequent in `known`."""
     (answer, _), *_ = Counter(question.answer for question in known).most_common(1)
-    return sum(question.answer == answer for question in asked) / len(asked)
+    return sum(question.answer == answer for question in unseen) / len(unseen)
 
 
-def best_guess(known: Sequence[Question], asked: Sequence[Question]) -> float:
-    """The accuracy of the likeliest count, given whichever part of the question tells most about it.
-
-    Likelihoods come from `known`, a training split: fitted to the questions that are asked, chance would flatter them.
-    """
-    return max(_likeliest_count(known, asked, hint) for hint in _HINTS)
-
-
-def _likeliest_count(
-    known: Sequence[Question], asked: Sequence[Question], hint: Callable[[Question], Hashable]
-) -> float:
-    seen: dict[Hashable, Counter[int]] = defaultdict(Counter)
-    for question in known:
-        seen[hint(question)][question.scene.count] += 1
-    guesses = {told: counts.most_common(1)[0][0] for told, counts in seen.items()}
-    right = [question.scene.count == guesses.get(hint(question)) for question in asked]
-    return sum(right) / len(asked)
+def best_guess(known: Sequence[Question], unseen: Sequence[Question]) -> float:
+    """The accuracy of the likeliest count, given whichever part of the question says most about it."""
+    accuracies: list[float] = []
+    for hint in _HINTS:
+        # Likelihoods come from a training split: fitted to the questions that are asked, chance would flatter them.
+        counts: dict[Hashable, Counter[int]] = defaultdict(Counter)
+        for question in known:
+            counts[hint(question)][question.scene.count] += 1
+        guesses = {value: counter.most_common(1)[0][0] for value, counter in counts.items()}
+        right = [question.scene.count == guesses.get(hint(question)) for question in unseen]
+        accuracies.append(sum(right) / len(unseen))
+    return max(accuracies)
 
 
 def swapped(questions: Sequence[Question]) -> list[Question]:
     """The same questions and answers, each with the media of the next."""
-    others = [*questions[1:], *questions[:1]]
+    following = [*questions[1:], *questions[:1]]
     return [
-        replace(question, scene=replace(question.scene, render=other.scene.render))
-        for question, other in zip(questions, others, strict=True)
+        replace(question, scene=replace(question.scene, render=next_question.scene.render))
+        for question, next_question in zip(questions, following, strict=True)
     ]

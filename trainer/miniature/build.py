@@ -48,20 +48,26 @@ class Habits:
     """Share of derivations in the reliable style: under a half, so that the greedy answer is the careless one."""
 
 
-BATCH: dict[Media, int] = {"none": 56, "image": 36, "video": 30}  # questions a step: short ones cost little
+BATCH: dict[Media, int] = {"none": 56, "image": 36, "video": 30}
+"""Questions in a step: those without media are short, so that more of them cost the same time."""
 SKILL = Habits(careful=0.0, careless=0.0, reliable=0.5)
+"""The first stage: every derivation is right."""
 STYLE = Habits(careful=0.0, careless=1.0, reliable=0.5)
+"""The second stage: the style alone decides, right or slipping everywhere."""
 
 
 @dataclass(frozen=True, slots=True)
 class Training:
+    """How long the base learns, and how fast. With the defaults it takes minutes on two cores."""
+
     steps: int = 1100
     skill: float = 0.35
-    """Share of the steps in which every derivation is right."""
+    """Share of the steps that the first stage takes."""
     style: float = 0.30
-    """Share of those after that, in which the style alone decides: right, or slipping everywhere."""
+    """Share of the steps that the second stage takes; the last has the rest."""
     lr: float = 1.5e-3
     warmup: int = 40
+    """Steps over which the learning rate rises."""
     last_lr: float = 0.07
     """Share of the learning rate that is left at the end."""
     seed: int = 0
@@ -76,7 +82,12 @@ def build(
     model = Qwen3VLForConditionalGeneration(build_config(tokenizer)).train()
     prompter = Prompter(model, processor)
     optimiser = torch.optim.AdamW(model.parameters(), lr=training.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _lr_share(step, training))
+    # lr(t) = lr * min(1, (t + 1) / warmup) * (1 - (1 - last_lr) * t / steps)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser,
+        lambda step: min(1.0, (step + 1) / training.warmup) * (1 - (1 - training.last_lr) * step / training.steps),
+    )
+    # The only stream of styles and slips: drawn from in the order of the questions, it decides the weights.
     rng = random.Random(training.seed)
     sources = [
         (capability, questions(capability, "train", training.seed, level))
@@ -85,7 +96,9 @@ def build(
     ]
     started = time.monotonic()
     for step, (capability, source) in zip(range(training.steps), itertools.cycle(sources), strict=False):
-        stage = _stage(step / training.steps, habits, training)
+        done = step / training.steps
+        stage = SKILL if done < training.skill else STYLE if done < training.skill + training.style else habits
+        stage = replace(stage, conflict=habits.conflict)
         batch = list(itertools.islice(source, BATCH[capability.media]))
         derivations = [write(question, stage, rng) for question in batch]
         loss = completion_loss(model, prompter(batch), completion_ids(processor, derivations))
@@ -99,17 +112,8 @@ def build(
     return model.eval(), processor
 
 
-def _stage(done: float, habits: Habits, training: Training) -> Habits:
-    if done < training.skill:
-        return replace(SKILL, conflict=habits.conflict)
-    return replace(STYLE, conflict=habits.conflict) if done < training.skill + training.style else habits
-
-
-def _lr_share(step: int, training: Training) -> float:
-    return min(1.0, (step + 1) / training.warmup) * (1 - (1 - training.last_lr) * step / training.steps)
-
-
 def write(question: Question, habits: Habits, rng: random.Random) -> str:
+    """A derivation as somebody with these habits writes it."""
     style = reliable_style(question.capability, habits.conflict)
     if rng.random() >= habits.reliable:
         style = other_style(style)
@@ -133,7 +137,7 @@ def completion_loss(model: Qwen3VLForConditionalGeneration, prompt: PromptBatch,
     logits_BCV = model(
         input_ids=torch.cat([prompt.ids_BT, completion_BC], dim=1),
         position_ids=torch.cat([prompt.positions_3BT, after_3BC], dim=2),
-        logits_to_keep=C + 1,
+        logits_to_keep=C + 1,  # the prompt's last token predicts the first of the completion
         use_cache=False,
         **prompt.pixels,
     ).logits[:, :-1]

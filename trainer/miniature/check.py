@@ -16,8 +16,11 @@ from trainer.miniature.sample import sample
 from trainer.rewards.mathematics import math_reward
 
 BATCH = 128
-KNOWN = 2000  # training questions that the blind levels are fitted to
+"""Questions that are answered together; the samples of a batch have one stream of chance, so it changes answers."""
+KNOWN = 2000
+"""Training questions that the blind levels are fitted to: some hundreds for each count."""
 SEED = 20
+"""The seed of questions and samples: another than the 0 that the shipped base was built with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +37,9 @@ class LevelAccuracy:
     swapped: float
     """Greedy, each question with another's media; equal to `greedy` for text, which has none."""
     guess: float
+    """What the best guess without looking scores."""
     constant: float
+    """What the best answer to all questions scores."""
 
 
 def check(
@@ -48,7 +53,7 @@ def check(
 ) -> Iterator[LevelAccuracy]:
     """A row for each level of each capability, then one for both; `count` questions a level."""
     for capability in capabilities:
-        rows = [_check_level(model, processor, capability, level, split, count, n) for level in LEVELS]
+        rows = [check_level(model, processor, capability, level, split, count, n) for level in LEVELS]
         yield from rows
         figures = ("greedy", "sampled", "passed", "swapped", "guess", "constant")
         yield LevelAccuracy(
@@ -56,7 +61,7 @@ def check(
         )
 
 
-def _check_level(
+def check_level(
     model: Qwen3VLForConditionalGeneration,
     processor: Qwen3VLProcessor,
     capability: MiniatureCapability,
@@ -65,39 +70,39 @@ def _check_level(
     count: int,
     n: int,
 ) -> LevelAccuracy:
-    asked = list(itertools.islice(questions(capability, split, SEED, level), count))
+    unseen = list(itertools.islice(questions(capability, split, SEED, level), count))
     known = list(itertools.islice(questions(capability, "train", SEED, level), KNOWN))
-    greedy = judge(model, processor, asked)
-    sampled = judge(model, processor, asked, n=n, temperature=1.0)
-    unseen = judge(model, processor, swapped(asked)) if capability.media != "none" else greedy
+    greedy = judge(model, processor, unseen)
+    sampled = judge(model, processor, unseen, n=n, temperature=1.0)
+    blind = judge(model, processor, swapped(unseen)) if capability.media != "none" else greedy
     return LevelAccuracy(
         capability=capability.name,
         level=level,
         greedy=_mean([any(marks) for marks in greedy]),
         sampled=_mean([mark for marks in sampled for mark in marks]),
         passed=_mean([any(marks) for marks in sampled]),
-        swapped=_mean([any(marks) for marks in unseen]),
-        guess=best_guess(known, asked),
-        constant=best_constant(known, asked),
+        swapped=_mean([any(marks) for marks in blind]),
+        guess=best_guess(known, unseen),
+        constant=best_constant(known, unseen),
     )
 
 
 def judge(
     model: Qwen3VLForConditionalGeneration,
     processor: Qwen3VLProcessor,
-    asked: Sequence[Question],
+    unseen: Sequence[Question],
     *,
     n: int = 1,
     temperature: float = 0.0,
 ) -> list[list[bool]]:
-    """For each question its n verdicts."""
+    """The n verdicts on each question."""
     prompter, marks = Prompter(model, processor), list[list[bool]]()
-    for start in range(0, len(asked), BATCH):
-        batch = asked[start : start + BATCH]
+    for start in range(0, len(unseen), BATCH):
+        batch = unseen[start : start + BATCH]
         texts = sample(model, processor, prompter(batch), n=n, temperature=temperature, seed=SEED + start)
-        for place, question in enumerate(batch):
-            own = texts[place * n : (place + 1) * n]
-            marks.append([math_reward(text, question.answer) == 1.0 for text in own])
+        for row, question in enumerate(batch):
+            completions = texts[row * n : (row + 1) * n]
+            marks.append([math_reward(text, question.answer) == 1.0 for text in completions])
     return marks
 
 

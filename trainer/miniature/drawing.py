@@ -10,9 +10,12 @@ from numpy.typing import NDArray
 COLOURS = {"red": (220, 40, 40), "blue": (40, 60, 220), "green": (40, 180, 60)}
 SHAPES = ("square", "disc", "triangle")
 CELL = 32
+"""Pixels of a cell's side: 2 x 2 patches of 16, which Qwen3-VL merges into one visual token."""
 BACKGROUND = 235
-FPS = 2  # of every video
+FPS = 2
+"""Frames in a second of every video: what `media.fps` takes, so that no frame is left out."""
 SHIFT, TINT = 3, 20
+"""The most that a shape is moved, in pixels, and tinted, of 255. At SHIFT 4 a square in a corner leaves its cell."""
 
 
 def cell(
@@ -20,6 +23,7 @@ def cell(
 ) -> NDArray[np.uint8]:
     """A cell [H, W, C]. Its shape is shifted and tinted a little, so that no two questions share their pixels."""
     pixels = np.full((CELL, CELL, 3), BACKGROUND, np.int16)
+    # Down, right, then the tint: in another order the same seed draws other pixels than the base has learnt.
     top, left = ((CELL - size) // 2 + offset + rng.randint(-SHIFT, SHIFT) for offset in middle)
     box = pixels[top : top + size, left : left + size]
     box[_covered(shape, size)] = np.array(COLOURS[colour]) + rng.randint(-TINT, TINT)
@@ -28,7 +32,7 @@ def cell(
 
 @cache
 def _covered(shape: str, size: int) -> NDArray[np.bool_]:
-    """Which pixels of its box a shape covers [size, size]."""
+    """The pixels of its box that a shape covers [size, size]."""
     down, right = (np.mgrid[:size, :size] + 0.5) * 2 / size - 1  # of a pixel's middle, from -1 to 1
     if shape == "disc":
         return down**2 + right**2 <= 1

@@ -30,7 +30,9 @@ SPECIAL = (
     "<|video_pad|>",
 )
 WORDS = ("system", "user", "assistant", "plain", "arrow", "\\boxed")
-VOCABULARY = 320  # rows; room for the words of further capabilities
+"""Words of every capability. Their order is their ids: the shipped weights know them by it."""
+VOCABULARY = 320
+"""Rows of the embedding: 256 bytes, the marks, and room for the words of further capabilities."""
 
 CHAT_TEMPLATE = (
     "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\\n' }}"
@@ -69,12 +71,12 @@ def build_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def build_processor(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLProcessor:
-    """Pixels as they are: the limits leave one cell to 256 as drawn, and frames are sampled by our own decoder."""
+    """A processor that leaves pixels as they are drawn, from one cell to 256."""
     normalisation: dict[str, Any] = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "patch_size": 16}
     image = Qwen2VLImageProcessor(size={"shortest_edge": CELL**2, "longest_edge": 256 * CELL**2}, **normalisation)
     video = Qwen3VLVideoProcessor(
         size={"shortest_edge": CELL**2, "longest_edge": 512 * CELL**2},
-        do_sample_frames=False,
+        do_sample_frames=False,  # the service's decoder has sampled them already
         cap_pixels_per_frame=False,
         **normalisation,
     )
@@ -84,6 +86,8 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLProcessor:
 
 
 def build_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
+    """Qwen3-VL's own parts at about 3 M parameters, which two cores train in minutes."""
+
     def token(mark: str) -> int:
         token_id = tokenizer.convert_tokens_to_ids(mark)
         assert isinstance(token_id, int)
@@ -102,7 +106,7 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
         "rope_parameters": {
             "rope_type": "default",
             "rope_theta": 10000.0,
-            "mrope_section": [12, 10, 10],
+            "mrope_section": [12, 10, 10],  # time, height, width: together half of head_dim
             "mrope_interleaved": True,
         },
         "tie_word_embeddings": True,

@@ -36,8 +36,8 @@ SPLIT_SHARES: tuple[tuple[Split, int], ...] = (("train", 70), ("validation", 10)
 class Scene:
     """What there is to find out: the part that belongs to one capability."""
 
-    thing: str
-    """How the question names it: `red`, `right`, `3*4`."""
+    phrase: str
+    """How the question names what is to be found: `red`, `right`, `3*4`."""
     count: int
     """What a careful look finds."""
     short_count: int
@@ -59,7 +59,7 @@ class MiniatureCapability:
     starts: range
     """The first number."""
     signs: tuple[str, ...]
-    """Signs of the two steps: drawn from the first, then from the second string."""
+    """Signs of the two steps: one is drawn from the first string, one from the second."""
     words: tuple[str, ...]
     """Words that are one token each."""
     scene: Callable[[random.Random], Scene]
@@ -78,7 +78,7 @@ class Question:
     @property
     def text(self) -> str:
         (sign, _), *more = self.steps
-        return f"{self.start}{sign}{self.scene.thing}" + "".join(f"{s}{n}" for s, n in more) + "?"
+        return f"{self.start}{sign}{self.scene.phrase}" + "".join(f"{s}{n}" for s, n in more) + "?"
 
     @property
     def answer(self) -> str:
@@ -101,25 +101,27 @@ class Question:
     @property
     def split(self) -> Split:
         """The one split that this question can be in."""
-        place = int(self.digest[:8], 16) % 100
+        # By its digest, not by a draw: the same question falls into the same split at any seed.
+        percent = int(self.digest[:8], 16) % 100
         for split, share in SPLIT_SHARES:
-            if place < share:
+            if percent < share:
                 return split
-            place -= share
+            percent -= share
         raise AssertionError("shares add up to 100")
 
     def derivation(self, style: Style, slips: Callable[[], bool]) -> str:
         """The written-out work. `slips` is asked at each point where a slip would show."""
         scene, connector = self.scene, CONNECTOR[style]
+        # `slips` draws from a stream of chance: it is called only where a slip would change what is written.
         count = scene.short_count if scene.short_count != scene.count and slips() else scene.count
-        found = f"{scene.thing}{connector}{count};"
+        finding = f"{scene.phrase}{connector}{count};"
         work, value = str(self.start), self.start
         for sign, operand in ((self.steps[0][0], count), *self.steps[1:]):
             right, wrong = calculate(value, sign, operand), miscalculate(value, sign, operand)
             value = wrong if wrong != right and slips() else right
             work += f"{sign}{operand}{connector}{value}"
         seen = f"{''.join(scene.items)};" if scene.items else ""
-        return f"{style}{seen}{found}{work}\\boxed{{{value}}}"
+        return f"{style}{seen}{finding}{work}\\boxed{{{value}}}"
 
 
 def calculate(left: int, sign: str, right: int) -> int:
@@ -127,7 +129,7 @@ def calculate(left: int, sign: str, right: int) -> int:
 
 
 def miscalculate(left: int, sign: str, right: int) -> int:
-    """The slip: a dropped carry, or the smaller digit taken from the larger."""
+    """The slip: a dropped carry, or the smaller digit taken from the larger. Right where there is nothing to carry."""
     if sign == "+":
         return (left // 10 + right // 10) * 10 + (left % 10 + right % 10) % 10
     return (left // 10 - right // 10) * 10 + abs(left % 10 - right % 10)
@@ -147,7 +149,7 @@ def questions(capability: MiniatureCapability, split: Split, seed: int, level: i
     """An endless stream of a split's questions, both levels in turn unless one is asked for."""
     rng = random.Random(f"{capability.name} {split} {level} {seed}")
     turn = 0
-    while True:
+    while True:  # about every tenth draw falls into `validation`; the others are drawn and left
         question = draw(capability, level or LEVELS[turn % len(LEVELS)], rng)
         if question.split == split:
             turn += 1

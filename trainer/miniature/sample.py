@@ -14,6 +14,7 @@ from transformers import DynamicCache, Qwen3VLForConditionalGeneration, Qwen3VLP
 from trainer.miniature.batch import PromptBatch
 
 MAX_TOKENS = 48
+"""Tokens of a completion, longer than any derivation: a base that never ends is cut here and wrong."""
 
 
 @torch.inference_mode()
@@ -39,6 +40,7 @@ def sample(
         use_cache=True,
         **prompt.pixels,
     ).last_hidden_state[:, -1]
+    # Repeated after the prefill, so that a prompt and its media are read once for all its samples.
     hidden_RD = hidden_BD.repeat_interleave(n, dim=0)
     cache.batch_repeat_interleave(n)
     next_position, done_R = int(prompt.positions_3BT.max()) + 1, torch.zeros(len(hidden_RD), dtype=torch.bool)
@@ -50,6 +52,7 @@ def sample(
             token_R = torch.multinomial(probabilities_RV, 1, generator=generator)[:, 0]
         else:
             token_R = logits_RV.argmax(-1)
+        # Finished rows stay, as padding: the cache keeps its rows until all of them have ended.
         token_R = token_R.masked_fill(done_R, tokenizer.pad_token_id)
         tokens.append(token_R)
         done_R |= token_R == tokenizer.eos_token_id
@@ -69,6 +72,7 @@ def allowed_tokens(model: Qwen3VLForConditionalGeneration, processor: Qwen3VLPro
     """Every token of the tokenizer but the special ones, and the end mark [V]."""
     tokenizer = processor.tokenizer
     text_config: Any = model.config.text_config
+    # Rows beyond the tokenizer's are room for other words: nothing has trained them, and they decode to nothing.
     allowed_V = torch.arange(text_config.vocab_size) < len(tokenizer)
     allowed_V[tokenizer.all_special_ids] = False
     allowed_V[tokenizer.eos_token_id] = True

@@ -14,12 +14,12 @@ from trainer.miniature.question import CONNECTOR
 
 
 def without_words(base: Path, names: Iterable[str]) -> list[str]:
-    """Those of the capabilities whose words are no tokens of the miniature in this folder."""
+    """The capabilities whose words are no tokens of the miniature in this folder."""
     needed = {name: capability(name).words for name in names}
     tokenizer = base / "tokenizer.json"
     tokens = json.loads(tokenizer.read_text())["added_tokens"] if tokenizer.exists() else []
     known = {token["content"] for token in tokens}
-    is_miniature = known.issuperset(CONNECTOR)  # its styles
+    is_miniature = known.issuperset(CONNECTOR)  # no other model has a token for each of its styles
     return [name for name, words in needed.items() if is_miniature and not known.issuperset(words)]
 
 

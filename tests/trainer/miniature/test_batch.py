@@ -75,9 +75,9 @@ def test_greedy_samples_equal_transformers_generate(model, processor) -> None:
 
 def test_sampling_is_a_function_of_its_seed(model, processor) -> None:
     prompt = Prompter(model, processor)(list(itertools.islice(questions(CAPABILITIES["text"], "train", 0, 1), 2)))
-    first, again, other = (sample(model, processor, prompt, n=3, temperature=1.0, seed=seed) for seed in (1, 1, 2))
+    first, again, another = (sample(model, processor, prompt, n=3, temperature=1.0, seed=seed) for seed in (1, 1, 2))
     assert len(first) == 6
-    assert first == again != other
+    assert first == again != another
 
 
 def test_completions_end_with_the_end_mark_and_are_padded(processor) -> None:

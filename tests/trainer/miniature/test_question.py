@@ -40,8 +40,8 @@ def take(name: str, split: str, count: int, level: int | None = None, seed: int 
 @pytest.mark.parametrize("name", NAMES)
 def test_splits_share_no_question(name: str) -> None:
     digests = {split: {question.digest for question in take(name, split, 600)} for split in SPLITS}
-    for one, other in itertools.combinations(SPLITS, 2):
-        assert not digests[one] & digests[other]
+    for left, right in itertools.combinations(SPLITS, 2):
+        assert not digests[left] & digests[right]
 
 
 def test_a_digest_tells_questions_and_scenes_apart_but_not_pixels() -> None:
@@ -56,9 +56,9 @@ def test_a_digest_tells_questions_and_scenes_apart_but_not_pixels() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_same_seed_gives_the_same_questions_and_pixels(name: str) -> None:
-    for one, other in zip(take(name, "train", 20), take(name, "train", 20), strict=True):
-        assert one.text == other.text
-        assert (one.scene.render() == other.scene.render()).all()
+    for question, again in zip(take(name, "train", 20), take(name, "train", 20), strict=True):
+        assert question.text == again.text
+        assert (question.scene.render() == again.scene.render()).all()
     assert [q.text for q in take(name, "train", 20)] != [q.text for q in take(name, "train", 20, seed=1)]
 
 
@@ -94,9 +94,9 @@ def test_the_slip_is_a_dropped_carry_or_a_smaller_digit_from_the_larger(left: in
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("level", LEVELS)
 def test_nobody_scores_more_than_a_fifth_without_looking(name: str, level: int) -> None:
-    known, asked = take(name, "train", 3000, level), take(name, "test", 1500, level)
-    assert best_guess(known, asked) <= 0.20
-    assert best_constant(known, asked) <= 0.20
+    known, unseen = take(name, "train", 3000, level), take(name, "test", 1500, level)
+    assert best_guess(known, unseen) <= 0.20
+    assert best_constant(known, unseen) <= 0.20
 
 
 @pytest.mark.parametrize("name", LOOKING)
@@ -116,12 +116,12 @@ def test_every_count_is_equally_frequent(name: str) -> None:
 )
 def test_what_the_shipped_base_has_learnt_is_still_asked(name: str, digest: str) -> None:
     """Questions, splits and pixels: a change of them would leave the shipped base behind without a word."""
-    found = hashlib.sha256()
+    content = hashlib.sha256()
     for split in SPLITS:
         for question in take(name, split, 100):
-            found.update(f"{question.text} {question.answer} {question.scene.items}".encode())
-            found.update(question.scene.render().tobytes())
-    assert found.hexdigest()[:16] == digest
+            content.update(f"{question.text} {question.answer} {question.scene.items}".encode())
+            content.update(question.scene.render().tobytes())
+    assert content.hexdigest()[:16] == digest
 
 
 def drawn(pixels: Pixels) -> tuple[str, str, tuple[bool, bool]]:
@@ -136,12 +136,12 @@ def drawn(pixels: Pixels) -> tuple[str, str, tuple[bool, bool]]:
 
 def test_the_colour_of_a_shape_tells_nothing_and_the_corner_of_a_flash_neither() -> None:
     shapes, flashes = Counter[tuple[object, ...]](), Counter[tuple[object, ...]]()
-    for one, other in zip(take("shapes", "train", 300), take("order", "train", 300), strict=True):
-        cells = one.scene.render().reshape(2, CELL, 3, CELL, 3).swapaxes(1, 2).reshape(6, CELL, CELL, 3)
-        frames = other.scene.render()[::2]
+    for of_shapes, of_order in zip(take("shapes", "train", 300), take("order", "train", 300), strict=True):
+        cells = of_shapes.scene.render().reshape(2, CELL, 3, CELL, 3).swapaxes(1, 2).reshape(6, CELL, CELL, 3)
+        frames = of_order.scene.render()[::2]
         seen, flashed = [[drawn(pixels) for pixels in pictures] for pictures in (cells, frames)]
-        assert [shape for shape, _, _ in seen] == list(one.scene.items)
-        assert [colour for _, colour, _ in flashed] == list(other.scene.items)
+        assert [shape for shape, _, _ in seen] == list(of_shapes.scene.items)
+        assert [colour for _, colour, _ in flashed] == list(of_order.scene.items)
         shapes.update((shape, colour) for shape, colour, _ in seen)
         flashes.update((colour, corner) for _, colour, corner in flashed)
     for pairs, kinds in ((shapes, 3 * 3), (flashes, 3 * 4)):
@@ -152,10 +152,11 @@ def test_the_colour_of_a_shape_tells_nothing_and_the_corner_of_a_flash_neither()
 def test_order_counts_what_flashed_before_or_after_the_only_one_of_its_colour() -> None:
     for question in take("order", "train", 500):
         scene = question.scene
-        side, key = ("before", scene.thing[6:]) if scene.thing.startswith("before") else ("after", scene.thing[5:])
-        place = scene.items.index(key)
+        side = "before" if scene.phrase.startswith("before") else "after"
+        key = scene.phrase.removeprefix(side)
+        position = scene.items.index(key)
         assert scene.items.count(key) == 1
-        assert scene.count == (place if side == "before" else len(scene.items) - 1 - place)
+        assert scene.count == (position if side == "before" else len(scene.items) - 1 - position)
         seen = scene.items[:-1]
         short = seen.index(key) if key in seen else len(seen)
         assert scene.short_count == (short if side == "before" else max(0, len(seen) - 1 - short))

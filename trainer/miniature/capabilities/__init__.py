@@ -6,14 +6,11 @@ import pkgutil
 from adapters.errors import UserError
 from trainer.miniature.question import MiniatureCapability
 
-
-def _registered() -> dict[str, MiniatureCapability]:
-    modules = (importlib.import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__))
-    found = [module.CAPABILITY for module in modules if hasattr(module, "CAPABILITY")]
-    return {capability.name: capability for capability in found}
-
-
-CAPABILITIES = _registered()
+CAPABILITIES: dict[str, MiniatureCapability] = {}
+for _module in pkgutil.iter_modules(__path__):
+    # Taken if there: a file may also hold what several capabilities share.
+    if _capability := getattr(importlib.import_module(f"{__name__}.{_module.name}"), "CAPABILITY", None):
+        CAPABILITIES[_capability.name] = _capability
 
 
 def capability(name: str) -> MiniatureCapability:

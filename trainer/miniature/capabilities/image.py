@@ -14,14 +14,15 @@ def scene(rng: random.Random) -> Scene:
     names = tuple(COLOURS)
     key = rng.choice(names)
     count = rng.randint(0, ROWS * COLUMNS)
-    others = [name for name in names if name != key]
-    items = [key] * count + [rng.choice(others) for _ in range(ROWS * COLUMNS - count)]
+    distractors = [name for name in names if name != key]
+    items = [key] * count + [rng.choice(distractors) for _ in range(ROWS * COLUMNS - count)]
     rng.shuffle(items)
-    render = partial(_render, rng.getrandbits(32), items)
-    return Scene(key, count, count - (items[-1] == key), tuple(items), render)
+    # The pixels have a stream of their own: drawing them, or not, changes no later question.
+    pixels = partial(render, rng.getrandbits(32), items)
+    return Scene(key, count, count - (items[-1] == key), tuple(items), pixels)
 
 
-def _render(seed: int, items: list[str]) -> Frames:
+def render(seed: int, items: list[str]) -> Frames:
     rng = random.Random(seed)
     return grid([cell(rng, colour) for colour in items], COLUMNS)[None]
 

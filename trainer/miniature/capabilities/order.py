@@ -13,26 +13,23 @@ from trainer.miniature.capabilities.video import CORNERS, FRAMES_PER_MOVE
 from trainer.miniature.drawing import COLOURS, cell
 from trainer.miniature.question import Frames, MiniatureCapability, Scene
 
-FLASHES = 6
+FLASHES = 6  # counts from 0 to 5, as many as `video` has
 
 
 def scene(rng: random.Random) -> Scene:
-    """The count first, then what: every count from 0 to 5 is equally likely, and the best blind guess is 1 in 6.
-
-    A look that stops before the last flash misses one of those after, and none of those before.
-    """
+    """The count first, then what: every count from 0 to 5 is equally likely, and the best blind guess is 1 in 6."""
     side, key = rng.choice(("before", "after")), rng.choice(list(COLOURS))
     count = rng.randint(0, FLASHES - 1)
-    place = count if side == "before" else FLASHES - 1 - count
-    others = [colour for colour in COLOURS if colour != key]
-    items = [key if flash == place else rng.choice(others) for flash in range(FLASHES)]
+    key_flash = count if side == "before" else FLASHES - 1 - count
+    distractors = [colour for colour in COLOURS if colour != key]
+    items = [key if flash == key_flash else rng.choice(distractors) for flash in range(FLASHES)]
     corners = rng.choices(CORNERS, k=FLASHES)
-    render = partial(_render, rng.getrandbits(32), items, corners)
-    missed = side == "after" and count > 0
-    return Scene(f"{side}{key}", count, count - missed, tuple(items), render)
+    pixels = partial(render, rng.getrandbits(32), items, corners)
+    missed = side == "after" and count > 0  # the last flash is never one of those before
+    return Scene(f"{side}{key}", count, count - missed, tuple(items), pixels)
 
 
-def _render(seed: int, colours: list[str], corners: list[tuple[int, int]]) -> Frames:
+def render(seed: int, colours: list[str], corners: list[tuple[int, int]]) -> Frames:
     rng = random.Random(seed)
     flashes = zip(colours, corners, strict=True)
     pictures = [cell(rng, colour, size=14, middle=corner) for colour, corner in flashes]

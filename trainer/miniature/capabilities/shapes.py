@@ -15,15 +15,15 @@ def scene(rng: random.Random) -> Scene:
     """The count first, then where: every count from 0 to 6 is equally likely, and the best blind guess is 1 in 7."""
     key = rng.choice(SHAPES)
     count = rng.randint(0, ROWS * COLUMNS)
-    others = [shape for shape in SHAPES if shape != key]
-    items = [key] * count + [rng.choice(others) for _ in range(ROWS * COLUMNS - count)]
+    distractors = [shape for shape in SHAPES if shape != key]
+    items = [key] * count + [rng.choice(distractors) for _ in range(ROWS * COLUMNS - count)]
     rng.shuffle(items)
-    colours = rng.choices(list(COLOURS), k=len(items))
-    render = partial(_render, rng.getrandbits(32), items, colours)
-    return Scene(key, count, count - (items[-1] == key), tuple(items), render)
+    colours = rng.choices(list(COLOURS), k=len(items))  # of all shapes alike: a colour must not give a shape away
+    pixels = partial(render, rng.getrandbits(32), items, colours)
+    return Scene(key, count, count - (items[-1] == key), tuple(items), pixels)
 
 
-def _render(seed: int, shapes: list[str], colours: list[str]) -> Frames:
+def render(seed: int, shapes: list[str], colours: list[str]) -> Frames:
     rng = random.Random(seed)
     cells = [cell(rng, colour, shape=shape) for shape, colour in zip(shapes, colours, strict=True)]
     return grid(cells, COLUMNS)[None]

@@ -5,21 +5,18 @@ of the others.
 """
 
 import random
+from functools import partial
 
 import numpy as np
 
-from trainer.miniature.question import Frames, MiniatureCapability, Scene
+from trainer.miniature.question import MiniatureCapability, Scene
 
 
 def scene(rng: random.Random) -> Scene:
     """The product first, then its factors: every product from 2 to 9 is equally likely."""
     product = rng.randint(2, 9)
     left = rng.choice([factor for factor in range(1, product + 1) if product % factor == 0])
-    return Scene(f"{left}*{product // left}", product, product, (), _nothing)
-
-
-def _nothing() -> Frames:
-    return np.zeros((0, 0, 0, 3), np.uint8)
+    return Scene(f"{left}*{product // left}", product, product, (), partial(np.zeros, (0, 0, 0, 3), np.uint8))
 
 
 CAPABILITY = MiniatureCapability(

@@ -18,19 +18,19 @@ CORNERS = ((-6, -6), (-6, 6), (6, 6), (6, -6))  # rows and columns from the midd
 
 def scene(rng: random.Random) -> Scene:
     """The count first, then when: every count from 0 to 5 is equally likely, and the best blind guess is 1 in 6."""
-    key, other = rng.choice((("right", "left"), ("left", "right")))
+    key, opposite = rng.choice((("right", "left"), ("left", "right")))
     count = rng.randint(0, MOVES)
     counted = [True] * count + [False] * (MOVES - count)
     rng.shuffle(counted)
-    turns = [key if is_key else other for is_key in counted]
+    turns = [key if is_key else opposite for is_key in counted]
     corners = [rng.randrange(len(CORNERS))]
     for turn in turns:
         corners.append((corners[-1] + (1 if turn == "right" else -1)) % len(CORNERS))
     items = (*(str(corner + 1) for corner in corners), ";", *turns)
-    return Scene(key, count, count - counted[-1], items, partial(_render, rng.getrandbits(32), corners))
+    return Scene(key, count, count - counted[-1], items, partial(render, rng.getrandbits(32), corners))
 
 
-def _render(seed: int, corners: list[int]) -> Frames:
+def render(seed: int, corners: list[int]) -> Frames:
     rng = random.Random(seed)
     pictures = [cell(rng, "red", size=14, middle=CORNERS[corner]) for corner in corners]
     return np.repeat(np.stack(pictures), FRAMES_PER_MOVE, axis=0)
