@@ -41,20 +41,23 @@ class Command(Protocol):
     def run(self, arguments: argparse.Namespace) -> int: ...
 
 
+def _module_of(name: str) -> Command:
+    return cast(Command, importlib.import_module(COMMANDS[name][0]))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(prog="coevo", description="LoRA experts that teach each other while they learn.")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     chosen = next((word for word in words if word in COMMANDS), None)
-    for name, (module, gloss) in COMMANDS.items():
+    for name, (_, gloss) in COMMANDS.items():
         subparser = subparsers.add_parser(name, help=gloss, description=gloss)
         if name == chosen:
-            command = cast(Command, importlib.import_module(module))
-            command.add_arguments(subparser)
-            subparser.set_defaults(run=command.run)
+            _module_of(name).add_arguments(subparser)
     arguments = parser.parse_args(words)
     try:
-        return arguments.run(arguments)
+        # Not by way of the namespace: there a command's own argument called `run` would take the function's place.
+        return _module_of(arguments.command).run(arguments)
     except UserError as error:
         print(f"coevo {arguments.command}: {error}", file=sys.stderr)
         return 2

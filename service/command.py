@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import uvicorn
 
@@ -20,6 +19,7 @@ from adapters.errors import UserError
 from service import settings as all_settings
 from service.settings import Settings, read
 from service.supervisor import ENGINE_DIED, supervise
+from trainer.recipe.arguments import add_recipe_arguments
 
 __all__ = ["add_arguments", "run"]
 
@@ -27,8 +27,7 @@ KEEP_ALIVE_S = 75  # longer than clients keep an idle connection, else one is cl
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", nargs="?", type=Path, metavar="RECIPE", help="take the base and the numbers of it")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a value of the recipe")
+    add_recipe_arguments(parser, help="take the base and the numbers of it", is_optional=True)
     all_settings.add_arguments(parser)
 
 

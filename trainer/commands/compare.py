@@ -35,13 +35,13 @@ from trainer.orchestration.tracking import check_trackers
 from trainer.plan.comparison import Result, of_seeds, planned_results
 from trainer.plan.make import make_plan
 from trainer.recipe import ComparisonConfig, MiniatureData, Recipe
+from trainer.recipe.arguments import add_recipe_arguments
 from trainer.recipe.file import load
 from trainer.reporting.events import read_events
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", type=Path, metavar="RECIPE")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a value of the recipe")
+    add_recipe_arguments(parser)
     parser.add_argument("--seeds", type=int, metavar="N", help="how many [comparison.seeds of the recipe]")
     parser.add_argument("--together", type=int, default=1, metavar="N", help="seeds trained at once [1]")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where everything lies [out/compare-NAME]")

@@ -15,6 +15,7 @@ from trainer.orchestration.tracking import Trackers, check_trackers, track
 from trainer.queue.client import Queue
 from trainer.queue.server import url_from_environment
 from trainer.recipe import Recipe
+from trainer.recipe.arguments import add_recipe_arguments
 from trainer.recipe.file import load, run_id
 
 _TRACKED_S = 20.0
@@ -24,8 +25,7 @@ log = logging.getLogger("coordinator")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", type=Path, metavar="RECIPE")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a value of the recipe")
+    add_recipe_arguments(parser)
     parser.add_argument(
         "--tracking", type=Path, default=Path("runs"), metavar="DIR", help="where trackers keep their files [runs]"
     )

@@ -16,14 +16,14 @@ from trainer.data.base import base_of
 from trainer.doctor import memory
 from trainer.doctor.machine import GIB, Card, MachineFact, found_cards, free_bytes, gib, imported_row, machine_rows
 from trainer.recipe import Recipe
+from trainer.recipe.arguments import add_recipe_arguments
 from trainer.recipe.file import load
 
 _DEEP_IMPORTS = ("torch", "torchvision", "vllm")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", nargs="?", type=Path, metavar="RECIPE", help="does this recipe fit?")
-    parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="set a value of the recipe")
+    add_recipe_arguments(parser, help="does this recipe fit?", is_optional=True)
     parser.add_argument(
         "--card-gib",
         action="append",

@@ -26,14 +26,14 @@ from trainer.local.examiner import flags_of, stacked_rank
 from trainer.local.finish import ADAPTER
 from trainer.local.processes import SERVICE, ProcessGroup
 from trainer.recipe import Recipe
+from trainer.recipe.arguments import add_recipe_arguments
 from trainer.recipe.file import load
 from trainer.reporting.tables import as_json, lines, show
 from trainer.rewards.pool import HALF_THE_CORES, RewardPool
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", type=Path, metavar="RECIPE", help="a recipe, or the folder of a run")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a value of the recipe")
+    add_recipe_arguments(parser, help="a recipe, or the folder of a run")
     parser.add_argument(
         "--adapter",
         action="append",

@@ -36,6 +36,7 @@ from trainer.evaluation.exams import answer_rule, decoder, pinned
 from trainer.evaluation.pass_rates import ALWAYS, KEPT, NEVER, Bounds, Journal, Rated, fate, histogram
 from trainer.evaluation.rating import Asked, rate
 from trainer.recipe import CapabilityConfig, DatasetData, MiniatureData, Recipe
+from trainer.recipe.arguments import add_recipe_arguments
 from trainer.recipe.file import load
 from trainer.rewards.pool import HALF_THE_CORES, RewardPool
 
@@ -46,10 +47,9 @@ Data = MiniatureData | DatasetData
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", type=Path, metavar="RECIPE")
+    add_recipe_arguments(parser)
     parser.add_argument("capability", metavar="CAPABILITY", help="whose training data")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.jsonl", help="for the rows that are kept")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a value of the recipe")
     parser.add_argument("--adapter", default=BASE, metavar="NAME", help="who answers: base, text or text@40 [base]")
     parser.add_argument("--samples", type=int, metavar="N", help="answers of each prompt [rollout.group_size]")
     parser.add_argument("--temperature", type=float, metavar="T", help="of the answers [rollout.temperature]")

@@ -8,7 +8,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from adapters.names import BASE, Ref
 from trainer.commands.doctor import shape_of_base
@@ -16,6 +15,7 @@ from trainer.doctor import memory
 from trainer.plan.make import make_plan
 from trainer.plan.steps import Plan, Segment, Step, impossible
 from trainer.recipe import Recipe
+from trainer.recipe.arguments import add_recipe_arguments
 from trainer.recipe.file import load
 
 GB = 10**9
@@ -136,5 +136,4 @@ def _show(title: str, rows: Sequence[tuple[str, ...]]) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", type=Path, metavar="RECIPE")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a number of the recipe")
+    add_recipe_arguments(parser)

@@ -24,6 +24,7 @@ from trainer.local.processes import Stopped
 from trainer.local.train import check_folder, events_of, is_trained, run_processes, settings_of, train
 from trainer.orchestration.tracking import check_trackers
 from trainer.recipe import Recipe
+from trainer.recipe.arguments import add_recipe_arguments
 from trainer.recipe.file import load, run_id
 from trainer.reporting.curves import curves
 from trainer.reporting.events import overlap_lines, read_events
@@ -31,8 +32,7 @@ from trainer.reporting.tables import show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", type=Path, metavar="RECIPE")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a value of the recipe")
+    add_recipe_arguments(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="where everything lies [out/NAME]")
     parser.add_argument("--resume", action="store_true", help="go on with what is there")
     parser.add_argument("--worker-each", action="store_true", help="a worker for each branch instead of one for all")
