@@ -65,45 +65,46 @@ async def _measure(url: str, pool: Any, arguments: argparse.Namespace) -> tuple[
         for seed in range(arguments.seeds):
             learner = Learner(policy, base=base_digest(folder), seed=seed, lora=recipe.lora, loss=recipe.loss,
                               optimiser=recipe.optimiser, budget=recipe.budget.tokens_per_micro_batch)  # fmt: skip
-            arena, turn = _arena(client, pool, seed, recipe), asyncio.Lock()
+            context, turn = _context(client, pool, seed, recipe), asyncio.Lock()
             experts = {name: f"s{seed}-{name}" for name in CAPABILITIES}
-            found = await asyncio.gather(
-                *(_train(arena, learner, turn, name, experts[name], arguments.steps) for name in CAPABILITIES)
+            reward_curves = await asyncio.gather(
+                *(_train(context, learner, turn, name, experts[name], arguments.steps) for name in CAPABILITIES)
             )
-            curves |= {(seed, name): curve for name, curve in zip(CAPABILITIES, found, strict=True)}
+            curves |= {(seed, name): curve for name, curve in zip(CAPABILITIES, reward_curves, strict=True)}
             for name in CAPABILITIES:
                 await _score(client, pool, experts[name], name, seed, arguments.questions, table)
                 policy.adapters.remove(experts[name])
     return curves, table
 
 
-def _arena(client: Any, pool: Any, seed: int, recipe: Any) -> Any:
+def _context(client: Any, pool: Any, seed: int, recipe: Any) -> Any:
     from trainer.loop import StepContext, TrainingSet
 
     data = {name: TrainingSet(_prompts(name, "train", seed, 2000), _rule(), 60.0) for name in CAPABILITIES}
     return StepContext(client, pool, data, _decoder(), seed, recipe.rollout, recipe.loss)
 
 
-async def _train(arena: Any, learner: Any, turn: asyncio.Lock, name: str, branch: str, steps: int) -> list[float]:
+async def _train(context: Any, learner: Any, turn: asyncio.Lock, name: str, branch: str, steps: int) -> list[float]:
     from trainer.loop import gather, publish
     from trainer.plan.steps import Step
 
-    await arena.client.fork(branch, "base")
+    await context.client.fork(branch, "base")
     rewards: list[float] = []
     for number in range(1, steps + 1):
         step = Step(branch, number, capabilities=(name,))
-        batch = await gather(step, arena)
+        batch = await gather(step, context)
         async with turn:
-            await learner.prepare(step.parent, arena.client)
+            await learner.prepare(step.parent, context.client)
             update = await asyncio.to_thread(learner.learn, branch, batch.parts)
-            await publish(step, arena, learner, batch, update)
+            await publish(step, context, learner, batch, update)
         rewards.append(batch.metrics["native/reward"])
         if number % 10 == 0:
-            told = {key: round(value, 4) for key, value in {**batch.metrics, **update.metrics}.items()}
+            metrics = {key: round(value, 4) for key, value in {**batch.metrics, **update.metrics}.items()}
             names = ("reward", "length", "entropy", "mismatch", "grad_norm")
-            print(branch, number, {one: told.get(f"native/{one}") for one in names}, update.skipped or "", flush=True)
+            shown = {metric: metrics.get(f"native/{metric}") for metric in names}
+            print(branch, number, shown, update.skipped or "", flush=True)
         if number > 4:
-            await arena.client.retire(branch, number - 4)
+            await context.client.retire(branch, number - 4)
     return rewards
 
 
@@ -116,9 +117,9 @@ async def _score(
         ways = {"greedy": (prompts, 0.0, 1), "sampled": (prompts, 1.0, 4)}
         if name != "text":
             ways["swapped"] = (_swapped(prompts), 0.0, 1)
-        for way, (asked, temperature, n) in ways.items():
-            found = await _accuracy(client, pool, adapter, asked, temperature, n)
-            table.setdefault(f"{row} {name} {way}", []).append(found)
+        for way, (way_prompts, temperature, n) in ways.items():
+            accuracy = await _accuracy(client, pool, adapter, way_prompts, temperature, n)
+            table.setdefault(f"{row} {name} {way}", []).append(accuracy)
 
 
 async def _accuracy(client: Any, pool: Any, adapter: str, prompts: Sequence[Any], temperature: float, n: int) -> float:
@@ -128,15 +129,15 @@ async def _accuracy(client: Any, pool: Any, adapter: str, prompts: Sequence[Any]
     rollouts = await sample(client, adapter, prompts, n=n, max_tokens=48, seeds=seeds, decode=_decoder(),
                             temperature=temperature)  # fmt: skip
     judged = await asyncio.to_thread(judge, rollouts, pool, _rule(), 60.0)
-    return statistics.fmean(answer.reward or 0.0 for rollout in judged for answer in rollout.completions)
+    return statistics.fmean(completion.reward or 0.0 for rollout in judged for completion in rollout.completions)
 
 
 def _swapped(prompts: Sequence[Any]) -> list[Any]:
     """Every question with the media of the next one that has another answer."""
-    others = [next(other for other in [*prompts[number + 1 :], *prompts] if other.answer != prompt.answer)
+    donors = [next(donor for donor in [*prompts[number + 1 :], *prompts] if donor.answer != prompt.answer)
               for number, prompt in enumerate(prompts)]  # fmt: skip
-    return [replace(prompt, images=other.images, videos=other.videos) for prompt, other in
-            zip(prompts, others, strict=True)]  # fmt: skip
+    return [replace(prompt, images=donor.images, videos=donor.videos) for prompt, donor in
+            zip(prompts, donors, strict=True)]  # fmt: skip
 
 
 def _prompts(name: str, split: Any, seed: int, count: int) -> Any:
@@ -164,10 +165,11 @@ def _decoder() -> Any:
 def _rows(table: dict[str, list[float]]) -> Iterator[dict[str, Any]]:
     for key, values in table.items():
         row, capability, way = key.split()
-        theirs = statistics.fmean(table[f"base {capability} {way}"])
-        ours = statistics.fmean(values)
-        yield {"what": f"expert_{row}_on_{capability}_{way}", "unit": "accuracy", "ours": ours, "peer": "base",
-               "theirs": theirs, "ratio": ours / theirs if theirs else None, "seeds": values}  # fmt: skip
+        base_accuracy = statistics.fmean(table[f"base {capability} {way}"])
+        accuracy = statistics.fmean(values)
+        yield {"what": f"expert_{row}_on_{capability}_{way}", "unit": "accuracy", "ours": accuracy, "peer": "base",
+               "theirs": base_accuracy, "ratio": accuracy / base_accuracy if base_accuracy else None,
+               "seeds": values}  # fmt: skip
 
 
 def _print(table: dict[str, list[float]], seeds: int) -> None:
@@ -176,7 +178,7 @@ def _print(table: dict[str, list[float]], seeds: int) -> None:
         cells: list[str] = []
         for name in CAPABILITIES:
             ways = [table.get(f"{row} {name} {way}") for way in ("greedy", "sampled", "swapped")]
-            cells.append(" / ".join("-" if one is None else f"{100 * statistics.fmean(one):.1f}" for one in ways))
+            cells.append(" / ".join(f"{100 * statistics.fmean(way):.1f}" if way else "-" for way in ways))
         print(f"{row:>8}  " + "   ".join(f"{name}: {cell:<20}" for name, cell in zip(CAPABILITIES, cells, strict=True)))
 
 

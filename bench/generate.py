@@ -31,12 +31,12 @@ from trainer.recipe.file import load
 RECIPE = Path("recipes/miniature.toml")
 ADAPTERS = 3
 STD = 0.004
-"""Of the adapters' weights: near enough to the base that answers end by themselves."""
+"""The deviation of the adapters' weights: near enough to the base that answers end by themselves."""
 
 
 def recipe_of(questions: int) -> Recipe:
-    asked = [f"evaluation.questions={questions}", "evaluation.answers.samples=0", "evaluation.overlap_prompts=0"]
-    return load(RECIPE, asked)
+    changes = [f"evaluation.questions={questions}", "evaluation.answers.samples=0", "evaluation.overlap_prompts=0"]
+    return load(RECIPE, changes)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -46,10 +46,10 @@ def run(arguments: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="coevo-bench-") as name:
         folder = Path(name)
         save_adapters(folder, ADAPTERS, STD)
-        ours, theirs = _measured(folder, arguments.questions, arguments.rounds)
-    row = {"what": "generate", "unit": "s", "ours": statistics.median(ours), "peer": "engine alone",
-           "theirs": statistics.median(theirs)}  # fmt: skip
-    row |= {"ratio": row["ours"] / row["theirs"], "rounds": {"ours": ours, "theirs": theirs}}
+        seconds, peer_seconds = _measured(folder, arguments.questions, arguments.rounds)
+    row = {"what": "generate", "unit": "s", "ours": statistics.median(seconds), "peer": "engine alone",
+           "theirs": statistics.median(peer_seconds)}  # fmt: skip
+    row |= {"ratio": row["ours"] / row["theirs"], "rounds": {"ours": seconds, "theirs": peer_seconds}}
     print(f"generate: {row['ours']:.1f} s, engine alone {row['theirs']:.1f} s, ratio {row['ratio']:.2f}")
     if arguments.json:
         arguments.json.write_text(json.dumps([row], indent=2) + "\n")
@@ -61,10 +61,10 @@ def _measured(folder: Path, questions: int, rounds: int) -> tuple[list[float], l
     from trainer.rewards.pool import RewardPool
 
     recipe = recipe_of(questions)
-    asked = exams(recipe)
+    exam_list = exams(recipe)
     command = [sys.executable, "-m", "bench.generate", f"--folder={folder}", f"--questions={questions}"]
-    ours: list[float] = []
-    theirs: list[float] = []
+    seconds: list[float] = []
+    peer_seconds: list[float] = []
     with (
         served(str(RECIPE)) as url,
         RewardPool(num_children=1) as pool,
@@ -78,14 +78,14 @@ def _measured(folder: Path, questions: int, rounds: int) -> tuple[list[float], l
         assert json.loads(peer.stdout.readline()) == "ready"
         for number in range(rounds + 1):  # the first one warms both up
             began = time.perf_counter()
-            asyncio.run(_examined(url, pool, models, asked, recipe))
-            ours.append(time.perf_counter() - began)
+            asyncio.run(_examined(url, pool, models, exam_list, recipe))
+            seconds.append(time.perf_counter() - began)
             peer.stdin.write("go\n")
             peer.stdin.flush()
-            theirs.append(json.loads(peer.stdout.readline()))
-            print(f"round {number}: {ours[-1]:.1f} s, engine alone {theirs[-1]:.1f} s", flush=True)
+            peer_seconds.append(json.loads(peer.stdout.readline()))
+            print(f"round {number}: {seconds[-1]:.1f} s, engine alone {peer_seconds[-1]:.1f} s", flush=True)
         peer.stdin.close()
-    return ours[1:], theirs[1:]
+    return seconds[1:], peer_seconds[1:]
 
 
 def _published(url: str, folder: Path) -> list[str]:
@@ -99,12 +99,12 @@ def _published(url: str, folder: Path) -> list[str]:
     return [f"a{number}@1" for number in range(ADAPTERS)]
 
 
-async def _examined(url: str, pool: Any, models: Sequence[str], asked: Sequence[Exam], recipe: Recipe) -> None:
+async def _examined(url: str, pool: Any, models: Sequence[str], exam_list: Sequence[Exam], recipe: Recipe) -> None:
     from clients.client import AsyncClient
 
     longest = recipe.rollout.max_completion_tokens
     async with AsyncClient(url) as client:
-        await examine(client, pool, models, asked, seed=0, max_tokens=longest, decode=decoder(recipe))
+        await examine(client, pool, models, exam_list, seed=0, max_tokens=longest, decode=decoder(recipe))
 
 
 async def _engine(folder: Path, questions: int) -> None:
@@ -131,8 +131,8 @@ async def _engine(folder: Path, questions: int) -> None:
             await client.add_lora(request)
         inputs: list[Any] = []
         for exam in exams(recipe):
-            for place in range(len(exam.prompts)):
-                prompt = exam.prompts[place]
+            for index in range(len(exam.prompts)):
+                prompt = exam.prompts[index]
                 media = await decode(prompt.images, prompt.videos)
                 inputs.append(_input(engine.chat_ids(prompt.messages), media))
         params = SamplingParams(
@@ -140,7 +140,7 @@ async def _engine(folder: Path, questions: int) -> None:
             detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY,
         )  # fmt: skip
 
-        async def one(tokens: Any, request: Any, key: str) -> None:
+        async def generate(tokens: Any, request: Any, key: str) -> None:
             async for _ in client.generate(tokens, params, key, lora_request=request):
                 pass
 
@@ -148,8 +148,8 @@ async def _engine(folder: Path, questions: int) -> None:
         for number, _ in enumerate(iter(sys.stdin.readline, "")):
             began = time.perf_counter()
             await client.reset_prefix_cache()
-            asked = [(tokens, request) for request in requests for tokens in inputs]
-            await asyncio.gather(*(one(*pair, f"{number}-{place}") for place, pair in enumerate(asked)))
+            pairs = [(tokens, request) for request in requests for tokens in inputs]
+            await asyncio.gather(*(generate(*pair, f"{number}-{index}") for index, pair in enumerate(pairs)))
             print(json.dumps(time.perf_counter() - began), flush=True)
 
 
@@ -159,7 +159,7 @@ def _input(ids: list[int], media: Any) -> dict[str, Any]:
         tokens["multi_modal_data"] = {"image": [image for _, image in media.images]}
         tokens["multi_modal_uuids"] = {"image": [name for name, _ in media.images]}
     if media.videos:
-        videos = [(one.frames_THWC, one.metadata() | {"do_sample_frames": False}) for _, one in media.videos]
+        videos = [(video.frames_THWC, video.metadata() | {"do_sample_frames": False}) for _, video in media.videos]
         tokens["multi_modal_data"] = {"video": videos}
         tokens["multi_modal_uuids"] = {"video": [name for name, _ in media.videos]}
     return tokens

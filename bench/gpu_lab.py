@@ -76,7 +76,7 @@ class Sizes:
     group: int = 8
     cases: tuple[Case, ...] = ((1024, 1024), (4096, 512))
     lengths: tuple[Case, ...] = ((1500, 700), (777, 333), (2048, 611))
-    """Of packs that come later."""
+    """The packs that come later, each of a length that was not seen before."""
     rounds: int = 5
     dense_limit: int = 8192
     """Packed tokens above which a dense mask is refused."""
@@ -147,9 +147,9 @@ class Lab:
         """The most of them since it was asked for last."""
         if not self.on_gpu:
             return 0
-        found = torch.cuda.max_memory_allocated()
+        most = torch.cuda.max_memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        return found
+        return most
 
     def context(self) -> int:
         """Bytes in use on the device that PyTorch has not taken for tensors."""
@@ -219,7 +219,7 @@ class Way:
 
     attention: str
     logprobs: Callable[[Lab, Group], Tensor]
-    """Of all tokens of the completions [N]."""
+    """Log-probabilities of all tokens of the completions [N]."""
     load: Callable[[Group], tuple[int, int]]
     """Tokens that the model computes, and pairs of them that see each other."""
     compiled: bool = False
@@ -241,7 +241,7 @@ def dense(lab: Lab, group: Group) -> Tensor:
     after = [torch.arange(length, device=lab.device) + span.prompt for length in span.completions]
     positions_T = torch.cat([places_T[: span.prompt], *after])
     ids_T, sources_N, targets_N = (
-        torch.from_numpy(one).to(lab.device) for one in (pack.ids_T, pack.sources_N, pack.targets_N)
+        torch.from_numpy(array).to(lab.device) for array in (pack.ids_T, pack.sources_N, pack.targets_N)
     )
     output = lab.language(
         input_ids=ids_T[None],
@@ -322,7 +322,7 @@ def _loss(logprobs_N: Tensor, group: Group) -> Tensor:
     weights_N = token_weights(
         lengths, num_sequences=len(lengths), num_tokens=sum(lengths), normalise=LOSS.normalise
     ).to(logprobs_N.device)
-    found = surrogate(
+    policy_gradient = surrogate(
         logprobs_N,
         logprobs_N.detach(),
         torch.from_numpy(engine_N).to(logprobs_N.device),
@@ -331,7 +331,7 @@ def _loss(logprobs_N: Tensor, group: Group) -> Tensor:
         eps_high=LOSS.eps_high,
         importance_cap=LOSS.importance_cap,
     )
-    return (found.loss_N * weights_N).sum()
+    return (policy_gradient.loss_N * weights_N).sum()
 
 
 def model_flops(shape: Shape, rank: int, *, tokens: int, pairs: int, predicted: int) -> int:

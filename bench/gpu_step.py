@@ -55,26 +55,26 @@ from trainer.update.update import update
 class Row:
     """`theirs` None: there is nothing to compare with."""
 
-    what: str
+    label: str
     unit: str
-    ours: float
+    value: float
     peer: str = "none"
-    theirs: float | None = None
+    peer_value: float | None = None
 
     def as_json(self) -> dict[str, Any]:
-        ratio = self.ours / self.theirs if self.theirs else None
+        ratio = self.value / self.peer_value if self.peer_value else None
         return {
-            "what": f"gpu_step: {self.what}",
+            "what": f"gpu_step: {self.label}",
             "unit": self.unit,
-            "ours": self.ours,
+            "ours": self.value,
             "peer": self.peer,
-            "theirs": self.theirs,
+            "theirs": self.peer_value,
             "ratio": ratio,
         }
 
     def __str__(self) -> str:
-        beside = "" if self.theirs is None else f", {self.peer} {_shown(self.theirs)}"
-        return f"{self.what}: {_shown(self.ours)} {self.unit}{beside}"
+        beside = "" if self.peer_value is None else f", {self.peer} {_shown(self.peer_value)}"
+        return f"{self.label}: {_shown(self.value)} {self.unit}{beside}"
 
 
 def _shown(value: float) -> str:
@@ -102,16 +102,16 @@ def measure_step(lab: Lab, steps: Steps, case: Case, way: str) -> Iterable[Row]:
     if way == DENSE and tokens > lab.sizes.dense_limit:
         print(f"{_label(case)} {way}: refused, {tokens:,} packed tokens are more than {lab.sizes.dense_limit:,}")
         return ()
-    found: list[Tensor] = []
-    timing = timed(lab, lambda: found.append(gpu_lab.forward_backward(lab, WAYS[way], group)[0]))
-    predicted = len(found[0])
+    outputs: list[Tensor] = []
+    timing = timed(lab, lambda: outputs.append(gpu_lab.forward_backward(lab, WAYS[way], group)[0]))
+    predicted = len(outputs[0])
     flops = gpu_lab.model_flops(lab.shape, lab.sizes.rank, tokens=tokens, pairs=pairs, predicted=predicted)
     rates = [(predicted / timing.seconds, "completion tokens/s"), (tokens / timing.seconds, "tokens/s")]
     if lab.peak_flops:
         rates.append((100 * flops / timing.seconds / lab.peak_flops, "% MFU"))
     if lab.on_gpu:
         rates.append((timing.peak / 1e9, "GB peak"))
-    steps[case, way] = Step(timing, tuple(rates), found[-1])
+    steps[case, way] = Step(timing, tuple(rates), outputs[-1])
     words = "".join(f", {_shown(value)} {unit}" for value, unit in rates)
     print(f"{_label(case)} {way}: {timing.seconds:.3f} s (first {timing.first:.1f} s){words}", flush=True)
     return ()
@@ -127,14 +127,14 @@ def step_rows(lab: Lab, steps: Steps) -> Iterator[Row]:
         peers = [way for way in WAYS if way != OURS and (case, way) in steps]
         if (case, OURS) not in steps:
             continue
-        ours = steps[case, OURS]
-        yield Row(f"{_label(case)} first step", "s", ours.timing.first, "later ones", ours.timing.seconds)
+        step = steps[case, OURS]
+        yield Row(f"{_label(case)} first step", "s", step.timing.first, "later ones", step.timing.seconds)
         for peer in peers:
-            theirs = steps[case, peer]
-            yield Row(f"{_label(case)} step", "s", ours.timing.seconds, peer, theirs.timing.seconds)
-            for (mine, unit), (other, _) in zip(ours.rates, theirs.rates, strict=True):
-                yield Row(f"{_label(case)} step", unit, mine, peer, other)
-            apart = (ours.logprobs_N - theirs.logprobs_N).abs().mean()
+            peer_step = steps[case, peer]
+            yield Row(f"{_label(case)} step", "s", step.timing.seconds, peer, peer_step.timing.seconds)
+            for (rate, unit), (peer_rate, _) in zip(step.rates, peer_step.rates, strict=True):
+                yield Row(f"{_label(case)} step", unit, rate, peer, peer_rate)
+            apart = (step.logprobs_N - peer_step.logprobs_N).abs().mean()
             yield Row(f"{_label(case)} log-probs, mean distance from {peer}", "nat", float(apart))
 
 
@@ -170,7 +170,7 @@ def adapter_memory(lab: Lab, steps: Steps) -> Iterator[Row]:
         for name, optimiser in optimisers.items():
             lab.peak()
             took = seconds(lab, partial(_update, lab, name, optimiser, pack))
-        peak, kept = lab.peak(), lab.allocated()
+        peak, held = lab.peak(), lab.allocated()
     finally:
         for name in ADAPTERS[1:]:
             lab.policy.adapters.remove(name)
@@ -178,11 +178,11 @@ def adapter_memory(lab: Lab, steps: Steps) -> Iterator[Row]:
     yield Row("update of one adapter, with AdamW", "s", took, "forward and backward", step and step.timing.seconds)
     parts = worker_parts(lab.shape, element=lab.output.element_size(), rank=lab.sizes.rank,
                          branches=len(ADAPTERS), tokens=len(pack.ids_T), on_gpu=lab.on_gpu)  # fmt: skip
-    found = (base, kept - bare + masters, peak - kept - masters + lab.context())  # gradients are as large as masters
-    for part, measured in zip(parts, found, strict=True):
-        yield Row(f"{len(ADAPTERS)} adapters, {part.name}", "GB", measured / 1e9, "arithmetic", part.bytes / 1e9)
+    measured = (base, held - bare + masters, peak - held - masters + lab.context())  # gradients are as large as masters
+    for part, num_bytes in zip(parts, measured, strict=True):
+        yield Row(f"{len(ADAPTERS)} adapters, {part.name}", "GB", num_bytes / 1e9, "arithmetic", part.bytes / 1e9)
     whole = sum(part.bytes for part in parts)
-    yield Row(f"{len(ADAPTERS)} adapters, all of it", "GB", sum(found) / 1e9, "arithmetic", whole / 1e9)
+    yield Row(f"{len(ADAPTERS)} adapters, all of it", "GB", sum(measured) / 1e9, "arithmetic", whole / 1e9)
 
 
 def _bytes(parameters: dict[str, Any]) -> int:
@@ -203,7 +203,7 @@ def chunked_logprobs(lab: Lab) -> Iterator[Row]:
     ids_N1 = torch.randint(len(output_VD), (count, 1), device=lab.device)
     before = lab.allocated()
 
-    def full() -> Tensor:
+    def all_logits() -> Tensor:
         return (hidden_ND @ output_VD.T).float().log_softmax(-1).gather(-1, ids_N1)
 
     def measured(logprobs_of: Callable[[], Tensor]) -> Timing:
@@ -214,30 +214,31 @@ def chunked_logprobs(lab: Lab) -> Iterator[Row]:
         return timed(lab, work)
 
     try:
-        theirs = measured(full)
+        full = measured(all_logits)
     except torch.OutOfMemoryError:
-        theirs = None
+        full = None
     for chunk in lab.sizes.chunks:
         with patch.object(logprobs, "_CHUNK", chunk):  # nobody but this bench wants another one
-            ours = measured(lambda: logprobs.chosen_logprobs(hidden_ND, output_VD, ids_N1).chosen_NK)
-        what = f"{count:,} log-probs, {chunk} rows of logits at once"
-        yield Row(what, "s", ours.seconds, "all logits", theirs and theirs.seconds)
-        yield Row(what, "GB", (ours.peak - before) / 1e9, "all logits", theirs and (theirs.peak - before) / 1e9)
+            timing = measured(lambda: logprobs.chosen_logprobs(hidden_ND, output_VD, ids_N1).chosen_NK)
+        label = f"{count:,} log-probs, {chunk} rows of logits at once"
+        peak, full_peak = timing.peak - before, full and full.peak - before
+        yield Row(label, "s", timing.seconds, "all logits", full and full.seconds)
+        yield Row(label, "GB", peak / 1e9, "all logits", full_peak and full_peak / 1e9)
 
 
 def adapter_files(lab: Lab) -> Iterator[Row]:
     """An adapter's way to the store and to the engine, beside the least that can be done with so many bytes."""
     with tempfile.TemporaryDirectory() as name:
-        folder, served, other = (Path(name) / part for part in ("saved", "served", "other"))
+        folder, served, copy = (Path(name) / part for part in ("saved", "served", "other"))
         folder.mkdir()
         saved = seconds(lab, lambda: lab.policy.adapters.save(ADAPTERS[0], folder))
         data = (folder / WEIGHTS).read_bytes()
-        written = seconds(lab, lambda: other.write_bytes(data))
+        written = seconds(lab, lambda: copy.write_bytes(data))
         entries = {file: _entry((folder / file).read_bytes()) for file in ADAPTER_FILES}
         hashed = seconds(lab, lambda: verify(folder, entries))
         bare = seconds(lab, lambda: hashlib.sha256(data))
         copied = seconds(lab, lambda: served_copy(folder, served, "bfloat16"))
-        plain = seconds(lab, lambda: shutil.copyfile(folder / WEIGHTS, other))
+        plain = seconds(lab, lambda: shutil.copyfile(folder / WEIGHTS, copy))
     size = f"{lora_parameters(lab.shape, lab.sizes.rank) / 1e6:.3g} M parameters"
     yield Row(f"save an adapter of {size}", "s", saved, "write of its bytes", written)
     yield Row(f"hash an adapter of {size}", "s", hashed, "SHA-256 of its bytes", bare)
@@ -252,11 +253,11 @@ def exactness(lab: Lab) -> Iterator[Row]:
     """Last, because the model is float32 afterwards."""
     lab.model.float()
     group = gpu_lab.make_group(lab, lab.sizes.lengths[0])
-    (mine_N, mine), *others = (gpu_lab.forward_backward(lab, WAYS[way], group) for way in (OURS, ROWS, DENSE))
-    for peer, (their_N, theirs) in zip((ROWS, DENSE), others, strict=True):
-        apart = torch.nn.utils.get_total_norm([mine[key] - theirs[key] for key in theirs])
-        yield Row(f"float32 log-probs, most from {peer}", "nat", float((mine_N - their_N).abs().max()))
-        size = torch.nn.utils.get_total_norm(theirs.values())
+    (logprobs_N, gradients), *peers = (gpu_lab.forward_backward(lab, WAYS[way], group) for way in (OURS, ROWS, DENSE))
+    for peer, (peer_logprobs_N, peer_gradients) in zip((ROWS, DENSE), peers, strict=True):
+        apart = torch.nn.utils.get_total_norm([gradients[key] - peer_gradients[key] for key in peer_gradients])
+        yield Row(f"float32 log-probs, most from {peer}", "nat", float((logprobs_N - peer_logprobs_N).abs().max()))
+        size = torch.nn.utils.get_total_norm(peer_gradients.values())
         yield Row(f"float32 gradients, distance from {peer}", "of its norm", float(apart / size))
 
 
@@ -306,8 +307,8 @@ def run_sections(lab: Lab, deadline: float, json_file: Path | None) -> bool:
             )
         lab.clear()
         if json_file:
-            found = [row.as_json() for row in [*step_rows(lab, steps), *rows]]
-            json_file.write_text(json.dumps(found, indent=2) + "\n")
+            json_rows = [row.as_json() for row in [*step_rows(lab, steps), *rows]]
+            json_file.write_text(json.dumps(json_rows, indent=2) + "\n")
     for row in step_rows(lab, steps):
         print(row)
     return well

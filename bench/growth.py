@@ -58,9 +58,9 @@ class Figures:
     """What was measured there."""
 
     seconds: float
-    """Of the update of one adapter."""
+    """The time of one adapter's update."""
     tokens: int
-    """That went through the model in it: the prompt counts once."""
+    """Those that went through the model in it: the prompt counts once."""
     peak: int
     """Bytes that were resident at most while updating."""
     resident: int
@@ -76,7 +76,7 @@ POINTS = (
 )
 LETTERS = {"group": "G", "prompt": "P", "adapters": "adapters"}
 
-Found = Mapping[Point, Figures]
+Growth = Mapping[Point, Figures]
 
 
 # ---- one point, in its own process ----
@@ -129,10 +129,11 @@ def make_part(point: Point) -> LossTerm:
 
 
 def tensor_bytes(policy: "Policy", optimisers: Mapping[str, "Optimiser"]) -> int:
-    """Of the masters and what the optimisers keep for them."""
+    """Bytes of the masters and of what the optimisers keep for them."""
     masters = [master for name in optimisers for master in policy.adapters.parameters(name).values()]
-    states = [tensor for one in optimisers.values() for _, state in one.snapshot() for tensor in state.values()]
-    return sum(tensor.nbytes for tensor in (*masters, *states))
+    states = [state for optimiser in optimisers.values() for _, state in optimiser.snapshot()]
+    moments = [tensor for state in states for tensor in state.values()]
+    return sum(tensor.nbytes for tensor in (*masters, *moments))
 
 
 def _resident(field: str) -> int:
@@ -150,15 +151,15 @@ def in_a_process(point: Point, threads: int) -> Figures:
 # ---- all of them ----
 
 
-def of_kind(found: Found, kind: str) -> list[tuple[Point, Figures]]:
-    return [(point, figures) for point, figures in found.items() if point.kind == kind]
+def of_kind(growth: Growth, kind: str) -> list[tuple[Point, Figures]]:
+    return [(point, figures) for point, figures in growth.items() if point.kind == kind]
 
 
 VALUES: dict[str, Callable[[Figures], float]] = {
-    "s": lambda one: one.seconds,
-    "tokens/s": lambda one: one.tokens / one.seconds,
-    "MB peak": lambda one: one.peak / 1e6,
-    "MB resident": lambda one: one.resident / 1e6,
+    "s": lambda figures: figures.seconds,
+    "tokens/s": lambda figures: figures.tokens / figures.seconds,
+    "MB peak": lambda figures: figures.peak / 1e6,
+    "MB resident": lambda figures: figures.resident / 1e6,
 }
 UNITS = {
     "group": ("s", "tokens/s", "MB peak"),
@@ -167,65 +168,66 @@ UNITS = {
 }
 
 
-def json_rows(found: Found) -> list[dict[str, Any]]:
+def json_rows(growth: Growth) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for kind, units in UNITS.items():
-        points = of_kind(found, kind)
+        points = of_kind(growth, kind)
         least, smallest = points[0]
         for point, figures in points:
-            what, peer = f"growth: update, {LETTERS[kind]} = {point.size}", f"{LETTERS[kind]} = {least.size}"
-            rows += [_row(what, unit, VALUES[unit](figures), peer, VALUES[unit](smallest)) for unit in units]
-    each, exact = adapter_costs(found)
+            label, peer = f"growth: update, {LETTERS[kind]} = {point.size}", f"{LETTERS[kind]} = {least.size}"
+            rows += [_row(label, unit, VALUES[unit](figures), peer, VALUES[unit](smallest)) for unit in units]
+    each, exact = adapter_costs(growth)
     rows.append(_row("growth: memory of one more adapter", "MB", each / 1e6, "its masters and moments", exact / 1e6))
     return rows
 
 
-def _row(what: str, unit: str, ours: float, peer: str, theirs: float) -> dict[str, Any]:
-    return {"what": what, "unit": unit, "ours": ours, "peer": peer, "theirs": theirs, "ratio": ours / theirs}
+def _row(label: str, unit: str, value: float, peer: str, peer_value: float) -> dict[str, Any]:
+    return {"what": label, "unit": unit, "ours": value, "peer": peer, "theirs": peer_value, "ratio": value / peer_value}
 
 
-def adapter_costs(found: Found) -> tuple[float, float]:
+def adapter_costs(growth: Growth) -> tuple[float, float]:
     """Bytes that each adapter after the first made resident, by least squares, and that its tensors hold."""
-    points = of_kind(found, "adapters")
+    points = of_kind(growth, "adapters")
     counts = [point.adapters for point, _ in points]
     slope = np.polyfit(counts, [figures.resident for _, figures in points], 1)[0]
     return float(slope), points[0][1].tensors / counts[0]
 
 
-def table(found: Found) -> str:
+def table(growth: Growth) -> str:
     lines: list[str] = []
     for kind, letter in LETTERS.items():
         lines.append(f"{letter:>8} {'tokens':>8} {'seconds':>9} {'tokens/s':>9} {'peak MB':>9} {'resident MB':>12}"
                      f" {'adapters MB':>12}")  # fmt: skip
-        for point, one in of_kind(found, kind):
+        for point, figures in of_kind(growth, kind):
+            rate = figures.tokens / figures.seconds
             lines.append(
-                f"{point.size:>8} {one.tokens:>8,} {one.seconds:>9.3f} {one.tokens / one.seconds:>9,.0f} "
-                f"{one.peak / 1e6:>9,.0f} {one.resident / 1e6:>12,.1f} {one.tensors / 1e6:>12,.1f}"
+                f"{point.size:>8} {figures.tokens:>8,} {figures.seconds:>9.3f} {rate:>9,.0f} "
+                f"{figures.peak / 1e6:>9,.0f} {figures.resident / 1e6:>12,.1f} {figures.tensors / 1e6:>12,.1f}"
             )
         lines.append("")
-    each, exact = adapter_costs(found)
+    each, exact = adapter_costs(growth)
     lines.append(f"one more adapter: {each / 1e6:.2f} MB resident, its masters and moments {exact / 1e6:.2f} MB")
     return "\n".join(lines)
 
 
-def draw(found: Found, file: Path) -> None:
+def draw(growth: Growth, file: Path) -> None:
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
     figure, (groups, prompts, adapters) = plt.subplots(1, 3, figsize=(10, 3), layout="constrained")
-    points = of_kind(found, "group")
+    points = of_kind(growth, "group")
     ideal = [points[0][1].seconds * point.group / points[0][0].group for point, _ in points]
     _draw_seconds(groups, points, "completions of a group", ideal, "without a shared prompt")
-    points = of_kind(found, "prompt")
-    ideal = [points[0][1].seconds * one.tokens / points[0][1].tokens for _, one in points]
+    points = of_kind(growth, "prompt")
+    ideal = [points[0][1].seconds * figures.tokens / points[0][1].tokens for _, figures in points]
     _draw_seconds(prompts, points, "tokens of the prompt", ideal, "in proportion to all tokens")
-    points = of_kind(found, "adapters")
+    points = of_kind(growth, "adapters")
     counts, (_, least) = [point.adapters for point, _ in points], points[0]
-    exact = [(one.tensors - least.tensors) / 1e6 for _, one in points]
+    exact = [(figures.tensors - least.tensors) / 1e6 for _, figures in points]
     adapters.plot(counts, exact, "--", color="0.6", label="their masters and moments")
-    adapters.plot(counts, [(one.resident - least.resident) / 1e6 for _, one in points], "o", label="resident")
+    adapters.plot(counts, [(figures.resident - least.resident) / 1e6 for _, figures in points], "o", label="resident")
     adapters.set(xlabel="adapters on one base copy", ylabel="MB more than with one", xticks=counts)
     for panel in (groups, prompts, adapters):
         panel.legend(frameon=False)
@@ -239,7 +241,7 @@ def _draw_seconds(panel: Any, points: list[tuple[Point, Figures]], label: str, i
 
     sizes = [point.size for point, _ in points]
     panel.loglog(sizes, ideal, "--", color="0.6", label=ideal_label)
-    panel.loglog(sizes, [one.seconds for _, one in points], "o-", label="measured")
+    panel.loglog(sizes, [figures.seconds for _, figures in points], "o-", label="measured")
     panel.set(xlabel=label, ylabel="seconds of an update", xticks=sizes, xticklabels=sizes)
     panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     panel.yaxis.set_major_formatter("{x:g}")
@@ -250,16 +252,16 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.point:
         print(json.dumps(asdict(measure(Point(**json.loads(arguments.point)), arguments.threads))))
         return 0
-    found: dict[Point, Figures] = {}
+    growth: dict[Point, Figures] = {}
     for number, point in enumerate(POINTS, 1):
         print(f"{number} of {len(POINTS)}: {LETTERS[point.kind]} = {point.size}", file=sys.stderr)
-        found[point] = in_a_process(point, arguments.threads)
+        growth[point] = in_a_process(point, arguments.threads)
     print(f"the miniature, float32, {arguments.threads} thread(s); G 8, P 256, C {COMPLETION} where not said\n")
-    print(table(found))
+    print(table(growth))
     if arguments.json:
-        arguments.json.write_text(json.dumps(json_rows(found), indent=2) + "\n")
+        arguments.json.write_text(json.dumps(json_rows(growth), indent=2) + "\n")
     if arguments.picture:
-        draw(found, arguments.picture)
+        draw(growth, arguments.picture)
     return 0
 
 

@@ -132,8 +132,8 @@ def _measured(command: list[str]) -> tuple[float, float]:
     _sync()
     seconds = time.perf_counter() - start
     print(done.stdout.rstrip(), flush=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return seconds, found["peak_gb"]
+    report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return seconds, report["peak_gb"]
 
 
 def _sync() -> None:

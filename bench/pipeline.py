@@ -29,14 +29,14 @@ def run(arguments: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="coevo-bench-") as folder, start(Path(folder) / "queue") as server:
         os.environ[URL_VARIABLE] = server.url
         with RewardPool(num_children=1) as pool, served(*SERVICE, f"--runs={folder}/runs") as url:
-            found = asyncio.run(_measure(url, server.url, pool, arguments.rounds, Path(folder)))
-    for prefetch, seconds in found.items():
-        print(f"prefetch = {prefetch}: {statistics.median(seconds):.1f} s, of {[round(one, 1) for one in seconds]}")
-    ours, theirs = statistics.median(found[1]), statistics.median(found[0])
-    print(f"{ours / theirs:.2f} of the time")
+            times = asyncio.run(_measure(url, server.url, pool, arguments.rounds, Path(folder)))
+    for prefetch, seconds in times.items():
+        print(f"prefetch = {prefetch}: {statistics.median(seconds):.1f} s, of {[round(value, 1) for value in seconds]}")
+    ahead, in_turn = statistics.median(times[1]), statistics.median(times[0])
+    print(f"{ahead / in_turn:.2f} of the time")
     if arguments.json:
-        row = {"what": "pipeline", "unit": "s", "ours": ours, "peer": "prefetch = 0", "theirs": theirs,
-               "ratio": ours / theirs, "rounds": found}  # fmt: skip
+        row = {"what": "pipeline", "unit": "s", "ours": ahead, "peer": "prefetch = 0", "theirs": in_turn,
+               "ratio": ahead / in_turn, "rounds": times}  # fmt: skip
         arguments.json.write_text(json.dumps([row], indent=1) + "\n")
     return 0
 
@@ -51,14 +51,14 @@ async def _measure(url: str, queue_url: str, pool: Any, rounds: int, folder: Pat
     torch.set_num_threads(1)
     base = locate("miniature")
     digest = base_digest(base)
-    found: dict[int, list[float]] = {1: [], 0: []}
+    times: dict[int, list[float]] = {1: [], 0: []}
     async with AsyncClient(url, base=digest) as client:
         for number in range(rounds + 1):
-            for prefetch, seconds in found.items():
+            for prefetch, seconds in times.items():
                 took = await _once(f"r{number}-{prefetch}", prefetch, client, queue_url, pool, base, digest, folder)
                 if number > 0:  # the first one warms both up
                     seconds.append(took)
-    return found
+    return times
 
 
 async def _once(
@@ -78,20 +78,20 @@ async def _once(
     from trainer.update.ranks import SINGLE_PROCESS
 
     recipe = _recipe(name, prefetch, folder)
-    made, queue, id = make_plan(recipe), Queue(queue_url), run_id(recipe)
-    coordinating = asyncio.create_task(Coordinator(id, recipe, made, queue, client).coordinate())
-    arena = make_context(recipe, base, client, pool, open_training_sets(recipe, base, recipe.capabilities))
+    plan, queue, id = make_plan(recipe), Queue(queue_url), run_id(recipe)
+    coordinating = asyncio.create_task(Coordinator(id, recipe, plan, queue, client).coordinate())
+    context = make_context(recipe, base, client, pool, open_training_sets(recipe, base, recipe.capabilities))
     learner = make_learner(recipe, base, digest, "cpu", SINGLE_PROCESS)
     while not await asyncio.to_thread(queue.runs):
         await asyncio.sleep(0.1)
-    pulse = Heartbeat(Queue(queue_url), name)
-    pulse.start()
-    shift = StepScheduler(Run(id, recipe, made), list(recipe.branches), name=name, queue=queue, pulse=pulse,
-                          arena=arena, learner=learner, gather=partial(gather, arena=arena))  # fmt: skip
+    heartbeat = Heartbeat(Queue(queue_url), name)
+    heartbeat.start()
+    scheduler = StepScheduler(Run(id, recipe, plan), list(recipe.branches), name=name, queue=queue, pulse=heartbeat,
+                          arena=context, learner=learner, gather=partial(gather, arena=context))  # fmt: skip
     began = time.monotonic()
-    await shift.work()
+    await scheduler.work()
     took = time.monotonic() - began
-    pulse.end()
+    heartbeat.end()
     await coordinating
     return took
 
@@ -101,7 +101,8 @@ def _recipe(name: str, prefetch: int, folder: Path) -> Any:
     from trainer.recipe.file import load
 
     tree = load(Path("recipes/miniature.toml"), [*CHANGES, f"budget.prefetch={prefetch}"]).model_dump(mode="json")
-    tree |= {"name": name, "branches": {f"{name}-{one}": {"capabilities": [one]} for one in tree["capabilities"]}}
+    branches = {f"{name}-{capability}": {"capabilities": [capability]} for capability in tree["capabilities"]}
+    tree |= {"name": name, "branches": branches}
     tree["method"]["hub"] = f"{name}-text"
     path = folder / f"{name}.json"
     path.write_text(json.dumps(tree))

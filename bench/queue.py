@@ -67,8 +67,8 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _row(what: str, unit: str, ours: float, peer: str, theirs: float) -> Row:
-    return {"what": what, "unit": unit, "ours": ours, "peer": peer, "theirs": theirs, "ratio": ours / theirs}
+def _row(label: str, unit: str, value: float, peer: str, peer_value: float) -> Row:
+    return {"what": label, "unit": unit, "ours": value, "peer": peer, "theirs": peer_value, "ratio": value / peer_value}
 
 
 # ---- claims ----
@@ -81,13 +81,13 @@ def _claims(url: str, count: int) -> list[Row]:
         for number in range(OPERATIONS):
             pipe.xadd(STREAM, {"job": json.dumps({"id": _branch(number)})})
         pipe.execute()
-    ours, rate = _together(url, count, _claim_all)
-    theirs, their_rate = _together(url, count, _read_all)
-    what, peer = f"queue: claim, {count} workers", "XREADGROUP + XACK"
+    claims, rate = _together(url, count, _claim_all)
+    reads, their_rate = _together(url, count, _read_all)
+    label, peer = f"queue: claim, {count} workers", "XREADGROUP + XACK"
     return [
-        _row(what, "1/s", rate, peer, their_rate),
+        _row(label, "1/s", rate, peer, their_rate),
         *(
-            _row(f"{what}, p{part}", "ms", _percentile(ours, part), peer, _percentile(theirs, part))
+            _row(f"{label}, p{part}", "ms", _percentile(claims, part), peer, _percentile(reads, part))
             for part in (50, 99)
         ),
     ]
@@ -98,7 +98,8 @@ def _claim_all(url: str, number: int, count: int, ready: Callable[[], Any]) -> l
     worker = f"w{number}"
     queue.heads()
     ready()
-    return [_took(lambda one=one: _claimed(queue, _branch(one), worker)) for one in range(number, OPERATIONS, count)]
+    branches = [_branch(index) for index in range(number, OPERATIONS, count)]
+    return [_took(lambda branch=branch: _claimed(queue, branch, worker)) for branch in branches]
 
 
 def _read_all(url: str, number: int, count: int, ready: Callable[[], Any]) -> list[float]:
@@ -109,10 +110,10 @@ def _read_all(url: str, number: int, count: int, ready: Callable[[], Any]) -> li
 
 
 def _read(client: Any, number: int, block_ms: int | None) -> bool:
-    found = client.xreadgroup(GROUP, f"w{number}", {STREAM: ">"}, count=1, block=block_ms)
-    if found:
-        client.xack(STREAM, GROUP, found[0][1][0][0])
-    return bool(found)
+    entries = client.xreadgroup(GROUP, f"w{number}", {STREAM: ">"}, count=1, block=block_ms)
+    if entries:
+        client.xack(STREAM, GROUP, entries[0][1][0][0])
+    return bool(entries)
 
 
 # ---- publishes ----
@@ -138,7 +139,7 @@ def _publish_all(url: str, number: int, count: int, ready: Callable[[], Any]) ->
         queue.advance(branch, revision, token)
 
     ready()
-    return [_took(lambda one=one: publish(one)) for one in range(1, OPERATIONS // count + 1)]
+    return [_took(lambda revision=revision: publish(revision)) for revision in range(1, OPERATIONS // count + 1)]
 
 
 # ---- dispatch ----
@@ -156,12 +157,12 @@ def _dispatch(url: str, count: int) -> list[Row]:
 
     with _client(url) as client:
         client.xgroup_create(STREAM, GROUP, mkstream=True)
-        ours = _waited(url, count, _wait_for_news, enqueue)
-        theirs = _waited(url, count, _wait_for_entries, lambda: client.xadd(STREAM, {"job": "{}"}))
+        news = _waited(url, count, _wait_for_news, enqueue)
+        entries = _waited(url, count, _wait_for_entries, lambda: client.xadd(STREAM, {"job": "{}"}))
     return [
         _row(
-            f"queue: dispatch, {count} workers wait, p{part}", "ms", _percentile(ours, part),
-            "XADD, XREADGROUP + XACK", _percentile(theirs, part),
+            f"queue: dispatch, {count} workers wait, p{part}", "ms", _percentile(news, part),
+            "XADD, XREADGROUP + XACK", _percentile(entries, part),
         )
         for part in (50, 99)
     ]  # fmt: skip
@@ -169,8 +170,8 @@ def _dispatch(url: str, count: int) -> list[Row]:
 
 def _waited(url: str, count: int, wait: Callable[..., None], add: Callable[[], Any]) -> list[float]:
     """From each `add` until a worker says when it had the job; the next once all is quiet again."""
-    ready, found, ended = FORK.Barrier(count + 1), FORK.SimpleQueue(), FORK.Event()
-    workers = [FORK.Process(target=wait, args=(url, number, ready, found, ended)) for number in range(count)]
+    ready, times, ended = FORK.Barrier(count + 1), FORK.SimpleQueue(), FORK.Event()
+    workers = [FORK.Process(target=wait, args=(url, number, ready, times, ended)) for number in range(count)]
     for worker in workers:
         worker.start()
     ready.wait()
@@ -179,14 +180,14 @@ def _waited(url: str, count: int, wait: Callable[..., None], add: Callable[[], A
         time.sleep(0.01 + 0.001 * count)  # the others look at the last news meanwhile
         began = time.monotonic()
         add()
-        took.append(found.get() - began)
+        took.append(times.get() - began)
     ended.set()
     for worker in workers:
         worker.join()
     return took
 
 
-def _wait_for_news(url: str, number: int, ready: Any, found: Any, ended: Any) -> None:
+def _wait_for_news(url: str, number: int, ready: Any, times: Any, ended: Any) -> None:
     queue, branch = Queue(url), _branch(number)
     newest, revision = queue.last_news(), 0
     ready.wait()
@@ -197,19 +198,19 @@ def _wait_for_news(url: str, number: int, ready: Any, found: Any, ended: Any) ->
         newest = heard
         lease = queue.claim(branch, f"w{number}")
         if isinstance(lease, Lease):
-            found.put(time.monotonic())
+            times.put(time.monotonic())
             revision += 1
             queue.advance(branch, revision, lease.token)
             queue.release(lease)
 
 
-def _wait_for_entries(url: str, number: int, ready: Any, found: Any, ended: Any) -> None:
+def _wait_for_entries(url: str, number: int, ready: Any, times: Any, ended: Any) -> None:
     with _client(url) as client:
         client.ping()
         ready.wait()
         while not ended.is_set():
             if _read(client, number, 400):
-                found.put(time.monotonic())
+                times.put(time.monotonic())
 
 
 # ---- renewals ----
@@ -224,8 +225,8 @@ def _renewals(url: str, counts: Sequence[int]) -> list[Row]:
         for count in counts
     ]
     return [
-        _row(f"queue: renewal of {count} leases in one call, p50", "ms", one, "1 lease", took[0])
-        for count, one in zip(counts, took, strict=True)
+        _row(f"queue: renewal of {count} leases in one call, p50", "ms", p50, "1 lease", took[0])
+        for count, p50 in zip(counts, took, strict=True)
     ]
 
 
@@ -244,11 +245,11 @@ def _together(url: str, count: int, work: Worker) -> tuple[list[float], float]:
         worker.start()
     ready.wait()
     began = time.monotonic()
-    found = [results.get() for _ in workers]
+    reports = [results.get() for _ in workers]
     for worker in workers:
         worker.join()
-    took = [one for times, _ in found for one in times]
-    return took, len(took) / (max(ended for _, ended in found) - began)
+    took = [seconds for times, _ in reports for seconds in times]
+    return took, len(took) / (max(ended for _, ended in reports) - began)
 
 
 def _prepare(url: str, jobs: Sequence[Job]) -> None:
@@ -274,9 +275,9 @@ def _job(branch: str, steps: int = 1, first: int = 0) -> Job:
 
 
 def _claimed(queue: Queue, branch: str, worker: str) -> Lease:
-    found = queue.claim(branch, worker)
-    assert isinstance(found, Lease), found
-    return found
+    lease = queue.claim(branch, worker)
+    assert isinstance(lease, Lease), lease
+    return lease
 
 
 def _took(call: Callable[[], Any]) -> float:

@@ -75,21 +75,21 @@ def miniature_answers(number: int) -> list[RewardItem]:
     items: list[RewardItem] = []
     for _ in range(2000):
         a, b, c = draw.randrange(10, 50), draw.randrange(1, 10), draw.randrange(1, 10)
-        found = a + b - c + 10 * (draw.random() < 0.25)
-        items.append(RewardItem(rf"calc{a}+{b}={a + b}-{c}={found} \boxed{{{found}}}", str(a + b - c)))
+        result = a + b - c + 10 * (draw.random() < 0.25)
+        items.append(RewardItem(rf"calc{a}+{b}={a + b}-{c}={result} \boxed{{{result}}}", str(a + b - c)))
     return items
 
 
-def _measured(what: str, load: Callable[[int], list[RewardItem]], pool: RewardPool) -> dict[str, Any]:
-    ours: list[float] = []
-    theirs: list[float] = []
+def _measured(label: str, load: Callable[[int], list[RewardItem]], pool: RewardPool) -> dict[str, Any]:
+    pool_rates: list[float] = []
+    peer_rates: list[float] = []
     for number in LEARNING + MEASURED:
         items = load(number)
-        ours.append(_rate(lambda items=items: pool.score(items, Rule("math"), deadline_s=300)))
-        theirs.append(_rate(lambda items=items: [_verified(item) for item in items]))
-    our_rate, their_rate = (statistics.median(rates[len(LEARNING) :]) for rates in (ours, theirs))
+        pool_rates.append(_rate(lambda items=items: pool.score(items, Rule("math"), deadline_s=300)))
+        peer_rates.append(_rate(lambda items=items: [_verified(item) for item in items]))
+    our_rate, their_rate = (statistics.median(rates[len(LEARNING) :]) for rates in (pool_rates, peer_rates))
     return {
-        "what": what,
+        "what": label,
         "unit": "1/s",
         "ours": round(our_rate),
         "peer": "math-verify, one process",
@@ -101,7 +101,7 @@ def _measured(what: str, load: Callable[[int], list[RewardItem]], pool: RewardPo
 def _check_verdicts(pool: RewardPool) -> None:
     rows = [json.loads(line) for line in PAIRS.read_text().splitlines()]
     scored = pool.score([RewardItem(row["completion"], row["answer"]) for row in rows], Rule("math"), deadline_s=300)
-    assert [one.value == 1 for one in scored] == [row["right"] for row in rows], "not the verdicts of the list"
+    assert [score.value == 1 for score in scored] == [row["right"] for row in rows], "not the verdicts of the list"
 
 
 def _verified(item: RewardItem) -> bool:

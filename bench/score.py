@@ -73,7 +73,7 @@ def save_adapters(folder: Path, count: int = MOST, std: float = 0.02) -> None:
         for name, parameter in peft.named_parameters():
             if "lora_" in name:
                 torch.nn.init.normal_(parameter, std=std)
-        peft.save_pretrained(folder / f"a{number}")
+        peft.save_pretrained(str(folder / f"a{number}"))
 
 
 def median(times: Sequence[float]) -> float:
@@ -96,12 +96,12 @@ def run_stock(folders: Sequence[Path], rounds: int) -> dict[str, float]:
     requests = [LoRARequest(f"a{n}", n + 1, str(folder)) for n, folder in enumerate(folders[:ADAPTERS])]
     times: list[float] = []
     for number in range(rounds):
-        asked = group(number)
+        batch = group(number)
         began = time.perf_counter()
         for request in requests:
             inputs: Any = [
-                {"prompt_token_ids": [*prompt, *ids], "multi_modal_data": {"image": asked.picture}}
-                for ids in asked.completions
+                {"prompt_token_ids": [*prompt, *ids], "multi_modal_data": {"image": batch.picture}}
+                for ids in batch.completions
             ]
             llm.generate(inputs, SamplingParams(max_tokens=1, prompt_logprobs=0), lora_request=request, use_tqdm=False)
         times.append(time.perf_counter() - began)
@@ -122,10 +122,10 @@ def run_hf(folders: Sequence[Path], rounds: int) -> dict[str, float]:
     text = processor.apply_chat_template(messages(), add_generation_prompt=True, tokenize=False)
     times: list[float] = []
     for number in range(rounds):
-        asked = group(number)
+        batch = group(number)
         began = time.perf_counter()
-        inputs = processor(text=[text] * GROUP, images=[asked.picture] * GROUP, return_tensors="pt")
-        completions = torch.tensor(asked.completions)
+        inputs = processor(text=[text] * GROUP, images=[batch.picture] * GROUP, return_tensors="pt")
+        completions = torch.tensor(batch.completions)
         ids = torch.cat([inputs["input_ids"], completions], dim=1)
         kinds = torch.cat([inputs["mm_token_type_ids"], torch.zeros_like(completions)], dim=1)
         with torch.inference_mode():
@@ -163,7 +163,7 @@ def run_engine(folders: Sequence[Path], rounds: int) -> dict[str, float]:
                 max_tokens=1, prompt_logprobs=0, flat_logprobs=True, detokenize=False, skip_reading_prefix_cache=False
             )
 
-            async def one(ids: list[int], picture: Image.Image, name: str, request: Any, key: str) -> None:
+            async def generate(ids: list[int], picture: Image.Image, name: str, request: Any, key: str) -> None:
                 tokens = {
                     "prompt_token_ids": [*prompt, *ids],
                     "multi_modal_data": {"image": [picture]},
@@ -174,13 +174,13 @@ def run_engine(folders: Sequence[Path], rounds: int) -> dict[str, float]:
 
             times: list[float] = []
             for number in range(rounds):
-                asked = group(number)
+                batch = group(number)
                 began = time.perf_counter()
                 await asyncio.gather(
                     *(
-                        one(ids, asked.picture, f"p{number}", request, f"{number}-{request.lora_name}-{place}")
+                        generate(ids, batch.picture, f"p{number}", request, f"{number}-{request.lora_name}-{index}")
                         for request in requests
-                        for place, ids in enumerate(asked.completions)
+                        for index, ids in enumerate(batch.completions)
                     )
                 )
                 times.append(time.perf_counter() - began)
@@ -202,27 +202,27 @@ def run_service(folders: Sequence[Path], rounds: int) -> dict[str, float]:
             http.put(f"/adapters/a{number}/1", data={"parent": "0"}, files=files).raise_for_status()
 
         def score(number: int, adapters: int) -> float:
-            asked = group(number)
-            picture = encode_image(np.asarray(asked.picture))
+            batch = group(number)
+            picture = encode_image(np.asarray(batch.picture))
             began = time.perf_counter()
             name = http.put("/media", content=picture).json()["id"]  # as the client does
             sequences = [
-                {"prompt": {"messages": messages()}, "completion": ids, "images": [name]} for ids in asked.completions
+                {"prompt": {"messages": messages()}, "completion": ids, "images": [name]} for ids in batch.completions
             ]
-            answer = http.post(
+            response = http.post(
                 "/logprobs",
-                params=[("adapter", f"a{one}") for one in range(adapters)],
+                params=[("adapter", f"a{index}") for index in range(adapters)],
                 json={"sequences": sequences},
                 headers={"accept": "application/vnd.safetensors"},
             )
-            answer.raise_for_status()
+            response.raise_for_status()
             return time.perf_counter() - began
 
-        found = {"score_service": median([score(number, ADAPTERS) for number in range(rounds)])}
+        medians = {"score_service": median([score(number, ADAPTERS) for number in range(rounds)])}
         for adapters in GROWTH:
             numbers = range(1000 * adapters, 1000 * adapters + rounds)
-            found[f"score_growth_{adapters}"] = median([score(number, adapters) for number in numbers])
-        return found
+            medians[f"score_growth_{adapters}"] = median([score(number, adapters) for number in numbers])
+        return medians
 
 
 PEERS: dict[str, Callable[[Sequence[Path], int], dict[str, float]]] = {
@@ -259,13 +259,13 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     with tempfile.TemporaryDirectory() as folder:
         save_adapters(Path(folder))
-        found: dict[str, float] = {}
+        medians: dict[str, float] = {}
         for peer in PEERS:
-            found |= measure(peer, Path(folder), arguments.rounds)
-    ours = found.pop("score_service")
-    rows = [_row(name, ours, name.removeprefix("score_"), seconds) for name, seconds in found.items()
+            medians |= measure(peer, Path(folder), arguments.rounds)
+    service_seconds = medians.pop("score_service")
+    rows = [_row(name, service_seconds, name.removeprefix("score_"), seconds) for name, seconds in medians.items()
             if "growth" not in name]  # fmt: skip
-    rows += [_row(name, seconds, "score_growth_1", found["score_growth_1"]) for name, seconds in found.items()
+    rows += [_row(name, seconds, "score_growth_1", medians["score_growth_1"]) for name, seconds in medians.items()
              if "growth" in name]  # fmt: skip
     for row in rows:
         print(f"{row['what']}: {row['ours']:.3f} s, {row['peer']} {row['theirs']:.3f} s, ratio {row['ratio']:.3f}")
@@ -274,8 +274,8 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _row(what: str, ours: float, peer: str, theirs: float) -> dict[str, Any]:
-    return {"what": what, "unit": "s", "ours": ours, "peer": peer, "theirs": theirs, "ratio": ours / theirs}
+def _row(label: str, value: float, peer: str, peer_value: float) -> dict[str, Any]:
+    return {"what": label, "unit": "s", "ours": value, "peer": peer, "theirs": peer_value, "ratio": value / peer_value}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -31,8 +31,8 @@ def served(*flags: str) -> Generator[str]:
 def _address(log: Path, process: subprocess.Popen[bytes]) -> str:
     deadline = time.monotonic() + _PATIENCE_S
     while time.monotonic() < deadline:
-        if found := re.search(r"coevo serve: (http://\S+) serves", log.read_text()):
-            return found[1]
+        if match := re.search(r"coevo serve: (http://\S+) serves", log.read_text()):
+            return match[1]
         if process.poll() is not None:
             break
         time.sleep(0.1)

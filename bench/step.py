@@ -54,10 +54,10 @@ PARTS = ("generate", "reward", "score", "prepare", "update", "optimiser", "publi
 def run(arguments: argparse.Namespace) -> int:
     rows: list[dict[str, Any]] = []
     for section in SECTIONS:
-        ours, theirs = (_measured(peer, section, arguments) for peer in ("ours", "trl"))
-        for what in ours:
-            rows.append(_row(what, ours[what], theirs[what]))
-            _print(rows[-1], ours[what], theirs[what])
+        coevo, trl = (_measured(peer, section, arguments) for peer in ("ours", "trl"))
+        for case in coevo:
+            rows.append(_row(case, coevo[case], trl[case]))
+            _print(rows[-1], coevo[case], trl[case])
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
     return 0
@@ -71,25 +71,25 @@ def _measured(peer: str, section: str, arguments: argparse.Namespace) -> dict[st
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _row(what: str, ours: dict[str, float], theirs: dict[str, float]) -> dict[str, Any]:
-    name, unit = ("peak", "MiB") if what.startswith("memory") else ("whole", "s")
-    ratio = ours[name] / theirs[name]
-    return {"what": what, "unit": unit, "ours": ours[name], "peer": "trl", "theirs": theirs[name], "ratio": ratio}
+def _row(case: str, coevo: dict[str, float], trl: dict[str, float]) -> dict[str, Any]:
+    name, unit = ("peak", "MiB") if case.startswith("memory") else ("whole", "s")
+    ratio = coevo[name] / trl[name]
+    return {"what": case, "unit": unit, "ours": coevo[name], "peer": "trl", "theirs": trl[name], "ratio": ratio}
 
 
-def _print(row: dict[str, Any], ours: dict[str, float], theirs: dict[str, float]) -> None:
+def _print(row: dict[str, Any], coevo: dict[str, float], trl: dict[str, float]) -> None:
     target = f" (at most {TARGETS[row['what']]:.3f})" if row["what"] in TARGETS else ""
     print(f"{row['what']}: {row['ours']:.3f} {row['unit']}, trl {row['theirs']:.3f}, ratio {row['ratio']:.3f}{target}")
-    print(f"    ours: {_told(row, ours)}\n    trl:  {_told(row, theirs)}", flush=True)
+    print(f"    ours: {_description(row, coevo)}\n    trl:  {_description(row, trl)}", flush=True)
 
 
-def _told(row: dict[str, Any], found: dict[str, float]) -> str:
+def _description(row: dict[str, Any], figures: dict[str, float]) -> str:
     if row["unit"] == "MiB":
-        return f"{found['before']:.0f} MiB before the update"
-    parts = [f"{name} {found[name]:.3f}" for name in PARTS if name in found]
+        return f"{figures['before']:.0f} MiB before the update"
+    parts = [f"{name} {figures[name]:.3f}" for name in PARTS if name in figures]
     words = {"cpu": "s of CPU in all processes", "rollouts": "rollouts", "length": "tokens each",
              "decided": "of the groups all equal"}  # fmt: skip
-    return ", ".join([*parts, *(f"{found[name]:.4g} {text}" for name, text in words.items() if name in found)])
+    return ", ".join([*parts, *(f"{figures[name]:.4g} {text}" for name, text in words.items() if name in figures)])
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

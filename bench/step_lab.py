@@ -30,14 +30,16 @@ LONG, SHORT = 64, 48
 BRANCHES = ("text", "image", "video")
 
 Seconds = dict[str, float]
-"""Of one step, by what was done."""
+"""The time of each part of one step."""
 
 
 def noise(count: int) -> PromptList:
     """Pictures that nobody has seen."""
     rng = np.random.default_rng(0)
     pictures = (rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8) for _ in range(count))
-    return PromptList([make_prompt("noise", "21+red?", n, [encode_image(one)]) for n, one in enumerate(pictures)])
+    return PromptList(
+        [make_prompt("noise", "21+red?", n, [encode_image(picture)]) for n, picture in enumerate(pictures)]
+    )
 
 
 def questions(name: str, count: int) -> PromptList:
@@ -57,8 +59,8 @@ def checksum_bit(completion: str, answer: str) -> float:
 def endless(folder: Path) -> Path:
     """The miniature with an end token that it never says: all completions are as long as they may be."""
     shutil.copytree(locate("miniature"), folder)
-    _change(folder / "tokenizer_config.json", lambda told: told | {"eos_token": told["pad_token"]})
-    _change(folder / "generation_config.json", lambda told: told | {"eos_token_id": told["pad_token_id"]})
+    _change(folder / "tokenizer_config.json", lambda config: config | {"eos_token": config["pad_token"]})
+    _change(folder / "generation_config.json", lambda config: config | {"eos_token_id": config["pad_token_id"]})
     return folder
 
 
@@ -124,12 +126,12 @@ def _covered(spans: Iterable[tuple[float, float]]) -> float:
 def _cpu() -> float:
     """Seconds that this process and those below it have computed."""
     here = psutil.Process()
-    times = [one.cpu_times() for one in (here, *here.children(recursive=True))]
-    return sum(one.user + one.system for one in times)
+    times = [process.cpu_times() for process in (here, *here.children(recursive=True))]
+    return sum(process.user + process.system for process in times)
 
 
 def medians(rounds: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {name: statistics.median(one.get(name, 0.0) for one in rounds) for name in rounds[-1]}
+    return {name: statistics.median(seconds.get(name, 0.0) for seconds in rounds) for name in rounds[-1]}
 
 
 def forget_peak() -> float:

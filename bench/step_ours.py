@@ -35,7 +35,7 @@ RECIPE = load(
 SERVICE = ("--max-lora-rank=16", "--max-loras=12", "--max-num-seqs=192")
 """192: a branch with two teachers samples three batches of 64 at once."""
 Steps = Callable[[int], Iterator[Step]]
-"""Of a round, counted from 1."""
+"""The steps of a round, which is counted from 1."""
 
 
 def measure_update(rounds: int) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def _updates(length: int, rounds: int) -> list[lab.Seconds]:
     policy = load_policy(locate("miniature"), dtype="float32")
     policy.adapters.add("a", rank=lab.RANK, alpha=lab.ALPHA, seed=0)
     optimiser = Optimiser(policy.adapters.parameters("a"), lr=lab.LR)
-    watch, found = lab.Watch(), list[lab.Seconds]()
+    watch, times = lab.Watch(), list[lab.Seconds]()
     watch.on(optimiser, "step", "optimiser")
     for _ in range(rounds):
         before = lab.forget_peak()
@@ -74,8 +74,8 @@ def _updates(length: int, rounds: int) -> list[lab.Seconds]:
             done = update(policy, "a", optimiser, [LossTerm("native", tuple(groups))], loss=RECIPE.loss,
                           budget=RECIPE.budget.tokens_per_micro_batch)  # fmt: skip
         assert done.skipped is None
-        found.append(watch.stop() | {"before": before, "peak": lab.peak()})
-    return found
+        times.append(watch.stop() | {"before": before, "peak": lab.peak()})
+    return times
 
 
 def _target(ids: list[int], advantage: float) -> TrainingSample:
@@ -105,8 +105,8 @@ def measure_questions(rounds: int) -> dict[str, Any]:
 def together(number: int) -> Iterator[Step]:
     """All three branches; in their first step nobody has anything to teach yet."""
     for name in lab.BRANCHES:
-        others = [Teacher(Ref(other, number - 1), other, 1.0) for other in lab.BRANCHES if other != name]
-        yield Step(name, number, capabilities=(name,), teachers=tuple(others) if number > 1 else ())
+        teachers = [Teacher(Ref(teacher, number - 1), teacher, 1.0) for teacher in lab.BRANCHES if teacher != name]
+        yield Step(name, number, capabilities=(name,), teachers=tuple(teachers) if number > 1 else ())
 
 
 def _served(
@@ -133,20 +133,20 @@ async def _rounds(
                       loss=RECIPE.loss, optimiser=RECIPE.optimiser,
                       budget=RECIPE.budget.tokens_per_micro_batch)  # fmt: skip
     amounts = RECIPE.rollout.model_copy(update={"max_completion_tokens": most})
-    found: dict[str, Any] = {}
+    medians: dict[str, Any] = {}
     watch = _watch()
     async with AsyncClient(url, base=base_digest(base)) as client:
-        arena = StepContext(client, pool, data, decode, 0, amounts, RECIPE.loss)
+        context = StepContext(client, pool, data, decode, 0, amounts, RECIPE.loss)
         for case, steps in cases.items():
             for step in steps(1):
                 await client.fork(step.branch, "base")
-            times = [await _round(steps(number), arena, learner, watch) for number in range(1, 2 + rounds)]
-            found[case] = lab.medians(times[1:])
+            times = [await _round(steps(number), context, learner, watch) for number in range(1, 2 + rounds)]
+            medians[case] = lab.medians(times[1:])
         if "copd_step" in cases:
             numbers = range(2 + rounds, 2 + 2 * rounds)
-            times = [await _round(together(number), arena, Turns(learner), watch) for number in numbers]
-            found["copd_step_at_once"] = lab.medians(times)
-    return found
+            times = [await _round(together(number), context, Turns(learner), watch) for number in numbers]
+            medians["copd_step_at_once"] = lab.medians(times)
+    return medians
 
 
 def _watch() -> lab.Watch:
@@ -179,17 +179,19 @@ class Turns:
         self._turn.release()
 
 
-async def _round(steps: Iterator[Step], arena: StepContext, learner: Learner | Turns, watch: lab.Watch) -> lab.Seconds:
+async def _round(
+    steps: Iterator[Step], context: StepContext, learner: Learner | Turns, watch: lab.Watch
+) -> lab.Seconds:
     watch.start()
     if isinstance(learner, Turns):
-        done = await asyncio.gather(*(train_step(step, arena, cast(Learner, learner)) for step in steps))
+        results = await asyncio.gather(*(train_step(step, context, cast(Learner, learner)) for step in steps))
     else:
-        done = [await train_step(step, arena, learner) for step in steps]
+        results = [await train_step(step, context, learner) for step in steps]
     seconds = watch.stop()
-    assert not any(one.update.skipped for one in done)
-    answers = [answer for one in done for lessons in one.batch.lessons.values() for lesson in lessons
+    assert not any(result.update.skipped for result in results)
+    answers = [answer for result in results for lessons in result.batch.lessons.values() for lesson in lessons
                for answer in lesson.rollout.completions]  # fmt: skip
-    decided = [value for one in done for name, value in one.batch.metrics.items() if name == "native/decided"]
+    decided = [value for result in results for name, value in result.batch.metrics.items() if name == "native/decided"]
     return seconds | {
         "length": float(np.mean([len(answer.ids_C) for answer in answers])),
         "rollouts": len(answers),

@@ -16,7 +16,8 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor, TrainerCallback
-from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
 
 from adapters.base import locate
 from adapters.validate import TARGETS
@@ -33,28 +34,28 @@ Reward = Callable[[str, str], float]
 
 
 class Times(TrainerCallback):
-    """Of each step: what `watch` saw, the update from its first `_compute_loss` to its end, and its memory."""
+    """What `watch` saw of each step, its update from the first `_compute_loss` to its end, and its memory."""
 
     def __init__(self) -> None:
         self.watch, self.steps = lab.Watch(), list[lab.Seconds]()
-        self._found: lab.Seconds = {}
+        self._figures: lab.Seconds = {}
         """What else is known of the step that runs."""
         self._update: float | None = None
         self._optimiser = 0.0
 
-    def attach(self, trainer: GRPOTrainer) -> None:
+    def attach(self, trainer: Any) -> None:
         compute, generate = trainer._compute_loss, trainer._generate_single_turn
 
         def compute_loss(*arguments: Any) -> Any:
             if self._update is None:
-                self._found["before"] = lab.forget_peak()
+                self._figures["before"] = lab.forget_peak()
                 self._update = time.perf_counter()
             return compute(*arguments)
 
         def generate_single_turn(*arguments: Any) -> Any:
             with self.watch.during("generate"):
                 ids, logprobs = generate(*arguments)
-            self._found |= {"length": float(np.mean([len(one) for one in ids])), "rollouts": len(ids)}
+            self._figures |= {"length": float(np.mean([len(completion) for completion in ids])), "rollouts": len(ids)}
             return ids, logprobs
 
         trainer._compute_loss, trainer._generate_single_turn = compute_loss, generate_single_turn
@@ -71,19 +72,17 @@ class Times(TrainerCallback):
         assert self._update is not None
         self.watch.add("optimiser", self._optimiser)
         self.watch.add("update", self._update)
-        self.steps.append(self.watch.stop() | self._found | {"peak": lab.peak()})
+        self.steps.append(self.watch.stop() | self._figures | {"peak": lab.peak()})
         self._update = None
 
 
-def make(
-    base: Path, rows: Sequence[dict[str, Any]], most: int, reward: Reward, batch: int, folder: str
-) -> GRPOTrainer:  # fmt: skip
+def make(base: Path, rows: Sequence[dict[str, Any]], most: int, reward: Reward, batch: int, folder: str) -> Any:
     """For as many steps as `rows` have prompts for, in their order; `batch` completions are computed at once."""
 
-    def rewards(completions: list[Any], answer: list[str], **_: Any) -> list[float]:
-        return [reward(one[0]["content"], right) for one, right in zip(completions, answer, strict=True)]
+    def rewards(completions: list[Any], answer: list[str], **_: Any) -> list[float | None]:
+        return [reward(completion[0]["content"], right) for completion, right in zip(completions, answer, strict=True)]
 
-    made = GRPOTrainer(
+    trainer: Any = GRPOTrainer(
         Qwen3VLForConditionalGeneration.from_pretrained(base, dtype=torch.float32),
         rewards,
         GRPOConfig(
@@ -111,14 +110,14 @@ def make(
         processing_class=Qwen3VLProcessor.from_pretrained(base, padding_side="left"),
         peft_config=LORA,
     )
-    made.train_dataset = list(rows)  # with pictures as they are: a data set would encode and decode them
-    return made
+    trainer.train_dataset = list(rows)  # with pictures as they are: a data set would encode and decode them
+    return trainer
 
 
 def row(prompt: Prompt) -> dict[str, Any]:
     (text,) = (part["text"] for part in prompt.messages[0]["content"] if part["type"] == "text")
-    told: dict[str, Any] = {"prompt": [{"role": "user", "content": text}], "answer": prompt.answer}
-    return told | ({"image": decode_image(prompt.images[0], Limits())} if prompt.images else {})
+    columns: dict[str, Any] = {"prompt": [{"role": "user", "content": text}], "answer": prompt.answer}
+    return columns | ({"image": decode_image(prompt.images[0], Limits())} if prompt.images else {})
 
 
 def run(
@@ -126,7 +125,7 @@ def run(
     prompts: Sequence[Prompt],
     most: int,
     reward: Reward,
-    change: Callable[[GRPOTrainer, Times], None] = lambda *_: None,
+    change: Callable[[Any, Times], None] = lambda *_: None,
     batch: int = BATCH,
 ) -> list[lab.Seconds]:
     """Trains. What each step took."""
@@ -155,10 +154,12 @@ def measure_memory_16(_: int) -> dict[str, Any]:
 def _updates(length: int, rounds: int, batch: int = BATCH) -> list[lab.Seconds]:
     """The completions are given, and `whole` is the update."""
 
-    def give(trainer: GRPOTrainer, _: Times) -> None:
+    def give(trainer: Any, _: Times) -> None:
         trainer._generate_single_turn = lambda *_: (lab.completions(length), None)
 
-    steps = run(locate("miniature"), list(lab.noise(lab.PROMPTS)) * rounds, length, lab.checksum_bit, give, batch)
+    steps = run(
+        locate("miniature"), list(lab.noise(lab.PROMPTS).prompts) * rounds, length, lab.checksum_bit, give, batch
+    )
     return [step | {"whole": step["update"]} for step in steps]
 
 
@@ -166,32 +167,40 @@ def measure_step(rounds: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         base = lab.endless(Path(folder) / "base")
         return {
-            "step_270_64": lab.medians(run(base, lab.noise(lab.PROMPTS * (rounds + 1)), lab.LONG, lab.checksum_bit)[1:])
+            "step_270_64": lab.medians(
+                run(base, lab.noise(lab.PROMPTS * (rounds + 1)).prompts, lab.LONG, lab.checksum_bit)[1:]
+            )
         }
 
 
 def measure_questions(rounds: int) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    medians: dict[str, Any] = {}
     for name in ("text", "image"):
-        steps = run(locate("miniature"), lab.questions(name, lab.PROMPTS * (rounds + 1)), lab.SHORT, exact_reward)
-        found[f"step_{name}"] = lab.medians(steps[1:])
+        steps = run(
+            locate("miniature"), lab.questions(name, lab.PROMPTS * (rounds + 1)).prompts, lab.SHORT, exact_reward
+        )
+        medians[f"step_{name}"] = lab.medians(steps[1:])
     batches = _copd_batches(rounds)
     flat = [prompt for batch in batches for prompt in batch]
     steps = run(locate("miniature"), flat, lab.SHORT, exact_reward, _score_cross_batches)
     size = len(lab.BRANCHES) ** 2
     rounds_of = [_total(steps[start : start + size]) for start in range(0, len(steps), size)]
-    return found | dict.fromkeys(("copd_step", "copd_step_at_once"), lab.medians(rounds_of))
+    return medians | dict.fromkeys(("copd_step", "copd_step_at_once"), lab.medians(rounds_of))
 
 
 def _copd_batches(rounds: int) -> list[Sequence[Prompt]]:
     """For each round and branch its own questions, then those of both others."""
-    asked = [name.replace("video", "image") for name in lab.BRANCHES]
-    order = [asked[(branch + shift) % len(asked)] for branch in range(len(asked)) for shift in range(len(asked))]
-    streams = {name: iter(lab.questions(name, lab.PROMPTS * len(order) * rounds)) for name in set(asked)}
+    capabilities = [name.replace("video", "image") for name in lab.BRANCHES]
+    order = [
+        capabilities[(branch + shift) % len(capabilities)]
+        for branch in range(len(capabilities))
+        for shift in range(len(capabilities))
+    ]
+    streams = {name: iter(lab.questions(name, lab.PROMPTS * len(order) * rounds)) for name in set(capabilities)}
     return [[next(streams[name]) for _ in range(lab.PROMPTS)] for _ in range(rounds) for name in order]
 
 
-def _score_cross_batches(trainer: GRPOTrainer, times: Times) -> None:
+def _score_cross_batches(trainer: Any, times: Times) -> None:
     """Two batches of three are scored by teacher and student as TRL computes log-probabilities."""
     model: Any = trainer.model
     model.add_adapter("teacher", LORA)
@@ -211,7 +220,7 @@ def _score_cross_batches(trainer: GRPOTrainer, times: Times) -> None:
 
 
 @torch.no_grad()
-def _logprobs(trainer: GRPOTrainer, batch: dict[str, Any]) -> None:
+def _logprobs(trainer: Any, batch: dict[str, Any]) -> None:
     media = ("pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids")
     trainer._get_per_token_logps_and_entropies(
         trainer.model,

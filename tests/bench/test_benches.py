@@ -126,7 +126,7 @@ def test_adapters_cost_their_masters_and_moments() -> None:
 
 
 @pytest.fixture
-def found() -> growth.Found:
+def found() -> growth.Growth:
     return {
         point: growth.Figures(
             seconds=0.1 * point.size, tokens=50 * point.size, peak=10**9, resident=10**8 + 12 * 10**6 * point.adapters,
@@ -136,7 +136,7 @@ def found() -> growth.Found:
     }  # fmt: skip
 
 
-def test_growth_is_told_beside_the_smallest(found: growth.Found) -> None:
+def test_growth_is_told_beside_the_smallest(found: growth.Growth) -> None:
     rows = growth.json_rows(found)
     assert all(row.keys() == KEYS for row in rows)
     (four,) = (row for row in rows if row["what"] == "growth: update, G = 4" and row["unit"] == "s")
@@ -146,6 +146,6 @@ def test_growth_is_told_beside_the_smallest(found: growth.Found) -> None:
     assert "one more adapter: 12.00 MB resident, its masters and moments 11.00 MB" in growth.table(found)
 
 
-def test_growth_is_drawn(found: growth.Found, tmp_path: Path) -> None:
+def test_growth_is_drawn(found: growth.Growth, tmp_path: Path) -> None:
     growth.draw(found, tmp_path / "docs" / "growth.png")
     assert (tmp_path / "docs" / "growth.png").read_bytes().startswith(b"\x89PNG")
