@@ -19,7 +19,8 @@ import psutil
 from adapters.base import locate
 from service.media import encode_image
 from trainer.data.generated import prompts
-from trainer.data.prompts import PromptList, make_prompt
+from trainer.data.prompts import make_prompt
+from trainer.parts import Prompt
 
 PROMPTS, GROUP = 8, 8
 RANK, ALPHA, LR = 16, 32, 1e-5
@@ -33,7 +34,7 @@ Seconds = dict[str, float]
 """The time of each part of one step."""
 
 
-def noise(count: int) -> PromptList:
+def noise(count: int) -> list[Prompt]:
     """Pictures that nobody has seen."""
     rng = np.random.default_rng(0)
     pictures = (rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8) for _ in range(count))
@@ -42,8 +43,8 @@ def noise(count: int) -> PromptList:
     )
 
 
-def questions(name: str, count: int) -> PromptList:
-    return prompts(name, label=name, split="train", size=count, seed=0)
+def questions(name: str, count: int) -> list[Prompt]:
+    return list(prompts(name, label=name, split="train", size=count, seed=0).prompts)
 
 
 def completions(length: int) -> list[list[int]]:

@@ -18,6 +18,7 @@ from adapters.names import Ref
 from bench import step_lab as lab
 from bench.served import served
 from clients.client import AsyncClient
+from trainer.data.prompts import PromptList
 from trainer.loop import StepContext, TrainingSet, train_step
 from trainer.parts import Group, LossTerm, TrainingSample
 from trainer.plan.steps import Step, Teacher
@@ -88,7 +89,11 @@ def measure_step(rounds: int) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as folder:
         base = lab.endless(Path(folder) / "base")
-        data = {"noise": TrainingSet(lab.noise(lab.PROMPTS * (rounds + 1)), Rule("bench.step_lab:checksum_bit"), 60.0)}
+        data = {
+            "noise": TrainingSet(
+                PromptList(lab.noise(lab.PROMPTS * (rounds + 1))), Rule("bench.step_lab:checksum_bit"), 60.0
+            )
+        }
         return _served({"step_270_64": steps}, data, base, lab.LONG, rounds)
 
 
@@ -96,7 +101,7 @@ def measure_questions(rounds: int) -> dict[str, Any]:
     def alone(name: str, number: int) -> Iterator[Step]:
         yield Step(f"{name}-alone", number, capabilities=(name,))
 
-    data = {name: TrainingSet(lab.questions(name, 500), Rule("exact"), 60.0) for name in lab.BRANCHES}
+    data = {name: TrainingSet(PromptList(lab.questions(name, 500)), Rule("exact"), 60.0) for name in lab.BRANCHES}
     cases: dict[str, Steps] = {"step_text": partial(alone, "text"), "step_image": partial(alone, "image"),
                                "copd_step": together}  # fmt: skip
     return _served(cases, data, locate("miniature"), lab.SHORT, rounds)

@@ -157,9 +157,7 @@ def _updates(length: int, rounds: int, batch: int = BATCH) -> list[lab.Seconds]:
     def give(trainer: Any, _: Times) -> None:
         trainer._generate_single_turn = lambda *_: (lab.completions(length), None)
 
-    steps = run(
-        locate("miniature"), list(lab.noise(lab.PROMPTS).prompts) * rounds, length, lab.checksum_bit, give, batch
-    )
+    steps = run(locate("miniature"), lab.noise(lab.PROMPTS) * rounds, length, lab.checksum_bit, give, batch)
     return [step | {"whole": step["update"]} for step in steps]
 
 
@@ -167,18 +165,14 @@ def measure_step(rounds: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         base = lab.endless(Path(folder) / "base")
         return {
-            "step_270_64": lab.medians(
-                run(base, lab.noise(lab.PROMPTS * (rounds + 1)).prompts, lab.LONG, lab.checksum_bit)[1:]
-            )
+            "step_270_64": lab.medians(run(base, lab.noise(lab.PROMPTS * (rounds + 1)), lab.LONG, lab.checksum_bit)[1:])
         }
 
 
 def measure_questions(rounds: int) -> dict[str, Any]:
     medians: dict[str, Any] = {}
     for name in ("text", "image"):
-        steps = run(
-            locate("miniature"), lab.questions(name, lab.PROMPTS * (rounds + 1)).prompts, lab.SHORT, exact_reward
-        )
+        steps = run(locate("miniature"), lab.questions(name, lab.PROMPTS * (rounds + 1)), lab.SHORT, exact_reward)
         medians[f"step_{name}"] = lab.medians(steps[1:])
     batches = _copd_batches(rounds)
     flat = [prompt for batch in batches for prompt in batch]
