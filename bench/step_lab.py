@@ -37,10 +37,8 @@ Seconds = dict[str, float]
 def noise(count: int) -> list[Prompt]:
     """Pictures that nobody has seen."""
     rng = np.random.default_rng(0)
-    pictures = (rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8) for _ in range(count))
-    return PromptList(
-        [make_prompt("noise", "21+red?", n, [encode_image(picture)]) for n, picture in enumerate(pictures)]
-    )
+    pictures = [encode_image(rng.integers(0, 256, (SIDE, SIDE, 3), np.uint8)) for _ in range(count)]
+    return [make_prompt("noise", "21+red?", n, [picture]) for n, picture in enumerate(pictures)]
 
 
 def questions(name: str, count: int) -> list[Prompt]:
