@@ -144,7 +144,7 @@ def test_an_exam_that_is_told_to_stop_leaves_no_question_behind(service, tmp_pat
         processes = ProcessGroup(tmp_path, {}, is_stopped=lambda: next(looks, True))
         examiner = Examiner(recipe, tmp_path, processes, exams(recipe), decoder(recipe))
         with pytest.raises(Stopped):
-            asyncio.run(examiner._answers(service.url, ["base", "far@1"], pool))
+            asyncio.run(examiner.ask(service.url, ["base", "far@1"], pool))
     with service.client() as http:
         service.wait_until(lambda: not any(running(http).values()))
 

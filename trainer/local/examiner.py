@@ -1,8 +1,7 @@
 """Models examined through a service of their own; and which scale of a merge answers best.
 
-Scales are compared as stacked adapters, all on the same held-out questions.
-
-Left out: weights of the branches. They are chosen in the same way by hand.
+Scales are compared as stacked adapters, all on the same held-out questions. Weights of the branches are chosen in the
+same way by hand.
 """
 
 import asyncio
@@ -28,9 +27,12 @@ from trainer.recipe import Recipe
 from trainer.recipe.parts import ENGINE_RANKS, engine_rank
 from trainer.rewards.pool import HALF_THE_CORES, RewardPool
 
+SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
+"""Factors of a merged delta that `--scale auto` tries: around 1, the mean as it is. Each costs a round of questions."""
+
 
 def stacked_rank(adapter: Path) -> int | None:
-    """What the engine must take to serve the merge as an adapter; None: it cannot."""
+    """The rank that an engine must take to serve this adapter; None: none takes it, or there is no adapter."""
     config = adapter / CONFIG
     if not config.exists():
         return None
@@ -39,7 +41,7 @@ def stacked_rank(adapter: Path) -> int | None:
 
 
 def flags_of(out: Path, rank: int | None = None, extra: Mapping[str, Path] | None = None) -> list[str]:
-    """Of a service of the run in this folder that takes adapters of a rank, with some that are not in its store."""
+    """Flags of a service with a run's store, that takes adapters of a rank, and some that are not in the store."""
     flags = [f"--store={out / 'store'}", f"--runs={out / 'runs'}"]
     if rank is not None:
         flags.append(f"--max-lora-rank={rank}")
@@ -61,31 +63,34 @@ class Examiner:
     def examine(
         self, models: Sequence[str], *, rank: int | None = None, extra: Mapping[str, Path] | None = None
     ) -> list[ExamAnswer]:
-        return self._ask(models, flags_of(self.out, rank, extra))
+        return self._serve_and_ask(models, flags_of(self.out, rank, extra))
 
     def examine_checkpoint(self, folder: Path) -> list[ExamAnswer]:
         """A checkpoint as a base of its own, called merged."""
         store = self.out / ".merged-store"
         try:
             flags = [f"--base={folder}", f"--store={store}"]
-            items = self._ask([BASE], flags, **{URL_VARIABLE: ""})  # the queue is another store's
+            # Without a queue: it belongs to the run's store, and would refuse the service of another.
+            items = self._serve_and_ask([BASE], flags, **{URL_VARIABLE: ""})
         finally:
-            shutil.rmtree(store, ignore_errors=True)
+            shutil.rmtree(store, ignore_errors=True)  # nothing is ever published there
         return [replace(item, model=MERGED) for item in items]
 
-    def _ask(self, models: Sequence[str], flags: Sequence[str], **environ: str) -> list[ExamAnswer]:
+    def _serve_and_ask(self, models: Sequence[str], flags: Sequence[str], **environ: str) -> list[ExamAnswer]:
         words = (str(self.out / "recipe.json"), "--port=0", *flags)
         url = self.processes.serve(SERVICE, *words, **environ)
         questions = ", ".join(f"{len(exam.prompts)} of {exam.name}" for exam in self.exams)
         print(f"examining {', '.join(models)} on questions: {questions}", flush=True)
         with RewardPool(num_children=HALF_THE_CORES) as pool:
-            items = asyncio.run(self._answers(url, models, pool))
+            items = asyncio.run(self.ask(url, models, pool))
+        # The engine's memory is free again before the next service starts.
         self.processes.stop()
         return items
 
-    async def _answers(self, url: str, models: Sequence[str], pool: RewardPool) -> list[ExamAnswer]:
+    async def ask(self, url: str, models: Sequence[str], pool: RewardPool) -> list[ExamAnswer]:
         key = from_environment(os.environ)["api_key"]
         async with AsyncClient(url, api_key=key) as client:
+            # A task beside this one, which looks at the stop flag: signals set a flag and interrupt nothing.
             work = asyncio.create_task(
                 examine(
                     client,
@@ -100,13 +105,10 @@ class Examiner:
             while not work.done():
                 if self.processes.is_stopped():
                     work.cancel()
-                    await asyncio.wait([work])  # its questions leave the service before it is stopped
+                    await asyncio.wait([work])  # until its questions have left the service
                     raise Stopped
                 await asyncio.wait([work], timeout=LOOK_S)
             return await work
-
-
-SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,7 @@ def scale_curve(
         extra = {f"merged-{number}": folder / f"{number}" for number in range(len(scales))}
         for scale, target in zip(scales, extra.values(), strict=True):
             write_adapter(base, replace(merge_plan, scale=scale), target)
-        rank = stacked_rank(folder / "0")
+        rank = stacked_rank(folder / "0")  # a scale changes no rank
         if rank is None:
             raise UserError("--scale auto: no engine serves an adapter of the sum of these ranks; take --method svd")
         with ProcessGroup(run / "logs", {"OMP_NUM_THREADS": "1"}) as processes:
@@ -139,5 +141,5 @@ def scale_curve(
 
 
 def best_scale(accuracies: Mapping[float, float]) -> float:
-    """By scale; of equals the one nearest to 1."""
+    """The scale of the highest accuracy; of equal ones the nearest to 1."""
     return max(accuracies, key=lambda scale: (accuracies[scale], -abs(scale - 1)))

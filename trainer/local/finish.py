@@ -8,11 +8,10 @@
 The merge is examined as the adapter that it exactly is, stacked, by an engine that takes its rank; where there is none
 (ties) or its rank is too large, as the folded checkpoint. What is there already is not made again.
 
-Left out: what is shown of it (`scoreboard`, `picture`), and the branches themselves.
+Left out: how the results are shown (`tables`, `curves`).
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from adapters.merge import MergePlan, fold, make_merge_plan, write_adapter
 from adapters.merge_inputs import MergeBase, open_base, open_revision
 from adapters.merge_record import Record, write_card
 from adapters.names import BASE, MERGED, Ref
-from trainer.evaluation.exams import ExamAnswer, ExamResult, MeanResult, decoder, exam_results, exams, mean_results
+from trainer.evaluation.exams import ExamResult, MeanResult, decoder, exam_results, exams, mean_results
 from trainer.local.examiner import Examiner, stacked_rank
 from trainer.local.processes import ProcessGroup
 from trainer.plan.make import make_plan
@@ -32,72 +31,74 @@ from trainer.reporting.tables import as_json
 UNMERGED_SYSTEMS = frozenset({"base", "mopd", "pilot"})
 """Systems whose result is no merge of their branches."""
 ADAPTER = "merged-adapter"
+"""The folder of the merge as one adapter; `coevo eval RUN` looks for it there."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    found: list[ExamResult]
+    results: list[ExamResult]
     means: list[MeanResult]
 
 
-def merge_of(recipe: Recipe, made: Plan, store: Path, base: MergeBase) -> MergePlan | None:
-    """Of all branches at the end of their plan; None where there is nothing to merge."""
+def plan_merge(recipe: Recipe, plan: Plan, store: Path, base: MergeBase) -> MergePlan | None:
+    """The merge of all branches as they end; None where there is nothing to merge."""
     settings = recipe.merge
-    if settings.method == "none" or recipe.method.kind in UNMERGED_SYSTEMS or len(made.starts) < 2:
+    if settings.method == "none" or recipe.method.kind in UNMERGED_SYSTEMS or len(plan.starts) < 2:
         return None
-    branches = [open_revision(store, Ref(start.branch, made.head(start.branch)), base) for start in made.starts]
+    branches = [open_revision(store, Ref(start.branch, plan.head(start.branch)), base) for start in plan.starts]
     return make_merge_plan(branches, settings.weights, method=settings.method, scale=settings.scale)
 
 
 def finish(recipe: Recipe, out: Path, processes: ProcessGroup) -> Outcome:
     """Merges, examines, writes."""
-    made = make_plan(recipe)
-    folder = locate(recipe.base.name)
-    base = open_base(folder, recipe.base.name)
-    mix = merge_of(recipe, made, out / "store", base)
-    if mix is not None:
-        print(f"merging {', '.join(branch.source for branch in mix.branches)}", flush=True)
-    record = merge(base, mix, out) if mix is not None else None
-    asked = exams(recipe)
-    models = [BASE, *(str(Ref(start.branch, made.head(start.branch))) for start in made.starts)]
-    examiner = Examiner(recipe, out, processes, asked, decoder(recipe))
-    if mix is None:
+    plan = make_plan(recipe)
+    base = open_base(locate(recipe.base.name), recipe.base.name)
+    merge_plan = plan_merge(recipe, plan, out / "store", base)
+    record = None
+    if merge_plan is not None:
+        print(f"merging {', '.join(branch.source for branch in merge_plan.branches)}", flush=True)
+        record = merge(base, merge_plan, out)
+
+    models = [BASE, *(str(Ref(start.branch, plan.head(start.branch))) for start in plan.starts)]
+    all_exams = exams(recipe)
+    examiner = Examiner(recipe, out, processes, all_exams, decoder(recipe))
+    if merge_plan is None:
         items = examiner.examine(models)
     elif (rank := stacked_rank(out / ADAPTER)) is None:
+        # A second service, for the checkpoint is another base: one engine has one.
         items = examiner.examine(models) + examiner.examine_checkpoint(out / MERGED)
     else:
         items = examiner.examine([*models, MERGED], rank=rank, extra={MERGED: out / ADAPTER})
-    found = exam_results(items, asked)
-    outcome = Outcome(found, mean_results(found))
-    _write(out, recipe, outcome, items, record)
+
+    results = exam_results(items, all_exams)
+    outcome = Outcome(results, mean_results(results))
+    if record is not None:
+        write_card(out / MERGED, record, card_scores(results))
+    (out / "items.jsonl").write_text("".join(json.dumps(asdict(item)) + "\n" for item in items))
+    # The table last, and whole by a rename: it says that all else is there.
+    draft = out / ".results.json"
+    draft.write_text(json.dumps(as_json(recipe, results, outcome.means), indent=1, allow_nan=False) + "\n")
+    draft.replace(out / "results.json")
     return outcome
 
 
-def merge(base: MergeBase, mix: MergePlan, out: Path) -> Record:
+def merge(base: MergeBase, merge_plan: MergePlan, out: Path) -> Record:
     """The checkpoint and, where there is one, the adapter: each whole or not there."""
     target, adapter = out / MERGED, out / ADAPTER
-    if mix.method != "ties" and not adapter.exists():
-        write_adapter(base, mix, adapter)
+    # Adapter first: a run that is broken off between the two has the smaller one, and folds when it goes on.
+    if merge_plan.method != "ties" and not adapter.exists():
+        write_adapter(base, merge_plan, adapter)
     if target.exists():
         return Record.model_validate_json((target / "merge.json").read_text())
-    return fold(base, mix, target)
+    return fold(base, merge_plan, target)
 
 
-def scores_of(outcome: Outcome) -> dict[str, dict[str, float]]:
-    """By model and exam, for a card: what the likeliest answer gets, else the mean of the sampled ones."""
+def card_scores(results: list[ExamResult]) -> dict[str, dict[str, float]]:
+    """Scores by model and exam, for a card: what the likeliest answer gets, else the mean of the sampled ones."""
     scores: dict[str, dict[str, float]] = {}
-    for one in outcome.found:
-        of_model = scores.setdefault(one.model, {})
-        if one.way == "greedy" or one.exam not in of_model:
-            of_model[one.exam] = one.accuracy.mean
+    for result in results:
+        of_model = scores.setdefault(result.model, {})
+        # Ways come in any order, so the likeliest answer overwrites and the others only fill a gap.
+        if result.way == "greedy" or result.exam not in of_model:
+            of_model[result.exam] = result.accuracy.mean
     return scores
-
-
-def _write(out: Path, recipe: Recipe, outcome: Outcome, items: Sequence[ExamAnswer], record: Record | None) -> None:
-    """The table last: it says that all else is there."""
-    if record is not None:
-        write_card(out / MERGED, record, scores_of(outcome))
-    (out / "items.jsonl").write_text("".join(json.dumps(asdict(item)) + "\n" for item in items))
-    draft = out / ".results.json"
-    draft.write_text(json.dumps(as_json(recipe, outcome.found, outcome.means), indent=1, allow_nan=False) + "\n")
-    draft.replace(out / "results.json")

@@ -7,12 +7,13 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from adapters.errors import UserError
-from trainer.local.processes import COORDINATOR, LOOK_S, SERVICE, ProcessGroup, Stopped
+from trainer.local.processes import COORDINATOR, LOOK_S, SERVICE, ProcessGroup
 from trainer.plan.make import make_plan
 from trainer.queue.client import Queue, QueueAwayError
 from trainer.queue.server import URL_VARIABLE, describe, start
@@ -23,25 +24,28 @@ from trainer.reporting.events import read_events
 
 
 def settings_of(changes: Sequence[str]) -> list[str]:
-    """The words of a command line that make them."""
-    return [word for one in changes for word in ("--set", one)]
+    """The words of a command line that make these changes to a recipe."""
+    return [word for change in changes for word in ("--set", change)]
 
 
 def check_folder(out: Path, recipe: Recipe, *, resume: bool) -> None:
-    """A new one for the run, or the run's own."""
-    there = out / "recipe.json"
-    if there.exists() and not resume:
+    """Refuses a folder that is neither new nor this run's own."""
+    path = out / "recipe.json"
+    if not path.exists():
+        return
+    if not resume:
         raise UserError(f"{out}: holds a run; add --resume to go on with it, or take another folder with --out")
-    if there.exists() and run_id(load(there)) != run_id(recipe):
-        raise UserError(f"{out}: holds a run of another recipe; give the one in {there}, or another folder with --out")
+    if run_id(load(path)) != run_id(recipe):
+        raise UserError(f"{out}: holds a run of another recipe; give the one in {path}, or another folder with --out")
 
 
 @contextmanager
 def run_processes(out: Path, recipe: Recipe) -> Generator[ProcessGroup]:
-    """A queue server, and room for the other processes; none of them outlives the block. They read the recipe in the
-    folder, which is written once nobody else works there."""
+    """A queue server, and a group for the other processes; none of them outlives the block."""
     with stop_signals() as is_stopped, queue_server(out) as url:
+        # Once the queue server has locked the folder: else the processes of another run there would read this recipe.
         write_resolved(recipe, out)
+        # Threads of several processes that wait for each other on the same cores are slower than one.
         environ = {URL_VARIABLE: url, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
         with ProcessGroup(out / "logs", environ, is_stopped) as processes:
             yield processes
@@ -56,24 +60,24 @@ def stop_signals() -> Generator[Callable[[], bool]]:
         nonlocal signals
         signals += 1
         if signals > 1:
-            os._exit(128 + number)
+            os._exit(128 + number)  # without any clean-up: that is what is asked for; the processes die with us
         print("stopping after the update under way; once more to stop at once", file=sys.stderr)
 
-    before: Mapping[signal.Signals, object] = {
+    handlers: dict[signal.Signals, Any] = {
         number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)
     }
     try:
         yield lambda: signals > 0
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
 def queue_server(out: Path) -> Generator[str]:
-    """The address of the queue server, one of its own if none is named."""
+    """The address of the queue server: the one that the environment names, else one for this run."""
     if url := os.environ.get(URL_VARIABLE):
-        describe(url)
+        describe(url)  # a server that does not answer is told before anything starts
         yield url
         return
     with start(out / "queue") as server:
@@ -83,46 +87,42 @@ def queue_server(out: Path) -> Generator[str]:
 def train(recipe: Recipe, out: Path, processes: ProcessGroup, *, worker_each: bool = False, port: int = 0) -> None:
     """Makes all steps of the plan."""
     branches = [start.branch for start in make_plan(recipe).starts]
-    workers = [[branch] for branch in branches] if worker_each else [["all"]]
+    workers = branches if worker_each else ["all"]
     flags = [f"--store={out / 'store'}", f"--runs={out / 'runs'}", f"--port={port}"]
     resolved, queue = str(out / "recipe.json"), Queue(processes.environ[URL_VARIABLE])
-    for job in queue.dead():  # whatever it was is mended, or it fails again
+    for job in queue.dead():  # who goes on with a run has mended what failed, or it fails again
         queue.retry(job.branch)
     url = processes.serve(SERVICE, resolved, *flags)
     processes.environ["COEVO_SERVICE_URL"] = url
     processes.start(COORDINATOR, "-m", "clients.cli", "coordinate", resolved, f"--tracking={out / 'runs'}")
-    for names in workers:
-        words = [word for name in names for word in ("--branch", name)]
-        processes.start(
-            f"worker-{names[0]}", "-m", "trainer.worker", *words, "--name", f"{out.resolve().name}-{names[0]}"
-        )
+    for name in workers:
+        # The same name each time: a worker that is started again takes its own leases back at once.
+        full_name = f"{out.resolve().name}-{name}"
+        processes.start(f"worker-{name}", "-m", "trainer.worker", "--branch", name, "--name", full_name)
     with Console(recipe, events_of(out, recipe), url) as console:
         while not processes.is_stopped() and processes.is_running(COORDINATOR):
             processes.restart_dead()
-            _check_jobs(queue, branches)
+            # Nobody may be there to mend and retry, so what fails for good ends the run.
+            with suppress(QueueAwayError):
+                for job in queue.dead():
+                    if job.branch in branches:
+                        raise UserError(f"{job.job} failed for good: {job.error}; mend that, then go on with --resume")
             console.look()
             time.sleep(LOOK_S)
-        console.look()
-    is_done = processes.status(COORDINATOR) == 0 and not processes.is_stopped()
+        console.look()  # at the events that came with the end
+    processes.check_stop()
+    if processes.status(COORDINATOR) != 0:  # it failed after `restart_dead` had looked
+        raise UserError(processes.last_log_line(COORDINATOR))
     processes.stop()
-    if not is_done:
-        raise Stopped
-
-
-def _check_jobs(queue: Queue, branches: Sequence[str]) -> None:
-    """Nobody may be there to mend and retry: what fails for good ends the run."""
-    with suppress(QueueAwayError):
-        for job in queue.dead():
-            if job.branch in branches:
-                raise UserError(f"{job.job} failed for good: {job.error}; mend that, then go on with --resume")
 
 
 def is_trained(out: Path, recipe: Recipe) -> bool:
     """The coordinator has said so, after the last step and the last measurement of all the plan's branches."""
-    told = [event for event in read_events(events_of(out, recipe)) if event["kind"] == "run"]
-    made = make_plan(recipe)
-    ends = {start.branch: made.head(start.branch) for start in made.starts}
-    return any(event["state"] == "finished" and event["branches"] == ends for event in told)
+    plan = make_plan(recipe)
+    ends = {start.branch: plan.head(start.branch) for start in plan.starts}
+    # The branches too: the seeds of a comparison are one run, which finishes with other branches each time.
+    events = [event for event in read_events(events_of(out, recipe)) if event["kind"] == "run"]
+    return any(event["state"] == "finished" and event["branches"] == ends for event in events)
 
 
 def events_of(out: Path, recipe: Recipe) -> Path:
