@@ -26,6 +26,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from numbers import Real
 from typing import cast
 
@@ -43,6 +44,7 @@ from trainer.rewards.answers import (
 KINDS = ("math", "choice", "numeric", "exact")
 
 Scorer = Callable[[str, str], object]
+"""A reward as its author writes it: what it returns is not checked yet."""
 
 
 class BadAnswerError(UserError):
@@ -63,7 +65,7 @@ class RewardItem:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """What a completion got; or None, and why it could not be scored."""
+    """The score of a completion; or None, and why it could not be scored."""
 
     value: float | None
     why: str | None = None
@@ -107,13 +109,14 @@ def numeric_reward(completion: str, answer: str, tolerance: float = 0.0) -> floa
     read both as a factor (50% for 0.5) and as a unit (50% for 50): gold answers are written either way.
     """
     gold = _gold_quantity(answer)
-    found = last_quantity(completion)
-    if found is None or (found.unit and gold.unit and found.unit != gold.unit):
+    quantity = last_quantity(completion)
+    if quantity is None or (quantity.unit and gold.unit and quantity.unit != gold.unit):
         return 0.0
+    # Exact fractions: in floats 0.1 + 0.2 is not 0.3, and a tolerance of 0 would depend on the last bit.
     limit = Fraction(tolerance)
-    pairs = [(found.value, gold.value)]
-    if found.is_percent != gold.is_percent:
-        pairs.append((_as_factor(found), _as_factor(gold)))
+    pairs = [(quantity.value, gold.value)]
+    if quantity.is_percent != gold.is_percent:
+        pairs.append((_as_factor(quantity), _as_factor(gold)))
     return float(any(abs(x - y) <= limit * max(1, abs(y)) for x, y in pairs))
 
 
@@ -126,20 +129,29 @@ def exact_reward(completion: str, answer: str) -> float:
 
 def check_answer(kind: str, answer: str) -> None:
     """Raises a UserError for a gold answer that this kind of reward cannot work with: for those who load data."""
-    if kind in _GOLD:
+    if kind in _GOLD:  # an answer for the user's own function may be anything
         _GOLD[kind](answer)
 
 
 def load(rule: Rule) -> Callable[[str, str], float]:
     """The reward as one function of completion and answer. Imports the user's module, if it is one of the user's."""
-    accuracy = _accuracy(rule)
+    accuracy: Scorer
+    if rule.kind == "math":
+        # Here and not above: sympy takes a third of a second, which only the children need to spend.
+        from trainer.rewards.mathematics import math_reward
+
+        accuracy = math_reward
+    elif rule.kind == "numeric":
+        accuracy = partial(numeric_reward, tolerance=rule.tolerance)
+    else:
+        accuracy = {"choice": choice_reward, "exact": exact_reward}.get(rule.kind) or _user_function(rule.kind)
     share = rule.format_share
-    if not share:
-        return lambda completion, answer: _finite(accuracy(completion, answer))
     pattern = re.compile(rule.format_pattern, re.DOTALL) if rule.format_pattern is not None else None
 
     def total(completion: str, answer: str) -> float:
         value = _finite(accuracy(completion, answer))
+        if not share:
+            return value
         well_formed = pattern.fullmatch(completion) is not None if pattern else is_boxed_once(completion)
         return (1 - share) * value + share * well_formed
 
@@ -155,6 +167,7 @@ def judge(scorer: Callable[[str, str], float], item: RewardItem) -> Scored:
         return Scored(scorer(item.completion, item.answer))
     except MemoryError:
         raise
+    # BaseException: a reward that calls sys.exit, or that is interrupted, must not end the child with it.
     except (BadAnswerError, NotANumberError) as error:
         return Scored(None, str(error))
     except BaseException as error:
@@ -171,21 +184,11 @@ def describe(error: BaseException) -> str:
     return f"{name}: {message}" if message else name
 
 
-def _accuracy(rule: Rule) -> Scorer:
-    if rule.kind == "math":
-        from trainer.rewards.mathematics import math_reward  # sympy: a third of a second that only the children need
-
-        return math_reward
-    if rule.kind == "numeric":
-        return lambda completion, answer: numeric_reward(completion, answer, rule.tolerance)
-    return {"choice": choice_reward, "exact": exact_reward}.get(rule.kind) or _user_function(rule.kind)
-
-
 def _user_function(path: str) -> Scorer:
     module_name, _, name = path.partition(":")
     try:
         function = getattr(importlib.import_module(module_name), name)
-        inspect.signature(function).bind("completion", "answer")
+        inspect.signature(function).bind("completion", "answer")  # a wrong signature fails before the first step
     except ModuleNotFoundError as error:
         raise UserError(f"reward {path}: {error}; run where it can be imported, or set PYTHONPATH") from error
     except AttributeError as error:
@@ -200,7 +203,7 @@ def _user_function(path: str) -> Scorer:
 def _finite(value: object) -> float:
     if not isinstance(value, Real):
         raise NotANumberError(f"it returned {type(value).__name__}, not a number")
-    number = float(value)
+    number = float(value)  # NumPy's scalars and fractions would not pass through JSON
     if not math.isfinite(number):
         raise NotANumberError(f"it returned {number}")
     return number

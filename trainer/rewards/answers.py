@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
+# A backslash takes the character after it along, so that an escaped brace opens and closes nothing.
 _BRACE = re.compile(r"\\+boxed\s*\{|\\.|[{}]", re.DOTALL)
 _WRAPPER = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|operatorname|rm|bf)\s*\{([^{}]*)\}")
 
@@ -22,12 +23,13 @@ def boxes(text: str) -> tuple[list[str], int]:
     for token in _BRACE.finditer(text):
         mark = token.group()
         if mark == "}":
-            start, is_box = opened.pop() if opened else (0, False)
+            start, is_box = opened.pop() if opened else (0, False)  # one too many is read over
             if is_box:
                 closed[start] = text[start : token.start()]
         elif mark == "{" or "boxed" in mark:
             opened.append((token.end(), mark != "{"))
             num_opened += mark != "{"
+    # A nested box closes first but opens last: sorted by where they open, the innermost is the last answer.
     return [closed[start] for start in sorted(closed)], num_opened
 
 
@@ -78,14 +80,15 @@ def choice_letter(text: str) -> str | None:
     """
     closed, _ = boxes(text)
     if closed:
+        # The last box must be a letter itself: "B" and then "42" in boxes is no choice.
         named = {letter for box in closed if (letter := only_letter(box))}
         return named.pop() if len(named) == 1 and only_letter(closed[-1]) else None
     text = _unwrapped(text)
     if alone := re.fullmatch(r"\s*([A-Za-z])\s*\.?\s*", text):
         return alone[1].upper()
     for evidence in (_ANSWER, _MENTION, _LAST):
-        found = [match.group(match.lastgroup or 0) for match in evidence.finditer(text)]
-        named = {letter.upper() for letters in found for letter in re.findall(r"\b[A-Za-z]\b", letters)}
+        mentions = [match.group(match.lastgroup or 0) for match in evidence.finditer(text)]
+        named = {letter.upper() for mention in mentions for letter in re.findall(r"\b[A-Za-z]\b", mention)}
         if named:
             return named.pop() if len(named) == 1 else None
     return None
@@ -116,6 +119,7 @@ _QUANTITY = re.compile(
 _NUMBER_PREFIX = re.compile(r"^\s*(?:[A-Za-z]\w*\s*=|\\approx|\u2248|~|\u20ac|\xa3|\xa5)?\s*(?:\u20ac|\xa3|\xa5)?\s*")
 _NUMBER_ANSWER = re.compile(r"(?i:\banswer\b(?:\s+is)?)\s*[:=]?\s*(?=[-+.\d\\])")
 _MAX_DIGITS = 300
+"""Digits in any part of a number. Beyond it is no answer, and Python refuses to convert more than 4300."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +146,7 @@ def last_quantity(text: str) -> Quantity | None:
     if box is not None:
         return only_quantity(box)
     plain = _plain_numbers(text)
+    # "The answer is 36, not 26": what stands after the word outweighs what stands last.
     starts = [match.end() for match in _NUMBER_ANSWER.finditer(plain)]
     if starts and (match := _QUANTITY.match(plain, starts[-1])):
         return _quantity(match)
@@ -192,4 +197,5 @@ def _unit(text: str) -> str | None:
     known = {word: _UNITS.get(word) or _UNITS.get(word.removesuffix("s")) for word in words}
     if not words or None in known.values():
         return None
-    return re.sub(r"[a-z\u00b5\u03bc\u03c9]+", lambda word: known[word.group()] or "", re.sub(r"[\s{}.*]", "", text))
+    bare = re.sub(r"[\s{}.*]", "", text)  # the operators stay: cm^2 is not cm, and km/h not km h
+    return re.sub(r"[a-z\u00b5\u03bc\u03c9]+", lambda word: known[word.group()] or "", bare)

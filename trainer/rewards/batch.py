@@ -4,9 +4,6 @@ Every completion has two tries. When its child dies or takes too long, the compl
 when that happens again it is unscorable. So a kill from outside costs nothing, a completion that kills or hangs its
 child costs two children, and those that were queued behind it go back to the front.
 
-A try may take a part of the time that is left: as long as others wait, their equal share, but no less than an
-eighth; at most half on the first try, so that there is time for a second one; the last one may take all of it.
-
 Left out: processes and clocks (trainer.rewards.pool). Everything here is arithmetic on indices.
 """
 
@@ -15,7 +12,9 @@ from collections import deque
 from trainer.rewards import Scored
 
 _MAX_CHUNK = 32
+"""Completions that a child gets at once. More save round trips, but those behind a hang wait for its end."""
 _MAX_LOAD_FAILURES = 3
+"""Children that may die while they load a reward. One may be killed from outside; three in a batch are its fault."""
 
 
 class RewardBatch:
@@ -37,11 +36,13 @@ class RewardBatch:
     def take(self) -> list[int]:
         """The next completions for an idle child: fewer as the queue runs out, second tries one by one."""
         if self._fresh:
+            # Half of an equal share, so that no child sits idle while another works through the rest of the batch.
             chunk = min(_MAX_CHUNK, max(1, len(self._fresh) // (2 * self._num_children)))
             return [self._fresh.popleft() for _ in range(chunk)]
         return [self._again.popleft()] if self._again else []
 
     def settle(self, index: int, scored: Scored) -> None:
+        """The final result of a completion."""
         assert index not in self._scored, f"completion {index} has a result already"
         self._scored[index] = scored
 
@@ -57,7 +58,7 @@ class RewardBatch:
             self.settle(head, Scored(None, why))
         else:
             self._tried.add(head)
-            self._again.append(head)
+            self._again.append(head)  # behind all fresh ones: a completion that hangs must not cost them their turn
 
     def fail_to_load(self, work: list[int], why: str) -> None:
         """A child is gone before it came to the first completion: nobody's fault, until it happens again and again."""
@@ -67,17 +68,20 @@ class RewardBatch:
             self.give_up(why)
 
     def give_up(self, why: str) -> None:
-        """Nothing more will be tried: what has no result gets this reason."""
+        """No more tries: what has no result gets this reason."""
         for index in range(self._num_items):
             self._scored.setdefault(index, Scored(None, why))
         self._fresh.clear()
         self._again.clear()
 
     def allowance(self, index: int, left_s: float) -> float:
-        """How long the try at `index` may take that began when `left_s` were left."""
-        most = 1.0 if index in self._tried else 0.5
-        share = self._num_children / max(1, self.num_unfinished)
-        return left_s * min(most, max(share, 1 / 8))
+        """How long the try at `index` may take that began when `left_s` were left.
+
+        allowance = left_s * min(1/2 on the first try, else 1; max(children / unfinished, 1/8))
+        """
+        most = 1.0 if index in self._tried else 0.5  # half, so that a second try has time; the last may take all
+        share = self._num_children / max(1, self.num_unfinished)  # equal for all that wait
+        return left_s * min(most, max(share, 1 / 8))  # in a large batch an equal share is no time at all
 
     def results(self) -> list[Scored]:
         return [self._scored[index] for index in range(self._num_items)]

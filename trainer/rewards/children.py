@@ -25,6 +25,7 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from typing import Any
 
 from adapters.errors import UserError
@@ -34,6 +35,7 @@ from trainer.rewards.mathematics import warm_up
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _PARENT_CHECK_S = 1.0
+"""Between two looks at whether the trainer lives. A socket that a fork of the trainer still holds never closes."""
 
 Message = dict[str, Any]
 
@@ -50,7 +52,7 @@ def main(fd: int) -> None:
     while os.getppid() == parent:
         if not select.select([orders], [], [], _PARENT_CHECK_S)[0]:
             continue
-        order, fds, _, _ = socket.recv_fds(orders, 256, 1)
+        order, fds, _, _ = socket.recv_fds(orders, 256, 1)  # SEQPACKET: one order a packet, never two or a half
         if not order:
             break
         match json.loads(order):
@@ -71,67 +73,58 @@ def _fork(fd: int, orders: socket.socket, memory_mb: int, prctl: Callable[[int, 
     pid = os.fork()
     if pid:
         os.close(fd)
-        os.setpgid(pid, pid)
+        os.setpgid(pid, pid)  # here and in the child: whoever comes first, the group is there before it is needed
         return pid
     try:
         os.setpgid(0, 0)
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() == server:
+        if os.getppid() == server:  # else it died before prctl, and no signal will come
             orders.close()
-            _confine(memory_mb)
-            _obey(socket.socket(fileno=fd))
+            resource.setrlimit(resource.RLIMIT_AS, (memory_mb << 20, memory_mb << 20))
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash must not write gigabytes of core files
+            null = os.open(os.devnull, os.O_RDWR)
+            for standard in (0, 1, 2):  # a reward that prints must not fill the terminal, or wait for input
+                os.dup2(null, standard)
+            _score_batches(socket.socket(fileno=fd))
     finally:
         os._exit(1)  # never back into the server's loop; threads that a reward left behind end here too
 
 
 def _reap(pid: int) -> None:
     os.killpg(pid, signal.SIGKILL)
-    with suppress(ChildProcessError):
+    with suppress(ChildProcessError):  # nobody is left in the group
         while True:
             os.waitpid(-pid, 0)
 
 
-def _confine(memory_mb: int) -> None:
-    """Bounded memory, no core files, and nothing to say to the terminal."""
-    resource.setrlimit(resource.RLIMIT_AS, (memory_mb << 20, memory_mb << 20))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    null = os.open(os.devnull, os.O_RDWR)
-    for standard in (0, 1, 2):
-        os.dup2(null, standard)
-
-
-def _obey(channel: socket.socket) -> None:
+def _score_batches(channel: socket.socket) -> None:
     """A child's life: a batch of completions a line, one line back for each as soon as it is scored."""
-    _say(channel, {"ready": os.getpid()})
+    _send(channel, {"ready": os.getpid()})
     for line in channel.makefile("rb"):
         order = json.loads(line)
         scorer, why = _loaded(Rule(*order["rule"]))
-        _say(channel, {"loaded": why})
+        _send(channel, {"loaded": why})
         for completion, answer in order["items"]:
             try:
                 scored = judge(scorer, RewardItem(completion, answer)) if scorer else Scored(None, why)
             except MemoryError:  # what filled the memory may stay: let the next child start empty
-                _say(channel, {"value": None, "why": "it ran out of memory", "leaves": True})
+                _send(channel, {"value": None, "why": "it ran out of memory", "leaves": True})
                 return
-            _say(channel, {"value": scored.value, "why": scored.why})
+            _send(channel, {"value": scored.value, "why": scored.why})
 
 
-_LOADED: dict[Rule, tuple[Callable[[str, str], float] | None, str | None]] = {}
-
-
+@cache  # failures too: an import is tried once in a child's life
 def _loaded(rule: Rule) -> tuple[Callable[[str, str], float] | None, str | None]:
-    """The reward's function, or why there is none. Both are kept: an import is tried once in a child's life."""
-    if rule not in _LOADED:
-        try:
-            _LOADED[rule] = load(rule), None
-        except UserError as error:
-            _LOADED[rule] = None, str(error)
-        except BaseException as error:
-            _LOADED[rule] = None, f"reward {rule.kind}: its import raised {describe(error)}; mend the module"
-    return _LOADED[rule]
+    """The reward's function, or why there is none."""
+    try:
+        return load(rule), None
+    except UserError as error:
+        return None, str(error)
+    except BaseException as error:
+        return None, f"reward {rule.kind}: its import raised {describe(error)}; mend the module"
 
 
-def _say(channel: socket.socket, message: Message) -> None:
+def _send(channel: socket.socket, message: Message) -> None:
     channel.sendall(json.dumps(message).encode() + b"\n")
 
 

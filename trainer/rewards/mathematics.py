@@ -42,27 +42,27 @@ def math_reward(completion: str, answer: str) -> float:
 
 def warm_up() -> None:
     """Teaches the LaTeX parser its tables (it builds them as it meets new forms), so that forks inherit them."""
-    for gold, found in _WARM_UP:
-        _boxed_reward(found, gold)
+    for gold, content in _WARM_UP:
+        _boxed_reward(content, gold)
     math_reward("Hence the final answer is $x = 3$, or 7/2.", "4")
 
 
 @lru_cache(maxsize=1024)  # the completions of a group give the same few answers to the same question
-def _boxed_reward(found: str, gold: str) -> float:
+def _boxed_reward(content: str, gold: str) -> float:
     # Certain without sympy: the same text is the same answer; two plain integers or fractions are equal when their
     # values are, which is what math-verify finds after parsing both to sympy.Rational.
-    found_text, gold_text = _spelling(found), _spelling(gold)
-    if found_text == gold_text:
+    text, gold_text = _spelling(content), _spelling(gold)
+    if text == gold_text:
         return 1.0
-    found_number, gold_number = _rational(found_text), _rational(gold_text)
-    if found_number is not None and gold_number is not None:
-        return float(found_number == gold_number)
-    return _equal(_parsed_gold(gold), _parse_box(found))
+    number, gold_number = _rational(text), _rational(gold_text)
+    if number is not None and gold_number is not None:
+        return float(number == gold_number)
+    return _equal(_parsed_gold(gold), _parse_box(content))
 
 
-def _equal(gold: list[Any], found: list[Any]) -> float:
+def _equal(gold: list[Any], expressions: list[Any]) -> float:
     try:
-        return float(verify(gold, found, allow_set_relation_comp=True, timeout_seconds=None, raise_on_error=True))
+        return float(verify(gold, expressions, allow_set_relation_comp=True, timeout_seconds=None, raise_on_error=True))
     except (MemoryError, RecursionError):
         raise  # the limits of this process, no verdict
     except Exception:  # sympy cannot compare the two, as with 1/0: they were not shown to be equal
@@ -86,6 +86,7 @@ def _parse(text: str, where: list[Any]) -> list[Any]:
 def _bare(text: str) -> str:
     r"""The expression without the spellings that math-verify misreads: "36.", 1\,000, 0.\overline{3}."""
     text = text.strip().removeprefix("$").removesuffix("$").strip().removesuffix(".").strip("~ \n\t")
+    # A separator only between a digit and three more: in "1, 200" it parts two numbers.
     text = re.sub(r"(?<=\d)(?:\\[,!;: ]|\{,\}|~)(?=\d{3}(?!\d))", "", text)
     return _REPEATING.sub(_repeating, text)
 
@@ -107,6 +108,7 @@ def _rational(text: str) -> Fraction | None:
 
 
 def _repeating(match: re.Match[str]) -> str:
+    # 0.s(p) = (whole s * (10^|p| - 1) + p) / (10^|s| * (10^|p| - 1))
     whole, start, period = (group or "" for group in match.groups())
     scale = 10 ** len(start)
     nines = 10 ** len(period) - 1

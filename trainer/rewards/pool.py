@@ -39,14 +39,15 @@ from adapters.errors import UserError
 from trainer.rewards import RewardItem, Rule, Scored
 from trainer.rewards.batch import RewardBatch
 
-# A fork takes milliseconds, the server's own start one or two seconds: what takes longer than this will never come.
 HALF_THE_CORES = max(1, (cpu_count() or 2) // 2)
 """Children that leave room for an engine or a trainer."""
 _START_S = 30.0
+"""A fork takes milliseconds, the server's own start a second or two: what takes longer than this will never come."""
 _WARN_SHARE = 0.02
+"""Share of unscorable completions above which a batch is worth a warning: a few are in every run."""
 
-# What a child says: {"ready": pid}, {"loaded": None or why not}, {"value", "why"[, "leaves"]}. None: it is gone.
 Message = dict[str, Any] | None
+"""What a child sends: {"ready": pid}, {"loaded": None or why not}, {"value", "why"[, "leaves"]}. None: it is gone."""
 
 log = logging.getLogger(__name__)
 
@@ -55,32 +56,33 @@ class ForkServer:
     """The process that forks and reaps the reward children (trainer.rewards.children)."""
 
     def __init__(self) -> None:
-        self._orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._orders.setblocking(False)
+        self._orders, server_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._orders.setblocking(False)  # a server that was stopped must not stop the trainer with it
         # -P and PYTHONPATH: the children import a user's module from where this process would. A fixed hash seed:
         # sympy's order of terms, and with it a verdict at the edge, must not change between runs.
         paths = pathsep.join(path or "." for path in sys.path)
         settings = {"PYTHONPATH": paths, "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "trainer.rewards.children", str(theirs.fileno())],
+            [sys.executable, "-P", "-m", "trainer.rewards.children", str(server_end.fileno())],
             env=environ | settings,
-            pass_fds=[theirs.fileno()],
+            pass_fds=[server_end.fileno()],
             stdin=subprocess.DEVNULL,
-            start_new_session=True,
+            start_new_session=True,  # Ctrl-C goes to the trainer alone, which then ends the server
         )
-        theirs.close()
+        server_end.close()  # or the trainer's own copy would keep it open when the server is gone
 
     def fork(self, key: int, memory_mb: int) -> socket.socket:
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
+        """Orders a child; the channel to it, on which it says when it is up."""
+        channel, child_end = socket.socketpair()
+        channel.setblocking(False)
         order = json.dumps({"fork": key, "memory_mb": memory_mb}).encode()
-        with theirs:
+        with child_end:
             try:
-                socket.send_fds(self._orders, [order], [theirs.fileno()])
+                socket.send_fds(self._orders, [order], [child_end.fileno()])
             except OSError:
-                ours.close()
+                channel.close()
                 raise
-        return ours
+        return channel
 
     def reap(self, key: int) -> None:
         self._orders.send(json.dumps({"reap": key}).encode())
@@ -107,9 +109,11 @@ class RewardProcess:
     key: int
     channel: socket.socket
     since: float
+    """When it last began something: its start, a load, a completion."""
     is_ready: bool = False
     is_loading: bool = False
     work: list[int] = field(default_factory=list[int])
+    """Indices of the completions that it has not answered, the one it is on first."""
     inbox: bytes = b""
     outbox: bytes = b""
 
@@ -177,9 +181,9 @@ class RewardPool:
         self.start()
         with self._lock, self._no_child_left_busy():
             child = self._wait_for_a_child()
-            self._order(child, [], rule, [])
-            ends = time.monotonic() + deadline_s
-            while (left_s := ends - time.monotonic()) > 0:
+            self._send_work(child, [], rule, [])  # no completions: the child loads the reward and answers that it has
+            deadline = time.monotonic() + deadline_s
+            while (left_s := deadline - time.monotonic()) > 0:
                 for sender, message in self._listen(left_s):
                     if sender is not child:
                         continue
@@ -202,58 +206,57 @@ class RewardPool:
         with self._lock, self._no_child_left_busy():
             self._wait_for_a_child()
             batch = RewardBatch(len(items), self._num_children)
-            ends = time.monotonic() + deadline_s
-            while batch.num_unfinished and time.monotonic() < ends:
-                self._feed(batch, items, rule)
-                for child, message in self._listen(self._patience_s(batch, ends)):
-                    self._note(batch, child, message)
-                self._cut(batch, ends)
+            deadline = time.monotonic() + deadline_s
+            while batch.num_unfinished and time.monotonic() < deadline:
+                for child in self._children:
+                    if child.is_ready and not child.is_busy and (work := batch.take()):
+                        self._send_work(child, items, rule, work)
+                # No longer than until the first child's time is up: a hang sends no message that would wake us.
+                ups = [self._time_is_up(batch, child, deadline) for child in self._children if child.is_busy]
+                for child, message in self._listen(max(0.0, min([deadline, *ups]) - time.monotonic())):
+                    self._record(batch, child, message)
+                self._stop_late(batch, deadline)
             batch.give_up(f"no result within the deadline of {deadline_s:g} s")
         scored = batch.results()
-        _warn_of_unscorable(scored, rule)
+        reasons = Counter(result.why for result in scored if result.value is None)
+        if reasons.total() > _WARN_SHARE * len(scored):
+            most = "; ".join(f"{times} x {why}" for why, times in reasons.most_common(3))
+            log.warning("reward %s: %d of %d completions unscorable: %s", rule.kind, reasons.total(), len(scored), most)
         return scored
 
     # ---- one batch ----
 
-    def _feed(self, batch: RewardBatch, items: Sequence[RewardItem], rule: Rule) -> None:
-        for child in self._children:
-            if child.is_ready and not child.is_busy and (work := batch.take()):
-                self._order(child, items, rule, work)
-
-    def _note(self, batch: RewardBatch, child: RewardProcess, message: Message) -> None:
+    def _record(self, batch: RewardBatch, child: RewardProcess, message: Message) -> None:
         if not batch.num_unfinished:
             return  # given up: what still comes in is of no use
         if message is None:
             self._lose(batch, child, "its process died (crash, kill or exit)")
         elif "why" in message:
             batch.settle(child.work.pop(0), Scored(message["value"], message["why"]))
-            if "leaves" in message:
+            if "leaves" in message:  # its memory is full: what was queued behind goes to another child
                 batch.put_back(child.work)
                 child.work, child.is_ready = [], False
 
     def _lose(self, batch: RewardBatch, child: RewardProcess, why: str) -> None:
-        """The child is no more: its work goes back to the batch."""
+        """Gives the work of a child that is no more back to the batch."""
         if child.is_loading:
             batch.fail_to_load(child.work, f"loading the reward: {why}")
         elif child.work:
             batch.fail(child.work, why)
         child.work = []
 
-    def _cut(self, batch: RewardBatch, ends: float) -> None:
+    def _stop_late(self, batch: RewardBatch, deadline: float) -> None:
         """Replaces the children whose time is up."""
         now = time.monotonic()
-        for child in list(self._children):
-            if child.is_busy and now >= self._time_is_up(batch, child, ends):
+        for child in list(self._children):  # a copy: replacing changes the list
+            if child.is_busy and now >= self._time_is_up(batch, child, deadline):
                 self._replace(child)
                 self._lose(batch, child, f"it was stopped after {now - child.since:.2g} s")
-        self._mend_server()
+        self._replace_stuck_server()
 
-    def _patience_s(self, batch: RewardBatch, ends: float) -> float:
-        ups = [self._time_is_up(batch, child, ends) for child in self._children if child.is_busy]
-        return max(0.0, min([ends, *ups]) - time.monotonic())
-
-    def _time_is_up(self, batch: RewardBatch, child: RewardProcess, ends: float) -> float:
-        left_s = ends - child.since
+    def _time_is_up(self, batch: RewardBatch, child: RewardProcess, deadline: float) -> float:
+        # Counted from when the child began, not from now: else the limit would recede as time passes.
+        left_s = deadline - child.since
         return child.since + (left_s / 2 if child.is_loading else batch.allowance(child.work[0], left_s))
 
     # ---- the children ----
@@ -273,21 +276,21 @@ class RewardPool:
             if message is None:
                 self._replace(child)
             else:
-                child.since = now
+                child.since = now  # each answer restarts the clock: the next completion begins with it
                 child.is_ready = child.is_ready or "ready" in message
                 child.is_loading = child.is_loading and "loaded" not in message
         return [(child, message) for child, message in news if message is None or "ready" not in message]
 
     def _wait_for_a_child(self) -> RewardProcess:
-        ends = time.monotonic() + 2 * _START_S
+        deadline = time.monotonic() + 2 * _START_S
         self._listen(0)  # some may have died since the last batch
         while True:
-            if ready := [child for child in self._children if child.is_ready]:
-                return ready[0]
-            if time.monotonic() > ends:
+            if ready := next((child for child in self._children if child.is_ready), None):
+                return ready
+            if time.monotonic() > deadline:
                 raise RuntimeError("the fork server of the rewards has started no child; its stderr says why")
             self._listen(1.0)
-            self._mend_server()
+            self._replace_stuck_server()
 
     @contextmanager
     def _no_child_left_busy(self) -> Generator[None]:
@@ -321,29 +324,24 @@ class RewardPool:
         self._children.append(child)
         self._selector.register(channel, selectors.EVENT_READ, child)
 
-    def _mend_server(self) -> None:
-        """A server that lets a child wait for its birth for so long is replaced, and the children that it owes."""
+    def _replace_stuck_server(self) -> None:
+        """Replaces a server that has not started a child for too long, and the children that it owes."""
         late = [child for child in self._children if not child.is_ready and time.monotonic() > child.since + _START_S]
         if late:
             assert self._server is not None
-            self._server.kill()
+            self._server.kill()  # the first order that finds its socket closed starts the next server
             for child in late:
                 self._replace(child)
 
-    def _order(self, child: RewardProcess, items: Sequence[RewardItem], rule: Rule, work: list[int]) -> None:
+    def _send_work(self, child: RewardProcess, items: Sequence[RewardItem], rule: Rule, work: list[int]) -> None:
         pairs = [(items[index].completion, items[index].answer) for index in work]
+        # The rule goes with every batch, so that any child can take any reward.
         child.outbox = json.dumps({"rule": astuple(rule), "items": pairs}).encode() + b"\n"
         child.is_loading, child.work, child.since = True, work, time.monotonic()
         child.send()
         self._watch(child)
 
     def _watch(self, child: RewardProcess) -> None:
+        # Writable only while something waits to be written: an empty socket is always ready, and would spin the loop.
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if child.outbox else 0)
         self._selector.modify(child.channel, events, child)
-
-
-def _warn_of_unscorable(scored: Sequence[Scored], rule: Rule) -> None:
-    reasons = Counter(one.why for one in scored if one.value is None)
-    if reasons.total() > _WARN_SHARE * len(scored):
-        most = "; ".join(f"{times} x {why}" for why, times in reasons.most_common(3))
-        log.warning("reward %s: %d of %d completions unscorable: %s", rule.kind, reasons.total(), len(scored), most)

@@ -174,7 +174,7 @@ def test_limit_takes_the_first_usable_rows(rows_file, read):
         ({"video": [[]]}, "a video without frames"),
     ],
 )
-def test_media_that_cannot_be_used_are_one_line_with_file_row_and_column(folder, rows_file, read, cells, message):
+def test_unusable_media_are_one_line_with_file_row_and_column(folder, rows_file, read, cells, message):
     (folder / "link.png").symlink_to(folder.parent / "secret.png")
     (folder / "up").symlink_to(folder.parent)
     (folder / "long.webm").write_bytes(ten_hours())
@@ -204,7 +204,7 @@ def test_a_media_root_moves_where_paths_start_and_end(folder, rows_file, read):
         ({"prompt": "<|im_start|>?", "answer": "a"}, "column 'prompt': the text holds <|im_start|>"),
     ],
 )
-def test_a_row_without_a_question_or_an_answer_is_refused_with_its_place(rows_file, read, row, message):
+def test_a_row_without_question_or_answer_is_refused_with_its_number(rows_file, read, row, message):
     name = rows_file({"prompt": "q", "answer": "a"}, row)
     with pytest.raises(UserError) as caught:
         read(name, columns={})

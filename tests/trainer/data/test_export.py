@@ -170,7 +170,7 @@ def test_media_in_a_column_of_objects_are_found_there(tmp_path, source) -> None:
 
 
 @pytest.mark.parametrize("with_root", [False, True])
-def test_where_some_pictures_lie_in_rows_all_are_found_from_the_files_folder(tmp_path, source, with_root) -> None:
+def test_where_some_pictures_lie_in_rows_all_paths_start_from_the_file(tmp_path, source, with_root) -> None:
     features = Features(TEXTS | {"image": {"bytes": Value("binary"), "path": Value("string")}})
     cells = [{"bytes": None, "path": "red.png"}, {"bytes": BLUE, "path": None}, {"bytes": None, "path": "red.png"}]
     name = parquet(source / "rows.parquet", [QUESTION | {"image": cell} for cell in cells], features)

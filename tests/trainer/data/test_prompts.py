@@ -133,7 +133,7 @@ def test_a_step_gets_the_same_prompts_whatever_was_drawn_before(step, count):
     assert draw(numbered(30), seed=1, branch="text", step=step, count=count) == alone
 
 
-def test_the_order_is_another_one_for_each_seed_branch_epoch_and_data_set():
+def test_each_seed_branch_epoch_and_data_set_has_its_own_order():
     first = draw(numbered(50), seed=1, branch="text", step=0, count=50)
     others = [
         draw(numbered(50), seed=2, branch="text", step=0, count=50),

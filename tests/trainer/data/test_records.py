@@ -88,7 +88,7 @@ def test_a_changed_file_is_read_again_whatever_was_cached(tmp_path, rows_of):
     assert rows_of(path) == ROWS[:1]
 
 
-def test_the_splits_of_a_folder_go_by_the_words_in_its_file_names(tmp_path, rows_of):
+def test_splits_of_a_folder_go_by_words_in_its_file_names(tmp_path, rows_of):
     write_lines(tmp_path / "train.jsonl", ROWS)
     write_lines(tmp_path / "dev" / "rows.jsonl", ROWS[:1])
     write_parquet(tmp_path / "data" / "test-00000-of-00002.parquet", ROWS[:1])

@@ -72,7 +72,7 @@ def test_careful_work_is_right_and_the_math_reward_says_so(name: str, level: int
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_slip_shows_in_the_derivation_and_most_of_them_in_the_answer(name: str) -> None:
+def test_slips_show_in_the_derivation_and_mostly_in_the_answer(name: str) -> None:
     slipped = wrong = 0
     for question in take(name, "test", 300):
         careful, careless = (question.derivation("plain", lambda slips=slips: slips) for slips in (False, True))
@@ -84,7 +84,7 @@ def test_every_slip_shows_in_the_derivation_and_most_of_them_in_the_answer(name:
 
 
 @given(left=st.integers(10, 99), right=st.integers(0, 40), sign=st.sampled_from("+-"))
-def test_the_slip_is_a_dropped_carry_or_a_smaller_digit_from_the_larger(left: int, right: int, sign: str) -> None:
+def test_a_slip_drops_a_carry_or_subtracts_the_smaller_digit(left: int, right: int, sign: str) -> None:
     easy = left % 10 + right % 10 < 10 if sign == "+" else left % 10 >= right % 10
     assert (miscalculate(left, sign, right) == calculate(left, sign, right)) == easy
     if sign == "+" and not easy:
@@ -134,7 +134,7 @@ def drawn(pixels: Pixels) -> tuple[str, str, tuple[bool, bool]]:
     return shape, colour, (bool(down), bool(right))
 
 
-def test_the_colour_of_a_shape_tells_nothing_and_the_corner_of_a_flash_neither() -> None:
+def test_colours_of_shapes_and_corners_of_flashes_tell_nothing() -> None:
     shapes, flashes = Counter[tuple[object, ...]](), Counter[tuple[object, ...]]()
     for of_shapes, of_order in zip(take("shapes", "train", 300), take("order", "train", 300), strict=True):
         cells = of_shapes.scene.render().reshape(2, CELL, 3, CELL, 3).swapaxes(1, 2).reshape(6, CELL, CELL, 3)
@@ -149,7 +149,7 @@ def test_the_colour_of_a_shape_tells_nothing_and_the_corner_of_a_flash_neither()
         assert all(abs(count / pairs.total() - 1 / kinds) < 0.03 for count in pairs.values())
 
 
-def test_order_counts_what_flashed_before_or_after_the_only_one_of_its_colour() -> None:
+def test_order_counts_flashes_before_or_after_the_only_one_of_its_colour() -> None:
     for question in take("order", "train", 500):
         scene = question.scene
         side = "before" if scene.phrase.startswith("before") else "after"

@@ -52,7 +52,7 @@ def text_of(prompt) -> str:
 # ---- the sets ----
 
 
-def test_every_benchmark_of_the_paper_is_there_with_the_capability_it_counts_for():
+def test_every_benchmark_of_the_paper_counts_for_its_capability():
     found = {kind: [name for name, one in SETS.items() if one.capability == kind] for kind in RECIPE.capabilities}
     assert found == {
         "text": ["aime24", "aime25", "hmmt25", "math500", "minerva"],
@@ -67,7 +67,7 @@ def test_answers_are_as_many_as_the_paper_says_and_the_greedy_one():
     assert all(one.answers.greedy for one in SETS.values())
 
 
-def test_every_prompt_asks_for_a_box_and_for_a_letter_where_only_letters_are_right():
+def test_every_prompt_asks_for_a_box_and_where_needed_a_letter():
     for one in SETS.values():
         assert r"\boxed{}" in one.data.suffix
         assert one.reward.kind in ("math", "choice")
@@ -333,7 +333,7 @@ def test_open_questions_of_mmvu_are_not_asked():
         ("Bugs Bunny", "Bugs Bunny"),
     ],
 )
-def test_answers_of_mathverse_are_taken_without_what_they_are_of_and_without_units(answer, value):
+def test_answers_of_mathverse_are_taken_without_their_names_and_units(answer, value):
     assert bare(answer) == value
 
 
@@ -401,7 +401,7 @@ def test_sets_name_media_of_the_right_kind(name):
     assert data.columns.model_dump(exclude_none=True) == {"prompt": "prompt", "answer": "answer", kind: kind}
 
 
-def test_the_command_tells_how_many_questions_there_are_and_what_cannot_be_had(tmp_path, monkeypatch, capsys):
+def test_the_command_counts_questions_and_names_what_cannot_be_had(tmp_path, monkeypatch, capsys):
     rows = tmp_path / "mcq.jsonl"
     rows.write_text(json.dumps(VIDEOMATHQA) + "\n")
     here = {"path": "json", "data_files": str(rows), "split": "train"}

@@ -66,7 +66,7 @@ def test_giving_up_keeps_the_results_that_are_there() -> None:
 
 
 @given(num_items=st.integers(1, 1000), num_children=st.integers(1, 8), left_s=st.floats(0.01, 100))
-def test_a_first_try_leaves_time_for_a_second_and_never_waits_for_less_than_its_share(
+def test_a_first_try_has_its_share_and_leaves_time_for_a_second(
     num_items: int, num_children: int, left_s: float
 ) -> None:
     batch = RewardBatch(num_items, num_children)

@@ -33,10 +33,10 @@ def test_verdicts(completion: str, answer: str, right: bool) -> None:
 
 
 @pytest.mark.parametrize("gold", ["36", "-7", "0", r"\frac{3}{4}", r"-\frac{6}{8}", "0.75"])
-@pytest.mark.parametrize("found", ["36", "-7", "0", "-0", r"\frac{3}{4}", r"\frac{6}{8}", r"-\dfrac{3}{4}", "007"])
-def test_the_short_cut_for_plain_numbers_gives_the_verdict_of_math_verify(found: str, gold: str) -> None:
-    expected = verify(parse(rf"\boxed{{{gold}}}"), parse(rf"\boxed{{{found}}}"))
-    assert math_reward(rf"\boxed{{{found}}}", gold) == expected
+@pytest.mark.parametrize("content", ["36", "-7", "0", "-0", r"\frac{3}{4}", r"\frac{6}{8}", r"-\dfrac{3}{4}", "007"])
+def test_the_short_cut_for_plain_numbers_gives_the_verdict_of_math_verify(content: str, gold: str) -> None:
+    expected = verify(parse(rf"\boxed{{{gold}}}"), parse(rf"\boxed{{{content}}}"))
+    assert math_reward(rf"\boxed{{{content}}}", gold) == expected
 
 
 def test_an_empty_gold_answer_judges_nothing() -> None:

@@ -23,9 +23,9 @@ FAULTY_REWARDS = r"""
 import ctypes, math, os, signal, subprocess, sys, threading, time
 
 def memory():
-    kept = []
+    blocks = []
     while True:
-        kept.append(bytes(200_000_000))
+        blocks.append(bytes(200_000_000))
 
 def deep():
     return deep()
@@ -117,7 +117,7 @@ def wait_until(holds: Callable[[], bool], patience_s: float = 30.0) -> None:
 
 def fork_server(but: psutil.Process | None = None) -> psutil.Process:
     (server,) = [
-        one for one in psutil.Process().children() if "trainer.rewards.children" in one.cmdline() and one != but
+        child for child in psutil.Process().children() if "trainer.rewards.children" in child.cmdline() and child != but
     ]
     return server
 
@@ -168,15 +168,15 @@ def test_hanging_completions_are_stopped_at_the_deadline_and_the_others_are_scor
 
 def test_many_hanging_completions_cost_the_others_nothing(pool: RewardPool) -> None:
     scored = pool.score(items(*(number if number % 3 else "hang" for number in range(30))), FAULTY, deadline_s=3)
-    assert [one.value for one in scored] == [number if number % 3 else None for number in range(30)]
+    assert [result.value for result in scored] == [number if number % 3 else None for number in range(30)]
     assert pool.score(items(1, 2), FAULTY, DEADLINE_S) == scores(1, 2)
 
 
 def test_what_does_not_fit_into_the_deadline_is_unscorable_and_says_so(pool: RewardPool) -> None:
     scored = pool.score(items(*range(200)), Rule("faulty_rewards:slow"), deadline_s=1)
-    done = [one for one in scored if one.value is not None]
+    done = [result for result in scored if result.value is not None]
     assert 0 < len(done) < 200
-    assert {one.why for one in scored if one.value is None} == {"no result within the deadline of 1 s"}
+    assert {result.why for result in scored if result.value is None} == {"no result within the deadline of 1 s"}
 
 
 def test_results_come_in_the_order_of_the_items(pool: RewardPool) -> None:
@@ -191,7 +191,7 @@ def test_an_empty_completion_is_a_zero_and_an_empty_answer_unscorable(pool: Rewa
     scored = pool.score(
         [RewardItem("", "3"), RewardItem(r"\boxed{3}", ""), RewardItem(r"\boxed{3}", "3")], Rule("math"), DEADLINE_S
     )
-    assert [one.value for one in scored] == [0, None, 1]
+    assert [result.value for result in scored] == [0, None, 1]
     assert "it is empty" in str(scored[1].why)
 
 
@@ -207,7 +207,7 @@ def test_the_shipped_latex_pairs_get_the_verdicts_of_a_mathematician(pool: Rewar
     assert len(pairs) == 200
     assert sum(pair["right"] for pair in pairs) == 100
     scored = pool.score([RewardItem(pair["completion"], pair["answer"]) for pair in pairs], Rule("math"), DEADLINE_S)
-    assert [pair for pair, one in zip(pairs, scored, strict=True) if one.value != pair["right"]] == []
+    assert [pair for pair, result in zip(pairs, scored, strict=True) if result.value != pair["right"]] == []
 
 
 def test_several_rules_and_threads_share_one_pool(pool: RewardPool) -> None:
@@ -285,7 +285,7 @@ def test_a_killed_fork_server_is_replaced_and_its_children_die_with_it(pool: Rew
         ("while True: pass", "wrong5:reward", "its import took longer than 1 s"),
     ],
 )
-def test_a_wrong_function_fails_the_check_in_one_line_and_is_never_imported_here(
+def test_a_wrong_function_is_one_line_and_is_never_imported_here(
     pool: RewardPool, modules: Path, source: str, kind: str, remedy: str
 ) -> None:
     module = kind.partition(":")[0]
@@ -306,13 +306,13 @@ def test_a_reward_that_dies_when_it_is_loaded_makes_the_batch_unscorable(pool: R
 
 def test_closing_leaves_no_process_behind(pool: RewardPool) -> None:
     pool.check(FAULTY)
-    other = fork_server()
+    server_of_module = fork_server()
     with RewardPool(num_children=3) as pool:
         pool.score(items("grandchild", "threads", "grandchild", 1), FAULTY, DEADLINE_S)
-        server = fork_server(but=other)
+        server = fork_server(but=server_of_module)
         family = [server, *server.children(recursive=True)]
-        assert sum(one.name() == "sleep" for one in family) == 2
-    assert [one for one in family if one.is_running()] == []
+        assert sum(process.name() == "sleep" for process in family) == 2
+    assert [process for process in family if process.is_running()] == []
 
 
 def test_a_pool_that_never_started_closes() -> None:
@@ -330,8 +330,9 @@ def test_when_the_trainer_is_killed_its_children_die_even_while_they_hang(module
     with subprocess.Popen([sys.executable, "-c", program], env=environment) as trainer:
         parent = psutil.Process(trainer.pid)
         try:
-            wait_until(lambda: [one.name() for one in parent.children(recursive=True)].count("sleep") == 2)
+            wait_until(lambda: [process.name() for process in parent.children(recursive=True)].count("sleep") == 2)
             family = parent.children(recursive=True)
         finally:
             trainer.kill()
-    wait_until(lambda: not any(one.is_running() and one.status() != psutil.STATUS_ZOMBIE for one in family))
+    # Nobody may wait for what has died by then: a zombie counts as dead.
+    wait_until(lambda: not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in family))

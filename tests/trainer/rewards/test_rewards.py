@@ -83,11 +83,11 @@ def test_numeric_reads_separators_units_percent_and_fractions(completion: str, a
     assert numeric_reward(completion, answer) == right
 
 
-@given(gold=FINITE, found=FINITE, tolerance=st.sampled_from([0, 1e-6, 0.01, 0.5]))
-def test_tolerance_is_absolute_below_one_and_relative_above(gold: float, found: float, tolerance: float) -> None:
-    x, y = Fraction(f"{found:.9f}"), Fraction(f"{gold:.9f}")
+@given(gold=FINITE, number=FINITE, tolerance=st.sampled_from([0, 1e-6, 0.01, 0.5]))
+def test_tolerance_is_absolute_below_one_and_relative_above(gold: float, number: float, tolerance: float) -> None:
+    x, y = Fraction(f"{number:.9f}"), Fraction(f"{gold:.9f}")
     right = abs(x - y) <= Fraction(tolerance) * max(1, abs(y))
-    assert numeric_reward(rf"\boxed{{{found:.9f}}}", f"{gold:.9f}", tolerance) == right
+    assert numeric_reward(rf"\boxed{{{number:.9f}}}", f"{gold:.9f}", tolerance) == right
 
 
 def test_exact_compares_the_last_box_white_space_aside() -> None:
@@ -182,9 +182,7 @@ def test_whatever_is_raised_is_unscorable_and_named(
         ("math", "", "it is empty"),
     ],
 )
-def test_a_useless_gold_answer_is_refused_when_data_is_loaded_and_never_a_zero(
-    kind: str, answer: str, remedy: str
-) -> None:
+def test_a_useless_gold_answer_is_refused_and_never_a_zero(kind: str, answer: str, remedy: str) -> None:
     with pytest.raises(UserError, match=remedy):
         check_answer(kind, answer)
     for completion in (r"\boxed{A}", "none"):
