@@ -34,10 +34,11 @@ def test_the_model_has_the_shape_of_the_4b() -> None:
 @pytest.mark.parametrize("way", [EAGER, ROWS, DENSE])
 def test_every_way_of_a_step_computes_the_same(lab: Lab, way: str) -> None:
     group = gpu_lab.make_group(lab, CASE)
-    (ours, mine), (theirs, other) = (gpu_lab.forward_backward(lab, WAYS[one], group) for one in (OURS, way))
-    assert ours.shape == (TINY.group * CASE[1],)
-    torch.testing.assert_close(ours, theirs, atol=2e-6, rtol=0)
-    torch.testing.assert_close(mine, other, atol=1e-5, rtol=0)
+    logprobs, gradients = gpu_lab.forward_backward(lab, WAYS[OURS], group)
+    peer_logprobs, peer_gradients = gpu_lab.forward_backward(lab, WAYS[way], group)
+    assert logprobs.shape == (TINY.group * CASE[1],)
+    torch.testing.assert_close(logprobs, peer_logprobs, atol=2e-6, rtol=0)
+    torch.testing.assert_close(gradients, peer_gradients, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -73,11 +74,11 @@ def test_the_whole_model_is_the_same_through_a_block_mask(lab: Lab) -> None:
     tokens = len(pack.ids_T)
     mask = create_block_mask(visibility(pack.spans, lab.device), None, None, tokens, tokens, device="cpu")
     with torch.no_grad():
-        ours, theirs = (
+        plain, masked = (
             lab.language(input_ids=torch.from_numpy(pack.ids_T)[None], layout=how).last_hidden_state
             for how in (layout(pack.spans, lab.device), Layout(block_mask=mask))
         )
-    torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=0)
+    torch.testing.assert_close(plain, masked, atol=2e-5, rtol=0)
 
 
 def test_gpu_step_goes_through_every_section(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -116,17 +117,17 @@ def test_without_a_gpu_gpu_step_says_so(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_adapters_cost_their_masters_and_moments() -> None:
     """And a count of updates for each of their matrices."""
-    one, two = (growth.measure(growth.Point("adapters", 2, 16, adapters), 1, updates=1) for adapters in (1, 2))
+    first, second = (growth.measure(growth.Point("adapters", 2, 16, adapters), 1, updates=1) for adapters in (1, 2))
     shape = shape_of(json.loads((growth.locate("miniature") / "config.json").read_text()))
     matrices = 2 * len(shape.projections) * shape.layers
-    assert one.tensors == 12 * lora_parameters(shape, growth.RANK) + 4 * matrices
-    assert two.tensors == 2 * one.tensors
-    assert one.tokens == two.tokens == 16 + 2 * (growth.COMPLETION - 1)
-    assert two.peak >= two.resident > two.tensors
+    assert first.tensors == 12 * lora_parameters(shape, growth.RANK) + 4 * matrices
+    assert second.tensors == 2 * first.tensors
+    assert first.tokens == second.tokens == 16 + 2 * (growth.COMPLETION - 1)
+    assert second.peak >= second.resident > second.tensors
 
 
 @pytest.fixture
-def found() -> growth.Growth:
+def figures() -> growth.Growth:
     return {
         point: growth.Figures(
             seconds=0.1 * point.size, tokens=50 * point.size, peak=10**9, resident=10**8 + 12 * 10**6 * point.adapters,
@@ -136,16 +137,16 @@ def found() -> growth.Growth:
     }  # fmt: skip
 
 
-def test_growth_is_told_beside_the_smallest(found: growth.Growth) -> None:
-    rows = growth.json_rows(found)
+def test_growth_is_told_beside_the_smallest(figures: growth.Growth) -> None:
+    rows = growth.json_rows(figures)
     assert all(row.keys() == KEYS for row in rows)
     (four,) = (row for row in rows if row["what"] == "growth: update, G = 4" and row["unit"] == "s")
     assert (four["peer"], four["theirs"], four["ratio"]) == ("G = 1", 0.1, pytest.approx(4))
     assert rows[-1]["ours"] == pytest.approx(12)
     assert rows[-1]["theirs"] == 11
-    assert "one more adapter: 12.00 MB resident, its masters and moments 11.00 MB" in growth.table(found)
+    assert "one more adapter: 12.00 MB resident, its masters and moments 11.00 MB" in growth.table(figures)
 
 
-def test_growth_is_drawn(found: growth.Growth, tmp_path: Path) -> None:
-    growth.draw(found, tmp_path / "docs" / "growth.png")
+def test_growth_is_drawn(figures: growth.Growth, tmp_path: Path) -> None:
+    growth.draw(figures, tmp_path / "docs" / "growth.png")
     assert (tmp_path / "docs" / "growth.png").read_bytes().startswith(b"\x89PNG")

@@ -22,7 +22,7 @@ from tests.compose.stack import BRANCHES, COMPILERS, ROOT, WORKERS, Stack
 
 SMALL = {"rollout.prompts": 2, "rollout.group_size": 4, "method.rlvr_steps": 2, "method.opd_steps": 1}
 STEPS = 3
-"""Of a branch in one cycle of them."""
+"""Steps of a branch in one cycle with these numbers."""
 SHORT, LONG = int(os.environ.get("CYCLES", "1")), int(os.environ.get("CYCLES_WITH_FAULTS", "8"))
 TARGETS = ("service", "trainer")
 SCORE = {
@@ -39,7 +39,7 @@ def main() -> int:
     except UnavailableError as error:
         print(f"compose-test: skipped: {error}")
         return 0
-    print("\n".join(f"{what:<58}{value:>12}" for what, value in said))
+    print("\n".join(f"{label:<58}{value:>12}" for label, value in said))
     return 0
 
 
@@ -70,15 +70,15 @@ def run(docker: Docker, folder: Path) -> list[tuple[str, str]]:
     return said
 
 
-def say(said: list[tuple[str, str]], what: str, value: str) -> None:
-    said.append((what, value))
-    print(f"compose-test: {what}: {value}", flush=True)
+def say(said: list[tuple[str, str]], label: str, value: str) -> None:
+    said.append((label, value))
+    print(f"compose-test: {label}: {value}", flush=True)
 
 
 def default_images() -> tuple[str, str]:
-    """Of the base and of the queue: what compose.yaml takes where nothing is set."""
-    found = dict(re.findall(r"\$\{(COEVO_\w+_IMAGE):-([^}]+)\}", (ROOT / "compose.yaml").read_text()))
-    return found["COEVO_BASE_IMAGE"], found["COEVO_REDIS_IMAGE"]
+    """Images of the base and of the queue that compose.yaml takes where nothing is set."""
+    images = dict(re.findall(r"\$\{(COEVO_\w+_IMAGE):-([^}]+)\}", (ROOT / "compose.yaml").read_text()))
+    return images["COEVO_BASE_IMAGE"], images["COEVO_REDIS_IMAGE"]
 
 
 def free_port() -> int:
@@ -96,11 +96,11 @@ def check_image(docker: Docker, image: str, base: str, key: str) -> None:
     assert docker.run("image", "inspect", "--format", "{{.Config.User}}", image) == "1000:1000"
     assert docker.run(*in_it, "id", "-u") == "1000"
     for compiler in COMPILERS:
-        found = docker.run(*in_it, "sh", "-c", f"command -v {compiler} || true")
-        assert not found, f"{image} has {found}"
-    told = docker.run("history", "--no-trunc", image) + docker.run("image", "inspect", image)
+        compiler_path = docker.run(*in_it, "sh", "-c", f"command -v {compiler} || true")
+        assert not compiler_path, f"{image} has {compiler_path}"
+    history = docker.run("history", "--no-trunc", image) + docker.run("image", "inspect", image)
     for secret in (key, "PIP_", "find-links", "ca.crt"):
-        assert secret not in told, f"{image} tells {secret}"
+        assert secret not in history, f"{image} tells {secret}"
     read = ["sha256sum", "/etc/ssl/certs/ca-certificates.crt"]
     assert docker.run(*in_it, *read) == docker.run("run", "--rm", "--network", "none", base, *read)
     modules = ["pytest", "pip", "matplotlib", "triton", *(["vllm"] if "trainer" in image else ["datasets", "peft"])]
@@ -137,10 +137,10 @@ def curl(stack: Stack) -> None:
 
 
 def check_commands(stack: Stack) -> None:
-    """Of docs/containers.md: what a person does with a run that is finished."""
+    """What a person does with a run that is finished, as docs/containers.md says it."""
     recipe = "recipes/miniature.toml"
-    told = stack("run", "--rm", "-T", "coordinator", "coevo", "eval", recipe, "--adapter", "text", "--questions", "4")
-    assert "text" in told
+    output = stack("run", "--rm", "-T", "coordinator", "coevo", "eval", recipe, "--adapter", "text", "--questions", "4")
+    assert "text" in output
     stack("exec", "-T", "service", "coevo", "merge", "store", "--base", "miniature", "--out", "runs/merged")
     assert "model.safetensors" in stack.inside("service", "ls", "runs/merged")
     assert "text" in stack("run", "--rm", "-T", "coordinator", "coevo", "jobs")
@@ -149,9 +149,9 @@ def check_commands(stack: Stack) -> None:
 def check_containers(stack: Stack) -> None:
     published: list[tuple[str, str]] = []
     for service in ("redis", "service", "coordinator", *WORKERS):
-        one = stack.inspect(service)
-        host = one["HostConfig"]
-        ports = [port for bound in one["NetworkSettings"]["Ports"].values() for port in bound or ()]
+        container = stack.inspect(service)
+        host = container["HostConfig"]
+        ports = [port for bound in container["NetworkSettings"]["Ports"].values() for port in bound or ()]
         published += [(service, port["HostIp"]) for port in ports]
         assert host["ReadonlyRootfs"]
         assert host["CapDrop"] == ["ALL"]
@@ -206,12 +206,12 @@ def go_on(stack: Stack, happens: Callable[[], None]) -> float:
 def check_that_nothing_was_lost(stack: Stack, end: int) -> None:
     """Every revision is there, and none was made twice."""
     assert stack.heads() == dict.fromkeys(BRANCHES, end)
-    told = stack.inside("service", "sh", "-c", "cat runs/*/events.jsonl")
-    events = [json.loads(line) for line in told.splitlines()]
-    steps = [(one["branch"], one["step"]) for one in events if one["kind"] == "step"]
+    log = stack.inside("service", "sh", "-c", "cat runs/*/events.jsonl")
+    events = [json.loads(line) for line in log.splitlines()]
+    steps = [(event["branch"], event["step"]) for event in events if event["kind"] == "step"]
     assert len(steps) == len(set(steps))
-    made = stack.inside("service", "sh", "-c", "cd store && ls -d */*/manifest.json").split()
-    assert sorted(made) == sorted(f"{name}/{n}/manifest.json" for name in BRANCHES for n in range(end + 1))
+    manifests = stack.inside("service", "sh", "-c", "cd store && ls -d */*/manifest.json").split()
+    assert sorted(manifests) == sorted(f"{name}/{n}/manifest.json" for name in BRANCHES for n in range(end + 1))
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ class Docker:
     """The client of an engine."""
 
     environ: dict[str, str]
-    made: list[str] = field(default_factory=list[str])
+    images: list[str] = field(default_factory=list[str])
     """Images that were not there before."""
 
     def run(self, *words: str, check: bool = True, timeout_s: float = 1800.0, **more: object) -> str:
@@ -83,29 +83,29 @@ class Docker:
     def build(self, context: Path, tag: str, *words: str) -> float:
         """Seconds that it took."""
         began = time.monotonic()
-        self.made.append(tag)
+        self.images.append(tag)
         # the host's network: packages come the way that this machine gets them
         self.run("build", "--network", "host", "--tag", tag, *words, str(context), timeout_s=3600)
         return time.monotonic() - began
 
     def remove(self) -> None:
-        if self.made:
-            self.run("rmi", "--force", *self.made, check=False)
+        if self.images:
+            self.run("rmi", "--force", *self.images, check=False)
 
 
 @functools.cache
 def client() -> tuple[str, dict[str, str]]:
     """A docker that builds with BuildKit: older ones have it built in, newer ones as a plugin. Else one that does
     without."""
-    found = [path for path in (shutil.which("docker"), "/usr/bin/docker") if path and Path(path).exists()]
-    for program in found:
+    programs = [path for path in (shutil.which("docker"), "/usr/bin/docker") if path and Path(path).exists()]
+    for program in programs:
         said = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
         version = re.search(r"version (\d+)", said)
         if (version and int(version[1]) < 23) or _says([program, "buildx", "version"]):
             return program, {"DOCKER_BUILDKIT": "1"}
-    if not found:
+    if not programs:
         raise UnavailableError("no docker; apt-get install docker.io docker-compose debootstrap")
-    return found[0], {"DOCKER_BUILDKIT": "0"}
+    return programs[0], {"DOCKER_BUILDKIT": "0"}
 
 
 def _says(command: Sequence[str], timeout_s: float = 20.0, **environ: str) -> bool:
@@ -138,9 +138,9 @@ def _started(folder: Path) -> Generator[str]:
     socket = f"unix://{folder / 'docker.sock'}"
     log = folder / "dockerd.log"
     for flags in STARTS:
-        own = {"data-root": "root", "exec-root": "exec", "pidfile": "docker.pid"}
-        kept = [f"--{name}={folder / one}" for name, one in own.items()]
-        command = ["dockerd", f"--host={socket}", "--bridge=none", *kept, *flags]
+        folders = {"data-root": "root", "exec-root": "exec", "pidfile": "docker.pid"}
+        state = [f"--{name}={folder / path}" for name, path in folders.items()]
+        command = ["dockerd", f"--host={socket}", "--bridge=none", *state, *flags]
         with log.open("w") as file:
             process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
         try:
@@ -165,7 +165,7 @@ def _end(process: subprocess.Popen[bytes], folder: Path) -> None:
         process.kill()
         process.wait()
     mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
-    for mount in reversed([one for one in mounts if Path(one).is_relative_to(folder)]):
+    for mount in reversed([mount for mount in mounts if Path(mount).is_relative_to(folder)]):
         subprocess.run(["umount", mount], check=False)
 
 
@@ -173,19 +173,19 @@ def make_images(docker: Docker, folder: Path, base: str, redis: str) -> Images:
     """From the registry where there is one, else on this machine."""
     if all(docker.has(image) or _pulls(docker, image) for image in (base, redis)):
         return Images(base, base, redis)
-    made = Images("coevo-test-base", "coevo-test-build", "coevo-test-redis")
-    if not docker.has(made.base):
-        _debootstrap(docker, folder, made.base)
+    images = Images("coevo-test-base", "coevo-test-build", "coevo-test-redis")
+    if not docker.has(images.base):
+        _debootstrap(docker, folder, images.base)
     context = folder / "context"
     (context / "wheels").mkdir(parents=True)
     shutil.copy(ssl.get_default_verify_paths().cafile or "/etc/ssl/certs/ca-certificates.crt", context / "ca.crt")
     for links in os.environ.get("PIP_FIND_LINKS", "").split():
         if Path(links).is_dir():
             shutil.copytree(links, context / "wheels", dirs_exist_ok=True)
-    for text, tag in ((BUILD_IMAGE, made.build), (QUEUE_IMAGE, made.redis)):
-        (context / "Dockerfile").write_text(text.format(base=made.base))
+    for text, tag in ((BUILD_IMAGE, images.build), (QUEUE_IMAGE, images.redis)):
+        (context / "Dockerfile").write_text(text.format(base=images.base))
         docker.build(context, tag)
-    return made
+    return images
 
 
 def _pulls(docker: Docker, image: str) -> bool:
@@ -206,7 +206,7 @@ def _debootstrap(docker: Docker, folder: Path, tag: str) -> None:
         raise UnavailableError(f"debootstrap failed: {done.stdout.strip().splitlines()[-1]}")
     for left in ("var/lib/apt/lists", "var/cache/apt"):
         shutil.rmtree(root / left)
-    docker.made.append(tag)
+    docker.images.append(tag)
     with subprocess.Popen(["tar", "-C", str(root), "-c", "."], stdout=subprocess.PIPE) as tar:
         docker.run("import", "-", tag, stdin=tar.stdout)
     shutil.rmtree(root)

@@ -111,15 +111,15 @@ class Stack:
         _, said = self.ask("/adapters")
         return {name: said["branches"].get(name, {}).get("head", 0) for name in BRANCHES} if said else {}
 
-    def wait_until(self, what: str, is_so: Callable[[], bool]) -> None:
+    def wait_until(self, condition: str, is_so: Callable[[], bool]) -> None:
         deadline = time.monotonic() + PATIENCE_S
         while not is_so():
-            assert time.monotonic() < deadline, f"it is not so that {what}\n{self.last_words()}"
+            assert time.monotonic() < deadline, f"it is not so that {condition}\n{self.last_words()}"
             time.sleep(0.2)
 
     def wait_for(self, revision: int) -> None:
         """Until every branch is there; none may go back meanwhile."""
-        seen = dict.fromkeys(BRANCHES, 0)
+        seen: dict[str, int] = dict.fromkeys(BRANCHES, 0)
 
         def are_there() -> bool:
             heads = self.heads()

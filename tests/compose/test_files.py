@@ -86,8 +86,8 @@ def test_every_container_has_a_health_check_and_waits_for_what_it_asks(names: tu
     assert all("HEALTHCHECK" in lines for lines in targets.values())
     for name, service in merged(*names).items():
         assert ("healthcheck" in service) == (name == "redis")  # the others have their image's
-        asked = {"redis": set(), "service": {"redis"}}.get(name, {"redis", "service"})
-        assert service.get("depends_on", {}) == {one: {"condition": "service_healthy"} for one in asked}
+        awaited = {"redis": set(), "service": {"redis"}}.get(name, {"redis", "service"})
+        assert service.get("depends_on", {}) == {key: {"condition": "service_healthy"} for key in awaited}
 
 
 @files
@@ -113,9 +113,9 @@ def test_service_and_coordinator_take_the_same_recipe_and_the_workers_its_branch
     assert words(services["coordinator"])[2:] == [recipe]
     branches = [start.branch for start in make_plan(load(ROOT / recipe)).starts]
     workers = [words(service) for name, service in services.items() if name.startswith("worker")]
-    taken = [one[one.index("--branch") + 1] for one in workers]
+    taken = [command[command.index("--branch") + 1] for command in workers]
     assert sorted(taken) == (["all"] if "worker" in services else sorted(branches))
-    assert len({one[one.index("--name") + 1] for one in workers}) == len(workers)
+    assert len({command[command.index("--name") + 1] for command in workers}) == len(workers)
 
 
 def test_the_card_is_shared_as_the_recipe_says() -> None:

@@ -20,7 +20,7 @@ NOISE = 0.08  # two trainings with other rounding differ by less; measured over 
 
 
 def measure(folder: Path, count: int) -> dict[str, LevelAccuracy]:
-    """By capability, over both levels."""
+    """The accuracies of each capability, over both levels."""
     model = Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     processor = Qwen3VLProcessor.from_pretrained(folder)
     rows = check(model, processor, [CAPABILITIES[name] for name in NAMES], count=count)

@@ -34,7 +34,7 @@ PATIENCE_S = 240.0
 
 
 def command(out: Path, *words: str) -> list[str]:
-    sets = [word for one in SMALL for word in ("--set", one)]
+    sets = [word for change in SMALL for word in ("--set", change)]
     return [sys.executable, "-m", "clients.cli", "run", "recipes/miniature.toml", *sets, "--out", str(out), *words]
 
 
@@ -100,8 +100,8 @@ def test_a_run_interrupted_at_any_stage_goes_on_where_it_was(tmp_path: Path) -> 
     assert f"--out {out} --resume" in loading.interrupt()
 
     assert "holds a run; add --resume" in run(command(out)).stderr
-    other = run(command(out, "--resume", "--set", "seed=7"))
-    assert (other.returncode, "a run of another recipe" in other.stderr) == (2, True)
+    refused = run(command(out, "--resume", "--set", "seed=7"))
+    assert (refused.returncode, "a run of another recipe" in refused.stderr) == (2, True)
 
     rollouts = Started("--resume", out=out)
     rollouts.wait_for_log("worker-all", "works for")
@@ -138,14 +138,14 @@ def check_finished(out: Path, said: str) -> None:
     assert "is finished" in said
     assert "looks at nothing" in said
     assert heads(out) == dict.fromkeys(BRANCHES, 3)
-    (events,) = out.glob("runs/*/events.jsonl")
-    told = [json.loads(line) for line in events.read_text().splitlines()]
-    made = [(one["branch"], one["step"]) for one in told if one["kind"] == "step"]
-    assert sorted(set(made)) == sorted((name, number) for name in BRANCHES for number in (1, 2, 3))
-    assert {one["step"] for one in told if one["kind"] == "overlap"} == {2, 3}
-    found = json.loads((out / "results.json").read_text())
+    (path,) = out.glob("runs/*/events.jsonl")
+    events = [json.loads(line) for line in path.read_text().splitlines()]
+    steps = [(event["branch"], event["step"]) for event in events if event["kind"] == "step"]
+    assert sorted(set(steps)) == sorted((name, number) for name in BRANCHES for number in (1, 2, 3))
+    assert {event["step"] for event in events if event["kind"] == "overlap"} == {2, 3}
+    results = json.loads((out / "results.json").read_text())
     models = ["base", "text@3", "image@3", "video@3", "merged"]
-    assert list(dict.fromkeys(one["model"] for one in found["results"])) == models
+    assert list(dict.fromkeys(result["model"] for result in results["results"])) == models
     assert len((out / "items.jsonl").read_text().splitlines()) == len(models) * len(BRANCHES) * 4
     card = (out / "merged/README.md").read_text()
     assert all(f"| {model} |" in card for model in models)

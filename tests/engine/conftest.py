@@ -99,5 +99,5 @@ def loaded(engine_thread: EngineThread, adapter_folders: dict[str, Path]):
 
 
 @pytest.fixture(scope="session")
-def reference(base, adapter_folders) -> Reference:
+def reference(base: tuple[Any, Any], adapter_folders: dict[str, Path]) -> Reference:
     return Reference(*base, adapter_folders)

@@ -20,7 +20,7 @@ from trainer.miniature.capabilities import CAPABILITIES
 from trainer.miniature.question import questions
 
 Ask = Callable[[httpx.Client, Path], httpx.Response]
-"""Of a client, and a folder in which nothing may appear."""
+"""Takes a client, and a folder in which nothing may appear."""
 
 SHORT = {"prompt": [1, 2], "completion": [3]}
 JSON = {"content-type": "application/json"}
@@ -47,7 +47,7 @@ def raw(path: str, body: Any, method: str = "POST", **headers: str) -> Ask:
 def oversized(body: Callable[[], Any]) -> Ask:
     """Asked again when the answer is lost: it is cut off if the body still comes when the connection is closed."""
 
-    def ask(http: httpx.Client, _: Path) -> httpx.Response:
+    def ask(http: httpx.Client, _folder: Path) -> httpx.Response:
         for _ in range(20):
             with contextlib.suppress(httpx.TransportError):
                 return http.post("/logprobs", content=body(), headers=JSON)

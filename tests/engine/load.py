@@ -22,8 +22,8 @@ KEEP = 4
 def check(notes: Notes, adapter: ScaledAdapter) -> None:
     """Every score is the one of the revision that it is stamped with, and of no other."""
     assert notes.scored
-    for one in notes.scored:
-        assert one.logprobs == pytest.approx(adapter.logprobs(one).tolist(), abs=TOLERANCE), one
+    for scored in notes.scored:
+        assert scored.logprobs == pytest.approx(adapter.logprobs(scored).tolist(), abs=TOLERANCE), scored
 
 
 def connect(service: ServiceProcess) -> httpx.AsyncClient:
@@ -60,11 +60,11 @@ async def storm(
         answer = await client.put("/adapters/storm/1", data={"parent": "0"}, files=adapter.files(1))
         assert answer.status_code == 201, answer.text
 
-        async def one(draw: random.Random) -> None:
+        async def caller(draw: random.Random) -> None:
             notes.note(await ask(client, draw, draw.choice([["storm"], ["storm", "base"]])))
 
         group.create_task(publish(client))
-        group.create_task(crowd(CALLERS, is_over.is_set, one))
+        group.create_task(crowd(CALLERS, is_over.is_set, caller))
     return took_s, memory
 
 
@@ -75,7 +75,7 @@ async def overrun(service: ServiceProcess, notes: Notes, seconds: float) -> list
 
     async with connect(service) as client, asyncio.TaskGroup() as group:
 
-        async def one(draw: random.Random) -> None:
+        async def caller(draw: random.Random) -> None:
             if draw.random() < 0.1:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(draw.uniform(0.0, 0.3)):
@@ -86,7 +86,7 @@ async def overrun(service: ServiceProcess, notes: Notes, seconds: float) -> list
             if answer.status_code == 429:
                 await asyncio.sleep(0.2)
 
-        group.create_task(crowd(2 * CALLERS, lambda: time.monotonic() > ends, one))
+        group.create_task(crowd(2 * CALLERS, lambda: time.monotonic() > ends, caller))
         while time.monotonic() < ends:
             memory.append(service.memory_mib)
             await asyncio.sleep(0.5)

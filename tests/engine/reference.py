@@ -15,16 +15,16 @@ class Reference:
     """The base with every adapter beside it, in float32."""
 
     def __init__(self, model: Qwen3VLForConditionalGeneration, processor: Qwen3VLProcessor, folders: dict[str, Path]):
-        first, *others = folders
+        first, *rest = folders
         self._peft: Any = PeftModel.from_pretrained(model, folders[first], adapter_name=first)
-        for name in others:
+        for name in rest:
             self._peft.load_adapter(folders[name], adapter_name=name)
         self._peft.eval()
         self._processor = processor
 
     @torch.inference_mode()
     def logprobs(self, adapter: str, ids: Sequence[int], completion: int, media: EngineMedia) -> torch.Tensor:
-        """Of the last `completion` of `ids` (expanded) [C, V]."""
+        """Log-probabilities of the last `completion` of `ids` (expanded) [C, V]."""
         config = self._peft.config
         ids_1T = torch.tensor([list(ids)])
         kinds_1T = (ids_1T == config.image_token_id).int() + 2 * (ids_1T == config.video_token_id).int()

@@ -8,8 +8,8 @@ from tests.engine.service_process import ServiceProcess
 
 
 def failures(service: ServiceProcess, schemathesis: Any, examples: int) -> list[str]:
-    """Of so many requests to each operation those that were answered with a failure, as commands to repeat them."""
-    found: list[str] = []
+    """The commands that repeat a failure, after so many requests to each operation."""
+    commands: list[str] = []
     headers = service.headers | {"connection": "close"}
     schema = schemathesis.openapi.from_url(f"{service.url}/openapi.json", headers=headers)
     for operation in schema.get_all_operations():
@@ -20,13 +20,13 @@ def failures(service: ServiceProcess, schemathesis: Any, examples: int) -> list[
             database=None,
             derandomize=True,
             phases=[Phase.generate],
-            suppress_health_check=list(HealthCheck),
+            suppress_health_check=[*HealthCheck],  # pyright: ignore[reportArgumentType]  # typed as its metaclass
         )
         @given(case=operation.ok().as_strategy())
         def ask(case: Any) -> None:
-            answer = case.call(timeout=60, headers=headers)
-            if answer.status_code >= 500:
-                found.append(case.as_curl_command()[:1000])
+            response = case.call(timeout=60, headers=headers)
+            if response.status_code >= 500:
+                commands.append(case.as_curl_command()[:1000])
 
         ask()
-    return found
+    return commands

@@ -93,8 +93,8 @@ class ServiceProcess:
 
     @property
     def engine_core(self) -> psutil.Process:
-        (found,) = [process for process in self.family if process.name() == "VLLM::EngineCore"]
-        return found
+        (core,) = [process for process in self.family if process.name() == "VLLM::EngineCore"]
+        return core
 
     @property
     def memory_mib(self) -> int:

@@ -71,27 +71,27 @@ def command(service, monkeypatch):
 
 def overlaps(url: str, branches: list[str]) -> Overlaps:
     async def measure() -> Overlaps:
-        asked = {
+        questions = {
             name: list(prompts(name, label=name, split="validation", size=6, seed=1).prompts)
             for name in ("text", "image", "video")
         }
         async with AsyncClient(url) as client:
-            return await measure_overlap(client, branches, asked, top_k=10, seed=4, max_tokens=40, decode=DECODE)
+            return await measure_overlap(client, branches, questions, top_k=10, seed=4, max_tokens=40, decode=DECODE)
 
     return asyncio.run(measure())
 
 
 def test_overlap_is_1_and_kl_0_where_two_branches_are_one_model(service) -> None:
-    found = overlaps(service.url, ["base", "zero@0", "far@1", "twin@1"])
-    for capability in found.capabilities:
+    measured = overlaps(service.url, ["base", "zero@0", "far@1", "twin@1"])
+    for capability in measured.capabilities:
         for a, b in (("base", "zero@0"), ("far@1", "twin@1"), ("far@1", "far@1")):
-            value, kl = found.at(a, b, capability)
+            value, kl = measured.at(a, b, capability)
             assert value > 0.99, (a, b, capability)
             assert abs(kl) < 0.01, (a, b, capability)
-        value, kl = found.at("zero@0", "far@1", capability)
+        value, kl = measured.at("zero@0", "far@1", capability)
         assert value < 0.95
         assert kl > 0.05
-    assert {line.split()[2] for line in alarms(found)} >= {"zero@0"}
+    assert {line.split()[2] for line in alarms(measured)} >= {"zero@0"}
 
 
 def test_overlap_measured_twice_is_equal(service) -> None:
@@ -111,13 +111,14 @@ def test_accuracy_of_the_base_is_what_asking_by_hand_counts(service, command, tm
                     kind: [http.put("/media", content=data).json()["id"] for data in getattr(prompt, kind)]
                     for kind in ("images", "videos")
                 }
-                asked = {"prompts": [{"prompt": {"messages": prompt.messages}, **media}], "max_tokens": 48,
+                request = {"prompts": [{"prompt": {"messages": prompt.messages}, **media}], "max_tokens": 48,
                          "temperature": 0.0}  # fmt: skip
-                answer = http.post("/generate", params={"adapter": "base"}, json=asked).json()
+                answer = http.post("/generate", params={"adapter": "base"}, json=request).json()
                 text = DECODE(answer["prompts"][0]["completions"][0]["token_ids"])
                 right.append(exact_reward(text, prompt.answer))
-            own = [one for one in items if (one["exam"], one["way"], one["model"]) == (name, "greedy", "base")]
-            assert [one["reward"] for one in own] == right
+            greedy = (name, "greedy", "base")
+            rewards = [item["reward"] for item in items if (item["exam"], item["way"], item["model"]) == greedy]
+            assert rewards == right
             assert table[name, "greedy", "base"] == pytest.approx(sum(right) / 12, abs=1e-4)
             assert table[name, "greedy", "zero@0"] == pytest.approx(sum(right) / 12, abs=1e-4)
     assert len(items) == 2 * 3 * 12 * (1 + load(RECIPE).evaluation.answers.samples)
@@ -134,7 +135,7 @@ def test_answers_asked_for_twice_are_equal(service) -> None:
     with RewardPool(num_children=1) as pool:
         first, second = (asyncio.run(measure(pool)) for _ in range(2))
     assert first == second
-    assert len({one.text for one in first}) > 10
+    assert len({item.text for item in first}) > 10
 
 
 def test_an_exam_that_is_told_to_stop_leaves_no_question_behind(service, tmp_path) -> None:

@@ -56,10 +56,10 @@ def by_hand(service: ServiceProcess, prompt: Prompt, seed: int, samples: int) ->
             kind: [http.put("/media", content=data).json()["id"] for data in getattr(prompt, kind)]
             for kind in ("images", "videos")
         }
-        asked = {"prompts": [{"prompt": {"messages": prompt.messages}, "seed": seed, **media}], "n": samples,
+        request = {"prompts": [{"prompt": {"messages": prompt.messages}, "seed": seed, **media}], "n": samples,
                  "max_tokens": 48}  # fmt: skip
-        (answer,) = http.post("/generate", params={"adapter": "base"}, json=asked).json()["prompts"]
-    return [DECODE(one["token_ids"]) for one in answer["completions"]]
+        (answer,) = http.post("/generate", params={"adapter": "base"}, json=request).json()["prompts"]
+    return [DECODE(completion["token_ids"]) for completion in answer["completions"]]
 
 
 def rows_of(path: str) -> list[dict]:
@@ -67,10 +67,10 @@ def rows_of(path: str) -> list[dict]:
 
 
 def ids(prompts: Prompts) -> list[str]:
-    return [prompts[place].id for place in range(len(prompts))]
+    return [prompts[index].id for index in range(len(prompts))]
 
 
-def told_settings(line: str) -> list[str]:
+def settings_in(line: str) -> list[str]:
     """The values that the command says to set."""
     return [word.removeprefix("--set=") for word in shlex.split(line) if word.startswith("--set=")]
 
@@ -82,17 +82,17 @@ def test_a_pass_rate_is_what_asking_by_hand_counts(service, command, capsys, nam
     prompts = miniature_prompts(name, label=name, split="train", size=10, seed=recipe.seed)
     chances = seeds(10, recipe.seed, "filter", name)
     rates = [
-        sum(exact_reward(text, prompts[place].answer) for text in by_hand(service, prompts[place], seed, 4)) / 4
-        for place, seed in enumerate(chances)
+        sum(exact_reward(text, prompts[index].answer) for text in by_hand(service, prompts[index], seed, 4)) / 4
+        for index, seed in enumerate(chances)
     ]
-    kept = [place for place, rate in enumerate(rates) if 0 < rate < 1]
-    assert [row["pass_rate"] for row in rows_of("kept.jsonl")] == [rates[place] for place in kept]
+    between = [index for index, rate in enumerate(rates) if 0 < rate < 1]
+    assert [row["pass_rate"] for row in rows_of("kept.jsonl")] == [rates[index] for index in between]
     first, *_, last = capsys.readouterr().out.splitlines()
-    assert first == f"{name}: 10 rows read, {len(kept)} kept; dropped:"
+    assert first == f"{name}: 10 rows read, {len(between)} kept; dropped:"
     assert not list(Path().glob("*.journal"))
-    again = load(RECIPE, told_settings(last))
+    again = load(RECIPE, settings_in(last))
     of_file, of_recipe = again.capabilities[name], recipe.capabilities[name]
-    assert ids(trained(name, of_file, 5, seed=0, limits=Limits())) == [prompts[place].id for place in kept]
+    assert ids(trained(name, of_file, 5, seed=0, limits=Limits())) == [prompts[index].id for index in between]
     assert ids(measured(name, of_file, 5, limits=Limits())) == ids(measured(name, of_recipe, 5, limits=Limits()))
 
 
@@ -111,11 +111,11 @@ def test_rows_of_a_data_set_are_kept_dropped_and_counted(service, command, capsy
     drop = "--set=capabilities.image.data.on_unreadable=drop"
     assert command("image", "--out=kept.jsonl", "--samples=4", "--resume", *data, drop) == 0
     out = capsys.readouterr().out.splitlines()
-    found = rows_of("kept.jsonl")
-    assert out[0] == f"image: 11 rows read, {len(found)} kept; dropped:"
-    (one,) = [line for line in out if "unscorable" in line]
-    assert one.split()[:2] == ["1", "unscorable"]
-    assert "reward numeric needs one number" in one
+    rows_kept = rows_of("kept.jsonl")
+    assert out[0] == f"image: 11 rows read, {len(rows_kept)} kept; dropped:"
+    (unscorable_line,) = [line for line in out if "unscorable" in line]
+    assert unscorable_line.split()[:2] == ["1", "unscorable"]
+    assert "reward numeric needs one number" in unscorable_line
     assert [line.split()[:2] for line in out if "unreadable" in line] == [["1", "unreadable"]]
     assert [line for line in out if "not asked" in line] == [
         "       1  not asked: more than rollout.max_prompt_tokens = 160 tokens"
@@ -123,25 +123,30 @@ def test_rows_of_a_data_set_are_kept_dropped_and_counted(service, command, capsy
     recipe = load(RECIPE, [word.removeprefix("--set=") for word in data])
     prompts = open_prompts("image", recipe.capabilities["image"].data, seed=0, limits=Limits())
     chances = seeds(10, recipe.seed, "filter", "image")
-    by_id = {row["id"]: row["pass_rate"] for row in found}
-    for place, row in enumerate(rows, start=1):  # after the unscorable one; the long one is no prompt
-        texts = by_hand(service, prompts[place + 1], chances[place], 4)
+    by_id = {row["id"]: row["pass_rate"] for row in rows_kept}
+    for index, row in enumerate(rows, start=1):  # after the unscorable one; the long one is no prompt
+        texts = by_hand(service, prompts[index + 1], chances[index], 4)
         rate = sum(numeric_reward(text, row["answer"]) for text in texts) / 4
         assert by_id.get(row["id"]) == (rate if 0 < rate < 1 else None)
-    assert [{key: row[key] for key in rows[0]} for row in found] == [rows[row["id"]] for row in found]
+    assert [{key: row[key] for key in rows[0]} for row in rows_kept] == [rows[row["id"]] for row in rows_kept]
+
+
+def text_of(prompt: Prompt) -> str:
+    (text,) = [part["text"] for part in prompt.messages[0]["content"] if part["type"] == "text"]
+    return text
 
 
 def questions(folder: Path) -> list[dict]:
     """Eight of the miniature's as rows with paths, and a picture whose damage its header does not show."""
-    asked = miniature_prompts("image", label="image", split="train", size=8, seed=0).prompts
-    for number, prompt in enumerate(asked):
+    generated = miniature_prompts("image", label="image", split="train", size=8, seed=0).prompts
+    for number, prompt in enumerate(generated):
         (folder / f"{number}.png").write_bytes(prompt.images[0])
     noise = np.random.default_rng(0).integers(0, 256, (48, 48, 3), np.uint8)
     (folder / "cut.png").write_bytes(encode_image(noise)[:-2000])
     return [
-        {"id": number, "prompt": prompt.messages[0]["content"][1]["text"], "answer": prompt.answer,
+        {"id": number, "prompt": text_of(prompt), "answer": prompt.answer,
          "image": f"{number}.png", "source": {"of": ["nobody"]}}
-        for number, prompt in enumerate(asked)
+        for number, prompt in enumerate(generated)
     ]  # fmt: skip
 
 

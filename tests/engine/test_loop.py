@@ -41,7 +41,7 @@ def pool() -> Iterator[RewardPool]:
         yield pool
 
 
-def make_arena(client: AsyncClient, pool: RewardPool, loss: LossConfig = LossConfig()) -> StepContext:  # noqa: B008
+def make_context(client: AsyncClient, pool: RewardPool, loss: LossConfig = LossConfig()) -> StepContext:  # noqa: B008
     decode = partial(AutoTokenizer.from_pretrained(BASE).decode, skip_special_tokens=True)
     data = {
         name: TrainingSet(prompts(name, label=name, split="train", size=64, seed=1), Rule("exact"), 60.0)
@@ -66,10 +66,10 @@ def make_learner(**changes) -> Learner:
 def test_steps_of_both_phases_end_in_revisions_that_say_their_origin(service, pool, tmp_path) -> None:
     async def run() -> None:
         async with AsyncClient(service.url, base=base_digest(BASE)) as client:
-            arena, learner = make_arena(client, pool), make_learner()
+            context, learner = make_context(client, pool), make_learner()
             for branch in ("text", "image", "video"):
                 await client.fork(branch, "base")
-                first = await train_step(Step(branch, 1, capabilities=(branch,)), arena, learner)
+                first = await train_step(Step(branch, 1, capabilities=(branch,)), context, learner)
                 assert first.update.skipped is None
                 assert first.manifest.ref == Ref(branch, 1)
                 assert first.update.metrics["native/mismatch"] < 0.01
@@ -77,13 +77,18 @@ def test_steps_of_both_phases_end_in_revisions_that_say_their_origin(service, po
             step = Step(
                 "image", 2, ("image",), (Teacher(Ref("text", 1), "text", 1.0), Teacher(Ref("video", 1), "video", 2.0))
             )
-            done = await train_step(step, arena, learner)
-            assert [part.name for part in done.batch.parts] == ["native", "text", "video"]
-            assert done.manifest.meta["teachers"] == ["text@1", "video@1"]
-            assert done.batch.metrics["text/self_delta"] < 0.01
-            assert done.batch.metrics["text/delta_abs"] > 10 * done.batch.metrics["text/self_delta"]
-            assert done.manifest.meta["metrics"].keys() >= {"native/reward", "text/gap", "video/grad_norm", "grad_norm"}
-            assert set(done.manifest.files) >= {WEIGHTS, OPTIMISER}
+            result = await train_step(step, context, learner)
+            assert [part.name for part in result.batch.parts] == ["native", "text", "video"]
+            assert result.manifest.meta["teachers"] == ["text@1", "video@1"]
+            assert result.batch.metrics["text/self_delta"] < 0.01
+            assert result.batch.metrics["text/delta_abs"] > 10 * result.batch.metrics["text/self_delta"]
+            assert result.manifest.meta["metrics"].keys() >= {
+                "native/reward",
+                "text/gap",
+                "video/grad_norm",
+                "grad_norm",
+            }
+            assert set(result.manifest.files) >= {WEIGHTS, OPTIMISER}
 
     asyncio.run(run())
 
@@ -91,12 +96,12 @@ def test_steps_of_both_phases_end_in_revisions_that_say_their_origin(service, po
 def test_a_teacher_that_is_the_student_itself_teaches_nothing(service, pool) -> None:
     async def run() -> None:
         async with AsyncClient(service.url) as client:
-            arena, learner = make_arena(client, pool), make_learner()
+            context, learner = make_context(client, pool), make_learner()
             await client.fork("narcissus", "base")
             step = Step("narcissus", 1, teachers=(Teacher(Ref("narcissus", 0), "image", 1.0),))
-            done = await train_step(step, arena, learner)
-            assert done.update.metrics["grad_norm"] == 0
-            (part,) = done.batch.parts
+            result = await train_step(step, context, learner)
+            assert result.update.metrics["grad_norm"] == 0
+            (part,) = result.batch.parts
             assert not any(target.advantages_C.any() for group in part.groups for target in group.targets)
 
     asyncio.run(run())
@@ -106,17 +111,17 @@ def test_a_teachers_likeliest_tokens_can_teach(service, pool) -> None:
     async def run() -> None:
         async with AsyncClient(service.url) as client:
             loss = LossConfig(teacher_signal="top-k", teacher_top_k=5)
-            arena, learner = make_arena(client, pool, loss), make_learner(loss=loss)
+            context, learner = make_context(client, pool, loss), make_learner(loss=loss)
             await client.fork("pupil", "base")
             await client.fork("master", "base")
-            await train_step(Step("master", 1, capabilities=("text",)), arena, learner)
-            done = await train_step(
-                Step("pupil", 1, teachers=(Teacher(Ref("master", 1), "text", 1.0),)), arena, learner
+            await train_step(Step("master", 1, capabilities=("text",)), context, learner)
+            result = await train_step(
+                Step("pupil", 1, teachers=(Teacher(Ref("master", 1), "text", 1.0),)), context, learner
             )
-            (part,) = done.batch.parts
+            (part,) = result.batch.parts
             assert {target.bins.ids_Ck.shape[1] for group in part.groups for target in group.targets} == {5}
-            assert done.update.metrics["master-text/kl"] > 0
-            assert done.update.metrics["grad_norm"] > 0
+            assert result.update.metrics["master-text/kl"] > 0
+            assert result.update.metrics["grad_norm"] > 0
 
     asyncio.run(run())
 
@@ -124,9 +129,9 @@ def test_a_teachers_likeliest_tokens_can_teach(service, pool) -> None:
 def test_the_control_without_a_teacher_pushes_unlikely_tokens_down(service, pool) -> None:
     async def run() -> None:
         async with AsyncClient(service.url) as client:
-            arena = make_arena(client, pool)
+            context = make_context(client, pool)
             await client.fork("control", "base")
-            batch = await gather(Step("control", 1, negative=("text",)), arena)
+            batch = await gather(Step("control", 1, negative=("text",)), context)
             (part,) = batch.parts
             for group in part.groups:
                 for target in group.targets:
@@ -139,16 +144,16 @@ def test_the_control_without_a_teacher_pushes_unlikely_tokens_down(service, pool
 def test_a_step_that_is_skipped_publishes_the_weights_of_its_parent(service, pool, tmp_path) -> None:
     async def run() -> None:
         async with AsyncClient(service.url) as client:
-            arena, learner = make_arena(client, pool), make_learner()
+            context, learner = make_context(client, pool), make_learner()
             await client.fork("lame", "base")
-            await train_step(Step("lame", 1, capabilities=("text",)), arena, learner)
+            await train_step(Step("lame", 1, capabilities=("text",)), context, learner)
             step = Step("lame", 2, capabilities=("text",))
-            batch = await gather(step, arena)
+            batch = await gather(step, context)
             broken = replace(batch.parts[0], groups=tuple(_with_nan(group) for group in batch.parts[0].groups))
             await learner.prepare(step.parent, client)
             update = learner.learn("lame", [broken])
             assert update.skipped
-            manifest = await publish(step, arena, learner, batch, update)
+            manifest = await publish(step, context, learner, batch, update)
             assert manifest.meta["skipped"] == update.skipped
             files = [await client.download("lame", r, WEIGHTS, tmp_path / str(r)) for r in (1, 2)]
             assert files[0].read_bytes() == files[1].read_bytes()
@@ -157,7 +162,7 @@ def test_a_step_that_is_skipped_publishes_the_weights_of_its_parent(service, poo
 
 
 def _with_nan(group):
-    targets = [replace(one, advantages_C=np.full_like(one.advantages_C, np.nan)) for one in group.targets]
+    targets = [replace(target, advantages_C=np.full_like(target.advantages_C, np.nan)) for target in group.targets]
     return replace(group, targets=tuple(targets))
 
 
@@ -166,18 +171,18 @@ def test_what_was_learnt_but_not_published_is_forgotten(service, pool) -> None:
 
     async def run() -> None:
         async with AsyncClient(service.url) as client:
-            arena, learner, rival = (
-                make_arena(client, pool),
+            context, learner, rival = (
+                make_context(client, pool),
                 make_learner(),
                 make_learner(optimiser=OptimiserConfig(lr=5e-3)),
             )
             await client.fork("twice", "base")
             step = Step("twice", 1, capabilities=("text",))
-            await train_step(step, arena, rival)
+            await train_step(step, context, rival)
             with pytest.raises(RefusedError, match="revision-exists"):
-                await train_step(step, arena, learner)
-            done = await train_step(Step("twice", 2, capabilities=("text",)), arena, learner)
-            assert done.update.metrics["native/mismatch"] < 0.01
+                await train_step(step, context, learner)
+            result = await train_step(Step("twice", 2, capabilities=("text",)), context, learner)
+            assert result.update.metrics["native/mismatch"] < 0.01
 
     asyncio.run(run())
 
@@ -192,9 +197,9 @@ def test_two_processes_train_through_one_and_stay_equal(service, pool, tmp_path)
         "--module",
         __name__,
     ]
-    done = subprocess.run([*command, service.url, str(tmp_path)], env=os.environ | {"OMP_NUM_THREADS": "1"},
+    result = subprocess.run([*command, service.url, str(tmp_path)], env=os.environ | {"OMP_NUM_THREADS": "1"},
                           capture_output=True, text=True, timeout=300, check=False)  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert result.returncode == 0, result.stderr[-3000:]
     first, second = (load_file(tmp_path / str(rank) / WEIGHTS) for rank in range(2))
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert any(values.any() for key, values in first.items() if "lora_B" in key)
@@ -214,10 +219,10 @@ def ranks_main(url: str, folder: Path) -> None:
 async def lead(url: str, learner: Learner) -> None:
     with RewardPool(num_children=1) as pool:
         async with AsyncClient(url) as client:
-            arena = make_arena(client, pool)
+            context = make_context(client, pool)
             await client.fork("pair", "base")
             for number in (1, 2):
-                await train_step(Step("pair", number, capabilities=("image",)), arena, learner)
+                await train_step(Step("pair", number, capabilities=("image",)), context, learner)
     learner.stop()
 
 

@@ -19,9 +19,9 @@ pytestmark = pytest.mark.engine
 def test_the_checkpoint_and_the_stacked_adapter_score_alike(engine_thread, adapter_folders, tmp_path) -> None:
     base = open_base(locate("miniature"), "miniature")
     branches = [open_folder(adapter_folders[name], base, name) for name in ("thin", "plain")]
-    mix = make_merge_plan(branches, {"thin": 2, "plain": 1}, scale=1.5)
-    fold(base, mix, tmp_path / "merged")
-    write_adapter(base, mix, tmp_path / "stacked")
+    merge_plan = make_merge_plan(branches, {"thin": 2, "plain": 1}, scale=1.5)
+    fold(base, merge_plan, tmp_path / "merged")
+    write_adapter(base, merge_plan, tmp_path / "stacked")
     stacked = engine_thread.run(engine_thread.engine.load("stacked@1", tmp_path / "stacked"))
     prompts = [
         (engine_thread.engine.chat_ids(user("37+2*4?")), EngineMedia()),
@@ -29,12 +29,12 @@ def test_the_checkpoint_and_the_stacked_adapter_score_alike(engine_thread, adapt
     ]
     merged = EngineThread(replace(settings("float32"), base=tmp_path / "merged"))
     try:
-        found = scores(merged, None, prompts)
+        scores_merged = scores(merged, None, prompts)
     finally:
         merged.close()
     expected, untouched = scores(engine_thread, stacked, prompts), scores(engine_thread, None, prompts)
-    assert np.abs(found - expected).max() < 0.05  # the checkpoint's weights are bfloat16, the adapter's are not
-    assert np.abs(untouched - expected).mean() > 20 * np.abs(found - expected).mean()
+    assert np.abs(scores_merged - expected).max() < 0.05  # the checkpoint's weights are bfloat16, the adapter's are not
+    assert np.abs(untouched - expected).mean() > 20 * np.abs(scores_merged - expected).mean()
 
 
 def scores(thread, adapter, prompts) -> np.ndarray:
@@ -43,4 +43,4 @@ def scores(thread, adapter, prompts) -> np.ndarray:
             *(thread.engine.score(ids, media, random_ids(60, 4), adapter) for ids, media in prompts)
         )
 
-    return np.concatenate([one.logprobs_C for one in thread.run(score())])
+    return np.concatenate([scored.logprobs_C for scored in thread.run(score())])

@@ -31,8 +31,8 @@ def media_of(question: Question) -> EngineMedia:
 def test_vllm_expands_prompts_as_the_base_was_trained_and_answers_alike(name, base, engine_thread) -> None:
     model, processor = base
     engine = engine_thread.engine
-    asked = list(itertools.islice(questions(CAPABILITIES[name], "test", 0, 2), COUNT))
-    prompt = Prompter(model, processor)(asked)
+    drawn = list(itertools.islice(questions(CAPABILITIES[name], "test", 0, 2), COUNT))
+    prompt = Prompter(model, processor)(drawn)
     mark = [] if name == "text" else [{"type": name}]
 
     async def answer(question: Question):
@@ -43,11 +43,11 @@ def test_vllm_expands_prompts_as_the_base_was_trained_and_answers_alike(name, ba
         )
 
     async def answers():
-        return await asyncio.gather(*(answer(question) for question in asked))
+        return await asyncio.gather(*(answer(question) for question in drawn))
 
     outputs = engine_thread.run(answers())
     for ids_T, (expanded, _) in zip(prompt.ids_BT, outputs, strict=True):
         assert expanded == ids_T.tolist()
-    texts = [engine.tokenizer.decode(one.token_ids, skip_special_tokens=True) for _, (one,) in outputs]
-    same = [one == other for one, other in zip(texts, sample(model, processor, prompt), strict=True)]
+    texts = [engine.tokenizer.decode(completion.token_ids, skip_special_tokens=True) for _, (completion,) in outputs]
+    same = [text == sampled for text, sampled in zip(texts, sample(model, processor, prompt), strict=True)]
     assert sum(same) >= 0.95 * COUNT  # float32 on both sides: only near-ties fall differently

@@ -3,6 +3,8 @@
 import asyncio
 import itertools
 import random
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,12 +61,12 @@ def random_ids(count: int, seed: int) -> list[int]:
 def differences(
     thread: EngineThread,
     reference: Reference,
-    loaded,
+    loaded: Mapping[str, Any],
     prompt: list[int],
     media: EngineMedia,
-    completions,
-    top_atol=1e-3,
-):
+    completions: Sequence[Sequence[int]],
+    top_atol: float = 1e-3,
+) -> np.ndarray:
     """|engine - reference| of every token of the completions, all adapters in one batch."""
 
     async def score():
@@ -77,7 +79,7 @@ def differences(
         )
 
     scores = thread.run(score())
-    found = []
+    errors = []
     for (completion, name), score in zip(itertools.product(completions, NAMES), scores, strict=True):
         expanded, _ = thread.run(
             thread.engine.generate(
@@ -87,10 +89,10 @@ def differences(
         assert score.prompt_tokens == len(expanded)
         expected_CV = reference.logprobs(name, [*expanded, *completion], len(completion), media)
         expected_C = expected_CV[torch.arange(len(completion)), torch.tensor(completion)]
-        found.append(np.abs(score.logprobs_C - expected_C.numpy()))
+        errors.append(np.abs(score.logprobs_C - expected_C.numpy()))
         likeliest = expected_CV.topk(2).values.numpy()
         np.testing.assert_allclose(score.logprobs_Ck, likeliest, atol=top_atol)
-    return np.concatenate(found)
+    return np.concatenate(errors)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -133,11 +135,11 @@ def test_what_an_adapter_has_sampled_it_scores_at_once(engine_thread, loaded) ->
     engine, prompt = engine_thread.engine, random_ids(70, 11)
     sampling = {"temperature": 1, "top_p": 1, "max_tokens": 100, "top_k": 0, "seed": 3, "stop": []}
     _, completions = engine_thread.run(engine.generate(prompt, EngineMedia(), loaded["strong"], n=4, **sampling))
-    assert max(len(one.token_ids) for one in completions) > 32
-    for one in completions:
-        score = engine_thread.run(engine.score(prompt, EngineMedia(), one.token_ids, loaded["strong"]))
+    assert max(len(completion.token_ids) for completion in completions) > 32
+    for completion in completions:
+        score = engine_thread.run(engine.score(prompt, EngineMedia(), completion.token_ids, loaded["strong"]))
         assert not score.rescored
-        np.testing.assert_allclose(score.logprobs_C, one.logprobs_C, atol=1e-3)
+        np.testing.assert_allclose(score.logprobs_C, completion.logprobs_C, atol=1e-3)
 
 
 def test_a_completion_up_to_the_models_length(engine_thread, reference, loaded) -> None:
@@ -148,7 +150,7 @@ def test_a_completion_up_to_the_models_length(engine_thread, reference, loaded) 
 
 def test_fixed_token_ids_are_scored_at_their_positions(engine_thread, reference, loaded) -> None:
     prompt, completion = random_ids(20, 9), random_ids(5, 10)
-    wanted = [random_ids(3, 20 + place) for place in range(5)]
+    wanted = [random_ids(3, 20 + position) for position in range(5)]
     score = engine_thread.run(
         engine_thread.engine.score(prompt, EngineMedia(), completion, loaded["strong"], token_ids=wanted)
     )
@@ -176,8 +178,8 @@ def test_samples_carry_the_scores_of_their_own_tokens(engine_thread, loaded) -> 
 def test_adapters_differ_from_each_other_and_from_the_base(engine_thread, loaded) -> None:
     prompt, completion = random_ids(20, 11), random_ids(30, 12)
     rows = [engine_thread.run(engine_thread.engine.score(prompt, EngineMedia(), completion, loaded[n])) for n in NAMES]
-    for one, other in itertools.combinations(rows, 2):
-        assert np.abs(one.logprobs_C - other.logprobs_C).max() > 0.1
+    for first, second in itertools.combinations(rows, 2):
+        assert np.abs(first.logprobs_C - second.logprobs_C).max() > 0.1
 
 
 @pytest.mark.filterwarnings(
@@ -190,9 +192,9 @@ def test_bfloat16_stays_near(reference, adapter_folders) -> None:
     loaded = {name: thread.run(engine.load(f"{name}@1", path)) for name, path in adapter_folders.items()}
     errors = []
     for name, question in itertools.product(("text", "image", "video"), range(3)):
-        asked = next(itertools.islice(questions(CAPABILITIES[name], "test", 0), question, None))
-        media = media_of(asked)
-        prompt = engine.chat_ids(user(*([] if name == "text" else [name]), asked.text))
+        drawn = next(itertools.islice(questions(CAPABILITIES[name], "test", 0), question, None))
+        media = media_of(drawn)
+        prompt = engine.chat_ids(user(*([] if name == "text" else [name]), drawn.text))
         _, answers = thread.run(
             engine.generate(prompt, media, None, n=2, temperature=1, top_p=1, max_tokens=40, top_k=0, seed=1, stop=[])
         )

@@ -1,5 +1,6 @@
 """The service over HTTP with a real engine: scores, samples, publishing, the OpenAI routes."""
 
+import asyncio
 import base64
 from collections.abc import Iterator
 from itertools import islice
@@ -13,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from clients.calls import media_id
-from clients.client import Client
+from clients.client import AsyncClient
 from clients.retries import RefusedError
 from service.engine.vllm import EngineMedia
 from service.media import encode_image, encode_video
@@ -60,8 +61,8 @@ def scores(http: httpx.Client, *adapters: str) -> list[dict]:
 def test_a_published_revision_scores_as_peft_does(http, adapter_folders, base, reference) -> None:
     """And so does an adapter that stands beside the store."""
     assert publish(http, "alone/1", adapter_folders["plain"], 0).status_code == 201
-    mine, beside, theirs = scores(http, "alone", "merged", "base")
-    assert (mine["adapter"], mine["revision"], theirs["adapter"]) == ("alone", 1, "base")
+    alone, beside, of_base = scores(http, "alone", "merged", "base")
+    assert (alone["adapter"], alone["revision"], of_base["adapter"]) == ("alone", 1, "base")
     assert (beside["adapter"], beside["revision"]) == ("merged", 0)
     assert http.get("/adapters").json()["extra"] == ["merged"]
     assert "merged" in {card["id"] for card in http.get("/v1/models").json()["data"]}
@@ -69,11 +70,11 @@ def test_a_published_revision_scores_as_peft_does(http, adapter_folders, base, r
         base[1].apply_chat_template(ASK["sequences"][0]["prompt"]["messages"], add_generation_prompt=True)
     )["input_ids"]
     (prompt,) = prompt if isinstance(prompt[0], list) else (prompt,)
-    for name, found in (("plain", mine), ("thin", beside), ("base", theirs)):
-        ids = found["sequences"][0]["token_ids"]
+    for name, scored in (("plain", alone), ("thin", beside), ("base", of_base)):
+        ids = scored["sequences"][0]["token_ids"]
         expected_CV = reference.logprobs(name, [*prompt, *ids], len(ids), EngineMedia())
         expected = expected_CV[torch.arange(len(ids)), torch.tensor(ids)].tolist()
-        assert found["sequences"][0]["logprobs"] == pytest.approx(expected, abs=1e-3)
+        assert scored["sequences"][0]["logprobs"] == pytest.approx(expected, abs=1e-3)
 
 
 def test_publishing_is_idempotent_and_fenced_by_the_head(http, adapter_folders, tmp_path) -> None:
@@ -81,12 +82,12 @@ def test_publishing_is_idempotent_and_fenced_by_the_head(http, adapter_folders, 
     assert first.status_code == 201
     again = publish(http, "fenced/1", adapter_folders["thin"], 0)
     assert (again.status_code, again.json()["digest"]) == (200, first.json()["digest"])
-    other = changed(adapter_folders["thin"], tmp_path / "other", 2.0)
-    clash = publish(http, "fenced/1", other, 0)
+    different = changed(adapter_folders["thin"], tmp_path / "other", 2.0)
+    clash = publish(http, "fenced/1", different, 0)
     assert (clash.status_code, clash.json()["type"], clash.json()["head"]) == (409, "revision-exists", 1)
-    stale = publish(http, "fenced/2", other, 0)
+    stale = publish(http, "fenced/2", different, 0)
     assert (stale.status_code, stale.json()["type"]) == (409, "stale-parent")
-    assert publish(http, "fenced/2", other, 1).status_code == 201
+    assert publish(http, "fenced/2", different, 1).status_code == 201
     old, new, head = scores(http, "fenced@1", "fenced@2", "fenced")
     assert (old["revision"], new["revision"], head["revision"]) == (1, 2, 2)
     assert old["sequences"][0]["logprobs"] != new["sequences"][0]["logprobs"] == head["sequences"][0]["logprobs"]
@@ -135,9 +136,9 @@ def test_keys_that_the_engine_would_ignore_are_refused(http, adapter_folders, tm
 
 
 def test_media_by_value_and_by_id_give_the_same(http) -> None:
-    asked = next(questions(CAPABILITIES["image"], "test", 0, 1))
-    picture = encode_image(asked.scene.render()[0])
-    content = [{"type": "image"}, {"type": "text", "text": asked.text}]
+    question = next(questions(CAPABILITIES["image"], "test", 0, 1))
+    picture = encode_image(question.scene.render()[0])
+    content = [{"type": "image"}, {"type": "text", "text": question.text}]
     name = http.put("/media", content=picture).json()["id"]
     answers = []
     for image in (base64.b64encode(picture).decode(), name):
@@ -161,20 +162,20 @@ def test_binary_answers_hold_the_same_numbers(http) -> None:
 
 
 def test_samples_of_a_prompt_come_together_with_its_expanded_ids(http) -> None:
-    asked = next(questions(CAPABILITIES["video"], "test", 0, 1))
-    clip = base64.b64encode(encode_video(asked.scene.render(), 2)).decode()
-    content = [{"type": "video"}, {"type": "text", "text": asked.text}]
+    question = next(questions(CAPABILITIES["video"], "test", 0, 1))
+    clip = base64.b64encode(encode_video(question.scene.render(), 2)).decode()
+    content = [{"type": "video"}, {"type": "text", "text": question.text}]
     prompt = {"prompt": {"messages": [{"role": "user", "content": content}]}, "videos": [clip], "seed": 1}
     body = {"prompts": [prompt], "n": 4, "max_tokens": 40}
     first, again = (http.post("/generate", json=body).json() for _ in range(2))
     assert len(first["prompts"][0]["completions"]) == 4
     assert len(first["prompts"][0]["prompt_token_ids"]) > 70
-    ids = [[one["token_ids"] for one in answer["prompts"][0]["completions"]] for answer in (first, again)]
+    ids = [[completion["token_ids"] for completion in answer["prompts"][0]["completions"]] for answer in (first, again)]
     assert ids[0] == ids[1]
-    assert len({tuple(one) for one in ids[0]}) > 1
+    assert len({tuple(completion) for completion in ids[0]}) > 1
     bare = http.post("/generate", json=body | {"logprobs": None}).json()["prompts"][0]["completions"]
-    assert [one["token_ids"] for one in bare] == ids[0]
-    assert all(one["logprobs"] == [] for one in bare)
+    assert [completion["token_ids"] for completion in bare] == ids[0]
+    assert all(completion["logprobs"] == [] for completion in bare)
     binary = http.post("/generate", json=body | {"logprobs": None}, headers={"accept": SAFETENSORS})
     assert decode_generated(binary.content).model_dump(exclude_none=True)["prompts"][0]["completions"] == bare
 
@@ -220,9 +221,9 @@ def test_an_unknown_adapter_is_404(http) -> None:
 
 def test_the_openai_client_chats_with_a_branch_and_an_image(service, http, adapter_folders) -> None:
     publish(http, "chatty/1", adapter_folders["plain"], 0)
-    asked = next(questions(CAPABILITIES["image"], "test", 0, 1))
-    url = "data:image/png;base64," + base64.b64encode(encode_image(asked.scene.render()[0])).decode()
-    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": asked.text}]
+    question = next(questions(CAPABILITIES["image"], "test", 0, 1))
+    url = "data:image/png;base64," + base64.b64encode(encode_image(question.scene.render()[0])).decode()
+    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question.text}]
     with openai.OpenAI(base_url=f"{service.url}/v1", api_key="none") as client:
         assert {"base", "chatty"} <= {model.id for model in client.models.list()}
         chunks = list(
@@ -246,39 +247,43 @@ def test_the_example_in_the_documentation_works_when_pasted(route: str, model: s
 
 
 def test_one_answer_tells_all_media_of_a_request_that_are_missing(http) -> None:
-    asked = islice(questions(CAPABILITIES["image"], "test", 3, 1), 2)
-    pictures = [encode_image(one.scene.render()[0]) for one in asked]
+    drawn = islice(questions(CAPABILITIES["image"], "test", 3, 1), 2)
+    pictures = [encode_image(question.scene.render()[0]) for question in drawn]
     content = [{"type": "image"}, {"type": "text", "text": "which?"}]
     prompts = [{"prompt": {"messages": [{"role": "user", "content": content}]}, "images": [media_id(picture)]}
                for picture in pictures]  # fmt: skip
-    told = http.post("/generate", json={"prompts": prompts, "max_tokens": 4}).json()
-    assert told["ids"] == [media_id(picture) for picture in pictures]
-    scored = [one | {"completion": [5]} for one in prompts]
-    assert http.post("/logprobs", json={"sequences": scored}).json()["ids"] == told["ids"]
+    problem = http.post("/generate", json={"prompts": prompts, "max_tokens": 4}).json()
+    assert problem["ids"] == [media_id(picture) for picture in pictures]
+    scored = [prompt | {"completion": [5]} for prompt in prompts]
+    assert http.post("/logprobs", json={"sequences": scored}).json()["ids"] == problem["ids"]
 
 
 def test_the_typed_client_publishes_scores_and_samples(service, adapter_folders, tmp_path) -> None:
-    asked = next(questions(CAPABILITIES["image"], "test", 0, 1))
-    picture = encode_image(asked.scene.render()[0])
-    content = [{"type": "image"}, {"type": "text", "text": asked.text}]
+    question = next(questions(CAPABILITIES["image"], "test", 0, 1))
+    picture = encode_image(question.scene.render()[0])
+    content = [{"type": "image"}, {"type": "text", "text": question.text}]
     prompt = {"prompt": {"messages": [{"role": "user", "content": content}]}, "images": [media_id(picture)]}
-    with Client(service.url) as client:
-        client.wait_until_ready(30)
-        assert client.publish("typed", 1, adapter_folders["thin"], parent=0).revision == 1
-        assert client.publish("typed", 1, adapter_folders["thin"], parent=0).revision == 1
-        request = GenerateRequest.model_validate({"prompts": [prompt], "n": 2, "max_tokens": 40})
-        (answer,) = client.generate("typed", request, media={media_id(picture): picture})
-        completion = answer.prompts[0].completions[0]
-        sequence = prompt | {"completion": completion.token_ids}
-        scored = client.logprobs(["typed", "base"], LogprobsRequest.model_validate({"sequences": [sequence]}))
-        assert [one.adapter for one in scored.adapters] == ["typed", "base"]
-        assert scored.adapters[0].sequences[0].logprobs == pytest.approx(completion.logprobs, abs=1e-3)
-        assert client.adapters().branches["typed"].head == 1
-        client.download("typed", 1, "adapter_model.safetensors", tmp_path / "back.safetensors")
-        sent = (adapter_folders["thin"] / "adapter_model.safetensors").read_bytes()
-        assert (tmp_path / "back.safetensors").read_bytes() == sent
-        with pytest.raises(RefusedError, match="does not continue"):
-            client.publish("typed", 3, adapter_folders["plain"], parent=2)
+
+    async def scenario() -> None:
+        async with AsyncClient(service.url) as client:
+            await client.wait_until_ready(30)
+            assert (await client.publish("typed", 1, adapter_folders["thin"], parent=0)).revision == 1
+            assert (await client.publish("typed", 1, adapter_folders["thin"], parent=0)).revision == 1
+            request = GenerateRequest.model_validate({"prompts": [prompt], "n": 2, "max_tokens": 40})
+            (answer,) = await client.generate("typed", request, media={media_id(picture): picture})
+            completion = answer.prompts[0].completions[0]
+            sequence = prompt | {"completion": completion.token_ids}
+            scored = await client.logprobs(["typed", "base"], LogprobsRequest.model_validate({"sequences": [sequence]}))
+            assert [adapter.adapter for adapter in scored.adapters] == ["typed", "base"]
+            assert scored.adapters[0].sequences[0].logprobs == pytest.approx(completion.logprobs, abs=1e-3)
+            assert (await client.adapters()).branches["typed"].head == 1
+            await client.download("typed", 1, "adapter_model.safetensors", tmp_path / "back.safetensors")
+            sent = (adapter_folders["thin"] / "adapter_model.safetensors").read_bytes()
+            assert (tmp_path / "back.safetensors").read_bytes() == sent
+            with pytest.raises(RefusedError, match="does not continue"):
+                await client.publish("typed", 3, adapter_folders["plain"], parent=2)
+
+    asyncio.run(scenario())
 
 
 def test_readiness_and_metrics(http) -> None:

@@ -41,7 +41,7 @@ def killed_while_publishing(service: ServiceProcess, adapter: ScaledAdapter, rev
     service.wait_until(lambda: service.lives == lives + 1)
 
 
-def kept(service: ServiceProcess) -> list[int]:
+def revisions(service: ServiceProcess) -> list[int]:
     """Revisions on disk, 0 is the start; and what the service says agrees with it."""
     on_disk = sorted(int(path.parent.name) for path in service.store.glob(f"image/*/{MANIFEST}"))
     assert list((service.store / ".staging").iterdir()) == []
@@ -59,14 +59,12 @@ def check(service: ServiceProcess, adapter: ScaledAdapter, head: int) -> None:
     notes = Notes()
     with service.client() as client:
         notes.note(client.post("/logprobs", params={"adapter": "image"}, json=scoring(random.Random(head))))
-    (one,) = notes.scored
-    assert one.revision == head
-    assert one.logprobs == pytest.approx(adapter.logprobs(one).tolist(), abs=TOLERANCE)
+    (scored,) = notes.scored
+    assert scored.revision == head
+    assert scored.logprobs == pytest.approx(adapter.logprobs(scored).tolist(), abs=TOLERANCE)
 
 
-def test_killed_around_the_commit_and_its_engine_frozen_nothing_is_lost(
-    tmp_path: Path, adapter
-) -> None:
+def test_killed_around_the_commit_and_its_engine_frozen_nothing_is_lost(tmp_path: Path, adapter) -> None:
     """Before the commit nothing is kept, after it the revision is; the fourth death in a short while is the last."""
     cache = tmp_path / "cache"
     cache.mkdir()
@@ -79,14 +77,14 @@ def test_killed_around_the_commit_and_its_engine_frozen_nothing_is_lost(
     )
     try:
         killed_while_publishing(service, adapter, 1)
-        assert kept(service) == []
+        assert revisions(service) == []
         killed_while_publishing(service, adapter, 1)
-        assert kept(service) == [0, 1]
+        assert revisions(service) == [0, 1]
         with service.client() as client:
             assert put(client, adapter, "image", 1).status_code == 200
         check(service, adapter, 1)
         engine_killed(service, adapter)
-        assert kept(service) == [0, 1]
+        assert revisions(service) == [0, 1]
         assert len(list(cache.iterdir())) == 1, "an earlier life's copies of the adapters are left"
         frozen_for_good(service)
     finally:
@@ -107,10 +105,10 @@ def engine_killed(service: ServiceProcess, adapter: ScaledAdapter) -> None:
         is_over = asyncio.Event()
         async with httpx.AsyncClient(base_url=service.url, timeout=60) as client, asyncio.TaskGroup() as group:
 
-            async def one(draw: random.Random) -> None:
+            async def caller(draw: random.Random) -> None:
                 notes.note(await until_answered(lambda: ask(client, draw, ["image", "base"]), notes, 120))
 
-            group.create_task(crowd(16, is_over.is_set, one))
+            group.create_task(crowd(16, is_over.is_set, caller))
             await asyncio.sleep(1)
             assert await readiness(client) == 200
             service.engine_core.send_signal(signal.SIGKILL)
@@ -143,9 +141,9 @@ def frozen_for_good(service: ServiceProcess) -> None:
 
 def check_all(notes: Notes, adapter: ScaledAdapter, revision: int) -> None:
     """Before a death and after it, all were answered by this one, with its numbers."""
-    assert {one.revision for one in notes.scored if one.adapter == "image"} == {revision}
-    for one in notes.scored:
-        assert one.logprobs == pytest.approx(adapter.logprobs(one).tolist(), abs=TOLERANCE), one
+    assert {scored.revision for scored in notes.scored if scored.adapter == "image"} == {revision}
+    for scored in notes.scored:
+        assert scored.logprobs == pytest.approx(adapter.logprobs(scored).tolist(), abs=TOLERANCE), scored
 
 
 def none_of(family: list[psutil.Process]) -> bool:
@@ -158,9 +156,9 @@ def test_killed_or_frozen_at_any_step_nothing_is_lost_or_wrong(tmp_path: Path, a
     """Side by side, since most of it is waiting for a service to start."""
     scenarios = (killed_before_the_commit_then_too_often, killed_after_the_commit_then_frozen)
     with ThreadPoolExecutor() as pool:
-        running = [pool.submit(one, tmp_path / one.__name__, adapter) for one in scenarios]
-    for one in running:
-        one.result()
+        running = [pool.submit(scenario, tmp_path / scenario.__name__, adapter) for scenario in scenarios]
+    for future in running:
+        future.result()
 
 
 def killed_before_the_commit_then_too_often(store: Path, adapter: ScaledAdapter) -> None:
@@ -169,12 +167,12 @@ def killed_before_the_commit_then_too_often(store: Path, adapter: ScaledAdapter)
     try:
         for _ in range(3):
             killed_while_publishing(service, adapter, 1)
-            assert kept(service) == []
+            assert revisions(service) == []
         with service.client() as client:
             refused = put(client, adapter, "image", 1, meta='{"canary": [' + ",".join(["-1.0"] * 16) + "]}")
             assert (refused.status_code, refused.json()["type"]) == (422, "canary")
             assert put(client, adapter, "image", 1).status_code == 201
-        assert kept(service) == [0, 1]
+        assert revisions(service) == [0, 1]
         check(service, adapter, 1)
         family = service.family
         service.engine_core.send_signal(signal.SIGKILL)
@@ -199,12 +197,12 @@ def killed_after_the_commit_then_frozen(store: Path, adapter: ScaledAdapter) -> 
     try:
         for revision in (1, 2):
             killed_while_publishing(service, adapter, revision)
-            assert kept(service) == list(range(revision + 1))
+            assert revisions(service) == list(range(revision + 1))
             with service.client() as client:
                 assert put(client, adapter, "image", revision).status_code == 200
             check(service, adapter, revision)
         frozen(service, adapter)
-        assert kept(service) == [0, 1, 2]
+        assert revisions(service) == [0, 1, 2]
         assert len(list(cache.iterdir())) == 1
     finally:
         service.stop()
@@ -217,16 +215,16 @@ def frozen(service: ServiceProcess, adapter: ScaledAdapter) -> None:
     async def freeze() -> None:
         async with httpx.AsyncClient(base_url=service.url, timeout=60) as client, asyncio.TaskGroup() as group:
 
-            async def one(draw: random.Random) -> None:
+            async def caller(draw: random.Random) -> None:
                 notes.note(await until_answered(lambda: ask(client, draw, ["image", "base"]), notes, 120))
 
-            asked = group.create_task(crowd(8, lambda: service.lives > lives, one))
+            callers = group.create_task(crowd(8, lambda: service.lives > lives, caller))
             await asyncio.sleep(1)
             service.engine_core.send_signal(signal.SIGSTOP)
             began = time.monotonic()
             with contextlib.suppress(httpx.TransportError):
                 assert (await client.get("/readyz", timeout=30)).status_code == 503
-            await asked
+            await callers
             print(f"ready {time.monotonic() - began:.1f} s after it froze, {notes.statuses}, {notes.broken} cut off")
 
     asyncio.run(freeze())

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import cast
 
 import httpx
 import pytest
@@ -48,7 +49,7 @@ def test_every_answer_is_of_the_revision_it_names_while_revisions_pour_in(servic
     print(f"{len(took_s)} published, {sum(notes.statuses.values())} answers, {len(notes.scored)} scores")
     print(f"publish to servable: p50 {cuts[49] * 1000:.0f} ms, p99 {cuts[98] * 1000:.0f} ms; {memory} MiB")
     check(notes, adapter)
-    seen = {one.revision for one in notes.scored if one.adapter == "storm"}
+    seen = {scored.revision for scored in notes.scored if scored.adapter == "storm"}
     assert len(seen) > len(took_s) / 2
     assert is_flat(memory)
 
@@ -94,19 +95,19 @@ def test_slow_and_hostile_bodies_hold_nobody_up_and_leave_nothing_behind(service
     def names() -> set[str]:
         return {str(path) for path in service.store.parent.rglob("*")}
 
-    found, memory = names(), service.memory_mib
+    before, memory = names(), service.memory_mib
     with service.client(connection="close") as client, ExitStack() as slow:
         for _ in range(50):
             slow.enter_context(begun_body(service))
         for _ in range(3):
             for case in HOSTILE:
                 if not case.marks:
-                    request_, status, _ = case.values
+                    request_, status, _ = cast(tuple[Ask, int, str], case.values)
                     assert request_(client, tmp_path).status_code == status, case.id
         assert client.post("/logprobs", json=scoring(random.Random(1))).status_code == 200
         assert client.get("/readyz").status_code == 200
         slow.close()
-        service.wait_until(lambda: names() == found)
+        service.wait_until(lambda: names() == before)
         service.wait_until(lambda: not any(running(client).values()))
     print(f"{memory} MiB before, {service.memory_mib} MiB after")
     assert service.memory_mib < memory + 250

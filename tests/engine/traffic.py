@@ -39,9 +39,9 @@ class Notes:
         if answer.status_code != 200:
             self.refused.append(answer)
         elif answer.request.url.path == "/logprobs":
-            for one in answer.json()["adapters"]:
-                (sequence,) = one["sequences"]
-                self._keep(one, sequence)
+            for adapter in answer.json()["adapters"]:
+                (sequence,) = adapter["sequences"]
+                self._keep(adapter, sequence)
         else:
             body = answer.json()
             (prompt,) = body["prompts"]
@@ -69,13 +69,13 @@ async def ask(client: httpx.AsyncClient, draw: random.Random, adapters: Sequence
     return await client.post("/generate", params={"adapter": draw.choice(adapters)}, json=sampling(draw))
 
 
-async def crowd(count: int, is_over: Callable[[], bool], one: Callable[[random.Random], Coroutine[Any, Any, None]]):
+async def crowd(count: int, is_over: Callable[[], bool], call: Callable[[random.Random], Coroutine[Any, Any, None]]):
     """`count` callers, each of whom asks the next as soon as it has the last."""
 
     async def caller(seed: int) -> None:
         draw = random.Random(seed)
         while not is_over():
-            await one(draw)
+            await call(draw)
 
     async with asyncio.TaskGroup() as group:
         for seed in range(count):

@@ -37,24 +37,24 @@ class Child:
 
     def __init__(self, log: Path, module: str, *words: str, nursery: Nursery | None = None, **environ: str) -> None:
         self._log = log
-        environ = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | environ
+        variables = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | environ
         with log.open("ab") as file:
             self._begin = file.tell()
             self.process: subprocess.Popen[bytes] | Fork = (
-                nursery.fork(module, *words, log=log, environ=environ)
+                nursery.fork(module, *words, log=log, environ=variables)
                 if nursery
                 else subprocess.Popen(
                     [sys.executable, "-m", module, *words],
                     stdout=file,
                     stderr=file,
-                    env=environ,
+                    env=variables,
                     start_new_session=True,
                 )
             )
 
     @property
     def log(self) -> str:
-        """Of this process: those before it of the same name wrote into the same file."""
+        """What this process said: those before it of the same name wrote into the same file."""
         return self._log.read_bytes()[self._begin :].decode()
 
     def signal(self, number: signal.Signals) -> None:
@@ -73,7 +73,7 @@ class Child:
             raise AssertionError(f"still there after {timeout_s:g} s:\n{self.log[-3000:]}") from None
 
     def is_stopped(self) -> bool:
-        """By SIGSTOP, at a fault point."""
+        """Whether SIGSTOP holds it, at a fault point."""
         return Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
@@ -124,8 +124,8 @@ class Cluster:
         return self._start(name, self._nursery if is_fork else None, "trainer.worker", *every, **environ)
 
     def _start(self, name: str, nursery: Nursery | None, module: str, *words: str, **environ: str) -> Child:
-        own = self.environ | {"COEVO_SERVICE_URL": self.service.url} | environ
-        child = Child(self.folder / f"{name}.log", module, *words, nursery=nursery, **own)
+        variables = self.environ | {"COEVO_SERVICE_URL": self.service.url} | environ
+        child = Child(self.folder / f"{name}.log", module, *words, nursery=nursery, **variables)
         self.children.append(child)
         return child
 
@@ -133,8 +133,8 @@ class Cluster:
 
     def heads(self) -> dict[str, int]:
         """As the service has them."""
-        found = httpx.get(f"{self.service.url}/adapters", timeout=10).json()["branches"]
-        return {name: branch["head"] for name, branch in found.items()}
+        branches = httpx.get(f"{self.service.url}/adapters", timeout=10).json()["branches"]
+        return {name: branch["head"] for name, branch in branches.items()}
 
     def events(self, run: str) -> list[dict]:
         path = self.folder / "runs" / run / "events.jsonl"
@@ -154,19 +154,19 @@ class Cluster:
     def check(self, recipe: Path) -> None:
         """All of them, for a run that is finished."""
         assert httpx.get(f"{self.service.url}/healthz", timeout=5).status_code == 200  # I5
-        made, run = make_plan(load(recipe)), run_id(load(recipe))
+        plan, run = make_plan(load(recipe)), run_id(load(recipe))
         heads = self.heads()
-        assert {start.branch: heads[start.branch] for start in made.starts} == {
-            start.branch: made.head(start.branch) for start in made.starts
+        assert {start.branch: heads[start.branch] for start in plan.starts} == {
+            start.branch: plan.head(start.branch) for start in plan.starts
         }
         self.check_store()
         self.check_queue()
-        done = [(one["branch"], one["step"]) for one in self.events(run) if one["kind"] == "step"]
+        done = [(event["branch"], event["step"]) for event in self.events(run) if event["kind"] == "step"]
         assert len(done) == len(set(done)), "a step was made twice"  # a step whose worker died untold is not in here
-        assert set(done) <= {(step.branch, step.number) for step in made.steps}
+        assert set(done) <= {(step.branch, step.number) for step in plan.steps}
         for branch, step in done:
             assert (self.store / branch / str(step) / "manifest.json").exists()  # I4
-        for step in made.steps:
+        for step in plan.steps:
             manifest = read_manifest(self.store / step.branch / str(step.number))
             assert manifest.meta["teachers"] == [str(teacher.ref) for teacher in step.teachers]
 

@@ -63,7 +63,7 @@ class Monkey:
     ) -> None:
         self.counts: Counter[str] = Counter()
         self._cluster, self._log = cluster, log
-        self._made = make_plan(load(recipe))
+        self._plan = make_plan(load(recipe))
         self._random = random.Random(seed)
         self._pause_s = pause_s
         self._began = time.monotonic()
@@ -96,7 +96,7 @@ class Monkey:
                 next_at = time.monotonic() + self._random.uniform(*self._pause_s)
             self._look_after()
             time.sleep(_LOOK_S)
-        for _, target, repair in sorted(self._later, key=lambda one: one[0]):
+        for _, target, repair in sorted(self._later, key=lambda entry: entry[0]):
             self._mend(target, repair)
         self._later = []
 
@@ -109,8 +109,8 @@ class Monkey:
 
     @property
     def steps(self) -> int:
-        """Of the plan, in the store."""
-        return sum(max(self._stored(start.branch), 0) for start in self._made.starts)
+        """Steps of the plan that are in the store."""
+        return sum(max(self._stored(start.branch), 0) for start in self._plan.starts)
 
     # ---- faults ----
 
@@ -132,38 +132,38 @@ class Monkey:
         child = self._children[name]
         if child.process.poll() is not None:
             return
-        what = self._random.choice(["kill", "freeze", "terminate"])
-        if what == "kill":
+        fault = self._random.choice(["kill", "freeze", "terminate"])
+        if fault == "kill":
             child.kill()
-            self._note(name, what)
-        elif what == "freeze":
+            self._note(name, fault)
+        elif fault == "freeze":
             child.signal(signal.SIGSTOP)
-            self._mend_after(FROZEN_S, name, what, lambda: child.signal(signal.SIGCONT))
+            self._mend_after(FROZEN_S, name, fault, lambda: child.signal(signal.SIGCONT))
         else:
             child.signal(signal.SIGTERM)
             self._told_to_end.add(name)
-            self._note(name, what)
+            self._note(name, fault)
 
     def _trouble_service(self) -> None:
         family = self._cluster.service.family
         engine = [process for process in family[2:] if process.name() == "VLLM::EngineCore"]
         if not engine:
             return  # it has just died
-        what = self._random.choice(["kill", "kill engine", "freeze", "restart", "kill all"])
+        fault = self._random.choice(["kill", "kill engine", "freeze", "restart", "kill all"])
         self._troubled.add(SERVICE)
-        if what == "freeze":
+        if fault == "freeze":
             process = self._random.choice([family[1], *engine])
             process.suspend()
-            self._mend_after(FROZEN_S, SERVICE, what, process.resume)
-        elif what == "restart":
-            self._note(SERVICE, what)
+            self._mend_after(FROZEN_S, SERVICE, fault, process.resume)
+        elif fault == "restart":
+            self._note(SERVICE, fault)
             self._starting = self._threads.submit(self._restart_service)
         else:
-            victims = {"kill": family[1:2], "kill engine": engine, "kill all": family}[what]
+            victims = {"kill": family[1:2], "kill engine": engine, "kill all": family}[fault]
             for process in victims:
                 with contextlib.suppress(psutil.NoSuchProcess):  # it went with the one before
                     process.kill()
-            self._note(SERVICE, what)
+            self._note(SERVICE, fault)
 
     def _restart_service(self) -> None:
         self._cluster.service.stop()
@@ -171,29 +171,29 @@ class Monkey:
 
     def _trouble_queue(self) -> None:
         server = self._cluster.server
-        what = self._random.choice(["kill", "freeze", "restart", "empty"])
-        if what == "empty":
+        fault = self._random.choice(["kill", "freeze", "restart", "empty"])
+        if fault == "empty":
             server.empty()
-            self._note(QUEUE, what)
-        elif what == "freeze":
+            self._note(QUEUE, fault)
+        elif fault == "freeze":
             server.freeze()
-            self._mend_after(FROZEN_S, QUEUE, what, server.thaw)
+            self._mend_after(FROZEN_S, QUEUE, fault, server.thaw)
         else:
-            server.kill() if what == "kill" else server.stop()
-            self._mend_after(GONE_S, QUEUE, what, server.start)
+            server.kill() if fault == "kill" else server.stop()
+            self._mend_after(GONE_S, QUEUE, fault, server.start)
 
-    def _note(self, target: str, what: str, for_s: float | None = None) -> None:
+    def _note(self, target: str, fault: str, for_s: float | None = None) -> None:
         kind = target if target in WEIGHTS else "worker"
-        self.counts[f"{kind}: {what}"] += 1
-        line = {"at": round(time.monotonic() - self._began, 1), "target": target, "what": what}
+        self.counts[f"{kind}: {fault}"] += 1
+        line = {"at": round(time.monotonic() - self._began, 1), "target": target, "what": fault}
         if for_s is not None:
             line["for_s"] = round(for_s, 1)
         with self._log.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
-    def _mend_after(self, span_s: tuple[float, float], target: str, what: str, repair: Callable[[], object]) -> None:
+    def _mend_after(self, span_s: tuple[float, float], target: str, fault: str, repair: Callable[[], object]) -> None:
         for_s = self._random.uniform(*span_s)
-        self._note(target, what, for_s)
+        self._note(target, fault, for_s)
         self._troubled.add(target)
         self._later.append((time.monotonic() + for_s, target, repair))
 
@@ -206,7 +206,7 @@ class Monkey:
 
     def _look_after(self) -> None:
         now = time.monotonic()
-        for at, target, repair in [one for one in self._later if one[0] <= now]:
+        for at, target, repair in [entry for entry in self._later if entry[0] <= now]:
             self._later.remove((at, target, repair))
             self._mend(target, repair)
         for name in self._children:
@@ -239,7 +239,7 @@ class Monkey:
             self._troubled.discard(SERVICE)
 
     def _is_to_be_mended(self, target: str) -> bool:
-        return any(one == target for _, one, _ in self._later)
+        return any(waiting == target for _, waiting, _ in self._later)
 
     def _is_serving(self) -> bool:
         try:
@@ -267,7 +267,7 @@ class Monkey:
         return max((int(path.name) for path in folder.iterdir()), default=-1) if folder.exists() else -1
 
     def _is_finished(self) -> bool:
-        return all(self._stored(start.branch) >= self._made.head(start.branch) for start in self._made.starts)
+        return all(self._stored(start.branch) >= self._plan.head(start.branch) for start in self._plan.starts)
 
     def _all_ended(self) -> bool:
         self._look_after()

@@ -40,7 +40,7 @@ class Nursery:
         return Fork(self, self._ask(order))
 
     def status(self, pid: int) -> int | None:
-        """Of a fork that was not told to have ended yet."""
+        """The exit status of a fork; None while it runs. A status is told once: then its number may be another's."""
         return self._ask({"pid": pid})
 
     def close(self) -> None:

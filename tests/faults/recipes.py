@@ -16,7 +16,7 @@ SMALL = (
     "method.rlvr_steps=2",
     "method.opd_steps=1",
     "evaluation.overlap_prompts=0",
-    *(f"capabilities.{one}.data.size=64" for one in CAPABILITIES),  # they are drawn at every start of a worker
+    *(f"capabilities.{name}.data.size=64" for name in CAPABILITIES),  # they are drawn at every start of a worker
 )
 ALONE = ("method.kind=rlvr", "method.topology=pairwise", "method.hub=null")
 
@@ -31,8 +31,10 @@ def written(
     """A recipe file of that name; with one capability it is plain RLVR."""
     tree = small(*changes, *(ALONE if len(capabilities) == 1 else ())).model_dump(mode="json")
     tree["name"] = name
-    tree["capabilities"] = {one: tree["capabilities"][one] for one in capabilities}
-    tree["branches"] = {f"{name}-{one}": {"capabilities": [one], "init": init} for one in capabilities}
+    tree["capabilities"] = {label: tree["capabilities"][label] for label in capabilities}
+    tree["branches"] = {
+        f"{name}-{label}": {"capabilities": [label], "init": init} for label in capabilities
+    }
     if tree["method"]["hub"]:
         tree["method"]["hub"] = f"{name}-text"
     path = folder / f"{name}.json"
@@ -45,15 +47,16 @@ def renamed(folder: Path, recipe: Recipe, name: str) -> Path:
     tree = recipe.model_dump(mode="json")
     method = tree["method"]
 
-    def own(branch: str | None) -> str | None:
+    def renamed_branch(branch: str | None) -> str | None:
         return None if branch is None else f"{name}-{branch}"
 
     tree["name"] = name
-    tree["branches"] = {own(branch): one for branch, one in tree["branches"].items()}
-    tree["merge"]["weights"] = {own(branch): one for branch, one in tree["merge"]["weights"].items()}
-    method["hub"], method["student"] = own(method["hub"]), own(method["student"])
+    tree["branches"] = {renamed_branch(branch): settings for branch, settings in tree["branches"].items()}
+    tree["merge"]["weights"] = {renamed_branch(branch): weight for branch, weight in tree["merge"]["weights"].items()}
+    method["hub"], method["student"] = renamed_branch(method["hub"]), renamed_branch(method["student"])
     method["edges"] = [
-        edge | {"student": own(edge["student"]), "teacher": own(edge["teacher"])} for edge in method["edges"]
+        edge | {"student": renamed_branch(edge["student"]), "teacher": renamed_branch(edge["teacher"])}
+        for edge in method["edges"]
     ]
     path = folder / f"{name}.json"
     path.write_text(json.dumps(tree))

@@ -27,7 +27,7 @@ def test_a_run_ends_as_planned_whatever_happened_to_its_processes(tmp_path: Path
     cluster = Cluster(tmp_path, f"--port={quiet_port()}", nursery=nursery)
     try:
         recipe = written(tmp_path, "monkey", "method.cycles=5")
-        workers = {f"monkey-{one}": [f"monkey-{one}"] for one in CAPABILITIES}
+        workers = {f"monkey-{name}": [f"monkey-{name}"] for name in CAPABILITIES}
         monkey = Monkey(cluster, recipe, workers, seed=SEED, log=tmp_path / "monkey.jsonl", pause_s=PAUSE_S)
         monkey.play(SECONDS)
         assert monkey.counts.total() >= LEAST_FAULTS

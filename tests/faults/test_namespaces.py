@@ -57,14 +57,14 @@ def test_a_run_goes_on_after_its_machine_outlasted_its_leases(
     name = f"cut{leases:.0f}"
     recipe = written(tmp_path, name, "method.cycles=3")
     coordinator = cluster.coordinator(recipe)
-    branches = [f"{name}-{one}" for one in CAPABILITIES]
+    branches = [f"{name}-{capability}" for capability in CAPABILITIES]
     workers = [cluster.worker(branch, name=branch) for branch in branches]
     for branch in branches:
         cluster.wait_for_head(branch, 1)
     machines.pull_cable()
     began = time.monotonic()
     with far_queue(machines, cluster) as queue:
-        cluster.wait_until(lambda: not any(one.worker for one in queue.waiting(branches).values()))
+        cluster.wait_until(lambda: not any(waiting.worker for waiting in queue.waiting(branches).values()))
         cluster.wait_until(lambda: time.monotonic() - began > leases * LEASE_S)
         heads = queue.heads()
     machines.plug_in()
@@ -85,12 +85,12 @@ def test_an_update_behind_the_cut_is_dropped_when_another_took_its_branch(
     coordinator, worker = cluster.coordinator(recipe), cluster.worker("taken-text", name="cut-off")
     cluster.wait_for_head("taken-text", 1)
     with inside(machines.far):
-        here = {"COEVO_SERVICE_URL": cluster.service.url, "COEVO_REDIS_URL": cluster.server.url}
         standby = cluster.worker(
             "taken-text",
             name="standby",
             is_fork=False,
-            **{name: url.replace(FAR_ADDRESS, "127.0.0.1") for name, url in here.items()},
+            COEVO_SERVICE_URL=cluster.service.url.replace(FAR_ADDRESS, "127.0.0.1"),
+            COEVO_REDIS_URL=cluster.server.url.replace(FAR_ADDRESS, "127.0.0.1"),
         )
     cluster.wait_until(lambda: "standby works" in standby.log)
     machines.pull_cable()

@@ -37,9 +37,9 @@ def queue(server: QueueProcess) -> Generator[Queue]:
 
 
 def claimed(queue: Queue, worker: str = "w1") -> Lease:
-    found = queue.claim("image", worker)
-    assert isinstance(found, Lease), found
-    return found
+    lease = queue.claim("image", worker)
+    assert isinstance(lease, Lease), lease
+    return lease
 
 
 def calls(queue: Queue, lease: Lease) -> dict[str, Callable[[], Any]]:
@@ -107,12 +107,12 @@ def test_a_kill_that_loses_the_last_second_gives_no_token_twice(server: QueuePro
     disk = {"image": (1, published.token)}
     queue.advance("image", 1, published.token)
     queue.release(published)
-    kept = server.folder.with_name("kept")
-    shutil.copytree(server.folder / "appendonlydir", kept)
+    copy = server.folder.with_name("kept")
+    shutil.copytree(server.folder / "appendonlydir", copy)
     lost = claimed(queue)
     server.kill()
     shutil.rmtree(server.folder / "appendonlydir")
-    shutil.copytree(kept, server.folder / "appendonlydir")
+    shutil.copytree(copy, server.folder / "appendonlydir")
     server.start()
     queue.reconcile(STORE, disk)
     assert queue.waiting(["image"])["image"].worker is None  # that claim is forgotten
@@ -148,26 +148,26 @@ def test_no_call_waits_longer_than_it_may(server: QueueProcess, queue: Queue) ->
     lease = claimed(queue)
     took: list[float] = []
 
-    def ask(name: str, each: Queue) -> None:
+    def ask(name: str, connection: Queue) -> None:
         began = time.monotonic()
         with pytest.raises(QueueAwayError):
-            (calls(each, lease) | reads(each))[name]()
+            (calls(connection, lease) | reads(connection))[name]()
         took.append(time.monotonic() - began)
 
     names = [*calls(queue, lease), *reads(queue)]
-    each = [(name, Queue(server.url)) for name in names for _ in range(2)]
-    for _, one in each[::2]:
-        one.heads()
+    named_queues = [(name, Queue(server.url)) for name in names for _ in range(2)]
+    for _, connection in named_queues[::2]:
+        connection.heads()
     server.freeze()
-    threads = [threading.Thread(target=ask, args=one) for one in each]
+    threads = [threading.Thread(target=ask, args=named) for named in named_queues]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     server.thaw()
-    for _, one in each:
-        one.close()
-    assert len(took) == len(each)
+    for _, connection in named_queues:
+        connection.close()
+    assert len(took) == len(named_queues)
     assert max(took) < WITHIN_S
 
 
@@ -224,12 +224,12 @@ def test_a_full_disk_leaves_nothing_half_written(server: QueueProcess, queue: Qu
 def test_a_busy_server_is_away_until_its_script_ends(server: QueueProcess, queue: Queue) -> None:
     lease = claimed(queue)
     before = contents(server)
-    with server.client() as client, server.client() as other:
+    with server.client() as client, server.client() as script_client:
         client.config_set("busy-reply-threshold", 10)
 
         def keep_busy() -> None:
             with pytest.raises(Exception, match="killed"):
-                other.eval("while true do end", 0)
+                script_client.eval("while true do end", 0)
 
         busy = threading.Thread(target=keep_busy)
         busy.start()
@@ -312,6 +312,6 @@ def test_clients_killed_at_any_moment_leave_whole_changes(server: QueueProcess) 
     assert tokens == sorted(set(tokens))
     assert queue.heads() == {"image": JOB.steps}
     assert queue.dead() == []
-    (found,) = queue.waiting(["image"]).values()
-    assert (found.jobs, found.worker, found.attempts) == ((), None, 0)
+    (waiting,) = queue.waiting(["image"]).values()
+    assert (waiting.jobs, waiting.worker, waiting.attempts) == ((), None, 0)
     queue.close()

@@ -42,9 +42,9 @@ def test_three_processes_that_start_one_after_the_other_make_theirs(cluster: Clu
     """Each only when the one before has made a step, so that the first ones wait for the last one's revisions."""
     recipe = written(tmp_path, "three")
     coordinator, workers = cluster.coordinator(recipe), list[Child]()
-    for one in CAPABILITIES:
-        workers.append(cluster.worker(f"three-{one}", name=f"of-{one}"))
-        cluster.wait_for_head(f"three-{one}", 1)
+    for capability in CAPABILITIES:
+        workers.append(cluster.worker(f"three-{capability}", name=f"of-{capability}"))
+        cluster.wait_for_head(f"three-{capability}", 1)
     assert [worker.wait() for worker in workers] == [0, 0, 0]
     assert coordinator.wait() == 0
     cluster.check(recipe)
@@ -56,16 +56,16 @@ def test_three_processes_that_start_one_after_the_other_make_theirs(cluster: Clu
 def test_an_adaptive_rhythm_is_decided_once_for_all_workers(cluster: Cluster, tmp_path: Path) -> None:
     """Branches are still alike after a short cycle, so the next has more RLVR steps; a new coordinator knows of it."""
     numbers = ("rlvr_steps=1", "opd_steps=2", "rhythm=adaptive", "cycles=3")
-    path = written(tmp_path, "adaptive", *(f"method.{one}" for one in numbers), "evaluation.overlap_prompts=2")
+    path = written(tmp_path, "adaptive", *(f"method.{number}" for number in numbers), "evaluation.overlap_prompts=2")
     recipe, run = load(path), run_id(load(path))
-    workers = [cluster.worker(f"adaptive-{one}", name=f"adaptive-{one}") for one in CAPABILITIES]
+    workers = [cluster.worker(f"adaptive-{capability}", name=f"adaptive-{capability}") for capability in CAPABILITIES]
     first = cluster.coordinator(path)
     cluster.wait_for_head("adaptive-text", 4)
     first.kill()
     second = cluster.coordinator(path)
     assert [child.wait() for child in (*workers, second)] == [0, 0, 0, 0]
-    told = [event for event in cluster.events(run) if event["kind"] == "rhythm"]
-    assert [(event["cycle"], event["rlvr_steps"]) for event in told] == [(1, 2), (2, 2)]
+    decisions = [event for event in cluster.events(run) if event["kind"] == "rhythm"]
+    assert [(event["cycle"], event["rlvr_steps"]) for event in decisions] == [(1, 2), (2, 2)]
     rhythm = decided(cluster.queue.agreed(run), recipe.method.rlvr_steps)
     assert rhythm == (1, 2, 2)
     assert taught(cluster.store, path) == planned(make_plan(recipe, rhythm))
@@ -86,8 +86,8 @@ def test_a_run_killed_in_the_middle_ends_in_the_same_bits(
     try:
         replay = ("--replay", str(record))
         coordinator, worker = second.coordinator(without), second.worker("all", name="one", words=replay)
-        for one in CAPABILITIES:
-            second.wait_for_head(f"whole-{one}", 3)
+        for capability in CAPABILITIES:
+            second.wait_for_head(f"whole-{capability}", 3)
         for child in (worker, coordinator):
             child.kill()
         for process in second.service.family:
@@ -110,11 +110,11 @@ def test_a_run_killed_in_the_middle_ends_in_the_same_bits(
 
 
 def test_a_replay_of_other_prompts_is_refused(at_once: Cluster, recipe: Path, tmp_path: Path) -> None:
-    other = written(tmp_path, "whole-again", capabilities=("text",))
+    different = written(tmp_path, "whole-again", capabilities=("text",))
     shutil.copytree(at_once.folder / "runs" / run_id(load(recipe)), tmp_path / "record")
     (tmp_path / "record/rollouts/whole-text").rename(tmp_path / "record/rollouts/whole-again-text")
-    coordinator = at_once.coordinator(other)
-    worker = at_once.worker("all", name="other", words=(*of(other), "--replay", str(tmp_path / "record")))
+    coordinator = at_once.coordinator(different)
+    worker = at_once.worker("all", name="other", words=(*of(different), "--replay", str(tmp_path / "record")))
     at_once.wait_until(lambda: any(job.branch == "whole-again-text" for job in at_once.queue.dead()))
     (job,) = [job for job in at_once.queue.dead() if job.branch == "whole-again-text"]
     assert "other prompts" in job.error
@@ -137,16 +137,16 @@ def manifests(store: Path, recipe: Path) -> Iterator[Manifest]:
 
 
 def digests(store: Path, recipe: Path) -> dict[tuple[str, int], tuple[str, str]]:
-    """Of the adapter and of the optimiser's moments."""
+    """Digests of each revision's adapter and of its optimiser's moments."""
     return {
-        (one.branch, one.revision): (one.digest, one.files["optimizer.safetensors"].sha256)
-        for one in manifests(store, recipe)
+        (manifest.branch, manifest.revision): (manifest.digest, manifest.files["optimizer.safetensors"].sha256)
+        for manifest in manifests(store, recipe)
     }
 
 
 def taught(store: Path, recipe: Path) -> dict[str, list[str]]:
-    return {str(one.ref): list(one.meta["teachers"]) for one in manifests(store, recipe)}  # type: ignore[arg-type]
+    return {str(manifest.ref): list(manifest.meta["teachers"]) for manifest in manifests(store, recipe)}  # type: ignore[arg-type]
 
 
-def planned(made: Plan) -> dict[str, list[str]]:
-    return {str(step.makes): [str(teacher.ref) for teacher in step.teachers] for step in made.steps}
+def planned(plan: Plan) -> dict[str, list[str]]:
+    return {str(step.makes): [str(teacher.ref) for teacher in step.teachers] for step in plan.steps}

@@ -45,12 +45,12 @@ def run(cluster: Cluster, tmp_path: Path, paths: list[Path]) -> None:
         recipe = load(path, [*TINY, f"evaluation.overlap_prompts={2 if 'adaptive' in path.stem else 0}"])
         if recipe.method.kind == "pilot":
             recipe = load(path, [*TINY, "method.checkpoints=1", "evaluation.overlap_prompts=0"])
-        own = renamed(tmp_path, recipe, name)
-        coordinator = cluster.coordinator(own)
-        started.append((own, coordinator, cluster.worker("all", name=name, words=("--run", run_id(load(own))))))
-    for own, coordinator, worker in started:
+        written = renamed(tmp_path, recipe, name)
+        coordinator = cluster.coordinator(written)
+        started.append((written, coordinator, cluster.worker("all", name=name, words=("--run", run_id(load(written))))))
+    for written, coordinator, worker in started:
         assert (worker.wait(), coordinator.wait()) == (0, 0), worker.log[-2000:]
-        made, heads = make_plan(load(own)), cluster.heads()
-        assert {start.branch: heads[start.branch] for start in made.starts} == {
-            start.branch: made.head(start.branch) for start in made.starts
+        plan, heads = make_plan(load(written)), cluster.heads()
+        assert {start.branch: heads[start.branch] for start in plan.starts} == {
+            start.branch: plan.head(start.branch) for start in plan.starts
         }

@@ -30,7 +30,7 @@ def finish(cluster: Cluster, recipe: Path, coordinator: Child, *workers: Child) 
     cluster.check(recipe)
 
 
-def told(cluster: Cluster, recipe: Path, kind: str) -> list[dict]:
+def events_of(cluster: Cluster, recipe: Path, kind: str) -> list[dict]:
     return [event for event in cluster.events(run_id(load(recipe))) if event["kind"] == kind]
 
 
@@ -44,7 +44,7 @@ def test_killed_at_any_point_it_goes_on_at_once_under_its_name(cluster: Cluster,
         assert cluster.heads()[branch] == (head if point == "published" else max(head - 1, 0))
         cluster.check_queue()
     finish(cluster, recipe, coordinator, cluster.worker(branch, name="phoenix"))
-    claims = [event for event in told(cluster, recipe, "lease") if event["what"] == "claimed"]
+    claims = [event for event in events_of(cluster, recipe, "lease") if event["what"] == "claimed"]
     assert len(claims) <= 4, "a lease was waited for and not taken back"
 
 
@@ -72,16 +72,14 @@ def test_a_worker_that_slept_through_its_lease_changes_nothing(cluster: Cluster,
     zombie.signal(signal.SIGCONT)
     finish(cluster, recipe, coordinator, successor, zombie)
     assert "lease went to another worker" in zombie.log
-    steps = told(cluster, recipe, "step")
+    steps = events_of(cluster, recipe, "step")
     assert [(event["step"], event["worker"]) for event in steps if event["step"] in (1, 2)] == [
         (1, "zombie"),
         (2, "successor"),
     ]
 
 
-def test_the_second_worker_waits_and_takes_over_when_the_first_ends(
-    cluster: Cluster, tmp_path: Path
-) -> None:
+def test_the_second_worker_waits_and_takes_over_when_the_first_ends(cluster: Cluster, tmp_path: Path) -> None:
     """Faults 5 and 8: the update under way is finished, published and handed over."""
     recipe, branch, coordinator = solo(cluster, tmp_path, "handed")
     first = cluster.worker(branch, name="early", COEVO_FAULT=f"stop:learnt:{branch}@2")
@@ -101,9 +99,9 @@ def test_a_step_that_is_longer_than_the_lease_keeps_it(cluster: Cluster, tmp_pat
     recipe, branch, coordinator = solo(cluster, tmp_path, "long", "rollout.prompts=24", "rollout.group_size=16")
     workers = [cluster.worker(branch, name=name, words=("--lease=0.8",)) for name in ("rival-1", "rival-2")]
     finish(cluster, recipe, coordinator, *workers)
-    assert all(sum(event["seconds"].values()) > 0.8 for event in told(cluster, recipe, "step"))
-    assert len({event["worker"] for event in told(cluster, recipe, "step")}) == 1
-    assert not [event for event in told(cluster, recipe, "lease") if event["what"] == "lost"]
+    assert all(sum(event["seconds"].values()) > 0.8 for event in events_of(cluster, recipe, "step"))
+    assert len({event["worker"] for event in events_of(cluster, recipe, "step")}) == 1
+    assert not [event for event in events_of(cluster, recipe, "lease") if event["what"] == "lost"]
 
 
 def test_the_second_order_to_end_ends_it_at_once(cluster: Cluster, tmp_path: Path) -> None:
@@ -127,7 +125,7 @@ def test_a_job_that_always_fails_dies_and_can_be_tried_again(cluster: Cluster, t
     cluster.wait_until(lambda: any(job.branch == branch for job in cluster.queue.dead()))
     (job,) = [job for job in cluster.queue.dead() if job.branch == branch]
     assert job.job.endswith(f"{branch}:0")
-    cluster.wait_until(lambda: len(told(cluster, recipe, "failed")) == 3)
+    cluster.wait_until(lambda: len(events_of(cluster, recipe, "failed")) == 3)
     cluster.wait_until(lambda: "failed for good" in coordinator.log)
     assert worker.process.poll() is None
     worker.signal(signal.SIGTERM)
@@ -142,13 +140,13 @@ def test_the_processes_of_a_torchrun_work_and_end_as_one(cluster: Cluster, tmp_p
     launch = ("torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "trainer.worker")
     service = {"COEVO_SERVICE_URL": cluster.service.url}
     words = (*launch, "--branch", branch, "--name", "ranks")
-    first = Child(tmp_path / "first.log", *words, **(cluster.environ | service))
+    first = Child(tmp_path / "first.log", *words, nursery=None, **(cluster.environ | service))
     cluster.children.append(first)
     cluster.wait_for_head(branch, 2)
     first.process.send_signal(signal.SIGTERM)
     first.wait()
     assert "everything handed over" in first.log
-    second = Child(tmp_path / "second.log", *words, **(cluster.environ | service))
+    second = Child(tmp_path / "second.log", *words, nursery=None, **(cluster.environ | service))
     cluster.children.append(second)
     finish(cluster, recipe, coordinator, second)
 

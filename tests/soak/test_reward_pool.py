@@ -41,16 +41,16 @@ def batch(draw: random.Random) -> tuple[Rule, list[RewardItem], list[float]]:
     items: list[RewardItem] = []
     expected: list[float] = []
     for _ in range(draw.randrange(1, 300)):
-        gold, found = draw.randrange(8), draw.randrange(8)
+        gold, given = draw.randrange(8), draw.randrange(8)
         texts = {
-            "math": (rf"\frac{{{gold}}}{{7}}", rf"so it is \boxed{{\frac{{{2 * found}}}{{14}}}}"),
-            "choice": (letters[gold], f"The answer is ({letters[found]})."),
-            "numeric": (f"{gold} cm", rf"\boxed{{{found}.0}}"),
-            "exact": (f"red {gold}", rf"\boxed{{red  {found}}}"),
+            "math": (rf"\frac{{{gold}}}{{7}}", rf"so it is \boxed{{\frac{{{2 * given}}}{{14}}}}"),
+            "choice": (letters[gold], f"The answer is ({letters[given]})."),
+            "numeric": (f"{gold} cm", rf"\boxed{{{given}.0}}"),
+            "exact": (f"red {gold}", rf"\boxed{{red  {given}}}"),
         }
         answer, completion = texts[kind]
         items.append(RewardItem(completion, answer))
-        expected.append(0.9 * (gold == found) + 0.1 * (kind != "choice"))
+        expected.append(0.9 * (gold == given) + 0.1 * (kind != "choice"))
     return Rule(kind, format_share=0.1), items, expected
 
 
@@ -75,13 +75,13 @@ def test_no_score_is_wrong_lost_or_doubled_while_children_are_killed() -> None:
             rule, items, expected = batch(draw)
             scored = pool.score(items, rule, DEADLINE_S)
             assert len(scored) == len(items)
-            assert all(is_right(one, value) for one, value in zip(scored, expected, strict=True))
+            assert all(is_right(score, value) for score, value in zip(scored, expected, strict=True))
             num_scored += len(scored)
-            num_unscorable += sum(one.value is None for one in scored)
+            num_unscorable += sum(score.value is None for score in scored)
             sizes.append(here.memory_info().rss + server.memory_info().rss)
         chaos.is_over.set()
         chaos.join()
-        assert pool.score(items, rule, 60.0) == [Scored(pytest.approx(value)) for value in expected]
+        assert [score.value for score in pool.score(items, rule, 60.0)] == pytest.approx(expected)
         assert server.is_running(), "the fork server did not survive its children"
     print(f"{num_scored} scores, {num_unscorable} unscorable, {chaos.num_faults} faults, {sizes[-1] >> 20} MiB")
     assert num_unscorable < 0.02 * num_scored

@@ -30,14 +30,14 @@ def test_a_run_ends_as_planned_after_minutes_of_faults(tmp_path: Path) -> None:
     cluster = Cluster(tmp_path, f"--port={quiet_port()}")
     try:
         recipe = written(tmp_path, "soak", f"method.cycles={round(SOAK_S * STEPS_A_S / STEPS_A_CYCLE)}")
-        workers = {f"soak-{one}": [f"soak-{one}"] for one in CAPABILITIES}
+        workers = {f"soak-{name}": [f"soak-{name}"] for name in CAPABILITIES}
         monkey = Monkey(cluster, recipe, workers, seed=SEED, log=tmp_path / "monkey.jsonl")
         monkey.play(SOAK_S)
         among, began = monkey.steps, time.monotonic()
         monkey.finish(3 * SOAK_S)
         after_s = time.monotonic() - began
         cluster.check(recipe)
-        found = {
+        result = {
             "seconds": SOAK_S,
             "seed": SEED,
             "faults": dict(sorted(monkey.counts.items())),
@@ -48,7 +48,7 @@ def test_a_run_ends_as_planned_after_minutes_of_faults(tmp_path: Path) -> None:
         }
     finally:
         cluster.close()
-    text = json.dumps(found, indent=1) + "\n"
+    text = json.dumps(result, indent=1) + "\n"
     print(text)
     if SOAK_S >= WHOLE_S:
         RESULT.write_text(text)
