@@ -23,13 +23,13 @@ from pathlib import Path
 from statistics import fmean
 
 from adapters.errors import UserError
+from service.concurrency import Stopped
 from trainer.compare.answers import examine_seed, path_of, read_answers, read_merges
 from trainer.compare.report import markdown, write_report
 from trainer.compare.results import Results, as_json, results_of
 from trainer.data.base import base_of
 from trainer.data.held_out import held_out_data
 from trainer.evaluation.exams import exams
-from trainer.local.processes import Stopped
 from trainer.local.train import check_folder, events_of, is_trained, run_processes, settings_of, train
 from trainer.orchestration.tracking import check_trackers
 from trainer.plan.comparison import Result, of_seeds, planned_results

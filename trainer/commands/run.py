@@ -8,8 +8,8 @@ keep lies in one folder:
     DIR/queue/           the queue server's files    DIR/logs/                  what the processes said
     DIR/merged/          the merged model            DIR/results.json           the accuracy of every model
 
-Ctrl-C stops after the update under way and says how to go on. Left out: how the processes are kept (`training`), what
-a run ends with (`finish`), what is shown meanwhile (`console`), and who restarts a service whose engine died (it does).
+Ctrl-C stops after the update under way and says how to go on. Left out: how the steps are made (`train`), what a run
+ends with (`finish`), what is shown meanwhile (`console`), and who restarts a service whose engine died (it does).
 """
 
 import argparse
@@ -18,12 +18,11 @@ from pathlib import Path
 
 from adapters.errors import UserError
 from adapters.names import MERGED
+from service.concurrency import Stopped
 from trainer.data.base import base_of
-from trainer.local.finish import ADAPTER, Outcome, finish
-from trainer.local.processes import Stopped
+from trainer.local.finish import ADAPTER, finish
 from trainer.local.train import check_folder, events_of, is_trained, run_processes, settings_of, train
 from trainer.orchestration.tracking import check_trackers
-from trainer.recipe import Recipe
 from trainer.recipe.arguments import add_recipe_arguments
 from trainer.recipe.file import load, run_id
 from trainer.reporting.curves import curves
@@ -48,6 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     out = arguments.out or Path("out") / recipe.name
     check_folder(out, recipe, resume=arguments.resume)
     try:
+        # Training and the exam in one block: the queue server and Ctrl-C are the same for both.
         with run_processes(out, recipe) as processes:
             if not is_trained(out, recipe):
                 train(recipe, out, processes, worker_each=arguments.worker_each, port=arguments.port)
@@ -56,17 +56,13 @@ def run(arguments: argparse.Namespace) -> int:
         words = [str(arguments.recipe), *settings_of(arguments.set), "--out", str(out), "--resume"]
         print(f"stopped; to go on: coevo run {shlex.join(words)}")
         return 130
-    _tell(recipe, out, outcome)
-    return 0
-
-
-def _tell(recipe: Recipe, out: Path, outcome: Outcome) -> None:
-    """The table, and where everything is."""
-    show(recipe.name, outcome.found, outcome.means)
-    for line in overlap_lines(read_events(events_of(out, recipe))):
+    show(recipe.name, outcome.results, outcome.means)
+    events = events_of(out, recipe)
+    for line in overlap_lines(read_events(events)):
         print(line)
-    picture = curves(read_events(events_of(out, recipe)), out / "curves.png")
+    picture = curves(read_events(events), out / "curves.png")
     print(f"{run_id(recipe)} is finished: {out / 'results.json'} has the table, {out / 'items.jsonl'} every answer,")
     print(f"  {out / 'store'} every revision, {picture} what happened on the way")
     if (out / MERGED).exists():
         print(f"  {out / MERGED} is the merged model, {out / ADAPTER} the same as an adapter")
+    return 0

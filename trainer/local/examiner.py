@@ -19,9 +19,10 @@ from adapters.merge import MergePlan, write_adapter
 from adapters.merge_inputs import MergeBase
 from adapters.names import BASE, MERGED
 from clients.client import AsyncClient, from_environment
+from service.concurrency import Stopped
 from trainer.evaluation.exams import Decode, Exam, ExamAnswer, decoder, exam_results, examine, exams, mean_results
 from trainer.evaluation.intervals import Interval
-from trainer.local.processes import LOOK_S, SERVICE, ProcessGroup, Stopped
+from trainer.local.processes import LOOK_S, SERVICE, ProcessGroup
 from trainer.queue.server import URL_VARIABLE
 from trainer.recipe import Recipe
 from trainer.recipe.parts import ENGINE_RANKS, engine_rank

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from adapters.errors import UserError
+from service.concurrency import Stopped
 from service.processes import die_with_parent
 
 COORDINATOR, SERVICE = "coordinator", "service"
@@ -32,10 +33,6 @@ _LIVED_S = 600.0
 """A process that has lived so long starts with all its restarts again."""
 _RESTARTABLE = frozenset({69, 70})
 """Exit status of a worker that is worth another start."""
-
-
-class Stopped(Exception):  # noqa: N818 - no error, a wish
-    """Somebody has told the run to stop. Raised where it would wait or go on, caught once, by the command."""
 
 
 @dataclass(eq=False, slots=True)

@@ -12,7 +12,8 @@ import time
 
 from trainer.queue.client import Lease, Queue, QueueAwayError
 
-_LISTEN_S = 0.4
+LISTEN_S = 0.4
+"""How long one question for news lasts: below the queue client's timeout of a second, so that silence is no failure."""
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +22,7 @@ class Heartbeat(threading.Thread):
     """Made on the event loop that it wakes."""
 
     def __init__(self, queue: Queue, worker: str) -> None:
-        super().__init__(name="pulse", daemon=True)
+        super().__init__(name="heartbeat", daemon=True)
         self._queue, self._worker = queue, worker
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
@@ -50,7 +51,7 @@ class Heartbeat(threading.Thread):
         return self.leases.get(lease.branch) == lease
 
     def take_lost(self) -> list[Lease]:
-        """Leases that went to others, told once."""
+        """Leases that went to other workers; each is told once."""
         with self._lock:
             lost, self._lost = self._lost, []
         return lost
@@ -79,26 +80,29 @@ class Heartbeat(threading.Thread):
             try:
                 if time.monotonic() >= renew_at:
                     self._renew()
+                    # Four times a lease: three may fail, or wait behind a busy machine, before it runs out.
                     renew_at = time.monotonic() + self._queue.lease_s / 4
-                heard = self._queue.news(newest, min(_LISTEN_S, self._queue.lease_s / 8))
-                if heard != newest or is_away:
+                news = self._queue.news(newest, min(LISTEN_S, self._queue.lease_s / 8))
+                # A server that is back may have lost what it had to say: look in any case.
+                if news != newest or is_away:
                     self._notify()
-                newest, is_away = heard, False
+                newest, is_away = news, False
             except QueueAwayError as error:
                 if not is_away:
                     log.warning("%s; the work goes on, what is ready waits", error)
                 is_away, renew_at = True, 0.0
-                self._ended.wait(_LISTEN_S)
+                self._ended.wait(LISTEN_S)
 
     def _renew(self) -> None:
-        mine = list(self.leases.values())
-        kept = self._queue.renew(self._worker, mine) if mine else []
+        leases = list(self.leases.values())
+        renewed = self._queue.renew(self._worker, leases) if leases else []
         with self._lock:
-            for lease in mine:
-                if lease not in kept and self._leases.get(lease.branch) == lease:
+            for lease in leases:
+                # The worker may have dropped it, or claimed the branch anew, while the queue was asked.
+                if lease not in renewed and self._leases.get(lease.branch) == lease:
                     del self._leases[lease.branch]
                     self._lost.append(lease)
-        if len(kept) < len(mine):
+        if len(renewed) < len(leases):
             self._notify()
 
     def _notify(self) -> None:

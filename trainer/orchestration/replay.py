@@ -7,6 +7,7 @@ Equal records give bit-equal revisions, whoever works when. Left out of a record
 with `teacher_signal = "top-k"` cannot be replayed; and media, which are drawn again.
 """
 
+import asyncio
 import gzip
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,100 +17,110 @@ import numpy as np
 from adapters.errors import UserError
 from clients.calls import media_id
 from service.schemas import RecordedCompletion, RecordedGroup, RecordedPart, StepRollouts
-from trainer.data.prompts import Prompt
-from trainer.loop import NATIVE, Batch, Lesson, StepContext, as_part, prompts_of, shares_of
-from trainer.parts import TrainingSample
+from trainer.loop import Batch, StepContext, prompts_by_capability, prompts_of
+from trainer.parts import Completion, Floats, Prompt, Rollout, loss_term
 from trainer.plan.steps import Step
-from trainer.rollout.sample import Completion, Rollout
 
 
 def record(run: str, step: Step, batch: Batch) -> StepRollouts:
+    capabilities = {teacher.name: teacher.capability for teacher in step.teachers}
+    capabilities |= {f"negative-{capability}": capability for capability in step.negative}
     parts = [
-        RecordedPart(name=name, capability=_capability(step, name), groups=[_group(lesson) for lesson in lessons])
-        for name, lessons in batch.lessons.items()
+        RecordedPart(
+            name=name,
+            capability=capabilities.get(name),  # None for the rewards' term: its capabilities are the step's
+            groups=[_recorded(rollout) for rollout in rollouts],
+        )
+        for name, rollouts in batch.rollouts.items()
     ]
-    metrics = {name: value for name, value in batch.metrics.items() if np.isfinite(value)}
+    metrics = {name: value for name, value in batch.metrics.items() if np.isfinite(value)}  # JSON has no NaN
     return StepRollouts(run=run, branch=step.branch, step=step.number, parts=parts, metrics=metrics)
 
 
-def replay(folder: Path, step: Step, arena: StepContext) -> Batch:
-    """What `record` kept, with the prompts that the step draws."""
+async def replay(folder: Path, step: Step, context: StepContext) -> Batch:
+    """What `record` kept, with the prompts that the step draws: a worker's `gather`."""
+    return await asyncio.to_thread(read_batch, folder, step, context)
+
+
+def read_batch(folder: Path, step: Step, context: StepContext) -> Batch:
     path = folder / "rollouts" / step.branch / f"{step.number}.json.gz"
     try:
-        kept = StepRollouts.model_validate_json(gzip.decompress(path.read_bytes()))
+        recorded = StepRollouts.model_validate_json(gzip.decompress(path.read_bytes()))
     except (OSError, EOFError, ValueError) as error:
         raise UserError(f"{path}: no record of {step.makes} ({type(error).__name__}); name the run's folder") from None
-    if arena.loss.teacher_signal == "top-k" and step.teachers:
+    if context.loss.teacher_signal == "top-k" and step.teachers:
         raise UserError('loss.teacher_signal: "top-k" is not in the records; replay with "sampled"')
-    lessons: dict[str, list[Lesson]] = {}
-    for part in kept.parts:
-        prompts = list(_asked(step, arena, part))
-        for group, prompt in zip(part.groups, prompts, strict=True):
-            if group.prompt_id != prompt.id:
-                raise UserError(f"{path}: made of other prompts than this recipe draws; replay with its own recipe")
-        lessons[part.name] = [_lesson(group, prompt) for group, prompt in zip(part.groups, prompts, strict=True)]
-    return Batch(tuple(as_part(name, one) for name, one in lessons.items()), lessons, kept.metrics)
+    rollouts: dict[str, list[Rollout]] = {}
+    for part in recorded.parts:
+        # Prompts are drawn again, with their media, and compared by id: another recipe or data set would teach the
+        # recorded completions of other questions.
+        prompts = list(_prompts(step, context, part))
+        if [group.prompt_id for group in part.groups] != [prompt.id for prompt in prompts]:
+            raise UserError(f"{path}: made of other prompts than this recipe draws; replay with its own recipe")
+        rollouts[part.name] = [
+            Rollout(
+                prompt,
+                np.array(group.prompt_token_ids, np.int64),
+                tuple(_completion(completion) for completion in group.completions),
+            )
+            for group, prompt in zip(part.groups, prompts, strict=True)
+        ]
+    terms = tuple(loss_term(name, rollouts_of_term) for name, rollouts_of_term in rollouts.items())
+    return Batch(terms, rollouts, recorded.metrics)
 
 
-def _capability(step: Step, part: str) -> str | None:
-    """None: the step's own, as many as it has."""
-    teachers = {teacher.name: teacher.capability for teacher in step.teachers}
-    return teachers.get(part) or (None if part == NATIVE else part.removeprefix("negative-"))
-
-
-def _asked(step: Step, arena: StepContext, part: RecordedPart) -> Iterator[Prompt]:
+def _prompts(step: Step, context: StepContext, part: RecordedPart) -> Iterator[Prompt]:
     if part.capability is not None:
-        yield from prompts_of(step, arena, part.capability, part.name, len(part.groups))
+        yield from prompts_of(step, context, part.capability, part.name, len(part.groups))
         return
-    for capability, count in zip(step.capabilities, shares_of(step, arena), strict=True):
-        yield from prompts_of(step, arena, capability, part.name, count)
+    for capability, count in zip(step.capabilities, prompts_by_capability(step, context), strict=True):
+        yield from prompts_of(step, context, capability, part.name, count)
 
 
-def _group(lesson: Lesson) -> RecordedGroup:
-    prompt, deltas = lesson.rollout.prompt, lesson.deltas or (None,) * len(lesson.targets)
+def _recorded(rollout: Rollout) -> RecordedGroup:
+    prompt = rollout.prompt
+    question = [
+        "".join(part["text"] if part["type"] == "text" else f"<{part['type']}>" for part in message["content"])
+        for message in prompt.messages
+    ]
     return RecordedGroup(
         prompt_id=prompt.id,
-        question="\n".join(_text(prompt)),
+        question="\n".join(question),
         answer=prompt.answer,
         media=[media_id(data) for data in (*prompt.images, *prompt.videos)],
-        prompt_token_ids=lesson.rollout.ids_P.tolist(),
+        prompt_token_ids=rollout.ids_P.tolist(),
         completions=[
             RecordedCompletion(
-                text=answer.text,
-                token_ids=answer.ids_C.tolist(),
-                logprobs=answer.logprobs_C.tolist(),
-                reward=answer.reward,
-                why=answer.why,
-                is_cut_off=answer.is_cut_off,
-                advantages=None if target is None else target.advantages_C.tolist(),
-                delta=None if delta is None else delta.tolist(),
+                text=completion.text,
+                token_ids=completion.ids_C.tolist(),
+                logprobs=completion.logprobs_C.tolist(),
+                reward=completion.reward,
+                why=completion.why,
+                is_cut_off=completion.is_cut_off,
+                advantages=_values(completion.advantages_C),
+                delta=_values(completion.delta_C),
             )
-            for answer, target, delta in zip(lesson.rollout.completions, lesson.targets, deltas, strict=True)
+            for completion in rollout.completions
         ],
     )
 
 
-def _text(prompt: Prompt) -> Iterator[str]:
-    for message in prompt.messages:
-        yield "".join(part["text"] if part["type"] == "text" else f"<{part['type']}>" for part in message["content"])
+def _completion(recorded: RecordedCompletion) -> Completion:
+    return Completion(
+        np.array(recorded.token_ids, np.int64),
+        np.array(recorded.logprobs, np.float32),
+        recorded.text,
+        recorded.is_cut_off,
+        recorded.reward,
+        recorded.why,
+        advantages_C=_floats(recorded.advantages),
+        delta_C=_floats(recorded.delta),
+    )
 
 
-def _lesson(group: RecordedGroup, prompt: Prompt) -> Lesson:
-    answers = tuple(
-        Completion(
-            np.array(one.token_ids, np.int64),
-            np.array(one.logprobs, np.float32),
-            one.text,
-            one.is_cut_off,
-            one.reward,
-            one.why,
-        )
-        for one in group.completions
-    )
-    targets = tuple(
-        None
-        if one.advantages is None
-        else TrainingSample(answer.ids_C, np.array(one.advantages, np.float32), answer.logprobs_C)
-        for one, answer in zip(group.completions, answers, strict=True)
-    )
-    return Lesson(Rollout(prompt, np.array(group.prompt_token_ids, np.int64), answers), targets)
+def _values(row_C: Floats | None) -> list[float] | None:
+    return None if row_C is None else row_C.tolist()
+
+
+def _floats(values: list[float] | None) -> Floats | None:
+    return None if values is None else np.array(values, np.float32)

@@ -1,7 +1,4 @@
-"""What a recipe asks for, made ready: its prompts with what judges them, the arena of its steps, its learner.
-
-Left out: everything that moves (`worker`), and the engine's side of a recipe (the service's settings).
-"""
+"""What a recipe asks for, made ready: its prompts with what judges them, the context of its steps, its learner."""
 
 from collections.abc import Iterable
 from functools import partial
@@ -12,12 +9,12 @@ from transformers import AutoTokenizer
 
 from clients.client import AsyncClient
 from service.media import Limits
-from trainer.data.held_out import trained
+from trainer.data.held_out import training_prompts
 from trainer.data.lengths import fit, pixels_of
 from trainer.loop import StepContext, TrainingSet
 from trainer.plan.make import make_plan
 from trainer.plan.steps import Step
-from trainer.recipe import Recipe, RewardConfig
+from trainer.recipe import Recipe
 from trainer.rewards import Rule
 from trainer.rewards.pool import RewardPool
 from trainer.update.learner import Learner
@@ -26,52 +23,52 @@ from trainer.update.ranks import Ranks
 
 
 def capabilities_of(steps: Iterable[Step]) -> set[str]:
-    """Those whose prompts the steps draw."""
-    return {
-        name
-        for step in steps
-        for name in (*step.capabilities, *(teacher.capability for teacher in step.teachers), *step.negative)
-    }
+    """The capabilities whose prompts the steps draw."""
+    names: set[str] = set()
+    for step in steps:
+        names.update(step.capabilities, (teacher.capability for teacher in step.teachers), step.negative)
+    return names
 
 
 def open_training_sets(recipe: Recipe, base: Path, names: Iterable[str]) -> dict[str, TrainingSet]:
     """Prompts that are not measured on, none of them too long; and how their answers are judged."""
-    fitting = fit(recipe, base)
-
-    def opened(name: str) -> TrainingSet:
+    fit_prompts = fit(recipe, base)
+    training_sets: dict[str, TrainingSet] = {}
+    for name in sorted(names):
         capability = recipe.capabilities[name]
-        prompts = trained(name, capability, recipe.evaluation.questions, seed=recipe.seed, limits=Limits())
-        return TrainingSet(fitting(name, prompts), rule_of(capability.reward), capability.reward.deadline_s)
-
-    return {name: opened(name) for name in sorted(names)}
-
-
-def rule_of(reward: RewardConfig) -> Rule:
-    return Rule(reward.kind, reward.format_share, reward.format_pattern, reward.tolerance)
+        reward = capability.reward
+        prompts = training_prompts(name, capability, recipe.evaluation.questions, seed=recipe.seed, limits=Limits())
+        rule = Rule(reward.kind, reward.format_share, reward.format_pattern, reward.tolerance)
+        training_sets[name] = TrainingSet(fit_prompts(name, prompts), rule, reward.deadline_s)
+    return training_sets
 
 
 def make_context(
-    recipe: Recipe, base: Path, client: AsyncClient, pool: RewardPool, capabilities: dict[str, TrainingSet]
+    recipe: Recipe, base: Path, client: AsyncClient, pool: RewardPool, training_sets: dict[str, TrainingSet]
 ) -> StepContext:
-    decode = partial(AutoTokenizer.from_pretrained(base).decode, skip_special_tokens=True)
     return StepContext(
         client,
         pool,
-        capabilities,
-        decode,
-        recipe.seed,
-        recipe.rollout,
-        recipe.loss,
-        recipe.method.mix,
-        recipe.method.negative,
+        training_sets,
+        decode=partial(AutoTokenizer.from_pretrained(base).decode, skip_special_tokens=True),
+        seed=recipe.seed,
+        sampling=recipe.rollout,
+        loss=recipe.loss,
+        mix=recipe.method.mix,
+        negative=recipe.method.negative,
     )
 
 
 def make_learner(recipe: Recipe, base: Path, digest: str, device: str | None, ranks: Ranks) -> Learner:
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    policy = load_policy(base, dtype=recipe.base.dtype, device=place, pixels=pixels_of(recipe.media))
+    policy = load_policy(
+        base,
+        dtype=recipe.base.dtype,
+        device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        pixels=pixels_of(recipe.media),
+    )
     if recipe.budget.gradient_checkpointing:
         policy.recompute_layers()
+    # Compiled layers are a third faster on CUDA. On a CPU the miniature's layers are too small for it to pay.
     if policy.device.type == "cuda":
         policy.compile_layers()
     return Learner(

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from trainer.rollout.sample import Rollout, Scores
+from trainer.parts import Rollout
+from trainer.rollout.sample import Scores
 
 _LEAST_ENTROPY = 0.005
 

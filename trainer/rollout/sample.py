@@ -1,9 +1,7 @@
 """Prompts answered by a revision, judged by a reward, scored by other revisions: all through the service.
 
-What the service says a prompt's tokens are is what the trainer trains on. Student and teacher are scored in one call,
-so that the difference between them has one source.
-
-Left out: what a reward or a score is worth (`advantages`).
+What the service says a prompt's tokens are is what the trainer trains on, so nothing here tokenises. Student and
+teacher are scored in one call, so that the difference between them has one source.
 
 Axes: P tokens of a prompt, C tokens of a completion, k a teacher's likeliest tokens, A adapters.
 """
@@ -17,44 +15,19 @@ import numpy as np
 from clients.calls import media_id
 from clients.client import AsyncClient
 from service import schemas
-from trainer.data.prompts import Prompt, digest
-from trainer.parts import Floats, Ids
-from trainer.rewards import RewardItem, Rule, Scored
+from trainer.data.prompts import digest
+from trainer.parts import Completion, Floats, Ids, Prompt, Rollout
+from trainer.rewards import RewardItem, Rule
 from trainer.rewards.pool import RewardPool
 
 MAX_CALLS = 128
-"""Calls in hand at once, for who has many. Twice what a client sends, so that the next is ready when one is
+"""Calls in hand at once, for callers with many. Twice what a client sends, so that the next is ready when one is
 answered, and no more: the deadline of a request runs from when it is handed to the client."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Completion:
-    """One completion and what was made of it."""
-
-    ids_C: Ids
-    logprobs_C: Floats
-    """Of the revision that gave it, as it gave it; empty where they were not asked for."""
-    text: str
-    is_cut_off: bool
-    reward: float | None = None
-    """None: nobody has judged it."""
-    why: str | None = None
-    """Why it could not be judged."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Rollout:
-    """A prompt and its completions."""
-
-    prompt: Prompt
-    ids_P: Ids
-    """Expanded."""
-    completions: tuple[Completion, ...]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class Scores:
-    """One adapter's log-probabilities of one answer."""
+    """One adapter's log-probabilities of one completion."""
 
     logprobs_C: Floats
     top_ids_Ck: Ids
@@ -77,99 +50,107 @@ async def sample(
     """`n` completions of each prompt; the seed of a prompt decides all of them."""
     request = schemas.GenerateRequest(
         prompts=[
-            schemas.Prompt(prompt=_chat(one), images=_ids(one.images), videos=_ids(one.videos), seed=seed)
-            for one, seed in zip(prompts, seeds, strict=True)
+            schemas.Prompt(
+                prompt=_chat(prompt), images=_media_ids(prompt.images), videos=_media_ids(prompt.videos), seed=seed
+            )
+            for prompt, seed in zip(prompts, seeds, strict=True)
         ],
         n=n,
         temperature=temperature,
         top_p=top_p,
         max_tokens=max_tokens,
+        # 0 likeliest tokens beside the sampled one: its own log-probability is all that an update needs.
         logprobs=0 if logprobs else None,
     )
-    answers = await client.generate(adapter, request, media=_media(prompts))
-    return [_rollout(prompt, found, decode) for prompt, found in zip(prompts, answers, strict=True)]
+    responses = await client.generate(adapter, request, media=_media(prompts))
+    rollouts: list[Rollout] = []
+    for prompt, response in zip(prompts, responses, strict=True):
+        (generated,) = response.prompts  # the client gives a response for each prompt
+        completions = tuple(
+            Completion(
+                np.array(completion.token_ids, np.int64),
+                np.array(completion.logprobs, np.float32),
+                decode(completion.token_ids),
+                # `stop` means that the model ended by itself; only what ran into the limit is cut off.
+                completion.finish_reason == "length",
+            )
+            for completion in generated.completions
+        )
+        rollouts.append(Rollout(prompt, np.array(generated.prompt_token_ids, np.int64), completions))
+    return rollouts
 
 
 def judge(rollouts: Sequence[Rollout], pool: RewardPool, rule: Rule, deadline_s: float) -> list[Rollout]:
     """The rollouts with rewards. Blocks."""
-    items = [RewardItem(answer.text, rollout.prompt.answer) for rollout in rollouts for answer in rollout.completions]
-    scored = iter(pool.score(items, rule, deadline_s))
-    return [
-        replace(rollout, completions=tuple(_judged(answer, next(scored)) for answer in rollout.completions))
-        for rollout in rollouts
+    items = [
+        RewardItem(completion.text, rollout.prompt.answer) for rollout in rollouts for completion in rollout.completions
     ]
+    # One batch under one deadline: a reward that hangs costs the step once, not once a prompt.
+    verdicts = iter(pool.score(items, rule, deadline_s))
+    judged: list[Rollout] = []
+    for rollout in rollouts:
+        completions: list[Completion] = []
+        for completion in rollout.completions:
+            verdict = next(verdicts)
+            completions.append(replace(completion, reward=verdict.value, why=verdict.why))
+        judged.append(rollout.only(completions))
+    return judged
 
 
 async def score(
     client: AsyncClient, adapters: Sequence[str], rollouts: Sequence[Rollout], *, top_k: int = 0
 ) -> list[list[list[Scores]]]:
-    """[adapter][rollout][answer]; one request a prompt, all adapters in it."""
-    answers = await asyncio.gather(
-        *(
-            client.logprobs(adapters, _scoring(rollout, top_k), media=_media([rollout.prompt]))
-            for rollout in rollouts
+    """[adapter][rollout][completion]: the log-probabilities of every completion under every adapter."""
+
+    async def score_rollout(rollout: Rollout) -> schemas.LogprobsResponse:
+        # One request a prompt: its completions share the prompt in the engine's prefix cache. All adapters are in it,
+        # so what two of them say differs by their weights and not by how they were batched.
+        prompt = rollout.prompt
+        request = schemas.LogprobsRequest(
+            sequences=[
+                schemas.Sequence(
+                    prompt=_chat(prompt),
+                    completion=completion.ids_C.tolist(),
+                    images=_media_ids(prompt.images),
+                    videos=_media_ids(prompt.videos),
+                )
+                for completion in rollout.completions
+            ],
+            top_k=top_k,
         )
-    )  # fmt: skip
+        return await client.logprobs(adapters, request, media=_media([prompt]))
+
+    responses = await asyncio.gather(*map(score_rollout, rollouts))
     return [
-        [[_scores(sequence) for sequence in answer.adapters[number].sequences] for answer in answers]
+        [[_scores(sequence) for sequence in response.adapters[number].sequences] for response in responses]
         for number in range(len(adapters))
     ]
 
 
-def seeds(count: int, *parts: object) -> list[int]:
-    """A seed for each prompt, far apart from each other: a function of nothing but `parts`."""
-    return [int(digest([*map(str, parts), number])[:15], 16) for number in range(count)]
-
-
-def _scoring(rollout: Rollout, top_k: int) -> schemas.LogprobsRequest:
-    prompt = rollout.prompt
-    return schemas.LogprobsRequest(
-        sequences=[
-            schemas.Sequence(
-                prompt=_chat(prompt),
-                completion=answer.ids_C.tolist(),
-                images=_ids(prompt.images),
-                videos=_ids(prompt.videos),
-            )
-            for answer in rollout.completions
-        ],
-        top_k=top_k,
-    )
-
-
-def _rollout(prompt: Prompt, found: schemas.GenerateResponse, decode: Callable[[Sequence[int]], str]) -> Rollout:
-    (generated,) = found.prompts
-    answers = tuple(
-        Completion(
-            np.array(one.token_ids, np.int64),
-            np.array(one.logprobs, np.float32),
-            decode(one.token_ids),
-            one.finish_reason == "length",
-        )
-        for one in generated.completions
-    )
-    return Rollout(prompt, np.array(generated.prompt_token_ids, np.int64), answers)
-
-
-def _judged(answer: Completion, scored: Scored) -> Completion:
-    return replace(answer, reward=scored.value, why=scored.why)
-
-
 def _scores(sequence: schemas.ScoredSequence) -> Scores:
-    length = len(sequence.token_ids)
-    top_ids, top_logprobs = sequence.top_ids or [[]] * length, sequence.top_logprobs or [[]] * length
+    # Without `top_k` the service sends none; empty rows keep the arrays two-dimensional.
+    no_rows: list[list[int]] = [[]] * len(sequence.token_ids)
     return Scores(
-        np.array(sequence.logprobs, np.float32), np.array(top_ids, np.int64), np.array(top_logprobs, np.float32)
+        np.array(sequence.logprobs, np.float32),
+        np.array(sequence.top_ids or no_rows, np.int64),
+        np.array(sequence.top_logprobs or no_rows, np.float32),
     )
+
+
+def seeds(count: int, *parts: object) -> list[int]:
+    """A seed for each prompt: a function of nothing but `parts`, which name the run's seed, stream and step."""
+    # Hashed, so that no two terms, steps or prompts share a stream. 15 hex digits are 60 bits: they fit an int64.
+    return [int(digest([*map(str, parts), number])[:15], 16) for number in range(count)]
 
 
 def _chat(prompt: Prompt) -> schemas.Chat:
     return schemas.Chat.model_validate({"messages": prompt.messages})
 
 
-def _ids(media: Sequence[bytes]) -> list[str]:
+def _media_ids(media: Sequence[bytes]) -> list[str]:
     return [media_id(data) for data in media]
 
 
 def _media(prompts: Sequence[Prompt]) -> dict[str, bytes]:
+    """Every picture and clip by its id: the client uploads those that the service does not know yet."""
     return {media_id(data): data for prompt in prompts for data in (*prompt.images, *prompt.videos)}

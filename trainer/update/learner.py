@@ -3,8 +3,6 @@
 Several processes (`ranks`) hold the same weights and make each update together. Rank 0 alone talks to the service; it
 orders, the others `follow`. What was learnt counts when it is published: until `advance` says so, the branch is no
 revision and is brought again, so a step that is lost between the two, with its lease for instance, leaves nothing.
-
-Left out: the mathematics (`update`) and the network, but for bringing a revision that is not here (`prepare`).
 """
 
 import tempfile
@@ -17,8 +15,8 @@ from adapters.manifest import OPTIMISER, WEIGHTS
 from adapters.names import Ref
 from clients.client import AsyncClient
 from service.schemas import CANARY_COMPLETION, CANARY_PROMPT
-from trainer import recipe
-from trainer.parts import Group, LossTerm, TrainingSample
+from trainer.parts import Completion, LossTerm, Prompt, Rollout
+from trainer.recipe import LoraConfig, LossConfig, OptimiserConfig
 from trainer.update.optim import Optimiser
 from trainer.update.packing import lay_out
 from trainer.update.policy import Policy
@@ -33,19 +31,18 @@ class Learner:
         *,
         base: str,
         seed: int,
-        lora: recipe.LoraConfig,
-        loss: recipe.LossConfig,
-        optimiser: recipe.OptimiserConfig,
+        lora: LoraConfig,
+        loss: LossConfig,
+        optimiser: OptimiserConfig,
         budget: int,
         ranks: Ranks = SINGLE_PROCESS,
         seeds: Mapping[str, int] | None = None,
     ) -> None:
-        """`seeds` of branches that have one of their own."""
+        """`base` is the base's digest; `seeds` are of branches that have one of their own."""
         self.base = base
-        """Its digest."""
         self._policy = policy
         self._seeds = dict(seeds or {})
-        self._seed, self._lora, self._loss, self._settings = seed, lora, loss, optimiser
+        self._seed, self._lora, self._loss, self._optimiser_config = seed, lora, loss, optimiser
         self._budget = budget
         self._ranks = ranks
         self._optimisers: dict[str, Optimiser] = {}
@@ -58,23 +55,35 @@ class Learner:
         """Makes sure that the branch is here at this revision, with the moments that belong to it."""
         assert ref.revision is not None
         if self._revisions.get(ref.branch) == ref.revision:
-            return
+            return  # the usual case: this worker made the parent itself
         manifest = await client.describe(ref.branch, ref.revision)
         with tempfile.TemporaryDirectory(prefix="coevo-") as folder:
+            # Revision 0 has no files: a branch begins with a random A, drawn here, and B = 0.
             for name in manifest.files.keys() & {WEIGHTS, OPTIMISER}:
                 await client.download(ref.branch, ref.revision, name, Path(folder) / name)
             files = {path.name: path.read_bytes() for path in Path(folder).iterdir()} if self._ranks.count > 1 else {}
-            self._ranks.from_first(("place", ref.branch, files))
-            self._place(ref.branch, Path(folder))
+            self._ranks.from_first(("install", ref.branch, files))
+            self._install(ref.branch, Path(folder))
         self._revisions[ref.branch] = ref.revision
 
-    def learn(self, branch: str, parts: Sequence[LossTerm]) -> Update:
+    def learn(self, branch: str, terms: Sequence[LossTerm]) -> Update:
         """One training step on the weights of a branch, in all processes together."""
-        self._ranks.from_first(("learn", branch, parts))
-        del self._revisions[branch]
-        done = self._update(branch, parts)
-        self._canaries[branch] = self._measured(branch)
-        return done
+        if self._ranks.leads:
+            self._ranks.from_first(("learn", branch, terms))
+            del self._revisions[branch]  # until `advance`, the weights here are no revision
+        result = update(
+            self._policy,
+            branch,
+            self._optimisers[branch],
+            terms,
+            loss=self._loss,
+            budget=self._budget,
+            ranks=self._ranks,
+        )
+        self._budget = result.budget  # what did not fit once is not tried again
+        if self._ranks.leads:
+            self._canaries[branch] = self._measure_canary(branch)
+        return result
 
     def advance(self, branch: str, revision: int) -> None:
         """What is here is that revision now."""
@@ -88,12 +97,6 @@ class Learner:
         """What the engine must find when it serves what was learnt last."""
         return self._canaries[branch]
 
-    def _measured(self, branch: str) -> list[float]:
-        ids_C = np.array(CANARY_COMPLETION, np.int64)
-        nothing_C = np.zeros(len(ids_C), np.float32)
-        group = Group(np.array(CANARY_PROMPT, np.int64), (), (), (TrainingSample(ids_C, nothing_C, nothing_C),))
-        return self._policy.measure(branch, lay_out([group]))
-
     def stop(self) -> None:
         """Ends the others' `follow`."""
         self._ranks.from_first(None)
@@ -103,51 +106,44 @@ class Learner:
     def follow(self) -> None:
         """Does what rank 0 does, until it stops."""
         while (order := self._ranks.from_first(None)) is not None:
-            what, branch, content = order
-            if what == "place":
-                with tempfile.TemporaryDirectory(prefix="coevo-") as folder:
-                    _write(content, Path(folder))
-                    self._place(branch, Path(folder))
-            else:
-                self._update(branch, content)
+            action, branch, content = order
+            if action == "learn":
+                self.learn(branch, content)
+                continue
+            with tempfile.TemporaryDirectory(prefix="coevo-") as folder:
+                for name, data in content.items():
+                    (Path(folder) / name).write_bytes(data)
+                self._install(branch, Path(folder))
 
     # ---- all of them ----
 
-    def _place(self, branch: str, folder: Path) -> None:
+    def _install(self, branch: str, folder: Path) -> None:
         """The branch from the files in a folder; without any it starts at the base."""
         if branch in self._optimisers:
             self._policy.adapters.remove(branch)
-        own = self._seeds.get(branch, self._seed)
-        seed = f"{own}" if self._lora.shared_init else f"{own} {branch}"
+        branch_seed = self._seeds.get(branch, self._seed)
+        # With `shared_init` all branches draw the same A, so that their deltas live in one subspace and can be averaged.
+        seed = f"{branch_seed}" if self._lora.shared_init else f"{branch_seed} {branch}"
         self._policy.adapters.add(branch, rank=self._lora.rank, alpha=self._lora.alpha, seed=seed)
-        settings = self._settings
+        config = self._optimiser_config
         self._optimisers[branch] = Optimiser(
             self._policy.adapters.parameters(branch),
-            lr=settings.lr,
-            betas=settings.betas,
-            weight_decay=settings.weight_decay,
-            grad_norm=settings.grad_norm,
-            warmup_steps=settings.warmup_steps,
+            lr=config.lr,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            grad_norm=config.grad_norm,
+            warmup_steps=config.warmup_steps,
         )
         if (folder / WEIGHTS).exists():
             self._policy.adapters.load(branch, folder)
         if (folder / OPTIMISER).exists():
             self._optimisers[branch].load(folder)
 
-    def _update(self, branch: str, parts: Sequence[LossTerm]) -> Update:
-        done = update(
-            self._policy,
-            branch,
-            self._optimisers[branch],
-            parts,
-            loss=self._loss,
-            budget=self._budget,
-            ranks=self._ranks,
+    def _measure_canary(self, branch: str) -> list[float]:
+        """The log-probabilities of a fixed text: the engine's must agree, or it serves other weights than these."""
+        ids_C = np.array(CANARY_COMPLETION, np.int64)
+        completion = Completion(ids_C, np.zeros(len(ids_C), np.float32))
+        prompt = Prompt(id="", capability="", messages=(), answer="")
+        return self._policy.measure(
+            branch, lay_out([Rollout(prompt, np.array(CANARY_PROMPT, np.int64), (completion,))])
         )
-        self._budget = done.budget
-        return done
-
-
-def _write(files: Mapping[str, bytes], folder: Path) -> None:
-    for name, data in files.items():
-        (folder / name).write_bytes(data)

@@ -6,9 +6,9 @@ it is not there.
 
     [ prompt | y_1 without its last token | y_2 ... | next prompt | ... ]
 
-A row costs P + sum(C - 1) tokens for a group where separate sequences cost G * P + sum(C - 1), and attention in the
-same proportion, so sharing is never the dearer way; a group that does not fit the budget is split, each piece with a
-copy of the prompt. A pack holds completions of one part only: gradients are measured part by part.
+A row costs P + sum(C - 1) tokens for a rollout where separate sequences cost G * P + sum(C - 1), and attention in the
+same proportion, so sharing is never the dearer way; a rollout that does not fit the budget is split, each piece with a
+copy of the prompt. A pack holds completions of one loss term only: gradients are measured term by term.
 
 Axes: T tokens of a pack, N tokens that are predicted in it.
 """
@@ -19,12 +19,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.parts import Group, TrainingSample
+from trainer.parts import Completion, Rollout
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A group in a row of tokens."""
+    """A rollout in a row of tokens."""
 
     start: int
     prompt: int
@@ -39,9 +39,9 @@ class Span:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pack:
-    """Groups that go through the model together."""
+    """Rollouts that go through the model together."""
 
-    groups: tuple[Group, ...]
+    rollouts: tuple[Rollout, ...]
     spans: tuple[Span, ...]
     ids_T: NDArray[np.int64]
     sources_N: NDArray[np.int64]
@@ -49,22 +49,28 @@ class Pack:
     targets_N: NDArray[np.int64]
 
     @property
-    def targets(self) -> Iterator[TrainingSample]:
-        return (target for group in self.groups for target in group.targets)
+    def completions(self) -> Iterator[Completion]:
+        return (completion for rollout in self.rollouts for completion in rollout.completions)
 
     @property
     def num_pairs(self) -> int:
         """Pairs of tokens in its attention, for balancing."""
-        return sum(_pairs(span) for span in self.spans)
+        pairs = 0
+        for span in self.spans:
+            pairs += span.prompt * (span.prompt + 1) // 2  # the prompt sees itself, causally
+            pairs += span.prompt * sum(span.completions)  # every completion sees the prompt
+            pairs += sum(length * (length + 1) // 2 for length in span.completions)  # and itself
+        return pairs
 
 
-def pack(groups: Iterable[Group], budget: int) -> list[Pack]:
+def pack(rollouts: Iterable[Rollout], budget: int) -> list[Pack]:
     """Rows of at most `budget` tokens, in the order given. One completion that is longer gets a row alone."""
-    pieces = [piece for group in groups for piece in _split(group, budget)]
-    rows: list[list[Group]] = []
+    pieces = [piece for rollout in rollouts for piece in split(rollout, budget)]
+    rows: list[list[Rollout]] = []
     room = 0
+    # First in order, not best fit: the order of completions is that of the batch, in every process and on a replay.
     for piece in pieces:
-        size = group_tokens(piece)
+        size = rollout_tokens(piece)
         if not rows or size > room:
             rows.append([])
             room = budget
@@ -73,68 +79,56 @@ def pack(groups: Iterable[Group], budget: int) -> list[Pack]:
     return [lay_out(row) for row in rows]
 
 
-def lay_out(groups: Iterable[Group]) -> Pack:
-    groups = tuple(groups)
+def lay_out(rollouts: Iterable[Rollout]) -> Pack:
+    rollouts = tuple(rollouts)
     ids: list[NDArray[np.int64]] = []
     spans: list[Span] = []
     sources: list[NDArray[np.int64]] = []
     start = 0
-    for group in groups:
-        span = Span(start, len(group.prompt_P), tuple(len(target.ids_C) - 1 for target in group.targets))
+    for rollout in rollouts:
+        lengths = tuple(len(completion.ids_C) - 1 for completion in rollout.completions)
+        span = Span(start, len(rollout.ids_P), lengths)
         spans.append(span)
-        ids += [group.prompt_P, *(target.ids_C[:-1] for target in group.targets)]
-        sources += _sources(span)
+        ids += [rollout.ids_P, *(completion.ids_C[:-1] for completion in rollout.completions)]
+        # A completion's first token is predicted from the prompt's last, every other from the one before it.
+        last_of_prompt = start + len(rollout.ids_P) - 1
+        first = last_of_prompt + 1
+        for length in lengths:
+            sources.append(np.concatenate([[last_of_prompt], np.arange(first, first + length)]))
+            first += length
         start = span.end
-    targets_N = np.concatenate([target.ids_C for group in groups for target in group.targets])
-    return Pack(groups, tuple(spans), np.concatenate(ids), np.concatenate(sources), targets_N)
+    targets_N = np.concatenate([completion.ids_C for rollout in rollouts for completion in rollout.completions])
+    return Pack(rollouts, tuple(spans), np.concatenate(ids), np.concatenate(sources), targets_N)
+
+
+PAIRS_PER_TOKEN = 1024
+"""A token's products with the weights cost about as much as so many pairs; only the balance depends on it."""
 
 
 def share_out(packs: Sequence[Pack], ranks: int) -> list[list[int]]:
     """Which packs each of several processes takes, as even as largest-first makes it."""
     loads, shares = [0] * ranks, [list[int]() for _ in range(ranks)]
-    cost = {number: _cost(one) for number, one in enumerate(packs)}
-    for number in sorted(cost, key=lambda number: (-cost[number], number)):
+    costs = [len(row.ids_T) * PAIRS_PER_TOKEN + row.num_pairs for row in packs]
+    for index in sorted(range(len(packs)), key=lambda index: (-costs[index], index)):
         rank = loads.index(min(loads))
-        shares[rank].append(number)
-        loads[rank] += cost[number]
+        shares[rank].append(index)
+        loads[rank] += costs[index]
     return [sorted(share) for share in shares]
 
 
-def group_tokens(group: Group) -> int:
-    return len(group.prompt_P) + sum(len(target.ids_C) - 1 for target in group.targets)
+def rollout_tokens(rollout: Rollout) -> int:
+    return len(rollout.ids_P) + sum(len(completion.ids_C) - 1 for completion in rollout.completions)
 
 
-def _split(group: Group, budget: int) -> Iterator[Group]:
+def split(rollout: Rollout, budget: int) -> Iterator[Rollout]:
     """Into pieces that fit, as few as possible: each is filled before the next begins."""
-    pieces: list[list[TrainingSample]] = []
+    pieces: list[list[Completion]] = []
     room = 0
-    for target in group.targets:
-        size = len(target.ids_C) - 1
+    for completion in rollout.completions:
+        size = len(completion.ids_C) - 1
         if not pieces or size > room:
             pieces.append([])
-            room = budget - len(group.prompt_P)
-        pieces[-1].append(target)
+            room = budget - len(rollout.ids_P)  # every piece computes the prompt again
+        pieces[-1].append(completion)
         room -= size
-    return (group.only(piece) for piece in pieces)
-
-
-def _sources(span: Span) -> Iterator[NDArray[np.int64]]:
-    """The first token comes from the prompt's last, every other from the one before."""
-    last = span.start + span.prompt - 1
-    start = last + 1
-    for length in span.completions:
-        yield np.concatenate([[last], np.arange(start, start + length)])
-        start += length
-
-
-def _pairs(span: Span) -> int:
-    own = sum(length * (length + 1) // 2 for length in span.completions)
-    return span.prompt * (span.prompt + 1) // 2 + span.prompt * sum(span.completions) + own
-
-
-_PAIRS_PER_TOKEN = 1024
-"""A token's products with the weights cost about as much as so many pairs; only the balance depends on it."""
-
-
-def _cost(one: Pack) -> int:
-    return len(one.ids_T) * _PAIRS_PER_TOKEN + one.num_pairs
+    return (rollout.only(piece) for piece in pieces)

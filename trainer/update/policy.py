@@ -63,7 +63,7 @@ class Policy:
         return self.logprobs(adapter, pack).chosen_NK[:, 0].tolist()
 
     def _hidden(self, pack: Pack) -> Tensor:
-        seen = [self.vision(group) for group in pack.groups]
+        seen = [self.vision(rollout) for rollout in pack.rollouts]
         embedded_TD = self._language.embed_tokens(torch.from_numpy(pack.ids_T).to(self.device))
         media: dict[str, Any] = {}
         if any(one.features_MD is not None for one in seen):

@@ -1,24 +1,31 @@
-"""One training step's mathematics on the policy: parts in, an updated adapter and its measurements out.
+"""One training step's mathematics on the policy: loss terms in, an updated adapter and its measurements out.
 
-The parts are packed, every pack goes forward and backward, and the gradients of all packs add up to that of the whole
-batch, because denominators are the whole batch's. With one update a batch, the default, the old log-probabilities are
-the ones just computed: no pass is made for them. A group whose advantages are all 0 moves nothing and is not computed.
+    L = sum over terms of  sum_t w_t * loss_t        w_t = 1 / (S * |y|) or 1 / N, of the whole batch
+    loss_t = surrogate(advantage_t)                  rewards, sampled teachers, the control
+           + beta * KL_t(student || teacher)         teachers with their k likeliest tokens
 
-Two things end differently. A loss, gradient or log-probability that is not finite skips the step: the adapter stays
-as it was, and why is told. A device that is out of memory halves the token budget, and the step is repeated.
+Rollouts are packed, every pack goes forward and backward, and the gradients of all packs add up to that of the whole
+batch, because the denominators S and N are the whole batch's.
+
+Two things end differently. A loss or gradient that is not finite skips the step: the adapter stays as it was, and why
+is told. A device that is out of memory halves the token budget, and the step is repeated.
+
+Axes: N tokens that are predicted in a pack, k a teacher's likeliest tokens, K = 1 + k scored tokens at a position.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import combinations, groupby
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from itertools import combinations
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from adapters.errors import UserError
-from trainer.parts import Group, LossTerm
+from trainer.parts import Completion, Floats, LossTerm, Rollout
 from trainer.recipe import LossConfig
 from trainer.update.losses import binned_reverse_kl, surrogate, token_weights
 from trainer.update.optim import Optimiser
@@ -27,6 +34,7 @@ from trainer.update.policy import Policy
 from trainer.update.ranks import SINGLE_PROCESS, Ranks
 
 LEAST_BUDGET = 64
+"""Tokens of a pack below which the step is given up: a device without room for so few has no room for anything."""
 COSINE = "cosine"
 """Of the gradients of two capabilities of a mixed branch: the metric `native/cosine:text:image`."""
 
@@ -38,7 +46,7 @@ class Update:
     """What one training step did."""
 
     metrics: Mapping[str, float]
-    """`PART/NAME`, of the first update where a batch has several; `ratio` and `clip` are those of the last."""
+    """`TERM/NAME`, of the first update where a batch has several; `ratio` and `clip` are those of the last."""
     skipped: str | None
     """Why the adapter was left as it was."""
     budget: int
@@ -53,14 +61,50 @@ class _NoRoomError(Exception):
     """Some process is out of memory."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Work:
-    """Those groups of a part that are of one kind, as this process computes them."""
+@dataclass(frozen=True, slots=True)
+class TokenSums:
+    """Sums over tokens, as scalars on the device: means are taken once, at the end, over all packs and processes."""
 
-    part: LossTerm
-    kind: str
-    packs: list[Pack]
-    old: list[Tensor]
+    tokens: Tensor
+    loss: Tensor
+    ratio: Tensor
+    clip: Tensor
+    mismatch: Tensor
+    capped: Tensor
+    entropy: Tensor
+    advantage: Tensor
+    advantage_squared: Tensor
+    kl: Tensor
+
+    @classmethod
+    def zeros(cls, device: torch.device) -> Self:
+        # float64: sums over 10^6 tokens lose digits in float32, and they are compared between runs.
+        return cls(*(torch.zeros((), dtype=torch.float64, device=device) for _ in fields(cls)))
+
+    def __add__(self, other: "TokenSums") -> "TokenSums":
+        return TokenSums(*(getattr(self, name) + getattr(other, name) for name in self.by_name()))
+
+    def by_name(self) -> dict[str, Tensor]:
+        return {entry.name: getattr(self, entry.name) for entry in fields(self)}
+
+    def metrics(self) -> dict[str, float]:
+        """Means over the tokens that were computed; the loss is a sum, its weights divide already."""
+        sums = {name: float(value) for name, value in self.by_name().items()}
+        tokens = max(1.0, sums.pop("tokens"))
+        loss = sums.pop("loss")
+        means = {name: value / tokens for name, value in sums.items()}
+        # std = sqrt(E[A^2] - E[A]^2), which rounding can make slightly negative under the root
+        std = max(0.0, means.pop("advantage_squared") - means["advantage"] ** 2) ** 0.5
+        return {"loss": loss, "advantage_std": std, **means}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedTerm:
+    """A term of the loss as this process computes it: its packs, by capability."""
+
+    term: LossTerm
+    packs: Mapping[str, list[Pack]]
+    old_logprobs: dict[tuple[str, int], Tensor] = field(default_factory=dict[tuple[str, int], Tensor])
     """Log-probabilities before the first update, of each pack, once they are known."""
 
 
@@ -68,18 +112,28 @@ def update(
     policy: Policy,
     adapter: str,
     optimiser: Optimiser,
-    parts: Sequence[LossTerm],
+    terms: Sequence[LossTerm],
     *,
     loss: LossConfig,
     budget: int,
     ranks: Ranks = SINGLE_PROCESS,
 ) -> Update:
-    """`parts` are the same in every process."""
-    before = optimiser.snapshot() if loss.updates_per_batch > 1 else None  # one update fails before it changes anything
+    """One batch, `loss.updates_per_batch` times. `terms` are the same in every process."""
+    # With one update nothing has changed when something fails: only several need a copy to return to.
+    before = optimiser.snapshot() if loss.updates_per_batch > 1 else None
     try:
         while budget >= LEAST_BUDGET:
             try:
-                return Update(_updates(policy, adapter, optimiser, parts, loss, budget, ranks), None, budget)
+                packed = [pack_term(term, budget, ranks) for term in terms]
+                metrics: dict[str, float] = {}
+                for _ in range(loss.updates_per_batch):
+                    gradients, measured = batch_gradients(policy, adapter, packed, loss, ranks)
+                    optimiser.step(gradients)
+                    # Later updates start from moved weights, so the first one's measurements stand. The ratio is the
+                    # exception: it is 1 in the first, and says how far the policy went only in the last.
+                    moved = {name: value for name, value in measured.items() if name.endswith(("/ratio", "/clip"))}
+                    metrics = measured | metrics | moved
+                return Update(metrics, None, budget)
             except _NotFiniteError as error:
                 optimiser.restore(before)
                 return Update({}, str(error), budget)
@@ -88,175 +142,168 @@ def update(
                 budget //= 2
         raise UserError("the device is out of memory with one short sequence; free some of it")
     finally:
-        policy.vision.forget()
+        policy.vision.forget()  # features are kept for a batch: several packs and updates share a picture
 
 
-def _updates(
-    policy: Policy,
-    adapter: str,
-    optimiser: Optimiser,
-    parts: Sequence[LossTerm],
-    loss: LossConfig,
-    budget: int,
-    ranks: Ranks,
-) -> dict[str, float]:
-    works = [_work(part, kind, budget, ranks) for part in parts for kind in _kinds(part)]
-    metrics: dict[str, float] = {}
-    for _ in range(loss.updates_per_batch):
-        gradients, measured = _gradients(policy, adapter, works, loss, ranks)
-        optimiser.step(gradients)
-        moved = {name: value for name, value in measured.items() if name.endswith(("/ratio", "/clip"))}
-        metrics = measured | metrics | moved
-    return metrics
+def pack_term(term: LossTerm, budget: int, ranks: Ranks) -> PackedTerm:
+    """Packs of one capability each, so that their gradients can be told apart; of all packs this process's share."""
+    by_capability: dict[str, list[Rollout]] = {}
+    for rollout in term.rollouts:
+        by_capability.setdefault(rollout.prompt.capability, []).append(rollout)
+    packs: dict[str, list[Pack]] = {}
+    # A term without rollouts is measured too, as zeros: metrics of a step have the same names whatever it drew.
+    for capability, rollouts in (by_capability or {"": []}).items():
+        # A prompt whose completions all got one reward moves nothing. It counts in the denominators all the same.
+        packs_of_all = pack([rollout for rollout in rollouts if has_signal(rollout)], budget)
+        packs[capability] = [packs_of_all[index] for index in share_out(packs_of_all, ranks.count)[ranks.rank]]
+    return PackedTerm(term, packs)
 
 
-def _kinds(part: LossTerm) -> Sequence[str]:
-    """At least one, so that a part without groups is measured too."""
-    return list(dict.fromkeys(group.kind for group in part.groups)) or [""]
+def has_signal(rollout: Rollout) -> bool:
+    return any(completion.top_k is not None or advantages_of(completion).any() for completion in rollout.completions)
 
 
-def _work(part: LossTerm, kind: str, budget: int, ranks: Ranks) -> _Work:
-    packs = pack([group for group in part.groups if group.kind == kind and _teaches(group)], budget)
-    return _Work(part, kind, [packs[number] for number in share_out(packs, ranks.count)[ranks.rank]], [])
+def advantages_of(completion: Completion) -> Floats:
+    assert completion.advantages_C is not None  # `loss_term` leaves the others out
+    return completion.advantages_C
 
 
-def _teaches(group: Group) -> bool:
-    return any(target.bins is not None or target.advantages_C.any() for target in group.targets)
-
-
-def _gradients(
-    policy: Policy, adapter: str, works: Sequence[_Work], loss: LossConfig, ranks: Ranks
-) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Of the whole loss, and what each part measured."""
+def batch_gradients(
+    policy: Policy, adapter: str, packed_terms: Sequence[PackedTerm], loss: LossConfig, ranks: Ranks
+) -> tuple[Gradients, dict[str, float]]:
+    """The gradients of the whole loss over all processes, and what each term measured."""
     parameters = policy.adapters.parameters(adapter)
     total: Gradients = {}
     metrics: dict[str, float] = {}
-    for name, own in groupby(works, lambda work: work.part.name):
-        sums, by_kind = torch.zeros(len(SUMS), dtype=torch.float64, device=policy.device), dict[str, Gradients]()
-        for work in own:
-            sums += _with_room(policy, adapter, work, loss, ranks)
-            by_kind[work.kind] = {key: _taken(parameter) for key, parameter in parameters.items()}
-            ranks.sum(by_kind[work.kind])
-        ranks.sum({"sums": sums})
-        cosines = dict(_cosines(by_kind))
-        gradients = _added(list(by_kind.values()))
-        measured = _measured(sums) | {"grad_norm": _norm(gradients)}
-        for what in ("loss", "grad_norm"):
-            if not math.isfinite(measured[what]):
-                raise _NotFiniteError(f"{name}: {what} is {measured[what]}")
-        metrics |= {f"{name}/{what}": value for what, value in (measured | cosines).items()}
-        total = _added([total, gradients]) if total else gradients
-    metrics["grad_norm"] = _norm(total)
+    for packed in packed_terms:
+        sums, by_capability = TokenSums.zeros(policy.device), dict[str, Gradients]()
+        for capability, packs in packed.packs.items():
+            with same_room_in_all_processes(policy, adapter, ranks):
+                for index, row in enumerate(packs):
+                    old_N = packed.old_logprobs.get((capability, index))
+                    pack_sums, logprobs_N = forward_backward(policy, adapter, packed.term, row, old_N, loss)
+                    # With one update a batch, the default, the policy that sampled is the policy that learns: the old
+                    # log-probabilities are the ones just computed, and no pass is made for them.
+                    packed.old_logprobs.setdefault((capability, index), logprobs_N)
+                    sums = sums + pack_sums
+            by_capability[capability] = take_gradients(parameters)
+            ranks.sum(by_capability[capability])
+        ranks.sum(sums.by_name())
+        gradients = added(by_capability.values())
+        measured = sums.metrics() | {"grad_norm": norm(gradients)}
+        for quantity in ("loss", "grad_norm"):
+            if not math.isfinite(measured[quantity]):
+                raise _NotFiniteError(f"{packed.term.name}: {quantity} is {measured[quantity]}")
+        measured |= cosines(by_capability)
+        metrics |= {f"{packed.term.name}/{name}": value for name, value in measured.items()}
+        total = added([total, gradients]) if total else gradients
+    metrics["grad_norm"] = norm(total)
     return total, metrics
 
 
-def _added(several: Sequence[Gradients]) -> Gradients:
-    """Into the first."""
-    first, *others = several
-    for other in others:
-        for key, one in other.items():
-            first[key].add_(one)
-    return first
-
-
-def _cosines(by_kind: Mapping[str, Gradients]) -> Iterator[tuple[str, float]]:
-    """Whether the capabilities of a mixed branch pull the same way."""
-    for (a, one), (b, other) in combinations(by_kind.items(), 2):
-        norm = _norm(one) * _norm(other)
-        if norm > 0:
-            yield f"{COSINE}:{a}:{b}", sum(float((one[key] * other[key]).sum()) for key in one) / norm
-
-
-def _norm(gradients: Mapping[str, Tensor]) -> float:
-    return float(torch.nn.utils.get_total_norm(gradients.values()))
-
-
-def _taken(parameter: torch.nn.Parameter) -> Tensor:
-    gradient, parameter.grad = parameter.grad, None
-    return torch.zeros_like(parameter) if gradient is None else gradient
-
-
-def _with_room(policy: Policy, adapter: str, work: _Work, loss: LossConfig, ranks: Ranks) -> Tensor:
-    """Forward and backward through this process's packs; all processes learn whether one had no room for it."""
-    sums = torch.zeros(len(SUMS), dtype=torch.float64, device=policy.device)
-    full = False
-    try:
-        for number, one in enumerate(work.packs):
-            sums += _through(policy, adapter, work, number, one, loss)
-    except (torch.OutOfMemoryError, RuntimeError) as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-            raise
-        full = True
-    if ranks.any(full, policy.device):
-        for parameter in policy.adapters.parameters(adapter).values():
-            parameter.grad = None
-        if policy.device.type == "cuda":
-            torch.cuda.empty_cache()
-        raise _NoRoomError
-    return sums
-
-
-SUMS = ("tokens", "loss", "ratio", "clip", "mismatch", "capped", "entropy", "advantage", "advantage_squared", "kl")
-"""Added up over the tokens of a part."""
-
-
-def _through(policy: Policy, adapter: str, work: _Work, number: int, one: Pack, loss: LossConfig) -> Tensor:
-    """One pack forward and backward. What it adds to `SUMS`."""
-    targets = list(one.targets)
+def forward_backward(
+    policy: Policy, adapter: str, term: LossTerm, row: Pack, old_N: Tensor | None, loss: LossConfig
+) -> tuple[TokenSums, Tensor]:
+    """One pack through the policy. Its gradients are added to those of the parameters; its log-probabilities return."""
     device = policy.device
-    advantages_N = _joined([target.advantages_C for target in targets], device)
-    engine_N = _joined([target.engine_logprobs_C for target in targets], device)
+    completions = list(row.completions)
+    advantages_N = on_device([advantages_of(completion) for completion in completions], device)
+    engine_N = on_device([completion.logprobs_C for completion in completions], device)
     weights_N = token_weights(
-        [len(target.ids_C) for target in targets],
-        num_sequences=work.part.num_sequences,
-        num_tokens=work.part.num_tokens,
+        [len(completion.ids_C) for completion in completions],
+        num_sequences=term.num_sequences,
+        num_tokens=term.num_tokens,
         normalise=loss.normalise,
     ).to(device)
-    bins = [target.bins for target in targets if target.bins is not None]
-    own_N1 = torch.from_numpy(one.targets_N)[:, None]
-    chosen = torch.cat([own_N1, *([_joined([b.ids_Ck for b in bins], own_N1.device)] if bins else [])], dim=1)
-    scored = policy.logprobs(adapter, one, chosen)
+
+    # The sampled token at each position, and behind it the teacher's k likeliest where the term has them.
+    top_ks = [completion.top_k for completion in completions if completion.top_k is not None]
+    chosen_NK = torch.from_numpy(row.targets_N)[:, None]
+    if top_ks:
+        chosen_NK = torch.cat([chosen_NK, on_device([top_k.ids_Ck for top_k in top_ks], chosen_NK.device)], dim=1)
+    scored = policy.logprobs(adapter, row, chosen_NK)
     logprobs_N = scored.chosen_NK[:, 0]
-    if number == len(work.old):
-        work.old.append(logprobs_N.detach())
-    found = surrogate(
+    if old_N is None:
+        old_N = logprobs_N.detach()
+
+    # loss_t = -w_t * min(rho_t A_t, clip(rho_t, 1 - eps_low, 1 + eps_high) A_t)   + beta * w_t * KL_t
+    objective = surrogate(
         logprobs_N,
-        work.old[number],
+        old_N,
         engine_N,
         advantages_N,
         eps_low=loss.eps_low,
         eps_high=loss.eps_high,
         importance_cap=loss.importance_cap if loss.importance_weight else None,
     )
-    loss_N, kl_N = found.loss_N, torch.zeros_like(logprobs_N)
-    if bins:
-        kl_N = binned_reverse_kl(scored.chosen_NK[:, 1:], _joined([b.logprobs_Ck for b in bins], device))
-        loss_N = loss_N + bins[0].weight * found.importance_N * kl_N
+    loss_N, kl_N = objective.loss_N, torch.zeros_like(logprobs_N)
+    if top_ks:
+        kl_N = binned_reverse_kl(scored.chosen_NK[:, 1:], on_device([top_k.logprobs_Ck for top_k in top_ks], device))
+        loss_N = loss_N + top_ks[0].beta * objective.importance_N * kl_N  # a term has one teacher, so one beta
     (loss_N * weights_N).sum().backward()
-    rows: dict[str, Tensor] = {
+
+    per_token = {
         "tokens": torch.ones_like(logprobs_N),
         "loss": loss_N.detach() * weights_N,
-        "ratio": found.ratio_N,
-        "clip": found.is_clipped_N,
-        "mismatch": (work.old[number] - engine_N).abs(),
-        "capped": found.importance_N >= loss.importance_cap,
+        "ratio": objective.ratio_N,
+        "clip": objective.is_clipped_N,
+        "mismatch": (old_N - engine_N).abs(),
+        "capped": objective.importance_N >= loss.importance_cap,
         "entropy": scored.entropy_N,
         "advantage": advantages_N,
         "advantage_squared": advantages_N**2,
         "kl": kl_N.detach(),
     }
-    return torch.stack([rows[name].double().sum() for name in SUMS])
+    return TokenSums(**{name: value_N.double().sum() for name, value_N in per_token.items()}), logprobs_N.detach()
 
 
-def _joined(rows: Sequence[np.ndarray], device: torch.device) -> Tensor:
+@contextmanager
+def same_room_in_all_processes(policy: Policy, adapter: str, ranks: Ranks) -> Generator[None]:
+    """Turns memory that one process lacks into `_NoRoomError` in all: they must halve the budget together."""
+    is_full = False
+    try:
+        yield
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        # On a CPU PyTorch raises a plain RuntimeError whose text is all that tells it.
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        is_full = True
+    if ranks.any(is_full, policy.device):
+        take_gradients(policy.adapters.parameters(adapter))  # what earlier packs have left there
+        if policy.device.type == "cuda":
+            torch.cuda.empty_cache()  # blocks of the old sizes would stand in the way of smaller ones
+        raise _NoRoomError
+
+
+def take_gradients(parameters: Mapping[str, torch.nn.Parameter]) -> Gradients:
+    """The gradients, which are gone from the parameters; zeros where no pack of this process touched one."""
+    gradients: Gradients = {}
+    for key, parameter in parameters.items():
+        gradients[key] = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        parameter.grad = None
+    return gradients
+
+
+def added(summands: Iterable[Gradients]) -> Gradients:
+    first, *rest = summands
+    return {key: sum((gradients[key] for gradients in rest), start=first[key]) for key in first}
+
+
+def cosines(by_capability: Mapping[str, Gradients]) -> dict[str, float]:
+    """Whether the capabilities of a mixed branch pull the same way: cos = <g_a, g_b> / (|g_a| |g_b|)."""
+    values: dict[str, float] = {}
+    for (a, gradients_a), (b, gradients_b) in combinations(by_capability.items(), 2):
+        norms = norm(gradients_a) * norm(gradients_b)
+        if norms > 0:  # a capability whose every group was decided has no direction
+            product = sum(float((gradients_a[key] * gradients_b[key]).sum()) for key in gradients_a)
+            values[f"{COSINE}:{a}:{b}"] = product / norms
+    return values
+
+
+def norm(gradients: Mapping[str, Tensor]) -> float:
+    return float(torch.nn.utils.get_total_norm(gradients.values()))
+
+
+def on_device(rows: Sequence[np.ndarray], device: torch.device) -> Tensor:
+    """Arrays of several completions as one tensor, end to end."""
     return torch.from_numpy(np.concatenate(rows)).to(device)
-
-
-def _measured(sums: Tensor) -> dict[str, float]:
-    """Means over the tokens that were computed."""
-    values = dict(zip(SUMS, sums.tolist(), strict=True))
-    tokens = max(1.0, values.pop("tokens"))
-    loss = values.pop("loss")
-    means = {name: value / tokens for name, value in values.items()}
-    spread = max(0.0, means.pop("advantage_squared") - means["advantage"] ** 2) ** 0.5
-    return {"loss": loss, "advantage_std": spread, **means}

@@ -18,7 +18,7 @@ from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
 from adapters.errors import UserError
 from service.media import Pixels, Sizing, decode_image, decode_video
-from trainer.parts import Group
+from trainer.parts import Rollout
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,21 +47,21 @@ class Vision:
         self._pixels = pixels or Pixels(images=own, videos=own)
         self._seen: dict[bytes, Seen] = {}
 
-    def __call__(self, group: Group) -> Seen:
-        key = _key(group)
+    def __call__(self, rollout: Rollout) -> Seen:
+        key = _key(rollout)
         if key not in self._seen:
-            self._seen[key] = self._see(group)
+            self._seen[key] = self._see(rollout)
         return self._seen[key]
 
     def forget(self) -> None:
         self._seen.clear()
 
     @torch.no_grad()
-    def _see(self, group: Group) -> Seen:
+    def _see(self, rollout: Rollout) -> Seen:
         device = self._model.device
-        ids_P = torch.from_numpy(group.prompt_P)
+        ids_P = torch.from_numpy(rollout.ids_P)
         kinds_P = (ids_P == self._pads["image"]).int() + 2 * (ids_P == self._pads["video"]).int()
-        found = {"image": self._images(group.images), "video": self._videos(group.videos)}
+        found = {"image": self._images(rollout.prompt.images), "video": self._videos(rollout.prompt.videos)}
         grids = {f"{kind}_grid_thw": pixels[1] for kind, pixels in found.items() if pixels is not None}
         features = {kind: self._features(*pixels) for kind, pixels in found.items() if pixels is not None}
         for kind, number in (("image", 1), ("video", 2)):
@@ -120,8 +120,8 @@ def _in_order(kinds_M: Tensor, features: dict[str, list[Tensor]], layer: int) ->
     return rows_MD
 
 
-def _key(group: Group) -> bytes:
-    key = hashlib.sha256(group.prompt_P.tobytes())
-    for data in (*group.images, *group.videos):
+def _key(rollout: Rollout) -> bytes:
+    key = hashlib.sha256(rollout.ids_P.tobytes())
+    for data in (*rollout.prompt.images, *rollout.prompt.videos):
         key.update(hashlib.sha256(data).digest())
     return key.digest()
