@@ -6,12 +6,11 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 from clients.client import AsyncClient, from_environment
 from trainer.orchestration.coordinator import Coordinator
-from trainer.orchestration.tracking import Trackers, check_trackers, track
+from trainer.orchestration.tracking import check_trackers, track
 from trainer.queue.client import Queue
 from trainer.queue.server import url_from_environment
 from trainer.recipe import Recipe
@@ -19,7 +18,7 @@ from trainer.recipe.arguments import add_recipe_arguments
 from trainer.recipe.file import load, run_id
 
 _TRACKED_S = 20.0
-"""At the end, for what trackers have not got yet."""
+"""The longest wait at the end for trackers: they get the last events while the run waits for nothing else."""
 
 log = logging.getLogger("coordinator")
 
@@ -33,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stdout)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it would log every request
     url = url_from_environment(os.environ)
     recipe = load(arguments.recipe, arguments.set)
     check_trackers(recipe.tracking.to)
@@ -44,24 +43,18 @@ async def _run(recipe: Recipe, url: str, folder: Path) -> int:
     service = from_environment(os.environ)
     run = run_id(recipe)
     async with AsyncClient(str(service["url"]), api_key=service["api_key"]) as client:
+        # A task of its own, so that a signal ends it where it waits and this function still closes what is open.
         task = asyncio.create_task(Coordinator(run, recipe, Queue(url), client).coordinate())
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, task.cancel)
         log.info("coordinates %s", run)
-        tracking = asyncio.create_task(_track(recipe, run, service, folder))
+        tracking = asyncio.create_task(track(recipe, str(service["url"]), service["api_key"], folder))
         try:
             await task
             await asyncio.wait([tracking], timeout=_TRACKED_S)
         except asyncio.CancelledError:
             log.info("stopped; started again with the same recipe it goes on with %s", run)
+        # A tracker that hangs or failed does not change how the run ended.
         tracking.cancel()
         await asyncio.wait([tracking])
     return 0
-
-
-async def _track(recipe: Recipe, run: str, service: Mapping[str, str | None], folder: Path) -> None:
-    settings = recipe.tracking
-    if settings.to:
-        told = recipe.model_dump(mode="json")
-        trackers = Trackers(settings.to, project=settings.project, run=run, recipe=told, folder=folder)
-        await track(str(service["url"]), service["api_key"], run, trackers, folder)

@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     merged = [MERGED] if folder and stacked_rank(folder / ADAPTER) else []
     names = arguments.adapter or [BASE, *recipe.branches, *merged]
     for name in names:
-        Ref.parse(name)
+        Ref.parse(name)  # a name that cannot be one is told before a service is started
     if arguments.questions is not None and arguments.questions < 1:
         raise UserError(f"--questions {arguments.questions}: nothing would be asked; take 1 or more")
     for file in filter(None, (arguments.json, arguments.items)):
@@ -62,25 +62,25 @@ def run(arguments: argparse.Namespace) -> int:
             raise UserError(f"{file}: there is no folder {file.parent}; make it first")
     with RewardPool(num_children=HALF_THE_CORES) as pool, _service(folder) as service:
         try:
-            found, items = asyncio.run(_measure(recipe, names, arguments, pool, service))
+            results, items = asyncio.run(_measure(recipe, names, arguments, pool, service))
         except ServiceError as error:
             raise UserError(str(error)) from None
-    rows = mean_results(found)
+    means = mean_results(results)
     if arguments.json:
-        arguments.json.write_text(json.dumps(as_json(recipe, found, rows), indent=1, allow_nan=False) + "\n")
+        arguments.json.write_text(json.dumps(as_json(recipe, results, means), indent=1, allow_nan=False) + "\n")
     if arguments.items:
         arguments.items.write_text("".join(json.dumps(asdict(item)) + "\n" for item in items))
     if sys.stdout.isatty():
-        show(recipe.name, found, rows)
+        show(recipe.name, results, means)
     else:
-        for line in lines(found, rows):
+        for line in lines(results, means):
             print("\t".join(line))
     return 0
 
 
 @contextmanager
 def _service(folder: Path | None) -> Generator[Mapping[str, str | None]]:
-    """The one that is named, or of a run its own."""
+    """A service that runs; of a run's folder its own, for as long as the block."""
     if folder is None:
         yield from_environment(os.environ)
         return
@@ -99,11 +99,12 @@ async def _measure(
     pool: RewardPool,
     service: Mapping[str, str | None],
 ) -> tuple[list[ExamResult], list[ExamAnswer]]:
-    base = locate(recipe.base.name)
-    digest = await asyncio.to_thread(base_digest, base)
+    digest = await asyncio.to_thread(base_digest, locate(recipe.base.name))
     async with AsyncClient(str(service["url"]), api_key=service["api_key"], base=digest) as client:
+        # Pinned: a branch that learns meanwhile is measured as it is now, in all exams alike.
         models = await pinned(client, names)
-        asked = await asyncio.to_thread(exams, recipe, arguments.questions, arguments.exam)
+        # In a thread: a data set may take a minute to open, and the client looks after its connections meanwhile.
+        questions = await asyncio.to_thread(exams, recipe, arguments.questions, arguments.exam)
         longest, decode = recipe.rollout.max_completion_tokens, decoder(recipe)
-        items = await examine(client, pool, models, asked, seed=recipe.seed, max_tokens=longest, decode=decode)
-    return exam_results(items, asked), items
+        items = await examine(client, pool, models, questions, seed=recipe.seed, max_tokens=longest, decode=decode)
+    return exam_results(items, questions), items

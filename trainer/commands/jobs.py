@@ -15,25 +15,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     queue = Queue(url_from_environment(os.environ))
-    return _retry(queue, arguments.branch) if arguments.action == "retry" else _list(queue)
-
-
-def _list(queue: Queue) -> int:
-    heads, failed = queue.heads(), {job.branch: job for job in queue.dead()}
+    failed = {job.branch: job for job in queue.dead()}
+    if arguments.action == "retry":
+        if arguments.branch not in failed:
+            jobs = f"{', '.join(failed)} has" if failed else "none has"
+            raise UserError(f"{arguments.branch}: no job of it has failed for good; {jobs}")
+        queue.retry(arguments.branch)
+        print(f"{arguments.branch}: tried again")
+        return 0
+    heads = queue.heads()  # every branch of the store, whether it has jobs or not
     print("branch\thead\tjob\tworker\tattempts")
     for branch, waiting in sorted(queue.waiting(heads).items()):
         job = waiting.jobs[0].id if waiting.jobs else "-"
         print(f"{branch}\t{heads[branch]}\t{job}\t{waiting.worker or '-'}\t{waiting.attempts}")
     for branch, job in sorted(failed.items()):
         print(f"failed for good: {job.job}: {job.error}\n  mend that, then: coevo jobs retry {branch}")
-    return 0
-
-
-def _retry(queue: Queue, branch: str | None) -> int:
-    failed = [job.branch for job in queue.dead()]
-    if branch not in failed:
-        names = ", ".join(failed)
-        raise UserError(f"{branch}: no job of it has failed for good; {f'{names} has' if failed else 'none has'}")
-    queue.retry(branch)
-    print(f"{branch}: tried again")
     return 0

@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
         if out is None:
             raise UserError(f"--push {arguments.push}: sends a checkpoint; name its folder with --out")
         check_hub(arguments.push)
-    scores = _scores(arguments.scores) if arguments.scores else {}
+    scores = card_scores(arguments.scores) if arguments.scores else {}
     recipe = recipe_of(arguments.adapters)
     name = arguments.base or (recipe.base.name if recipe else None)
     if name is None:
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     branches = branches_of(arguments.adapters, arguments.store, base)
     weights = parsed_weights(arguments.weights) or (recipe.merge.weights if recipe else {})
     scale = parsed_scale(arguments.scale)
-    mix = make_merge_plan(
+    merge_plan = make_merge_plan(
         branches,
         weights,
         method=method,
@@ -55,38 +55,40 @@ def run(arguments: argparse.Namespace) -> int:
         density=arguments.density,
     )
     if scale is None:
-        mix = replace(mix, scale=chosen_scale(recipe, Path(arguments.adapters[0]), base, mix))
-    make(base, mix, out, arguments.adapter, scores)
+        scale = chosen_scale(recipe, Path(arguments.adapters[0]), base, merge_plan)
+        merge_plan = replace(merge_plan, scale=scale)
+    make(base, merge_plan, out, arguments.adapter, scores)
     if arguments.push and out is not None:
         print(f"pushed: {push(out, arguments.push)}")
     return 0
 
 
 def recipe_of(adapters: Sequence[str]) -> Recipe | None:
-    """Of a run's folder."""
+    """The recipe of a run's folder; None: what is named is no run."""
     path = Path(adapters[0]) / "recipe.json"
     return load(path) if len(adapters) == 1 and path.is_file() else None
 
 
-def chosen_scale(recipe: Recipe | None, run: Path, base: MergeBase, mix: MergePlan) -> float:
+def chosen_scale(recipe: Recipe | None, run: Path, base: MergeBase, merge_plan: MergePlan) -> float:
+    # Here, as in `check_hub` and `push`: a plain merge needs neither an engine's client nor the hub's.
     from trainer.local.examiner import SCALES, best_scale, scale_curve
 
     if recipe is None:
         raise UserError("--scale auto: goes by the questions of a run; name the folder of one")
-    if mix.method == "ties":
+    if merge_plan.method == "ties":
         raise UserError("--scale auto: compares adapters, and ties makes none; take mean or svd")
-    curve = scale_curve(recipe, run, base, mix, SCALES)
+    curve = scale_curve(recipe, run, base, merge_plan, SCALES)
     print("scale\taccuracy\tgain")
     for point in curve:
         half = "-" if point.gain.half_width is None else f"{point.gain.half_width:.4f}"
         print(f"{point.scale:g}\t{point.accuracy.mean:.4f}\t{point.gain.mean:+.4f} +-{half}")
-    found = best_scale({point.scale: point.accuracy.mean for point in curve})
-    print(f"scale: {found:g}")
-    return found
+    scale = best_scale({point.scale: point.accuracy.mean for point in curve})
+    print(f"scale: {scale:g}")
+    return scale
 
 
 def check_hub(name: str) -> None:
-    """Before minutes of work: what stands in the way of a push and is known here."""
+    """Refuses a push that cannot work, as far as it is known here: before minutes of work."""
     from huggingface_hub import get_token, is_offline_mode
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -102,35 +104,30 @@ def check_hub(name: str) -> None:
 
 
 def push(folder: Path, name: str) -> str:
-    """To a private repository of the hub, made where there is none. Its address."""
+    """Sends a folder to a private repository of the hub, made where there is none. The repository's address."""
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
 
     api = HfApi()
     try:
         repository = api.create_repo(name, private=True, exist_ok=True)
         api.upload_folder(repo_id=repository.repo_id, folder_path=folder, commit_message="Merged with coevo")
     except Exception as error:  # of the hub, of what carries its requests, or of what carries large files
+        message = (error.server_message if isinstance(error, HfHubHTTPError) else None) or str(error)
+        reason = next(iter(message.strip().splitlines()), type(error).__name__)
         later = f"{folder} is whole; to send it later: hf upload {name} {folder} . --private"
-        raise UserError(f"--push {name}: the hub does not take it ({_said(error)}); {later}") from None
+        raise UserError(f"--push {name}: the hub does not take it ({reason}); {later}") from None
     return str(repository)
 
 
-def _said(error: Exception) -> str:
-    """In one line: the hub's own words, where it has any."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    words = (error.server_message if isinstance(error, HfHubHTTPError) else None) or str(error)
-    return next(iter(words.strip().splitlines()), type(error).__name__)
-
-
 def make(
-    base: MergeBase, mix: MergePlan, out: Path | None, adapter: Path | None, scores: dict[str, dict[str, float]]
+    base: MergeBase, merge_plan: MergePlan, out: Path | None, adapter: Path | None, scores: dict[str, dict[str, float]]
 ) -> None:
     if adapter is not None:
-        write_adapter(base, mix, adapter)
+        write_adapter(base, merge_plan, adapter)
         print(f"adapter: {adapter}")
     if out is not None:
-        record = fold(base, mix, out)
+        record = fold(base, merge_plan, out)
         if scores:
             write_card(out, record, scores)
         print("\n".join(lines(record)))
@@ -138,7 +135,7 @@ def make(
 
 
 def branches_of(texts: Sequence[str], store: Path | None, base: MergeBase) -> list[MergeInput]:
-    """As they are named; of a run or a store alone, the newest of every branch."""
+    """The adapters that are named; of a run or a store alone, the newest revision of every branch."""
     for folder in (Path(texts[0]) / "store", Path(texts[0])):
         if len(texts) == 1 and (folder / "store.json").is_file():
             refs = heads(folder)
@@ -150,18 +147,18 @@ def branches_of(texts: Sequence[str], store: Path | None, base: MergeBase) -> li
 
 def branch_of(text: str, store: Path | None, base: MergeBase) -> MergeInput:
     """`[NAME=]BRANCH@REVISION` of a store, or `[NAME=]FOLDER`."""
-    name, is_named, what = text.partition("=")
-    if not (is_named and is_name(name)):
-        name, what = None, text
-    if store is None or Path(what).is_dir():
-        if not Path(what).is_dir():
-            raise UserError(f"{what}: no such folder; name one, or BRANCH@REVISION with --store")
-        return open_folder(Path(what), base, name)
-    return open_revision(store, Ref.parse(what), base, name)
+    name, is_named, source = text.partition("=")
+    if not (is_named and is_name(name)):  # a folder may have a = in its path
+        name, source = None, text
+    if store is None or Path(source).is_dir():
+        if not Path(source).is_dir():
+            raise UserError(f"{source}: no such folder; name one, or BRANCH@REVISION with --store")
+        return open_folder(Path(source), base, name)
+    return open_revision(store, Ref.parse(source), base, name)
 
 
 def parsed_weights(text: str) -> dict[str, float]:
-    """`text=2,image=1`."""
+    """The weights in `text=2,image=1`, by name."""
     weights: dict[str, float] = {}
     for part in filter(None, text.split(",")):
         name, _, number = part.partition("=")
@@ -172,7 +169,7 @@ def parsed_weights(text: str) -> dict[str, float]:
 
 
 def parsed_scale(text: str) -> float | None:
-    """None: to be chosen."""
+    """The number after `--scale`; None: it is to be chosen."""
     return None if text == "auto" else _number(text, f"--scale {shown(text)}", "1.0, or auto")
 
 
@@ -187,7 +184,7 @@ def lines(record: Record) -> Iterator[str]:
         yield f"cosine of {pair}: {'-' if cosine is None else f'{cosine:.3f}'}"
 
 
-def _scores(path: Path) -> dict[str, dict[str, float]]:
+def card_scores(path: Path) -> dict[str, dict[str, float]]:
     try:
         return _SCORES.validate_json(path.read_bytes())
     except (OSError, ValidationError):

@@ -6,134 +6,100 @@ Tokens are upper bounds: prompts and completions of the recipe's longest.
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 from adapters.names import BASE, Ref
 from trainer.commands.doctor import shape_of_base
 from trainer.doctor import memory
+from trainer.plan.cost import Cost
 from trainer.plan.make import make_plan
 from trainer.plan.steps import Plan, Segment, Step, impossible
 from trainer.recipe import Recipe
 from trainer.recipe.arguments import add_recipe_arguments
 from trainer.recipe.file import load
 
+HEADS = ("segment", "kind", "steps", "own data", "teachers", "rollouts", "generated <=", "scored <=")
 GB = 10**9
+"""A gigabyte as makers of disks count: the disk is what it is for. Memory is counted in GiB."""
 
 
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """Of some steps."""
-
-    steps: int = 0
-    rollouts: int = 0
-    generated: int = 0
-    """Tokens, at most."""
-    scored: int = 0
-    """Tokens of completions that teacher and student score, at most."""
-
-    def __add__(self, other: "Cost") -> "Cost":
-        return Cost(
-            self.steps + other.steps,
-            self.rollouts + other.rollouts,
-            self.generated + other.generated,
-            self.scored + other.scored,
-        )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_recipe_arguments(parser)
 
 
-def cost(step: Step, recipe: Recipe) -> Cost:
-    rollout = recipe.rollout
-    own = rollout.prompts * rollout.group_size if step.capabilities else 0
-    prompts, group_size = rollout.opd_batch
-    others = prompts * group_size
-    rollouts = own + others * (len(step.teachers) + len(step.negative))
-    longest = rollout.max_completion_tokens
-    return Cost(1, rollouts, rollouts * longest, 2 * others * len(step.teachers) * longest)
+def run(arguments: argparse.Namespace) -> int:
+    recipe = load(arguments.recipe, arguments.set)
+    plan = make_plan(recipe)
+    # Which revisions a store has only its service knows: here those that branches start from are taken as there.
+    origins = [Ref.parse(start.origin) for start in plan.starts if start.origin != BASE]
+    problems = list(impossible(plan, origins))
+    assert not problems, problems
+    rows = list(lines(plan, recipe, memory.lora_parameters(shape_of_base(recipe), recipe.lora.rank)))
+    if not sys.stdout.isatty():
+        for row in [HEADS, *rows]:
+            print("\t".join(row).rstrip("\t"))
+        return 0
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*HEADS, title=recipe.name, box=box.SIMPLE_HEAD)
+    for column in table.columns[HEADS.index("rollouts") :]:
+        column.justify = "right"
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+    return 0
 
 
-def total(steps: Sequence[Step], recipe: Recipe) -> Cost:
-    """Equal steps are counted once and multiplied: a plan has thousands."""
-    kinds = Counter((bool(step.capabilities), len(step.teachers), len(step.negative)) for step in steps)
-    example = {(bool(step.capabilities), len(step.teachers), len(step.negative)): step for step in steps}
-    found = Cost()
-    for kind, count in kinds.items():
-        one = cost(example[kind], recipe)
-        found += Cost(count, one.rollouts * count, one.generated * count, one.scored * count)
-    return found
-
-
-def lines(made: Plan, recipe: Recipe, adapter_parameters: int) -> Iterator[tuple[str, ...]]:
-    """A row for each segment and one for all of them."""
-    for segment in made.segments:
-        one = total(segment.steps, recipe)
+def lines(plan: Plan, recipe: Recipe, adapter_parameters: int) -> Iterator[tuple[str, ...]]:
+    """A row for each segment, one for all of them, and one for the disk."""
+    whole = Cost()
+    for segment in plan.segments:
+        segment_cost = sum((cost(step, recipe) for step in segment.steps), Cost())
+        whole += segment_cost
         yield (
             segment.id,
             segment.kind,
             f"{segment.first + 1}-{segment.steps[-1].number}",
             ", ".join(segment.steps[0].capabilities) or "-",
-            _teachers(segment),
-            f"{one.rollouts:,}",
-            f"{one.generated:,}",
-            f"{one.scored:,}",
+            teachers_of(segment),
+            *_numbers(segment_cost),
         )
-    everything = total(list(made.steps), recipe)
-    yield (
-        "all", "", f"{everything.steps} steps", "", "", f"{everything.rollouts:,}", f"{everything.generated:,}",
-        f"{everything.scored:,}",
-    )  # fmt: skip
-    branches = len(made.starts)
-    ends = Counter(segment.branch for segment in made.segments)
-    kept = memory.store_bytes(
+    yield ("all", "", f"{whole.steps} steps", "", "", *_numbers(whole))
+    # Each segment ends a phase of its branch, and ends of phases are never retired.
+    phase_ends = Counter(segment.branch for segment in plan.segments)
+    stored = memory.store_bytes(
         adapter_parameters,
-        branches=branches,
+        branches=len(plan.starts),
         keep_last=recipe.budget.keep_last,
-        phase_ends=max(ends.values(), default=0),
+        phase_ends=max(phase_ends.values(), default=0),
     )
-    step = adapter_parameters * 12  # masters and two moments
-    yield ("disk", "", f"{step / GB:.3g} GB a step", f"at most {kept / GB:.3g} GB kept", "", "", "", "")
+    step_bytes = adapter_parameters * 12  # in float32: the masters and Adam's two moments
+    yield ("disk", "", f"{step_bytes / GB:.3g} GB a step", f"at most {stored / GB:.3g} GB kept", "", "", "", "")
 
 
-def _teachers(segment: Segment) -> str:
-    """Of the first step and, where teachers grow with it, of the last."""
+def cost(step: Step, recipe: Recipe) -> Cost:
+    """What a step costs, if every completion is as long as it may be."""
+    rollout = recipe.rollout
+    rewarded = rollout.prompts * rollout.group_size if step.capabilities else 0
+    prompts, group_size = rollout.opd_batch
+    distilled = prompts * group_size * len(step.teachers)
+    rollouts = rewarded + distilled + prompts * group_size * len(step.negative)
+    longest = rollout.max_completion_tokens
+    # Twice: the teacher and the student score each completion, so that both numbers come from the same engine.
+    return Cost(1, rollouts, rollouts * longest, 2 * distilled * longest)
+
+
+def teachers_of(segment: Segment) -> str:
+    """The teachers of the first step and, where they grow with it, of the last: `image@3..5`."""
     first, last = segment.steps[0], segment.steps[-1]
-    shown = [
+    teachers = [
         f"{a.ref}" if a.ref == b.ref else f"{a.ref}..{b.ref.revision}"
         for a, b in zip(first.teachers, last.teachers, strict=True)
     ]
-    return ", ".join([*shown, *(f"control on {name}" for name in first.negative)]) or "-"
+    return ", ".join([*teachers, *(f"control on {name}" for name in first.negative)]) or "-"
 
 
-HEADS = ("segment", "kind", "steps", "own data", "teachers", "rollouts", "generated <=", "scored <=")
-
-
-def run(arguments: argparse.Namespace) -> int:
-    recipe = load(arguments.recipe, arguments.set)
-    made = make_plan(recipe)
-    forked = [Ref.parse(start.origin) for start in made.starts if start.origin != BASE]  # the store's to know
-    problems = list(impossible(made, forked))
-    assert not problems, problems
-    adapter = memory.lora_parameters(shape_of_base(recipe), recipe.lora.rank)
-    rows = list(lines(made, recipe, adapter))
-    if not sys.stdout.isatty():
-        for row in [HEADS, *rows]:
-            print("\t".join(row).rstrip("\t"))
-        return 0
-    _show(recipe.name, rows)
-    return 0
-
-
-def _show(title: str, rows: Sequence[tuple[str, ...]]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(*HEADS, title=title, box=box.SIMPLE_HEAD)
-    for column in table.columns[5:]:
-        column.justify = "right"
-    for row in rows:
-        table.add_row(*row)
-    Console().print(table)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_recipe_arguments(parser)
+def _numbers(cost: Cost) -> tuple[str, str, str]:
+    return f"{cost.rollouts:,}", f"{cost.generated:,}", f"{cost.scored:,}"

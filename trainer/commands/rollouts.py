@@ -6,6 +6,7 @@ the id of one that the service has (COEVO_SERVICE_URL).
 """
 
 import argparse
+import asyncio
 import gzip
 import os
 import sys
@@ -18,14 +19,16 @@ from rich.text import Text
 
 from adapters.base import locate
 from adapters.errors import UserError
-from clients.client import Client, ServiceError, from_environment
-from service.schemas import RecordedCompletion, RecordedGroup, RecordedPart, StepRollouts
+from clients.client import AsyncClient, ServiceError, from_environment
+from service.schemas import RecordedCompletion, RecordedPart, StepRollouts
+from trainer.recipe.file import load
 
 FULL = 2.0
-"""Nats of difference that are the strongest colour."""
-_WIDTH = 140  # in a file
+"""Nats of difference that are the strongest colour: a token seven times as likely to one model as to the other."""
+_WIDTH = 140
+"""Characters of a line in a file, where no terminal says."""
 
-Pieces = Callable[[Sequence[int]], list[str]]
+Decode = Callable[[Sequence[int]], str]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,96 +43,90 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     folder = Path(arguments.run)
-    found, base = _from_folder(folder, arguments) if folder.is_dir() else _from_service(arguments)
-    parts = [part for part in found.parts if arguments.part in (None, part.name)]
+    rollouts, base = _from_folder(folder, arguments) if folder.is_dir() else _from_service(arguments)
+    parts = [part for part in rollouts.parts if arguments.part in (None, part.name)]
     if not parts:
-        raise UserError(f"--part {arguments.part}: no such part; there are {', '.join(p.name for p in found.parts)}")
-    pieces = _pieces(arguments.base or base)
+        names = ", ".join(part.name for part in rollouts.parts)
+        raise UserError(f"--part {arguments.part}: no such part; there are {names}")
+    from transformers import AutoTokenizer  # after all that may be wrong: its import takes seconds
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(locate(arguments.base or base))
     console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
-    console.print(Text(f"{found.run}: {found.branch}@{found.step}", style="bold"))
+    console.print(Text(f"{rollouts.run}: {rollouts.branch}@{rollouts.step}", style="bold"))
     for part in parts:
-        for line in lines(part, pieces, arguments.prompts, arguments.completions):
+        for line in lines(part, tokenizer.decode, arguments.prompts, arguments.completions):
+            # In a file a line stays a line, for who searches it.
             console.print(line, soft_wrap=not sys.stdout.isatty())
     return 0
 
 
 def _from_folder(folder: Path, arguments: argparse.Namespace) -> tuple[StepRollouts, str]:
-    """Of `runs/ID`, or of the folder that `coevo run` made."""
+    """A step's rollouts in `runs/ID`, or in the folder that `coevo run` made; and the run's base."""
     runs = [folder] if (folder / "rollouts").is_dir() else sorted((folder / "runs").glob("*"))
-    for one in runs:
-        path = one / "rollouts" / arguments.branch / f"{arguments.step}.json.gz"
-        if path.exists():
-            return StepRollouts.model_validate_json(gzip.decompress(path.read_bytes())), _base_of(one)
-    there = sorted({path.parent.name for one in runs for path in one.glob("rollouts/*/*.json.gz")})
+    for run in runs:
+        path = run / "rollouts" / arguments.branch / f"{arguments.step}.json.gz"
+        if not path.exists():
+            continue
+        rollouts = StepRollouts.model_validate_json(gzip.decompress(path.read_bytes()))
+        recipe = run.parents[1] / "recipe.json"  # beside `runs`, if `coevo run` made it
+        return rollouts, load(recipe).base.name if recipe.exists() else "miniature"
+    branches = sorted({path.parent.name for run in runs for path in run.glob("rollouts/*/*.json.gz")})
     raise UserError(
         f"{folder}: no rollouts of {arguments.branch}@{arguments.step}; "
-        + (f"there are some of {', '.join(there)}" if there else "name a run's folder")
+        + (f"there are some of {', '.join(branches)}" if branches else "name a run's folder")
     )
 
 
-def _base_of(run: Path) -> str:
-    recipe = run.parents[1] / "recipe.json"
-    if not recipe.exists():
-        return "miniature"
-    from trainer.recipe.file import load
-
-    return load(recipe).base.name
-
-
 def _from_service(arguments: argparse.Namespace) -> tuple[StepRollouts, str]:
-    service = from_environment(os.environ)
+    async def read() -> tuple[StepRollouts, str]:
+        service = from_environment(os.environ)
+        async with AsyncClient(str(service["url"]), api_key=service["api_key"], timeout_s=30) as client:
+            rollouts = await client.rollouts(arguments.run, arguments.branch, arguments.step)
+            return rollouts, (await client.adapters()).base.name
+
     try:
-        with Client(str(service["url"]), api_key=service["api_key"], timeout_s=30) as client:
-            return client.rollouts(arguments.run, arguments.branch, arguments.step), client.adapters().base.name
+        return asyncio.run(read())
     except ServiceError as error:
         raise UserError(f"{arguments.run}: neither a folder nor a run of the service: {error}") from None
 
 
-def _pieces(base: str) -> Pieces:
-    from transformers import AutoTokenizer
-
-    tokenizer: Any = AutoTokenizer.from_pretrained(locate(base))
-    return lambda ids: [tokenizer.decode([one]) for one in ids]
-
-
-def lines(part: RecordedPart, pieces: Pieces, prompts: int, completions: int) -> Iterator[Text]:
-    rewards = [one.reward for group in part.groups for one in group.completions if one.reward is not None]
+def lines(part: RecordedPart, decode: Decode, prompts: int, completions: int) -> Iterator[Text]:
+    completions_of_part = [completion for group in part.groups for completion in group.completions]
+    rewards = [completion.reward for completion in completions_of_part if completion.reward is not None]
     mean = f"{sum(rewards) / len(rewards):.3f}" if rewards else "-"
-    count = sum(len(group.completions) for group in part.groups)
-    yield Text(f"\n{part.name}: {len(part.groups)} prompts, {count} completions, mean reward {mean}", style="bold")
+    title = f"{part.name}: {len(part.groups)} prompts, {len(completions_of_part)} completions, mean reward {mean}"
+    yield Text(f"\n{title}", style="bold")
     for group in part.groups[:prompts]:
+        media = f"  ({len(group.media)} media)" if group.media else ""
         yield Text()
-        yield _question(group)
-        for one in group.completions[:completions]:
-            yield _completion(one, pieces)
+        yield Text.assemble((group.question, "cyan"), (f"  = {group.answer}{media}", "dim"))
+        for completion in group.completions[:completions]:
+            yield completion_line(completion, decode)
 
 
-def _question(group: RecordedGroup) -> Text:
-    media = f"  ({len(group.media)} media)" if group.media else ""
-    return Text.assemble((group.question, "cyan"), (f"  = {group.answer}{media}", "dim"))
-
-
-def _completion(one: RecordedCompletion, pieces: Pieces) -> Text:
-    reward = " n/a " if one.reward is None else f"{one.reward:5.2f}"
-    advantage = "left " if one.advantages is None else f"{sum(one.advantages) / len(one.advantages):+5.2f}"
+def completion_line(completion: RecordedCompletion, decode: Decode) -> Text:
+    """Its reward, its mean advantage, its text, and what was wrong with it."""
+    reward = " n/a " if completion.reward is None else f"{completion.reward:5.2f}"
+    advantages = completion.advantages  # None: nobody could judge it, so it left its group
+    advantage = "left " if advantages is None else f"{sum(advantages) / len(advantages):+5.2f}"
     line = Text.assemble("  ", (reward, "yellow"), " ", (advantage, "magenta"), "  ")
-    if one.delta is None:
-        line.append(one.text)
+    if completion.delta is None:
+        line.append(completion.text)
     else:
-        for piece, delta in zip(pieces(one.token_ids), one.delta, strict=True):
-            line.append(piece, style=colour(delta))
-    if one.is_cut_off:
+        # Token by token: half a character is then a replacement character, but each has the colour of its own delta.
+        for token_id, delta in zip(completion.token_ids, completion.delta, strict=True):
+            line.append(decode([token_id]), style=colour(delta))
+    if completion.is_cut_off:
         line.append(" ...", style="dim")
-    if one.why and one.reward is None:
-        line.append(f"  [{one.why}]", style="red")
+    if completion.why and completion.reward is None:
+        line.append(f"  [{completion.why}]", style="red")
     return line
 
 
 def colour(delta: float) -> str:
-    """Of a token by teacher minus student."""
+    """The style of a token, by teacher minus student in nats."""
     strength = round(min(abs(delta) / FULL, 1.0) * 255)
-    if strength < 8:
+    if strength < 8:  # nobody sees so pale a colour
         return ""
-    return f"black on rgb({255 - strength},255,{255 - strength})" if delta > 0 else (
-        f"black on rgb(255,{255 - strength},{255 - strength})"
-    )  # fmt: skip
+    pale = 255 - strength
+    return f"black on rgb({pale},255,{pale})" if delta > 0 else f"black on rgb(255,{pale},{pale})"

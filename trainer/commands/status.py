@@ -5,17 +5,19 @@ It asks the service (COEVO_SERVICE_URL) and, where COEVO_REDIS_URL is set, the q
 """
 
 import argparse
+import asyncio
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from adapters.errors import UserError
-from clients.client import Client, ServiceError, from_environment
+from adapters.names import Ref
+from clients.client import AsyncClient, ServiceError, from_environment
 from service.schemas import RunInfo
 from trainer.plan.make import make_plan
 from trainer.plan.rhythm import decided
 from trainer.plan.steps import Plan, is_there
-from trainer.queue.client import Queue, Waiting
+from trainer.queue.client import Queue
 from trainer.queue.server import URL_VARIABLE
 from trainer.recipe import Recipe
 
@@ -28,38 +30,46 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    service = from_environment(os.environ)
     try:
-        with Client(str(service["url"]), api_key=service["api_key"], timeout_s=10) as client:
-            found = client.runs()
+        all_runs = asyncio.run(_read_runs())
     except ServiceError as error:
         raise UserError(str(error)) from None
-    chosen = [one for one in found if one.id == arguments.run] if arguments.run else found
-    if arguments.run and not chosen:
-        raise UserError(f"{arguments.run}: no such run; there are {', '.join(one.id for one in found) or 'none'}")
+    runs = [run for run in all_runs if arguments.run in (None, run.id)]
+    if arguments.run and not runs:
+        raise UserError(f"{arguments.run}: no such run; there are {', '.join(run.id for run in all_runs) or 'none'}")
     url = os.environ.get(URL_VARIABLE)
     queue = Queue(url) if url else None
     print("\t".join(HEADS))
-    for one in chosen:
-        if one.state != "finished" or arguments.all or arguments.run:
-            for row in rows(one, queue):
+    for run in runs:
+        if run.state != "finished" or arguments.all or arguments.run:
+            for row in rows(run, queue):
                 print("\t".join(row))
     for job in queue.dead() if queue else []:
         print(f"failed for good: {job.job}: {job.error}\n  mend that, then: coevo jobs retry {job.branch}")
     return 0
 
 
-def rows(one: RunInfo, queue: Queue | None) -> Iterator[tuple[str, ...]]:
-    heads = {name: branch.head for name, branch in one.branches.items()}
+async def _read_runs() -> list[RunInfo]:
+    service = from_environment(os.environ)
+    # Ten seconds, not the client's ten minutes: a person waits for this.
+    async with AsyncClient(str(service["url"]), api_key=service["api_key"], timeout_s=10) as client:
+        return await client.runs()
+
+
+def rows(run: RunInfo, queue: Queue | None) -> Iterator[tuple[str, ...]]:
+    heads = {name: branch.head for name, branch in run.branches.items()}
     waiting = queue.waiting(heads) if queue else {}
-    made = _plan(queue, one.id) if queue else None
-    for name, branch in one.branches.items():
+    plan = _plan_of(queue, run.id) if queue else None
+    for name, branch in run.branches.items():
         reward = "-" if branch.reward is None else f"{branch.reward:.3f}"
         last = "?" if branch.last is None else str(branch.last)
-        yield one.id, name, f"{branch.head}/{last}", reward, _worker(waiting.get(name)), _missing(made, name, heads)
+        worker = (waiting[name].worker if name in waiting else None) or "-"
+        missing = ", ".join(map(str, missing_refs(plan, name, heads))) if plan else ""
+        yield run.id, name, f"{branch.head}/{last}", reward, worker, missing or "-"
 
 
-def _plan(queue: Queue, run: str) -> Plan | None:
+def _plan_of(queue: Queue, run: str) -> Plan | None:
+    """The plan of a run that the queue knows, with what is decided of an adaptive rhythm."""
     record: Mapping[str, Any] | None = queue.runs().get(run)
     if record is None:
         return None
@@ -68,14 +78,7 @@ def _plan(queue: Queue, run: str) -> Plan | None:
     return make_plan(recipe, decided(queue.agreed(run), recipe.method.rlvr_steps) if is_adaptive else ())
 
 
-def _worker(waiting: Waiting | None) -> str:
-    return waiting.worker if waiting is not None and waiting.worker else "-"
-
-
-def _missing(made: Plan | None, branch: str, heads: Mapping[str, int]) -> str:
-    """Revisions that the next step reads and that nobody has made."""
-    if made is None:
-        return "-"
-    step = next((step for step in made.steps if step.branch == branch and step.number == heads[branch] + 1), None)
-    refs = [teacher.ref for teacher in step.teachers] if step else []
-    return ", ".join(str(ref) for ref in refs if not is_there(ref, heads)) or "-"
+def missing_refs(plan: Plan, branch: str, heads: Mapping[str, int]) -> list[Ref]:
+    """Revisions that the branch's next step reads and that nobody has made."""
+    step = next((step for step in plan.steps if step.branch == branch and step.number == heads[branch] + 1), None)
+    return [teacher.ref for teacher in step.teachers if not is_there(teacher.ref, heads)] if step else []

@@ -2,8 +2,6 @@
 
 Whoever coordinates a run follows its events and passes every number on, under `BRANCH/METRIC` at the branch's step.
 What one of them raises ends nothing: it is told once, and that tracker gets no more.
-
-Left out: text, images, and what a tracker does when its own service is away.
 """
 
 import asyncio
@@ -11,12 +9,15 @@ import importlib
 import importlib.util
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 from adapters.errors import UserError
 from adapters.names import Ref
 from clients.follow import follow
+from trainer.recipe import Recipe
+from trainer.recipe.file import run_id
 from trainer.reporting.events import Event, overlaps_of
 
 Numbers = Mapping[str, float]
@@ -26,7 +27,7 @@ log = logging.getLogger("coordinator")
 
 
 class Trackers:
-    """Those that a recipe names. `folder` is for what they keep on this machine."""
+    """The trackers that a recipe names. `folder` is for what they keep on this machine."""
 
     def __init__(
         self, names: Sequence[str], *, project: str, run: str, recipe: Mapping[str, Any], folder: Path
@@ -40,7 +41,7 @@ class Trackers:
             for name, (write, _) in list(self._writers.items()):
                 try:
                     write(step, numbers)
-                except Exception as error:
+                except Exception as error:  # whatever it is: a tracker must not end a run
                     log.warning("%s takes no more numbers: %s: %s", name, type(error).__name__, error)
                     del self._writers[name]
 
@@ -50,47 +51,38 @@ class Trackers:
 
 
 def numbers_of(event: Event) -> Iterator[tuple[int, Numbers]]:
-    """What of an event is a number at a step."""
+    """The numbers in an event, at their step; metrics that were not taken are None there, and left out."""
+    numbers: dict[str, float | None] = {}
     match event["kind"]:
         case "step":
-            told = {**event["metrics"], **{f"seconds/{name}": value for name, value in event["seconds"].items()}}
-            yield (
-                event["step"],
-                {f"{event['branch']}/{name}": value for name, value in told.items() if value is not None},
-            )
+            metrics = {**event["metrics"], **{f"seconds/{name}": value for name, value in event["seconds"].items()}}
+            numbers = {f"{event['branch']}/{name}": value for name, value in metrics.items()}
         case "overlap":
-            ((_, found),) = overlaps_of([event])
-            yield (
-                event["step"],
-                {
-                    f"{measure}/{_branch(a)}-{_branch(b)}/{capability}": found.at(a, b, capability)[which]
-                    for a in found.branches
-                    for b in found.branches
-                    if a != b
-                    for capability in found.capabilities
-                    for which, measure in enumerate(("overlap", "kl"))
-                },
-            )
+            ((_, overlaps),) = overlaps_of([event])
+            for a, b in permutations(overlaps.branches, 2):
+                for capability in overlaps.capabilities:
+                    name = f"{_branch(a)}-{_branch(b)}/{capability}"
+                    numbers[f"overlap/{name}"], numbers[f"kl/{name}"] = overlaps.at(a, b, capability)
         case "accuracy":
-            yield (
-                event["step"],
-                {
-                    f"{_branch(row['model'])}/accuracy/{row['exam']}/{row['way']}": row["accuracy"]
-                    for row in event["rows"]
-                    if row["accuracy"] is not None
-                },
-            )
+            for row in event["rows"]:
+                numbers[f"{_branch(row['model'])}/accuracy/{row['exam']}/{row['way']}"] = row["accuracy"]
         case _:
             return
+    yield event["step"], {name: value for name, value in numbers.items() if value is not None}
 
 
-async def track(url: str, api_key: str | None, run: str, trackers: Trackers, folder: Path) -> None:
-    """Until the run is finished. What was passed on is known by its number, so that a restart repeats nothing."""
-    seen = folder / run / ".tracked"
+async def track(recipe: Recipe, url: str, api_key: str | None, folder: Path) -> None:
+    """Passes the run's events on to the trackers that the recipe names, until the run is finished."""
+    settings, run = recipe.tracking, run_id(recipe)
+    if not settings.to:
+        return
+    full_recipe = recipe.model_dump(mode="json")
+    trackers = Trackers(settings.to, project=settings.project, run=run, recipe=full_recipe, folder=folder)
+    seen = folder / run / ".tracked"  # the number of the last event passed on: a restart repeats none
     after = int(seen.read_text()) if seen.exists() else 0
     try:
         async for number, event in follow(url, api_key, run, after):
-            await asyncio.to_thread(trackers.write, event)
+            await asyncio.to_thread(trackers.write, event)  # some send it over the network at once
             seen.parent.mkdir(parents=True, exist_ok=True)
             seen.write_text(str(number))
             if event["kind"] == "run" and event["state"] == "finished":
@@ -100,7 +92,7 @@ async def track(url: str, api_key: str | None, run: str, trackers: Trackers, fol
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """That each is installed: before a run begins, not at its first number."""
+    """Refuses trackers that are not installed: before a run begins, not at its first number."""
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise UserError(f"tracking.to: {name} is not installed; pip install {name}, or leave it out")
@@ -123,14 +115,17 @@ def _tensorboard(project: str, run: str, recipe: Mapping[str, Any], folder: Path
 
 
 def _like_wandb(module: str) -> Callable[..., tuple[Write, Callable[[], None]]]:
-    """trackio has the same three calls. Branches step at times of their own, so each event is a row with its step."""
+    """How wandb is opened, and trackio, which has the same three calls."""
 
     def open(project: str, run: str, recipe: Mapping[str, Any], folder: Path) -> tuple[Write, Callable[[], None]]:
         tracker: Any = importlib.import_module(module)
+        # With an id wandb goes on with the run that has it; trackio goes by the name.
         settings = {"id": run, "dir": str(folder)} if module == "wandb" else {}
         tracker.init(project=project, name=run, config=dict(recipe), resume="allow", **settings)
 
         def write(step: int, numbers: Numbers) -> None:
+            # The step is a number of the row, not the tracker's own: that may only grow, and branches step at times of
+            # their own.
             tracker.log({**numbers, "train/step": step})
 
         return write, tracker.finish

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from clients.cli import main
-from trainer.commands.plan import Cost, cost, total
+from trainer.commands.plan import cost
+from trainer.plan.cost import Cost
 from trainer.plan.make import make_plan
 from trainer.plan.steps import Step, Teacher
 from trainer.recipe.file import load
@@ -15,19 +16,16 @@ RECIPES = sorted(Path("recipes").glob("*.toml"))
 def test_every_recipe_has_a_plan_that_is_printed(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(recipe)]) == 0
     rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
-    made = make_plan(load(recipe))
-    assert [row[0] for row in rows[1:-2]] == [segment.id for segment in made.segments]
-    assert rows[-2][2] == f"{len(list(made.steps))} steps"
+    plan = make_plan(load(recipe))
+    assert [row[0] for row in rows[1:-2]] == [segment.id for segment in plan.segments]
+    assert rows[-2][2] == f"{len(list(plan.steps))} steps"
 
 
 def test_the_cost_of_a_step_is_that_of_its_own_and_of_its_teachers_prompts() -> None:
     recipe = load(Path("recipes/miniature.toml"), ["rollout.opd_prompts=2"])
-    made = {step.makes: step for step in make_plan(recipe).steps}
-    first, taught = (next(step for ref, step in made.items() if str(ref) == name) for name in ("text@1", "text@4"))
-    assert cost(first, recipe) == Cost(1, 64, 64 * 48, 0)
-    assert cost(taught, recipe) == Cost(1, 64 + 2 * 8, (64 + 2 * 8) * 48, 2 * 2 * 8 * 48)
-    steps = list(made.values())
-    assert total(steps, recipe) == sum((cost(step, recipe) for step in steps), Cost())
+    steps = {str(step.makes): step for step in make_plan(recipe).steps}
+    assert cost(steps["text@1"], recipe) == Cost(1, 64, 64 * 48, 0)
+    assert cost(steps["text@4"], recipe) == Cost(1, 64 + 2 * 8, (64 + 2 * 8) * 48, 2 * 2 * 8 * 48)
 
 
 def test_a_fork_of_a_revision_of_an_earlier_run_is_planned(capsys: pytest.CaptureFixture[str]) -> None:

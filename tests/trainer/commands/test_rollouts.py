@@ -1,14 +1,13 @@
 """A step's rollouts as a person reads them."""
 
-import argparse
 import gzip
 from pathlib import Path
 
 import pytest
 
-from adapters.errors import UserError
+from clients.cli import main
 from service.schemas import RecordedCompletion, RecordedGroup, RecordedPart, StepRollouts
-from trainer.commands.rollouts import add_arguments, colour, lines, run
+from trainer.commands.rollouts import colour, lines
 
 IDS = list(b"37+2")
 
@@ -47,14 +46,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def command(*words: str) -> int:
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    return run(parser.parse_args(words))
-
-
 def test_questions_rewards_and_advantages_are_told(folder: Path, capsys) -> None:
-    assert command(str(folder), "text", "3", "--prompts=2", "--completions=1") == 0
+    assert main(["rollouts", str(folder), "text", "3", "--prompts=2", "--completions=1"]) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[0] == "small-1: text@3"
     assert "native: 5 prompts, 10 completions, mean reward 0.500" in out
@@ -65,17 +58,17 @@ def test_questions_rewards_and_advantages_are_told(folder: Path, capsys) -> None
 
 
 def test_the_folder_of_a_run_and_that_of_all_of_it_are_the_same(folder: Path, capsys) -> None:
-    told = []
+    outputs: list[str] = []
     for path in (folder, folder / "runs/small-1"):
-        command(str(path), "text", "3", "--part=image")
-        told.append(capsys.readouterr().out)
-    assert told[0] == told[1]
-    assert "  n/a  left   37+2 ...  [it hung]" in told[0]
-    assert "native:" not in told[0]
+        assert main(["rollouts", str(path), "text", "3", "--part=image"]) == 0
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1]
+    assert "  n/a  left   37+2 ...  [it hung]" in outputs[0]
+    assert "native:" not in outputs[0]
 
 
 def test_tokens_are_coloured_by_what_the_teacher_thinks_of_them() -> None:
-    (_, _, _, first, _) = lines(rollouts().parts[1], lambda ids: [chr(one) for one in ids], 9, 9)
+    (_, _, _, first, _) = lines(rollouts().parts[1], lambda ids: "".join(map(chr, ids)), 9, 9)
     styles = {first.plain[span.start : span.end]: str(span.style) for span in first.spans}
     assert styles["3"] == colour(2.0) == "black on rgb(0,255,0)"
     assert styles["7"] == colour(-2.0) == "black on rgb(255,0,0)"
@@ -85,13 +78,15 @@ def test_tokens_are_coloured_by_what_the_teacher_thinks_of_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["{folder}", "video", "3"], "no rollouts of video@3; there are some of text"),
         (["{folder}", "text", "9"], "no rollouts of text@9"),
         (["{folder}", "text", "3", "--part=video"], "--part video: no such part; there are native, image"),
     ],
 )
-def test_what_is_not_there_is_one_line(folder: Path, words, said) -> None:
-    with pytest.raises(UserError, match=said):
-        command(*(word.format(folder=folder) for word in words))
+def test_what_is_not_there_is_one_line(folder: Path, words: list[str], message: str, capsys) -> None:
+    assert main(["rollouts", *(word.format(folder=folder) for word in words)]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
