@@ -28,7 +28,7 @@ from clients.client import AsyncClient, ServiceError, from_environment
 from service.media import Limits
 from trainer.data.base import base_of
 from trainer.data.datasets import PromptSet
-from trainer.data.export import original, settings, write
+from trainer.data.export import original_rows, settings, write
 from trainer.data.lengths import fit
 from trainer.data.prompts import Prompts
 from trainer.data.sources import open_prompts
@@ -41,7 +41,9 @@ from trainer.recipe.file import load
 from trainer.rewards.pool import HALF_THE_CORES, RewardPool
 
 _MOST_SAMPLES = 1024
-_WIDTH = 40  # of the longest bar
+"""Answers that the service gives to one request, at most; a prompt's answers are one request."""
+_WIDTH = 40
+"""Characters of the longest bar: it fits a terminal of 80 beside the numbers."""
 
 Data = MiniatureData | DatasetData
 
@@ -62,10 +64,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     recipe = load(arguments.recipe, arguments.set)
     name, out = str(arguments.capability), Path(arguments.out)
-    capability = _capability(recipe, name)
-    samples, temperature, bounds = _numbers(arguments, recipe)
+    # All that can be refused is refused before the first question: answers may take hours.
+    if name not in recipe.capabilities:
+        raise UserError(f"{name}: the recipe has no such capability; it has {', '.join(recipe.capabilities)}")
+    capability = recipe.capabilities[name]
+    samples, temperature, bounds = _sampling(arguments, recipe)
     data = _limited(capability.data, arguments.limit)
-    notes = _notes_of(out, data, resume=arguments.resume)
+    notes = _journal_path(out, data, resume=arguments.resume)
     Ref.parse(arguments.adapter)
     reward, rollout = capability.reward, recipe.rollout
     rule = answer_rule(reward)
@@ -75,23 +80,24 @@ def run(arguments: argparse.Namespace) -> int:
         model = asyncio.run(_model(digest, arguments.adapter))
         pool.check(rule)
         prompts = fit(recipe, base)(name, open_prompts(name, data, seed=recipe.seed, limits=Limits()))
-        asked = Asked(
+        rating = Asked(
             name, model, digest, prompts.fingerprint, recipe.seed, samples, temperature, rollout.top_p,
             rollout.max_completion_tokens, rule,
         )  # fmt: skip
-        journal = Journal(notes, asked.head)
-        with _going_on(journal, len(prompts)):
-            asyncio.run(_ask(recipe, capability, prompts, asked, journal, pool))
-    rated = [journal.rated[place] for place in range(len(prompts))]
+        journal = Journal(notes, rating.head)
+        with _saying_what_is_left(journal, len(prompts)):
+            asyncio.run(_ask(recipe, capability, prompts, rating, journal, pool))
+    # In the order of the rows, not of the answers: equal seeds give an equal file.
+    rated = [journal.rated[row] for row in range(len(prompts))]
     print("\n".join(lines(name, rated, bounds, prompts, samples)))
-    rates = {one.place: {"pass_rate": one.rate} for one in rated if fate(one, bounds) == KEPT}
+    rates = {prompt.place: {"pass_rate": prompt.rate} for prompt in rated if fate(prompt, bounds) == KEPT}
     if not rates:
         raise UserError(
             f"no row is kept, so {out} is not written; go on with other bounds and --resume: {notes} is kept"
         )
-    with _going_on(journal, len(prompts)):
-        root = write(out, original(prompts, data), rates)
-    notes.unlink()
+    with _saying_what_is_left(journal, len(prompts)):
+        root = write(out, original_rows(prompts, data), rates)
+    notes.unlink()  # only now: until the file is whole, `--resume` needs the rates
     print(f"a recipe reads {out} with {shlex.join(settings(name, capability, prompts, out, root))}")
     return 0
 
@@ -99,13 +105,7 @@ def run(arguments: argparse.Namespace) -> int:
 # ---- what is asked for ----
 
 
-def _capability(recipe: Recipe, name: str) -> CapabilityConfig:
-    if name not in recipe.capabilities:
-        raise UserError(f"{name}: the recipe has no such capability; it has {', '.join(recipe.capabilities)}")
-    return recipe.capabilities[name]
-
-
-def _numbers(arguments: argparse.Namespace, recipe: Recipe) -> tuple[int, float, Bounds]:
+def _sampling(arguments: argparse.Namespace, recipe: Recipe) -> tuple[int, float, Bounds]:
     """Answers of a prompt, their temperature, and which rates are kept."""
     samples = recipe.rollout.group_size if arguments.samples is None else int(arguments.samples)
     temperature = recipe.rollout.temperature if arguments.temperature is None else float(arguments.temperature)
@@ -127,19 +127,20 @@ def _limited(data: Data, most: int | None) -> Data:
     if most < 1:
         raise UserError(f"--limit {most}: nothing would be asked; take 1 or more")
     if isinstance(data, MiniatureData):
+        # The miniature makes up as many questions as it is told to; a data set has those that it has.
         return data.model_copy(update={"size": min(most, data.size)})
     return data.model_copy(update={"limit": min(most, data.limit or most)})
 
 
-def _notes_of(out: Path, data: Data, *, resume: bool) -> Path:
-    """The journal beside a file that can be written there."""
+def _journal_path(out: Path, data: Data, *, resume: bool) -> Path:
+    """The journal's path, beside a file that can be written there."""
     if out.suffix != ".jsonl":
         raise UserError(f"--out {out}: a recipe knows a file by its end; write it as {out.with_suffix('.jsonl')}")
     if out.exists():
         raise UserError(f"{out}: is there already; take another name, or remove it")
     if not out.absolute().parent.is_dir():
         raise UserError(f"{out}: there is no folder {out.parent}; make it first")
-    folder = Path(data.name).expanduser()
+    folder = Path(data.name).expanduser()  # or a name on the hub, which is no folder here
     if isinstance(data, DatasetData) and folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
         raise UserError(f"{out}: the recipe reads all of {folder}, this file would be read too; write it elsewhere")
     notes = out.with_name(f"{out.name}.journal")
@@ -166,26 +167,26 @@ def _client(base: str) -> AsyncClient:
 
 
 async def _ask(
-    recipe: Recipe, capability: CapabilityConfig, prompts: Prompts, asked: Asked, journal: Journal, pool: RewardPool
+    recipe: Recipe, capability: CapabilityConfig, prompts: Prompts, rating: Asked, journal: Journal, pool: RewardPool
 ) -> None:
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
     on_unreadable = capability.data.on_unreadable if isinstance(capability.data, DatasetData) else "error"
     columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(), TimeRemainingColumn())
-    terminal = Console(stderr=True)
-    async with _client(asked.base) as client:
+    terminal = Console(stderr=True)  # what was found goes to stdout, which may be a file
+    async with _client(rating.base) as client:
         with Progress(*columns, console=terminal, disable=not terminal.is_terminal, transient=True) as progress:
-            bar = progress.add_task(asked.capability, total=len(prompts), completed=len(journal.rated))
+            bar = progress.add_task(rating.capability, total=len(prompts), completed=len(journal.rated))
             await rate(
-                client, pool, prompts, asked, journal, decode=decoder(recipe), deadline_s=capability.reward.deadline_s,
+                client, pool, prompts, rating, journal, decode=decoder(recipe), deadline_s=capability.reward.deadline_s,
                 on_unreadable=on_unreadable, tell=lambda done: progress.update(bar, completed=done),
             )  # fmt: skip
 
 
 @contextmanager
-def _going_on(journal: Journal, count: int) -> Generator[None]:
-    """Whatever ends the work early is told with what is left to do."""
+def _saying_what_is_left(journal: Journal, count: int) -> Generator[None]:
+    """What ends the work early is told together with what is left to do."""
     try:
         yield
     except (UserError, ServiceError, KeyboardInterrupt) as error:
@@ -193,6 +194,7 @@ def _going_on(journal: Journal, count: int) -> Generator[None]:
         how = f"{done:,} of {count:,} prompts are answered; the same again with --resume goes on" if done else ""
         if not isinstance(error, KeyboardInterrupt):
             raise UserError("; ".join(filter(None, (str(error), how)))) from None
+        # The cli says nothing of Ctrl-C, so this is the only line.
         print(f"stopped: {how or 'nothing is answered yet'}", file=sys.stderr)
         raise
 
@@ -203,19 +205,19 @@ def _going_on(journal: Journal, count: int) -> Generator[None]:
 def lines(name: str, rated: Sequence[Rated], bounds: Bounds, prompts: Prompts, samples: int) -> Iterator[str]:
     """How many rows there were and what became of them, and how the rates lie."""
     left_out = prompts.dropped if isinstance(prompts, PromptSet) else Counter[str]()
-    fates = Counter(fate(one, bounds) for one in rated)
+    fates = Counter(fate(prompt, bounds) for prompt in rated)
     yield f"{name}: {len(rated) + left_out.total():,} rows read, {fates.pop(KEPT, 0):,} kept; dropped:"
     for reason in (NEVER, ALWAYS, *sorted(fates.keys() - {NEVER, ALWAYS})):
-        why = Counter(str(one.why) for one in rated if one.lost == reason).most_common(1)
+        why = Counter(str(prompt.why) for prompt in rated if prompt.lost == reason).most_common(1)
         yield f"{fates[reason]:8,}  {reason}" + (f" ({why[0][1]:,} x {why[0][0]})" if why else "")
     for reason, count in left_out.most_common():
         yield f"{count:8,}  not asked: {reason}"
-    answered = [one for one in rated if one.lost != "unreadable"]
-    if answered:
-        cut_off = sum(one.cut_off for one in answered) / len(answered)
+    cut_off_shares = [prompt.cut_off for prompt in rated if prompt.lost != "unreadable"]
+    if cut_off_shares:
+        cut_off = sum(cut_off_shares) / len(cut_off_shares)
         yield f"{100 * cut_off:.1f} % of the answers were cut off"
-    bars = histogram((one.rate for one in rated if one.rate is not None), samples)
-    most = max(count for _, count in bars) or 1
+    bars = histogram((prompt.rate for prompt in rated if prompt.rate is not None), samples)
+    most = max(count for _, count in bars) or 1  # no bar at all if no prompt has a rate
     yield "pass rate    rows"
     for share, count in bars:
         yield f"{100 * share:7.1f} %{count:8,}  {'#' * math.ceil(_WIDTH * count / most)}".rstrip()
