@@ -6,26 +6,25 @@ from pathlib import Path
 from adapters.errors import UserError
 
 BASES = "coevo.bases"
-"""Entry points of installed packages that bring a base: its name, and the variable with its folder."""
+"""The entry points of installed packages that bring a base: its name, and the variable with its folder."""
 
 
 def locate(name: str) -> Path:
     """The folder of a base: `miniature`, a folder with a `config.json`, or a hub name that was downloaded before."""
-    for shipped in entry_points(group=BASES, name=name):
-        return shipped.load()
+    for base in entry_points(group=BASES, name=name):
+        return base.load()
     folder = Path(name)
     if (folder / "config.json").is_file():
         return folder.resolve()
     if folder.is_dir():
         raise UserError(f"{name}: no config.json in this folder; name the folder of a Hugging Face checkpoint")
-    return _cached(name)
 
-
-def _cached(name: str) -> Path:
+    # Here, as most callers name a folder, and the hub's client takes a while to import.
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
+        # Never a download: a command must not fetch many GB that nobody asked for.
         return Path(snapshot_download(name, local_files_only=True))
     except HFValidationError:
         raise UserError(f"{name}: no such folder, and no hub name either (OWNER/NAME)") from None

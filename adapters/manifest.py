@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
     JsonValue,
     StringConstraints,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -41,11 +41,6 @@ ADAPTER_FILES = (CONFIG, WEIGHTS)
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0)]
-
-
-def _check_json(meta: dict[str, JsonValue]) -> dict[str, JsonValue]:
-    json.dumps(meta, allow_nan=False)  # pydantic lets NaN through here, and no other reader of JSON knows it
-    return meta
 
 
 class DamagedError(UserError):
@@ -69,19 +64,19 @@ class Manifest(Frozen):
     parent: Count | None
     """The revision before; null for revision 0."""
     origin: str | None = None
-    """Of a fork: the `branch@revision` that revision 0 is."""
+    """The `branch@revision` that a fork's revision 0 is; null where it is no fork."""
     base: Digest
     digest: Digest
-    """Of the two adapter files; of the base where there are none."""
+    """The digest of the two adapter files; that of the base where there are none."""
     files: dict[str, FileEntry]
     """Empty for a revision 0 that is the base itself (B = 0)."""
     token: Count | None = None
     """The fencing token that it was published under."""
     job: str | None = None
-    meta: Annotated[dict[str, JsonValue], AfterValidator(_check_json)] = {}
-    """The publisher's own: `seed`, `metrics`, `canary`, and `phase_end` (true keeps the optimiser's moments)."""
+    meta: dict[str, JsonValue] = {}
+    """What the publisher adds: `seed`, `metrics`, `canary`, and `phase_end` (true keeps the optimiser's moments)."""
     created: datetime
-    """By the service's clock."""
+    """The time of publishing, on the service's clock."""
 
     @property
     def ref(self) -> Ref:
@@ -94,6 +89,14 @@ class Manifest(Frozen):
     @property
     def adapter_files(self) -> dict[str, FileEntry]:
         return {name: entry for name, entry in self.files.items() if name != OPTIMISER}
+
+    @field_validator("meta")
+    @classmethod
+    def _meta_is_json(cls, meta: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        json.dumps(
+            meta, allow_nan=False
+        )  # pydantic lets NaN through in a JsonValue, and no other reader of JSON knows it
+        return meta
 
     @model_validator(mode="after")
     def _digest_is_that_of_the_files(self) -> Self:
@@ -120,14 +123,14 @@ def folder_digest(folder: Path) -> str:
 def base_digest(folder: Path) -> str:
     """The same rule over what decides a base's numbers: its config.json, *.safetensors and tokenizer.json.
 
-    Left out: the chat template and the processor's settings, which an adapter does not depend on. Every byte is read:
-    about 1 s for each 1.2 GB and core.
+    Left out: the chat template and the processor's settings, which an adapter does not depend on.
     """
     names = [name for name in ("config.json", "tokenizer.json") if (folder / name).is_file()]
     weights = [path.name for path in folder.glob("*.safetensors")]
     if "config.json" not in names or not weights:
         raise UserError(f"{folder}: no config.json with *.safetensors beside it; name the folder of a checkpoint")
     names += weights
+    # Every byte is read, about 1 s for each 1.2 GB and core. Threads help: hashing lets go of the interpreter's lock.
     with ThreadPoolExecutor() as pool:
         return _digest(zip(names, pool.map(_sha256, [folder / name for name in names]), strict=True))
 
@@ -137,7 +140,11 @@ def read_manifest(folder: Path) -> Manifest:
         with _open_regular(folder / MANIFEST) as file:
             return Manifest.model_validate_json(file.read())
     except (OSError, ValidationError) as error:
-        reason = error.strerror if isinstance(error, OSError) else _first(error)
+        if isinstance(error, OSError):
+            reason = error.strerror
+        else:  # one line, and nothing of the file's content: the first problem says enough
+            problem = error.errors(include_url=False, include_input=False)[0]
+            reason = ": ".join(filter(None, (".".join(map(str, problem["loc"])), problem["msg"])))
         raise DamagedError(f"{_short(folder)}: {MANIFEST}: {reason}; this is no whole revision") from None
 
 
@@ -147,20 +154,23 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def verify(folder: Path, files: Mapping[str, FileEntry]) -> None:
-    """Hash the files again. A safetensors file with a flipped bit loads without a word, so this is the only guard."""
+    """Hash the files again. DamagedError at the first that is not what its manifest says."""
+    # A safetensors file with a flipped bit loads without a word, so this is the only guard.
     for name, entry in files.items():
         try:
             with _open_regular(folder / name) as file:
-                same = os.fstat(file.fileno()).st_size == entry.bytes
-                same = same and hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256
+                # The size first: a file that was cut off is found without reading it.
+                is_same = os.fstat(file.fileno()).st_size == entry.bytes
+                is_same = is_same and hashlib.file_digest(file, "sha256").hexdigest() == entry.sha256
         except OSError as error:
             raise DamagedError(f"{_short(folder)}: {name}: {error.strerror}; restore it or publish again") from None
-        if not same:
+        if not is_same:
             raise DamagedError(f"{_short(folder)}: {name} is not what the manifest says; restore it or publish again")
 
 
 def _open_regular(path: Path):
-    """A link in the store is followed nowhere, and no pipe is waited for."""
+    # NOFOLLOW: a link would lead out of the store. NONBLOCK: opening a pipe would wait for its other end.
+    # Looked at when it is open: between a look at the name and the opening it could become another file.
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -174,16 +184,11 @@ def _sha256(path: Path) -> str:
 
 
 def _digest(hashes: Iterable[tuple[str, str]]) -> str:
+    # Sorted by the lines' bytes, as `LC_ALL=C sort` does.
     lines = sorted(f"{name} {sha256}\n" for name, sha256 in hashes)
     return "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _short(folder: Path) -> str:
-    """BRANCH/REVISION: the words may leave this machine, its paths need not."""
+    """BRANCH/REVISION: a message may leave this machine, its paths need not."""
     return f"{folder.parent.name}/{folder.name}"
-
-
-def _first(error: ValidationError) -> str:
-    first = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
-    return f"{where}: {first['msg']}" if where else first["msg"]

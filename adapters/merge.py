@@ -20,7 +20,6 @@ import itertools
 import json
 import math
 import shutil
-import struct
 import uuid
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -50,10 +49,13 @@ from adapters.merge_inputs import (
 from adapters.merge_record import RECORD, BranchRecord, Method, Record, write_card
 from adapters.names import shown
 from adapters.store import disk_full_as_user_error, sync
-from adapters.validate import TARGETS, BaseShape
+from adapters.validate import TARGETS, BaseShape, safetensors_header
 
-_COPIED = {".json", ".jinja", ".txt", ".model"}  # settings, templates, tokenizers; no weights, no card
-_BLOCK = 2**20  # entries folded at once: they stay in a core's cache
+_COPIED = {".json", ".jinja", ".txt", ".model"}
+"""Files of the base that come along by their ending: settings, templates, tokenizers. No weights, and no card: the
+merge has its own."""
+_BLOCK = 2**20
+"""Entries folded at once: 4 MB in float32, which stay in a core's cache. The result is the same for any number."""
 
 Rows = Callable[[slice], Tensor]
 """Some rows of a merged delta [o, I]."""
@@ -65,13 +67,13 @@ class MergePlan:
 
     branches: tuple[MergeInput, ...]
     shares: tuple[float, ...]
-    """Of the branches; they sum to 1."""
+    """The branches' weights; they sum to 1."""
     method: Method = "mean"
     scale: float = 1.0
     rank: int | None = None
-    """Of `svd`; none otherwise."""
+    """The rank of `svd`; none otherwise."""
     density: float | None = None
-    """Of `ties`: the share of each delta's entries that is kept; none otherwise."""
+    """The share of each delta's entries that `ties` keeps; none otherwise."""
 
 
 @dataclass(slots=True)
@@ -79,24 +81,26 @@ class FoldStats:
     """What is counted while weights are folded."""
 
     num_layers: int
-    changed: int = 0
-    total: int = 0
-    largest: float = 0.0
-    lost: float = 0.0
-    squares: list[float] = field(init=False)
+    num_changed: int = 0
+    num_weights: int = 0
+    largest_error: float = 0.0
+    squared_error: float = 0.0
+    squared_norms: list[float] = field(init=False)
+    """The squared norm of the merged delta, by layer."""
 
     def __post_init__(self) -> None:
-        self.squares = [0.0] * self.num_layers
+        self.squared_norms = [0.0] * self.num_layers
 
     def count(self, projection: str, weight: Tensor, delta: Tensor, exact: Tensor, folded: Tensor) -> None:
         """`exact` is overwritten."""
         error = exact.sub_(folded)
-        self.changed += int((folded != weight).sum())
-        self.total += folded.numel()
-        self.lost += float(torch.linalg.vector_norm(error)) ** 2
+        self.num_changed += int((folded != weight).sum())
+        self.num_weights += folded.numel()
+        self.squared_error += float(torch.linalg.vector_norm(error)) ** 2
         largest = float(error.abs_().max())
-        self.largest = max(self.largest, largest if math.isfinite(largest) else math.inf)
-        self.squares[layer_of(projection)] += float(torch.linalg.vector_norm(delta)) ** 2
+        # `max` would pass over a NaN, which inf - inf gives for a sum that is beyond float32 too.
+        self.largest_error = max(self.largest_error, largest if math.isfinite(largest) else math.inf)
+        self.squared_norms[layer_of(projection)] += float(torch.linalg.vector_norm(delta)) ** 2
 
 
 def make_merge_plan(
@@ -108,15 +112,16 @@ def make_merge_plan(
     rank: int | None = None,
     density: float = 0.2,
 ) -> MergePlan:
-    """With equal weights where none are given. `rank` is for svd, the largest branch's by default; density for ties."""
+    """Weights are equal where none are given. `rank` is for svd, the largest branch's by default; density for ties."""
     names = [branch.name for branch in branches]
     _check_numbers(names, weights, scale, density)
     given = [weights.get(name, 1.0) for name in names]
-    total = math.fsum(given)
+    total = math.fsum(given)  # exact, so that the order of the branches does not change their shares
     if rank is not None and method != "svd":
         raise UserError(f"--rank {rank}: {method} has its own; leave it out, or take svd")
     if rank is None:
         rank = max(branch.adapter.rank for branch in branches)
+    # Above the sum there is nothing left to find: the mean itself has no higher rank.
     rank = min(rank, sum(branch.adapter.rank for branch in branches))
     if rank < 1:
         raise UserError(f"--rank {rank}: no rank; take a whole number from 1")
@@ -130,34 +135,35 @@ def make_merge_plan(
     )
 
 
-def fold(base: MergeBase, mix: MergePlan, target: Path) -> Record:
+def fold(base: MergeBase, plan: MergePlan, target: Path) -> Record:
     """The merged checkpoint in a new folder, which appears whole or not at all. Its record is in it."""
-    tally = FoldStats(base.shape.num_layers)
+    stats = FoldStats(base.shape.num_layers)
     with appearing(target) as draft:
         for path in sorted(base.folder.iterdir()):
             if path.is_file() and (path.suffix in _COPIED or path.name == "LICENSE"):
                 shutil.copyfile(path, draft / path.name)
         for shard in base.shards:
-            _fold_shard(shard, base.shape, mix, draft / shard.path.name, tally)
-        if not math.isfinite(tally.largest):
+            _fold_shard(shard, base.shape, plan, draft / shard.path.name, stats)
+        # Nothing is left of the draft then: an infinite weight makes every answer of a model NaN.
+        if not math.isfinite(stats.largest_error):
             raise UserError(f"{target}: weights beyond the range of the base's dtype; take a lower --scale")
-        record = _record(base, mix, tally)
+        record = _record(base, plan, stats)
         (draft / RECORD).write_text(record.model_dump_json(indent=1) + "\n")
         write_card(draft, record, {})
     return record
 
 
-def write_adapter(base: MergeBase, mix: MergePlan, target: Path) -> None:
+def write_adapter(base: MergeBase, plan: MergePlan, target: Path) -> None:
     """The merged delta as an adapter in a new folder: stacked, or of the rank of `svd`. Its scale is 1."""
-    if mix.method == "ties":
+    if plan.method == "ties":
         raise UserError(f"{target}: ties makes no adapter, its delta has every rank; take mean or svd")
-    rank = mix.rank or sum(branch.adapter.rank for branch in mix.branches)
+    rank = plan.rank or sum(branch.adapter.rank for branch in plan.branches)
     shapes = base.shape.shapes(rank)
     with appearing(target) as draft:
         with (draft / WEIGHTS).open("wb") as file:
-            file.write(_header(shapes))
+            file.write(safetensors_header(shapes, "F32"))
             for projection in sorted(projections(base.shape)):
-                up_OR, down_RI = merged_factors(mix, projection)
+                up_OR, down_RI = merged_factors(plan, projection)
                 for key, tensor in (("lora_A", down_RI), ("lora_B", up_OR)):
                     assert tensor.shape == shapes[f"{PREFIX}{projection}.{key}.weight"]
                     file.write(_bytes(tensor))
@@ -174,20 +180,22 @@ def write_adapter(base: MergeBase, mix: MergePlan, target: Path) -> None:
         (draft / CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
 
 
-def merged_factors(mix: MergePlan, projection: str) -> tuple[Tensor, Tensor]:
+def merged_factors(plan: MergePlan, projection: str) -> tuple[Tensor, Tensor]:
     """B [O, R] and A [R, I] of the merged delta of one projection."""
-    pairs = [branch.factors(projection) for branch in mix.branches]
-    up_OR = torch.cat([up * (share * mix.scale) for (up, _), share in zip(pairs, mix.shares, strict=True)], dim=1)
+    pairs = [branch.factors(projection) for branch in plan.branches]
+    up_OR = torch.cat([up * (share * plan.scale) for (up, _), share in zip(pairs, plan.shares, strict=True)], dim=1)
     down_RI = torch.cat([down for _, down in pairs])
-    return (up_OR, down_RI) if mix.rank is None else truncated(up_OR, down_RI, mix.rank)
+    return (up_OR, down_RI) if plan.rank is None else truncated(up_OR, down_RI, plan.rank)
 
 
 def truncated(up_OR: Tensor, down_RI: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """The nearest product of a rank, by the singular values of a small matrix between two orthonormal ones."""
+    # B A = Q_B (R_B R_A^T) Q_A^T, and the middle is R by R: the delta itself, O by I, is never decomposed. In
+    # float64, so that the factors are exact to float32.
     left_OR, up_RR = torch.linalg.qr(up_OR.double())
     right_IR, down_RR = torch.linalg.qr(down_RI.double().T)
     left_RR, values_R, right_RR = torch.linalg.svd(up_RR @ down_RR.T, full_matrices=False)
-    root_r = values_R[:rank].sqrt()
+    root_r = values_R[:rank].sqrt()  # half of each value to B and half to A, so that both are of one size
     up_Or = left_OR @ (left_RR[:, :rank] * root_r)
     down_rI = (root_r[:, None] * right_RR[:rank]) @ right_IR.T
     short = rank - values_R[:rank].numel()  # a projection may be smaller than the rank
@@ -196,28 +204,32 @@ def truncated(up_OR: Tensor, down_RI: Tensor, rank: int) -> tuple[Tensor, Tensor
 
 def ties(deltas: Sequence[Tensor], thresholds: Sequence[float], shares: Sequence[float]) -> Tensor:
     """Trim below the thresholds, elect a sign, and take the weighted mean of those that have it. Of any rows alike."""
-    kept = [delta * (delta.abs() >= threshold) for delta, threshold in zip(deltas, thresholds, strict=True)]
-    vote, mean, weight = (torch.zeros_like(deltas[0]) for _ in range(3))
-    for delta, share in zip(kept, shares, strict=True):
+    trimmed = [delta * (delta.abs() >= threshold) for delta, threshold in zip(deltas, thresholds, strict=True)]
+    vote, total, weight = (torch.zeros_like(deltas[0]) for _ in range(3))
+    # sign = sign(sum_k w_k delta_k): large entries have more of a vote than small ones, as in the paper.
+    for delta, share in zip(trimmed, shares, strict=True):
         vote.add_(delta, alpha=share)
     vote.sign_()
-    for delta, share in zip(kept, shares, strict=True):
+    # sum of w_k delta_k over the agreeing k, divided by the sum of their w_k: the others do not thin the mean out.
+    for delta, share in zip(trimmed, shares, strict=True):
         agrees = (delta.sign() == vote).to(delta.dtype)
-        mean.addcmul_(delta, agrees, value=share)
+        total.addcmul_(delta, agrees, value=share)
         weight.add_(agrees, alpha=share)
-    return mean / weight.where(weight > 0, 1)
+    return total / weight.where(weight > 0, 1)  # where nobody agrees, the total is 0
 
 
 def trim_threshold(delta: Tensor, density: float) -> float:
     """The least size of the largest entries, of which there are `density` of all."""
-    place = delta.numel() - max(1, int(density * delta.numel()))
-    return float(np.partition(delta.abs().flatten().numpy(), place)[place])
+    index = delta.numel() - max(1, int(density * delta.numel()))
+    # A partition finds one place in linear time; a projection of the 8B base has 50 million entries to sort.
+    return float(np.partition(delta.abs().flatten().numpy(), index)[index])
 
 
 def inner_products(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     """<B_j A_j, B_k A_k> for all branches [K, K], from products of rank by rank: no delta is made."""
     up_OR = torch.cat([up for up, _ in pairs], dim=1).double()
     down_RI = torch.cat([down for _, down in pairs]).double()
+    # <B_j A_j, B_k A_k> = trace(A_j^T B_j^T B_k A_k) = sum over (r, s) of (B_j^T B_k) * (A_j A_k^T)
     product_RR = (up_OR.T @ up_OR) * (down_RI @ down_RI.T)
     ranks = [down.shape[0] for _, down in pairs]
     return torch.stack([torch.stack([b.sum() for b in a.split(ranks, 1)]) for a in product_RR.split(ranks)])
@@ -228,15 +240,15 @@ def cosines(base: MergeBase, branches: Sequence[MergeInput]) -> dict[str, float 
     product_KK = torch.zeros(len(branches), len(branches), dtype=torch.float64)
     for projection in projections(base.shape):
         product_KK += inner_products([branch.factors(projection) for branch in branches])
-    found: dict[str, float | None] = {}
-    for (j, one), (k, other) in itertools.combinations(enumerate(branches), 2):
+    by_pair: dict[str, float | None] = {}
+    for j, k in itertools.combinations(range(len(branches)), 2):
         norm = float((product_KK[j, j] * product_KK[k, k]).sqrt())
-        found[f"{one.name} {other.name}"] = float(product_KK[j, k]) / norm if norm > 0 else None
-    return found
+        by_pair[f"{branches[j].name} {branches[k].name}"] = float(product_KK[j, k]) / norm if norm > 0 else None
+    return by_pair
 
 
 def check_new(target: Path) -> None:
-    """That it can be made."""
+    """A UserError where the folder cannot be made: a command asks this before a base of many GB is read."""
     if target.exists() or target.is_symlink():
         raise UserError(f"{target}: exists; name a new folder")
     if not target.parent.is_dir():
@@ -247,12 +259,13 @@ def check_new(target: Path) -> None:
 def appearing(target: Path) -> Generator[Path]:
     """A folder to fill, beside the target, which it becomes at the end of the block; after an error nothing is left."""
     check_new(target)
+    # Beside the target, so that both are on one disk: a rename across disks would be a copy, which can break off.
     draft = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
         with disk_full_as_user_error(str(target)):
             draft.mkdir()
             yield draft
-            for path in draft.iterdir():
+            for path in draft.iterdir():  # a full disk may be told only now, when the content is really written
                 sync(path)
             draft.rename(target)
     except BaseException:
@@ -260,62 +273,63 @@ def appearing(target: Path) -> Generator[Path]:
         raise
 
 
-def _fold_shard(shard: Shard, shape: BaseShape, mix: MergePlan, target: Path, tally: FoldStats) -> None:
+def _fold_shard(shard: Shard, shape: BaseShape, plan: MergePlan, target: Path, stats: FoldStats) -> None:
     """The file again, with the projections' rows changed on the way."""
-    folded = {f"{projection}.weight": projection for projection in projections(shape)}
+    projection_of = {f"{projection}.weight": projection for projection in projections(shape)}
     with shard.path.open("rb") as reader, target.open("wb") as writer:
         reader.seek(len(shard.header))
         writer.write(shard.header)
-        for place in shard.places:
-            if place.key in folded:
-                _fold_tensor(place, folded[place.key], mix, reader, writer, tally)
-            else:
-                _copy(reader, writer, place.num_bytes)
+        for entry in shard.entries:  # in the order of their bytes, so that reading and writing never seek
+            if entry.key in projection_of:
+                _fold_tensor(entry, projection_of[entry.key], plan, reader, writer, stats)
+                continue
+            num_bytes = entry.num_bytes
+            while num_bytes > 0:
+                chunk = reader.read(min(num_bytes, 2**24))
+                assert chunk, "the base is shorter than its header says"
+                writer.write(chunk)
+                num_bytes -= len(chunk)
 
 
 def _fold_tensor(
-    place: TensorEntry, projection: str, mix: MergePlan, reader: BufferedReader, writer: BinaryIO, tally: FoldStats
+    entry: TensorEntry, projection: str, plan: MergePlan, reader: BufferedReader, writer: BinaryIO, stats: FoldStats
 ) -> None:
-    delta_rows = merged_rows(mix, projection)
-    num_rows, num_inputs = place.shape
+    delta_rows = merged_rows(plan, projection)
+    num_rows, num_inputs = entry.shape
     step = max(1, _BLOCK // num_inputs)
     for start in range(0, num_rows, step):
         rows = slice(start, min(start + step, num_rows))
-        weight_oI = torch.empty(rows.stop - start, num_inputs, dtype=DTYPES[place.dtype])
+        weight_oI = torch.empty(rows.stop - start, num_inputs, dtype=DTYPES[entry.dtype])
         count = reader.readinto(_bytes(weight_oI))
-        assert count == weight_oI.nbytes, f"{place.key}: the base is shorter than its header says"
+        assert count == weight_oI.nbytes, f"{entry.key}: the base is shorter than its header says"
         delta_oI = delta_rows(rows)
+        # Summed in float32 and cast once: in bfloat16 a small delta would be rounded before it is added and after.
         exact_oI = weight_oI.float().add_(delta_oI)
+        # A copy also where the dtype is float32 already: `count` overwrites the exact sum.
         folded_oI = exact_oI.to(weight_oI.dtype, copy=True)
         writer.write(_bytes(folded_oI))
-        tally.count(projection, weight_oI, delta_oI, exact_oI, folded_oI)
+        stats.count(projection, weight_oI, delta_oI, exact_oI, folded_oI)
 
 
-def merged_rows(mix: MergePlan, projection: str) -> Rows:
+def merged_rows(plan: MergePlan, projection: str) -> Rows:
     """The merged delta of one projection, to be asked for by rows: in full it is ten times its factors."""
-    if mix.density is None:
-        up_OR, down_RI = merged_factors(mix, projection)
+    if plan.density is None:
+        up_OR, down_RI = merged_factors(plan, projection)
         return lambda rows: up_OR[rows] @ down_RI
-    pairs, density = [branch.factors(projection) for branch in mix.branches], mix.density
+    # A threshold is that of the whole delta, so each is made once in full before the rows.
+    pairs, density = [branch.factors(projection) for branch in plan.branches], plan.density
     thresholds = [trim_threshold(up_Or @ down_rI, density) for up_Or, down_rI in pairs]
-    return lambda rows: ties([up[rows] @ down for up, down in pairs], thresholds, mix.shares).mul_(mix.scale)
-
-
-def _copy(reader: BufferedReader, writer: BinaryIO, num_bytes: int) -> None:
-    while num_bytes > 0:
-        chunk = reader.read(min(num_bytes, 2**24))
-        assert chunk, "the base is shorter than its header says"
-        writer.write(chunk)
-        num_bytes -= len(chunk)
+    return lambda rows: ties([up[rows] @ down for up, down in pairs], thresholds, plan.shares).mul_(plan.scale)
 
 
 def _bytes(tensor: Tensor) -> memoryview:
+    """A tensor's memory, without a copy where it is contiguous. By way of uint8, as NumPy has no bfloat16."""
     return memoryview(cast(Any, tensor.contiguous().view(torch.uint8).numpy())).cast("B")
 
 
-def _record(base: MergeBase, mix: MergePlan, tally: FoldStats) -> Record:
-    norm = math.sqrt(math.fsum(tally.squares))
-    dtypes = {place.dtype for shard in base.shards for place in shard.places if place.key.startswith(LAYERS)}
+def _record(base: MergeBase, plan: MergePlan, stats: FoldStats) -> Record:
+    norm = math.sqrt(math.fsum(stats.squared_norms))
+    dtypes = {entry.dtype for shard in base.shards for entry in shard.entries if entry.key.startswith(LAYERS)}
     return Record(
         base=base.name,
         base_digest=base.digest,
@@ -329,18 +343,18 @@ def _record(base: MergeBase, mix: MergePlan, tally: FoldStats) -> Record:
                 alpha=branch.adapter.alpha,
                 rslora=branch.adapter.is_rank_stabilised,
             )
-            for branch, share in zip(mix.branches, mix.shares, strict=True)
+            for branch, share in zip(plan.branches, plan.shares, strict=True)
         ),
-        method=mix.method,
-        scale=mix.scale,
-        rank=mix.rank,
-        density=mix.density,
+        method=plan.method,
+        scale=plan.scale,
+        rank=plan.rank,
+        density=plan.density,
         dtype=", ".join(sorted(dtypes)),
-        changed=tally.changed / tally.total,
-        lost=math.sqrt(tally.lost) / norm if norm > 0 else None,
-        largest_difference=tally.largest,
-        layer_norms=tuple(math.sqrt(square) for square in tally.squares),
-        cosines=cosines(base, mix.branches),
+        changed=stats.num_changed / stats.num_weights,
+        lost=math.sqrt(stats.squared_error) / norm if norm > 0 else None,
+        largest_difference=stats.largest_error,
+        layer_norms=tuple(math.sqrt(square) for square in stats.squared_norms),
+        cosines=cosines(base, plan.branches),
     )
 
 
@@ -350,23 +364,11 @@ def _check_numbers(names: Sequence[str], weights: Mapping[str, float], scale: fl
         raise UserError(f"two adapters are called {twice[0]}; name them: one={twice[0]}@3 other={twice[0]}@9")
     if weights and set(weights) != set(names):
         odd = sorted(set(weights) ^ set(names))[0]
-        what = "names no adapter of this merge" if odd in weights else "has no weight"
-        raise UserError(f"--weights: {shown(odd)} {what}; give one each: {','.join(f'{n}=1' for n in names)}")
+        reason = "names no adapter of this merge" if odd in weights else "has no weight"
+        raise UserError(f"--weights: {shown(odd)} {reason}; give one each: {','.join(f'{n}=1' for n in names)}")
     if weights and not (all(0 <= w < math.inf for w in weights.values()) and sum(weights.values()) > 0):
         raise UserError("--weights: take numbers from 0, not all of them 0")
     if not 0 < scale < math.inf:
         raise UserError(f"--scale {scale}: take a number above 0")
     if not 0 < density <= 1:
         raise UserError(f"--density {density}: take a share above 0 and at most 1")
-
-
-def _header(shapes: Mapping[str, tuple[int, ...]]) -> bytes:
-    """Of a safetensors file of float32 tensors in the order of their keys."""
-    header: dict[str, Any] = {}
-    end = 0
-    for key in sorted(shapes):
-        begin, end = end, end + 4 * math.prod(shapes[key])
-        header[key] = {"dtype": "F32", "shape": shapes[key], "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text

@@ -23,16 +23,17 @@ from adapters.validate import Adapter, BaseShape, base_shape, check_adapter, hea
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 PREFIX = "base_model.model."
-"""Of a module's name in an adapter's keys."""
+"""What PEFT writes before a module's name in an adapter's keys."""
 LAYERS = "model.language_model.layers."
 
 _INDEX = "model.safetensors.index.json"
-_MAX_RANK = 2**16  # any: nothing here has an engine's limit
+_MAX_RANK = 2**16
+"""Above every rank there is: nothing here has an engine's limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """A tensor in a file of the base."""
+    """A tensor in a file of the base, as the file's header lists it."""
 
     key: str
     dtype: str
@@ -44,8 +45,8 @@ class TensorEntry:
 class Shard:
     path: Path
     header: bytes
-    """With its length."""
-    places: tuple[TensorEntry, ...]
+    """The first bytes of the file: the header's length, and the header."""
+    entries: tuple[TensorEntry, ...]
     """In the order of their bytes, without gaps."""
 
 
@@ -62,7 +63,7 @@ class MergeBase:
 
 @dataclass(frozen=True, slots=True)
 class MergeInput:
-    """A checked adapter. Its file is open: whoever deletes it now takes nothing from us."""
+    """A checked adapter. Its file is open: if it is deleted now, its content stays until the merge is done."""
 
     name: str
     source: str
@@ -71,7 +72,7 @@ class MergeInput:
     weights: Any
 
     def factors(self, projection: str) -> tuple[Tensor, Tensor]:
-        """scale_k B_k [O, r] and A_k [r, I]."""
+        """scale_k B_k [O, r] and A_k [r, I]: an adapter's delta is their product."""
         down_rI = self.weights.get_tensor(f"{PREFIX}{projection}.lora_A.weight")
         up_Or = self.weights.get_tensor(f"{PREFIX}{projection}.lora_B.weight")
         return up_Or * self.adapter.scale, down_rI
@@ -81,29 +82,31 @@ def open_base(folder: Path, name: str) -> MergeBase:
     """A UserError where it lacks a projection, or has one in a dtype that cannot be folded into."""
     shape = base_shape(folder)
     shards = tuple(_read_shard(path) for path in _weight_files(folder))
-    found = {place.key: place for shard in shards for place in shard.places}
+    entries = {entry.key: entry for shard in shards for entry in shard.entries}
+    # All of them before anything is written: a fold of many GB would fail in its middle.
     for projection, wanted in projections(shape).items():
-        place = found.get(f"{projection}.weight")
-        if place is None or place.shape != wanted:
-            what = "is missing" if place is None else f"has the shape {list(place.shape)}, not {list(wanted)}"
-            raise UserError(f"{folder}: {projection}.weight {what}; take a checkpoint that is whole")
-        if place.dtype not in DTYPES:
-            raise UserError(f"{folder}: {place.key} is {place.dtype}; take the checkpoint in {', '.join(DTYPES)}")
+        entry = entries.get(f"{projection}.weight")
+        if entry is None or entry.shape != wanted:
+            problem = "is missing" if entry is None else f"has the shape {list(entry.shape)}, not {list(wanted)}"
+            raise UserError(f"{folder}: {projection}.weight {problem}; take a checkpoint that is whole")
+        if entry.dtype not in DTYPES:
+            raise UserError(f"{folder}: {entry.key} is {entry.dtype}; take the checkpoint in {', '.join(DTYPES)}")
     return MergeBase(name, folder, base_digest(folder), shape, shards)
 
 
 def open_revision(store: Path, ref: Ref, base: MergeBase, name: str | None = None) -> MergeInput:
-    """Of a store that a service may be writing: nothing is locked, and only what was committed is seen."""
+    """A revision of a store that a service may be writing: nothing is locked, only what was committed is seen."""
     if not (store / "store.json").is_file():
         raise UserError(f"{store}: no store; name the folder that the service was given")
     ref = ref if ref.revision is not None else _head(store, ref)
     folder = store / ref.branch / str(ref.revision)
+    # As the store itself: no link is followed, and a marked revision is gone though its files may be there still.
     if folder.is_symlink() or folder.parent.is_symlink() or (folder / RETIRED).exists() or not folder.is_dir():
         raise UserError(f"{store}: {ref} is not there, or retired; name a revision that is kept")
     manifest = read_manifest(folder)
     if manifest.ref != ref or not manifest.files:
-        what = f"its manifest is that of {manifest.ref}" if manifest.ref != ref else "it is the base itself"
-        raise UserError(f"{store}: {ref}: {what}; name another revision")
+        problem = f"its manifest is that of {manifest.ref}" if manifest.ref != ref else "it is the base itself"
+        raise UserError(f"{store}: {ref}: {problem}; name another revision")
     if manifest.base != base.digest:
         raise UserError(
             f"{store}: {ref} is of the base {manifest.base}, not of {base.digest}; give its own with --base"
@@ -114,7 +117,7 @@ def open_revision(store: Path, ref: Ref, base: MergeBase, name: str | None = Non
 
 
 def open_folder(folder: Path, base: MergeBase, name: str | None = None) -> MergeInput:
-    """Of an adapter as PEFT saves it."""
+    """An adapter as PEFT saves it."""
     name = folder.resolve().name if name is None else name
     if not is_name(name):
         raise UserError(f"{folder}: {shown(name)} is no name for it; give one: NAME={folder}")
@@ -142,11 +145,12 @@ def layer_of(projection: str) -> int:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """Those of the index where there is one: a folder may hold the same weights in two forms."""
+    """The files that the index names, if there is an index: a folder may hold the same weights in two forms."""
     index = folder / _INDEX
     if not index.is_file():
         return sorted(folder.glob("*.safetensors"))
     names = set(cast(dict[str, str], json.loads(index.read_text())["weight_map"]).values())
+    # A name with a folder in it would lead out of the checkpoint: the index came from the hub.
     missing = sorted(name for name in names if Path(name).name != name or not (folder / name).is_file())
     if missing:
         raise UserError(f"{folder}: {missing[0]} is missing; fetch the checkpoint again")
@@ -159,20 +163,20 @@ def _read_shard(path: Path) -> Shard:
     with path.open("rb") as file:
         size = file.read(8)
         header = size + file.read(struct.unpack("<Q", size)[0])
-    entries = cast(dict[str, Any], json.loads(header[8:]))
-    spans = sorted((*entry["data_offsets"], key) for key, entry in entries.items() if key != "__metadata__")
-    places = (TensorEntry(k, entries[k]["dtype"], tuple(entries[k]["shape"]), end - begin) for begin, end, k in spans)
-    return Shard(path, header, tuple(places))
+    listed = cast(dict[str, Any], json.loads(header[8:]))
+    spans = sorted((*tensor["data_offsets"], key) for key, tensor in listed.items() if key != "__metadata__")
+    entries = (TensorEntry(k, listed[k]["dtype"], tuple(listed[k]["shape"]), end - begin) for begin, end, k in spans)
+    return Shard(path, header, tuple(entries))
 
 
 def _head(store: Path, ref: Ref) -> Ref:
     """The newest revision that is there now."""
     folder = store / ref.branch
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    kept = [int(name) for name in names if is_revision(name) and not (folder / name / RETIRED).exists()]
-    if not kept:
+    revisions = [int(name) for name in names if is_revision(name) and not (folder / name / RETIRED).exists()]
+    if not revisions:
         raise UserError(f"{store}: no branch {ref.branch}; name one that was published to")
-    return Ref(ref.branch, max(kept))
+    return Ref(ref.branch, max(revisions))
 
 
 def _open(folder: Path, base: MergeBase, name: str, source: str, digest: str | None) -> MergeInput:
@@ -182,9 +186,9 @@ def _open(folder: Path, base: MergeBase, name: str, source: str, digest: str | N
 
 
 @contextmanager
-def _present(what: str) -> Generator[None]:
+def _present(source: str) -> Generator[None]:
     """The service may retire a revision while it is read."""
     try:
         yield
     except FileNotFoundError:
-        raise UserError(f"{what}: went away while it was read; name a revision that is kept") from None
+        raise UserError(f"{source}: went away while it was read; name a revision that is kept") from None

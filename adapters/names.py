@@ -1,7 +1,7 @@
 """What branches and revisions are called: `image`, `image@17`, and the reserved `base` and `merged`.
 
 A name is matched by one regular expression, never normalised, and never joined to a path before it has matched: one
-spelling for one thing, and nothing to escape from a folder with. Left out: whether the thing exists.
+spelling for each branch, and nothing to escape from a folder with. Left out: whether the branch exists.
 """
 
 import re
@@ -14,10 +14,12 @@ BASE = "base"
 MERGED = "merged"
 RESERVED = frozenset({BASE, MERGED})
 
-# No leading zeros: `image@7` and `image@07` would be two names of one revision.
+# Lower case only: on some disks `Image` and `image` are one folder.
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,47}")
+# No leading zeros: `image@7` and `image@07` would be two names of one revision.
 _REVISION = re.compile(r"0|[1-9][0-9]{0,8}")
 _SHOWN = 100
+"""Characters of a wrong name that a message shows: more than a right one has."""
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -69,5 +71,5 @@ def check_branch(text: str) -> str:
 
 
 def shown(text: str) -> str:
-    """For a message: quoted, escaped, and not 10 kB long."""
+    """The text as a message shows it: quoted, escaped, and not 10 kB long."""
     return ascii(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}...")

@@ -4,14 +4,14 @@
     .id                             what the queue knows it by
     .lock                           held by the one writing process
     .staging/UUID/                  uploads on their way; emptied when the store is opened
-    .rejected/BRANCH@REVISION.UUID  what was found damaged; looked at by people, emptied by nobody
+    .rejected/BRANCH@REVISION.UUID  damaged revisions; looked at by people, emptied by nobody
     BRANCH/REVISION/                adapter_model.safetensors, adapter_config.json, manifest.json; may hold
         optimizer.safetensors       the optimiser's moments: of the two newest revisions and of phase ends
         retired                     a mark: the revision is gone, its manifest stays, its number is never used again
 
 A revision comes into being by one rename of a staging folder whose files are all on the disk: the rename is the commit.
-Opening hashes the adapter files of every kept revision; a folder that is not a whole revision is moved away and told,
-and the branch's head is then the newest whole one.
+Opening hashes the adapter files of every live revision; a folder that is not a whole revision is moved away and
+reported, and the branch's head is then the newest whole one.
 
 All functions block: call them in threads. Branches are independent; two writes to one branch are the caller's to
 order. Left out: who may publish what (`service.publishing.publisher`), and media.
@@ -26,7 +26,7 @@ import re
 import shutil
 import threading
 import uuid
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -48,8 +48,10 @@ from adapters.manifest import (
 from adapters.names import RESERVED, Ref, check_branch, is_name, is_revision
 
 FORMAT = 1
+"""The layout of the folders above. A store of another format is not opened, so that nothing mixes two."""
 RETIRED = "retired"
 _KEPT_OPTIMISERS = 2
+"""The newest revisions of a branch that keep the optimiser's moments. The next step continues from the head's."""
 _ID = re.compile(r"[0-9a-f]{32}")
 
 log = logging.getLogger(__name__)
@@ -65,7 +67,7 @@ def disk_full_as_user_error(where: str) -> Generator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # the disk is full, or the user's share of it
             raise
         raise DiskFullError(f"the disk of {where} is full; free some room and try again") from None
 
@@ -74,17 +76,17 @@ def disk_full_as_user_error(where: str) -> Generator[None]:
 _lock_descriptors: set[int] = set()
 
 
-def _let_go() -> None:
+def _close_locks() -> None:
     while _lock_descriptors:
         os.close(_lock_descriptors.pop())
 
 
-os.register_at_fork(after_in_child=_let_go)
+os.register_at_fork(after_in_child=_close_locks)
 
 
 @dataclass(frozen=True, slots=True)
 class StoredBranch:
-    """A branch's revisions at one moment."""
+    """A branch's revisions at one moment. It is replaced, never changed: readers in other threads need no lock."""
 
     live: Mapping[int, Manifest] = field(default_factory=dict[int, Manifest])
     retired: Mapping[int, Manifest] = field(default_factory=dict[int, Manifest])
@@ -104,19 +106,18 @@ class Store:
         self.root = root
         self.base = base
         self.rejected: list[str] = []
-        """What opening found damaged, in words."""
+        """Why each damaged revision was moved away when the store was opened, one line for each."""
         self._branches: dict[str, StoredBranch] = {}
         self._mutex = threading.Lock()
-        _check_is_store(root)
+        _check_is_store(root)  # before anything is touched: a home folder given by mistake must not be tidied up
         self._lock = _lock(root)
         try:
-            _pin_base(root, base)
-            self.id = _read_id(root)
-            """Of this store alone, for ever."""
+            self.id = _identify(root, base)
+            """The name that the queue knows it by, for ever; no other store has it."""
             for folder in (self._staging, self._rejected):
                 folder.mkdir(exist_ok=True)
-            for leftover in self._staging.iterdir():
-                shutil.rmtree(leftover)
+            for upload in self._staging.iterdir():  # of a process that died: we have the lock, so nobody is writing
+                shutil.rmtree(upload)
             self._scan()
         except BaseException:
             self.close()
@@ -135,7 +136,7 @@ class Store:
 
     @property
     def branches(self) -> Mapping[str, StoredBranch]:
-        """Those with a head, as they are now."""
+        """The branches with a head, as they are now."""
         with self._mutex:
             return {name: branch for name, branch in self._branches.items() if branch.live}
 
@@ -144,7 +145,7 @@ class Store:
         return self._branches.get(name, StoredBranch())
 
     def folder(self, ref: Ref) -> Path:
-        """Of a kept revision."""
+        """The folder of a live revision."""
         assert ref.revision in self.branch(ref.branch).live, f"{ref} is not in the store"
         return self.root / ref.branch / str(ref.revision)
 
@@ -159,18 +160,23 @@ class Store:
         check_branch(manifest.branch)
         branch = self.root / manifest.branch
         write_manifest(staged, manifest)
+        # All content is on the disk before the rename: a power cut leaves the whole revision, or none.
         for path in staged.iterdir():
             sync(path)
         sync(staged)
         if not branch.is_dir():
             branch.mkdir()
             sync(self.root)
-        staged.rename(branch / str(manifest.revision))
+        staged.rename(branch / str(manifest.revision))  # an error where the number exists: its folder is not empty
         with self._mutex:
             before = self.branch(manifest.branch)
-            self._branches[manifest.branch] = replace(before, live={**before.live, manifest.revision: manifest})
+            live = {**before.live, manifest.revision: manifest}
+            self._branches[manifest.branch] = replace(before, live=live)
         sync(branch)
-        self._drop_optimisers(manifest.branch)
+        # Moments are two thirds of a revision, and only the newest are ever continued from.
+        for revision in sorted(live)[:-_KEPT_OPTIMISERS]:
+            if not live[revision].is_phase_end:
+                (branch / str(revision) / OPTIMISER).unlink(missing_ok=True)
 
     def start(self, branch: str) -> Manifest:
         """Revision 0 of a new branch: the base itself, B = 0, no files."""
@@ -188,10 +194,7 @@ class Store:
         return manifest
 
     def fork(self, branch: str, origin: Ref) -> Manifest:
-        """Revision 0 of a new branch: another's revision, by hard links.
-
-        The optimiser's moments stay behind: whether the origin's are still kept must not change what the fork learns.
-        """
+        """Revision 0 of a new branch: another branch's revision, by hard links."""
         check_branch(branch)
         source = self.folder(origin)
         parent = read_manifest(source)
@@ -202,29 +205,31 @@ class Store:
             origin=str(origin),
             base=self.base,
             digest=parent.digest,
+            # Without moments: whether the origin's are still kept must not change what the fork learns.
             files=parent.adapter_files,
             created=datetime.now(UTC),
         )
         with self._staged() as folder:
+            # A link, not a copy: it costs nothing, and stays when the origin is retired.
             for name in manifest.files:
                 (folder / name).hardlink_to(source / name)
             self.commit(folder, manifest)
         return manifest
 
     def retire(self, ref: Ref) -> None:
-        """Delete a kept revision's files, not its manifest. The mark comes first: opening ends what a crash cut off."""
+        """Delete a live revision's files, not its manifest. The mark comes first: opening ends what a crash cut off."""
         branch = self.branch(ref.branch)
         if ref.revision == branch.head:
             raise UserError(f"{ref} is the head of {ref.branch}; only older revisions can be retired")
         folder = self.folder(ref)
+        assert ref.revision is not None
         (folder / RETIRED).touch()
-        sync(folder)
+        sync(folder)  # before the first file goes: without the mark the revision would be damaged, not retired
         with self._mutex:
             before = self.branch(ref.branch)
-            self._branches[ref.branch] = StoredBranch(
-                live={number: manifest for number, manifest in before.live.items() if number != ref.revision},
-                retired={**before.retired, **{n: manifest for n, manifest in before.live.items() if n == ref.revision}},
-            )
+            live = dict(before.live)
+            retired = {**before.retired, ref.revision: live.pop(ref.revision)}
+            self._branches[ref.branch] = StoredBranch(live, retired)
         _delete_files(folder)
 
     @property
@@ -243,29 +248,32 @@ class Store:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _drop_optimisers(self, name: str) -> None:
-        """They are two thirds of a revision, and only the newest are ever continued from."""
-        kept = self.branch(name).live
-        for revision in sorted(kept)[:-_KEPT_OPTIMISERS]:
-            if not kept[revision].is_phase_end:
-                (self.root / name / str(revision) / OPTIMISER).unlink(missing_ok=True)
-
     def _scan(self) -> None:
         """Adopt what is whole, move away what is not."""
-        found = [ref for path in sorted(self.root.iterdir()) if _is_branch(path) for ref in _revisions(path)]
+        # Whatever is called by a number counts as a revision: a file or a link is then rejected like a broken folder.
+        refs = [
+            Ref(branch.name, int(path.name))
+            for branch in sorted(self.root.iterdir())
+            if is_name(branch.name) and branch.name not in RESERVED and branch.is_dir() and not branch.is_symlink()
+            for path in branch.iterdir()
+            if is_revision(path.name)
+        ]
+        # In threads, as all the time goes into hashing, which lets go of the interpreter's lock.
         with ThreadPoolExecutor() as pool:
-            for ref, manifest in zip(found, pool.map(self._read, found), strict=True):
-                if isinstance(manifest, str):
-                    self._reject(ref, manifest)
-                    continue
-                branch = self.branch(ref.branch)
+            for ref, manifest in zip(refs, pool.map(self._read, refs), strict=True):
                 folder = self.root / ref.branch / str(ref.revision)
-                if (folder / RETIRED).exists():
+                branch = self.branch(ref.branch)
+                if isinstance(manifest, str):
+                    target = self._rejected / f"{ref}.{uuid.uuid4().hex}"
+                    folder.rename(target)
+                    self.rejected.append(f"{manifest} (moved to {target})")
+                    log.warning("%s rejected: %s", ref, self.rejected[-1])
+                elif (folder / RETIRED).exists():
                     _delete_files(folder)
-                    branch = replace(branch, retired={**branch.retired, manifest.revision: manifest})
+                    retired = {**branch.retired, manifest.revision: manifest}
+                    self._branches[ref.branch] = replace(branch, retired=retired)
                 else:
-                    branch = replace(branch, live={**branch.live, manifest.revision: manifest})
-                self._branches[ref.branch] = branch
+                    self._branches[ref.branch] = replace(branch, live={**branch.live, manifest.revision: manifest})
 
     def _read(self, ref: Ref) -> Manifest | str:
         """The manifest of a whole revision, or what is wrong with it."""
@@ -278,25 +286,18 @@ class Store:
                 return f"{ref}: its manifest is that of {manifest.ref}"
             if manifest.base != self.base:
                 return f"{ref}: its manifest names another base"
-            if not (folder / RETIRED).exists():
+            if not (folder / RETIRED).exists():  # of a retired one only the manifest is left
                 verify(folder, manifest.adapter_files)
         except DamagedError as error:
             return str(error)
         return manifest
 
-    def _reject(self, ref: Ref, reason: str) -> None:
-        target = self._rejected / f"{ref}.{uuid.uuid4().hex}"
-        (self.root / ref.branch / str(ref.revision)).rename(target)
-        self.rejected.append(f"{reason} (moved to {target})")
-        log.warning("%s rejected: %s", ref, self.rejected[-1])
-
 
 def _check_is_store(root: Path) -> None:
-    """Before anything is touched: a home folder that is given by mistake must not be tidied up."""
     if root.is_dir() and not (root / "store.json").exists():
-        others = [path.name for path in root.iterdir() if not path.name.startswith(".")]
-        if others:
-            raise UserError(f"{root}: holds {others[0]!r} and is no store; name an empty folder or a store")
+        names = [path.name for path in root.iterdir() if not path.name.startswith(".")]
+        if names:
+            raise UserError(f"{root}: holds {names[0]!r} and is no store; name an empty folder or a store")
     elif root.exists() and not root.is_dir():
         raise UserError(f"{root}: is no folder; name an empty folder or a store")
 
@@ -313,55 +314,45 @@ def _lock(root: Path) -> int:
         owner = os.read(descriptor, 20).decode(errors="replace").strip()
         os.close(descriptor)
         raise UserError(f"{root}: another service (process {owner}) writes it; stop that one or take another") from None
+    # The owner's process id, for the message above. Only the lock decides: it ends with its process, the file stays.
     os.ftruncate(descriptor, 0)
     os.write(descriptor, f"{os.getpid()}\n".encode())
     _lock_descriptors.add(descriptor)
     return descriptor
 
 
-def _pin_base(root: Path, base: str) -> None:
+def _identify(root: Path, base: str) -> str:
+    """The store's id, after a look whether it belongs to the base. A new store is given both."""
     path = root / "store.json"
     if not path.exists():
         _write_whole(path, json.dumps({"format": FORMAT, "base": base}) + "\n")
     try:
         pinned = json.loads(path.read_text())
-        found, owner = pinned["format"], pinned["base"]
+        format, owner = pinned["format"], pinned["base"]
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path}: damaged; restore it, or name another store") from None
-    if found != FORMAT:
-        raise UserError(f"{root}: a store of format {found}, this is format {FORMAT}; take another store")
+    if format != FORMAT:
+        raise UserError(f"{root}: a store of format {format}, this is format {FORMAT}; take another store")
     if owner != base:
         raise UserError(f"{root}: belongs to the base {owner}, not to {base}; take that base or another store")
-
-
-def _read_id(root: Path) -> str:
     path = root / ".id"
     if not path.exists():
         _write_whole(path, f"{uuid.uuid4().hex}\n")
-    found = path.read_text(errors="replace").strip()
-    if not _ID.fullmatch(found):
+    id = path.read_text(errors="replace").strip()
+    if not _ID.fullmatch(id):
+        # No new one in silence: to the queue it would be another store, and it serves only one.
         raise UserError(f"{path}: damaged; restore it, or delete it and empty the queue's database")
-    return found
+    return id
 
 
 def _write_whole(path: Path, text: str) -> None:
     """The file is there with all of the text, or it is not there."""
+    # Content first, then the name, then the folder that holds the name: in this order nothing half can survive a crash.
     draft = path.with_name(f".{path.name}")
     draft.write_text(text)
     sync(draft)
     draft.rename(path)
     sync(path.parent)
-
-
-def _is_branch(path: Path) -> bool:
-    return is_name(path.name) and path.name not in RESERVED and path.is_dir() and not path.is_symlink()
-
-
-def _revisions(branch: Path) -> Iterator[Ref]:
-    """Everything called by a number, whatever it is: a file or a link is then rejected like a broken folder."""
-    for path in branch.iterdir():
-        if is_revision(path.name):
-            yield Ref(branch.name, int(path.name))
 
 
 def _delete_files(folder: Path) -> None:
@@ -371,7 +362,7 @@ def _delete_files(folder: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """A file, or a folder's names, on the disk."""
+    """Wait until a file's content, or the names in a folder, are on the disk and survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

@@ -29,10 +29,14 @@ from adapters.names import shown
 Shape = tuple[int, ...]
 
 CONFIG_BYTES = 2**20
-_HEADER_BYTES = 2**24  # 4,000 tensors of long names have 1 MB
-_NAMED = 5  # problems of one kind are named so many times, and counted
+"""The largest config that is read. PEFT's own has 1 kB, and nothing larger is parsed."""
+_HEADER_BYTES = 2**24
+"""The largest header of a safetensors file: 4,000 tensors of long names have 1 MB."""
+_NAMED = 5
+"""Problems of one kind that are named; the rest is counted, or a wrong prefix would fill a log."""
 
-# Pickles of protocol 2 to 5, and the archives that torch.save writes.
+# Pickles of protocol 2 to 5, and the zip and gzip archives that torch.save and others write. They are known by their
+# first bytes, never opened: unpickling runs whatever the file says.
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"\x1f\x8b")
 _PREFIX = "base_model.model.model.language_model.layers."
 _PROJECTIONS = {
@@ -41,7 +45,8 @@ _PROJECTIONS = {
 }
 TARGETS: frozenset[str] = frozenset(name for names in _PROJECTIONS.values() for name in names)
 
-# Of PEFT's settings those that change nothing here; every other one must be empty, those of later versions too.
+# PEFT's settings that change nothing here. Every other one must be empty, those of later versions too: a LoRA with a
+# setting that is not understood would be served as a plain one, and compute something else than it was trained to.
 _HARMLESS = frozenset(
     {
         "auto_mapping",
@@ -82,7 +87,7 @@ class BaseShape:
     """Inputs and outputs of `self_attn.q_proj` and the other six."""
 
     def shapes(self, rank: int) -> dict[str, Shape]:
-        """Of every tensor of an adapter, by its key."""
+        """The shape of every tensor of an adapter, by its key."""
         shapes: dict[str, Shape] = {}
         for layer in range(self.num_layers):
             for name, (num_inputs, num_outputs) in self.projections.items():
@@ -105,13 +110,13 @@ class Adapter:
 
 
 def base_shape(folder: Path) -> BaseShape:
-    """Of a Qwen3-VL checkpoint, from its config.json."""
+    """The sizes of a Qwen3-VL checkpoint, from its config.json."""
     config = cast(dict[str, Any], json.loads((folder / "config.json").read_text()))
     if config.get("model_type") != "qwen3_vl":
         raise UserError(f"{folder}: model_type {config.get('model_type')!r}; take a base of type 'qwen3_vl'")
     text = cast(dict[str, Any], config["text_config"])
     hidden, inner, heads = int(text["hidden_size"]), int(text["intermediate_size"]), int(text["num_attention_heads"])
-    head = int(text.get("head_dim") or hidden // heads)
+    head = int(text.get("head_dim") or hidden // heads)  # where it is given, it need not be hidden / heads
     values = int(text["num_key_value_heads"]) * head
     sizes = {
         "q_proj": (hidden, heads * head),
@@ -139,8 +144,10 @@ def check_adapter(folder: Path, base: BaseShape, max_rank: int) -> Adapter:
         raise InvalidAdapterError(f"{name}: missing" for name in missing)
     adapter, problems = _check_config(folder / CONFIG, max_rank)
     problems += _check_weights(folder / WEIGHTS, base, adapter)
-    if (folder / OPTIMISER).is_file():
-        problems += _check_moments(folder / OPTIMISER)
+    moments = folder / OPTIMISER
+    if moments.is_file():  # their names and shapes are the trainer's; only that they can be continued from is checked
+        problem = header_problem(moments)
+        problems += _value_problems(moments) if problem is None else [problem]
     if problems:
         raise InvalidAdapterError(problems)
     assert adapter is not None
@@ -150,7 +157,7 @@ def check_adapter(folder: Path, base: BaseShape, max_rank: int) -> Adapter:
 def served_copy(source: Path, target: Path, dtype: Literal["bfloat16", "float32"]) -> None:
     """The adapter in the engine's dtype, in a new folder that appears whole or not at all."""
     draft = target.with_name(f"{target.name}.tmp")
-    shutil.rmtree(draft, ignore_errors=True)
+    shutil.rmtree(draft, ignore_errors=True)  # of a process that was killed
     draft.mkdir(parents=True)
     try:
         shutil.copyfile(source / CONFIG, draft / CONFIG)
@@ -165,37 +172,47 @@ def served_copy(source: Path, target: Path, dtype: Literal["bfloat16", "float32"
 
 
 def _write_bfloat16(source: Path, target: Path) -> None:
-    """Tensor by tensor: safetensors' own writers hold the interpreter's lock, and the whole file in memory."""
-    import torch
+    import torch  # here, as checking an adapter needs none, and its import takes seconds
+
+    # Tensor by tensor: safetensors' own writers hold the interpreter's lock, and the whole file in memory.
 
     with safe_open(source, framework="pt") as masters, target.open("wb") as file:
-        header: dict[str, Any] = {}
-        end = 0
-        for key in sorted(masters.keys()):
-            shape = cast(list[int], masters.get_slice(key).get_shape())
-            begin, end = end, end + 2 * math.prod(shape)
-            header[key] = {"dtype": "BF16", "shape": shape, "data_offsets": [begin, end]}
-        text = json.dumps(header).encode()
-        text += b" " * (-len(text) % 8)
-        file.write(struct.pack("<Q", len(text)) + text)
-        for key in header:
+        shapes: dict[str, Shape] = {key: tuple(masters.get_slice(key).get_shape()) for key in sorted(masters.keys())}
+        file.write(safetensors_header(shapes, "BF16"))
+        for key in shapes:
             file.write(masters.get_tensor(key).to(torch.bfloat16).view(torch.uint8).numpy())
+
+
+def safetensors_header(shapes: Mapping[str, Shape], dtype: Literal["BF16", "F32"]) -> bytes:
+    """The beginning of a file whose tensors follow in the order of their keys."""
+    header: dict[str, Any] = {}
+    end = 0
+    for key in sorted(shapes):
+        begin, end = end, end + {"BF16": 2, "F32": 4}[dtype] * math.prod(shapes[key])
+        header[key] = {"dtype": dtype, "shape": shapes[key], "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # so that the tensors lie at multiples of 8, as a memory map wants them
+    return struct.pack("<Q", len(text)) + text
 
 
 def _check_config(path: Path, max_rank: int) -> tuple[Adapter | None, list[str]]:
     """What the config says, where it says enough to compare tensors with."""
     try:
         config = json.loads(path.read_bytes()) if path.stat().st_size <= CONFIG_BYTES else None
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError):  # deep nesting is no error of JSON's, but one of its reader
         config = None
     if not isinstance(config, dict):
         return None, [f"{CONFIG}: no JSON object of at most {CONFIG_BYTES} bytes"]
     settings = cast(dict[str, Any], config)
-    problems = [*_kind_problems(settings), *_foreign_settings(settings)]
+    foreign = [key for key, value in settings.items() if value and key not in _CHECKED | _HARMLESS]
+    problems = [
+        *_kind_problems(settings),
+        *_few(f"{CONFIG}: {shown(key)} is set, and is no part of a plain LoRA" for key in foreign),
+    ]
     rank, alpha = settings.get("r"), settings.get("lora_alpha")
     if not _is_number(alpha) or not 0 < alpha < 1e6:
         problems.append(f"{CONFIG}: lora_alpha is {_value(alpha)}, not a number above 0")
-        alpha = 1.0
+        alpha = 1.0  # any: the shapes are compared all the same, so that one refusal names all problems
     if not _is_number(rank) or not isinstance(rank, int) or rank < 1:
         return None, [*problems, f"{CONFIG}: r is {_value(rank)}, not a whole number from 1"]
     if rank > max_rank:
@@ -206,6 +223,7 @@ def _check_config(path: Path, max_rank: int) -> tuple[Adapter | None, list[str]]
 def _kind_problems(settings: dict[str, Any]) -> Iterator[str]:
     for key, allowed in _ALLOWED.items():
         value = settings.get(key)
+        # By identity, as 1 == True: a 1 would pass here, and nothing after this would take it for true.
         if not any(value is choice or (isinstance(value, str) and value == choice) for choice in allowed):
             yield f"{CONFIG}: {key} is {_value(value)}, not {' or '.join(map(_value, allowed))}"
     targets: Any = settings.get("target_modules")
@@ -215,36 +233,35 @@ def _kind_problems(settings: dict[str, Any]) -> Iterator[str]:
         yield f"{CONFIG}: target_modules is {_value(targets)}, not the seven: {', '.join(sorted(TARGETS))}"
 
 
-def _foreign_settings(settings: dict[str, Any]) -> Iterator[str]:
-    foreign = [key for key, value in settings.items() if value and key not in _CHECKED | _HARMLESS]
-    yield from _few(f"{CONFIG}: {shown(key)} is set, and is no part of a plain LoRA" for key in foreign)
-
-
 def _check_weights(path: Path, base: BaseShape, adapter: Adapter | None) -> list[str]:
     if (problem := header_problem(path)) is not None:
         return [problem]
     with safe_open(path, framework="numpy") as file:
         slices = {key: file.get_slice(key) for key in sorted(file.keys())}
-        found = {key: (str(part.get_dtype()), tuple(part.get_shape())) for key, part in slices.items()}
-    problems = [*_key_problems(found.keys(), base), *_dtype_problems(found)]
+        dtypes = {key: str(part.get_dtype()) for key, part in slices.items()}
+        shapes: dict[str, Shape] = {key: tuple(part.get_shape()) for key, part in slices.items()}
+    wrong = {key: dtype for key, dtype in dtypes.items() if dtype != "F32"}
+    problems = [
+        *_key_problems(shapes.keys(), base),
+        *_few(f"{WEIGHTS}: {shown(key)} is {dtype}, masters are F32; convert it" for key, dtype in wrong.items()),
+    ]
     if adapter is not None:
-        problems += _shape_problems(found, base.shapes(adapter.rank))
+        wanted = base.shapes(adapter.rank)
+        wrong = {key: shape for key, shape in shapes.items() if wanted.get(key, shape) != shape}
+        problems += _few(
+            f"{WEIGHTS}: {shown(key)} has the shape {list(shape)}, not {list(wanted[key])}"
+            for key, shape in wrong.items()
+        )
     return [*problems, *_value_problems(path)]
 
 
-def _check_moments(path: Path) -> list[str]:
-    """That they can be read and continued from; their names and shapes are the trainer's."""
-    if (problem := header_problem(path)) is not None:
-        return [problem]
-    return list(_value_problems(path))
-
-
 def header_problem(path: Path) -> str | None:
-    """Why a file is not safetensors, before any of its tensors is read."""
+    """Why a file is not safetensors, before any of its tensors is read; None where it is."""
     size = path.stat().st_size
     with path.open("rb") as file:
-        head = file.read(9)
+        head = file.read(9)  # 8 bytes of length, and the brace of the header
     if len(head) < 9 or head[8:] != b"{" or struct.unpack("<Q", head[:8])[0] > min(_HEADER_BYTES, size - 8):
+        # Only now: 640 in little-endian bytes begins like a pickle, and is a fine length of a header.
         if head.startswith(_PICKLES):
             return f"{path.name}: a pickle or an archive, not safetensors; write it with safetensors.torch.save_file"
         return f"{path.name}: no safetensors header of at most {_HEADER_BYTES} bytes; cut off, or another kind of file"
@@ -255,32 +272,21 @@ def header_problem(path: Path) -> str | None:
         return f"{path.name}: damaged: header and data do not fit together"
 
 
-def _key_problems(found: Collection[str], base: BaseShape) -> Iterator[str]:
-    wanted = base.shapes(1).keys()
-    extra = sorted(set(found) - wanted)
+def _key_problems(keys: Collection[str], base: BaseShape) -> Iterator[str]:
+    wanted = base.shapes(1).keys()  # the keys are the same for every rank
+    extra = sorted(set(keys) - wanted)
     tower = [key for key in extra if "visual" in key]
     layers = [key for key in extra if key not in tower and key.startswith(_PREFIX)]
-    others = [key for key in extra if key not in tower and not key.startswith(_PREFIX)]
-    yield from _few(f"{WEIGHTS}: {shown(key)} is missing" for key in sorted(wanted - set(found)))
+    outside = [key for key in extra if key not in tower and not key.startswith(_PREFIX)]
+    yield from _few(f"{WEIGHTS}: {shown(key)} is missing" for key in sorted(wanted - set(keys)))
     yield from _few(f"{WEIGHTS}: {shown(key)} belongs to the vision tower, which is frozen" for key in tower)
     yield from _few(f"{WEIGHTS}: {shown(key)} is no projection of this base" for key in layers)
-    yield from _few(f"{WEIGHTS}: {shown(key)} does not begin with {_PREFIX}" for key in others)
-
-
-def _dtype_problems(found: Mapping[str, tuple[str, Shape]]) -> Iterator[str]:
-    wrong = {key: dtype for key, (dtype, _) in found.items() if dtype != "F32"}
-    yield from _few(f"{WEIGHTS}: {shown(key)} is {dtype}, masters are F32; convert it" for key, dtype in wrong.items())
-
-
-def _shape_problems(found: Mapping[str, tuple[str, Shape]], wanted: Mapping[str, Shape]) -> Iterator[str]:
-    wrong = {key: shape for key, (_, shape) in found.items() if wanted.get(key, shape) != shape}
-    yield from _few(
-        f"{WEIGHTS}: {shown(key)} has the shape {list(shape)}, not {list(wanted[key])}" for key, shape in wrong.items()
-    )
+    yield from _few(f"{WEIGHTS}: {shown(key)} does not begin with {_PREFIX}" for key in outside)
 
 
 def _value_problems(path: Path) -> Iterator[str]:
     with safe_open(path, framework="numpy") as file:
+        # Only float32: NumPy has no bfloat16 to look into, and the wrong dtype has been told already.
         keys = [key for key in sorted(file.keys()) if file.get_slice(key).get_dtype() == "F32"]
         bad = [key for key in keys if not np.isfinite(file.get_tensor(key)).all()]
     yield from _few(f"{path.name}: {shown(key)} holds a value that is not finite" for key in bad)
@@ -288,14 +294,14 @@ def _value_problems(path: Path) -> Iterator[str]:
 
 def _few(problems: Iterable[str]) -> Iterator[str]:
     """A wrong prefix is wrong five hundred times: the first are named, the rest counted."""
-    found = list(problems)
-    yield from found[:_NAMED]
-    if len(found) > _NAMED:
-        yield f"and {len(found) - _NAMED} more like the last"
+    listed = list(problems)
+    yield from listed[:_NAMED]
+    if len(listed) > _NAMED:
+        yield f"and {len(listed) - _NAMED} more like the last"
 
 
 def _is_number(value: object) -> TypeGuard[int | float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool)  # a bool is an int in Python
 
 
 def _value(value: object) -> str:

@@ -1,17 +1,18 @@
-"""The one client of the service, for threads (`Client`) and for an event loop (`AsyncClient`).
+"""The one client of the service, for an event loop.
 
 Every call has one deadline, which holds for its tries, its pauses and the uploads on its way. Nothing is done twice
 by being asked twice: revisions and media go by their content. Arrays travel as safetensors. A client that was given a
-base's digest asks nothing of a service with another base, and looks again whenever a request got no answer.
+base's digest asks nothing of a service with another base, and looks again whenever a request got no response.
 
-A call ends with its result or one `ServiceError`; where whoever asked can mend it, that is a `UserError` too.
+A call ends with its result or one `ServiceError`; where the caller can mend it, that is a `UserError` too.
 
-Left out: what a run tells while it goes on, proxies from the environment (the key goes to the address given, nowhere
-else), and in `Client` the exact deadline when a server stops in the middle of an answer: that may take as long again.
+Left out: what a run tells while it goes on (`follow`), and proxies from the environment: the key goes to the address
+that was given, nowhere else.
 """
 
 import asyncio
-import time
+import gzip
+import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,10 +21,10 @@ from typing import Any, Self, TypeVar
 
 import httpx
 
-from adapters.manifest import Manifest
+from adapters.manifest import ADAPTER_FILES, CONFIG, OPTIMISER, WEIGHTS, Manifest, files_digest
 from clients import calls
-from clients.calls import Call, media_id
-from clients.retries import RefusedError, RetryDeadline, ServiceError
+from clients.calls import BINARY, JSON, Call, DownloadTarget, media_id, path_of, read_arrays, read_json
+from clients.retries import RefusedError, RetryDeadline, ServiceError, error_of
 from service.concurrency import gather_or_cancel
 from service.schemas import (
     AdaptersResponse,
@@ -32,10 +33,12 @@ from service.schemas import (
     LogprobsRequest,
     LogprobsResponse,
     RunInfo,
+    RunsResponse,
     StepRollouts,
 )
+from service.wire import decode_generated, decode_logprobs
 
-__all__ = ["AsyncClient", "Client", "RefusedError", "ServiceError", "from_environment", "media_id"]
+__all__ = ["AsyncClient", "RefusedError", "ServiceError", "from_environment", "media_id"]
 
 URL_VARIABLE = "COEVO_SERVICE_URL"
 KEY_VARIABLE = "COEVO_API_KEY"
@@ -43,8 +46,10 @@ KEY_VARIABLE = "COEVO_API_KEY"
 T = TypeVar("T")
 
 _UPLOAD_ROUNDS = 3
-"""A service whose media store is too small for one request would forget for ever."""
+"""How often a call uploads media that the service does not know. More than once, as it may forget them meanwhile; not
+for ever, as a media store that is too small for one request forgets them every time."""
 _CONNECT_S = 10.0
+"""The longest wait for a connection. A host that answers nothing at all would use up a call's whole time in one try."""
 _POOL = 8
 """Connections of one pool: it looks at all of them, and asks the kernel of the idle ones, whenever a request begins or
 ends."""
@@ -55,164 +60,8 @@ def from_environment(environ: Mapping[str, str]) -> dict[str, str | None]:
     return {"url": environ.get(URL_VARIABLE) or "http://127.0.0.1:8000", "api_key": environ.get(KEY_VARIABLE) or None}
 
 
-class Client:
-    """For one thread at a time or many. `media` holds the bytes of the ids that a request names."""
-
-    def __init__(
-        self, url: str, *, api_key: str | None = None, base: str | None = None, timeout_s: float = 600.0
-    ) -> None:
-        self.url = url
-        self._base = base
-        self._base_seen = False
-        self._timeout_s = timeout_s
-        self._http = httpx.Client(base_url=url, headers=_key(api_key), trust_env=False)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._http.close()
-
-    def logprobs(
-        self,
-        adapters: Sequence[str],
-        request: LogprobsRequest,
-        *,
-        media: Mapping[str, bytes] = MappingProxyType({}),
-        timeout_s: float | None = None,
-    ) -> LogprobsResponse:
-        return self._run(calls.logprobs(adapters, request, media), timeout_s)
-
-    def generate(
-        self,
-        adapter: str,
-        request: GenerateRequest,
-        *,
-        media: Mapping[str, bytes] = MappingProxyType({}),
-        timeout_s: float | None = None,
-    ) -> list[GenerateResponse]:
-        """One answer for each prompt; requests go one after the other, and the deadline is that of them all."""
-        patience = self._patience(timeout_s)
-        answers = [self._finish(call, patience) for call in calls.generate(adapter, request, media)]
-        return [one for answer in answers for one in calls.by_prompt(answer)]
-
-    def adapters(self) -> AdaptersResponse:
-        return self._run(calls.adapters())
-
-    def describe(self, branch: str, revision: int) -> Manifest:
-        return self._run(calls.describe(branch, revision))
-
-    def publish(
-        self,
-        branch: str,
-        revision: int,
-        folder: Path,
-        *,
-        parent: int,
-        token: int | None = None,
-        job: str | None = None,
-        base: str | None = None,
-        meta: Mapping[str, Any] = MappingProxyType({}),
-        timeout_s: float | None = None,
-    ) -> Manifest:
-        """The files of `folder`; again with the same files is no error."""
-        call = calls.publish(branch, revision, folder, parent=parent, token=token, job=job, base=base, meta=meta)
-        return self._run(call, timeout_s)
-
-    def fork(self, branch: str, origin: str) -> Manifest:
-        """`origin` is `branch@revision`."""
-        return self._run(calls.fork(branch, origin))
-
-    def retire(self, branch: str, revision: int) -> None:
-        self._run(calls.retire(branch, revision))
-
-    def download(self, branch: str, revision: int, file: str, to: Path) -> Path:
-        """Into the file `to`, which appears when it is whole."""
-        patience = self._patience(None)
-        manifest = self._finish(calls.describe(branch, revision), patience)
-        return self._finish(calls.download(branch, revision, file, to, manifest), patience)
-
-    def put_media(self, data: bytes) -> str:
-        return self._run(calls.put_media(data))
-
-    def put_rollouts(self, run: str, branch: str, step: int, rollouts: StepRollouts) -> None:
-        """Again for the same step replaces them."""
-        self._run(calls.put_rollouts(run, branch, step, rollouts))
-
-    def rollouts(self, run: str, branch: str, step: int) -> StepRollouts:
-        return self._run(calls.rollouts(run, branch, step))
-
-    def runs(self) -> list[RunInfo]:
-        """The one that was heard of last comes first."""
-        return self._run(calls.runs())
-
-    def run(self, id: str) -> RunInfo:
-        return self._run(calls.run(id))
-
-    def ready(self) -> bool:
-        """Asked once, without patience."""
-        try:
-            self._send(calls.ready(), _CONNECT_S)
-        except httpx.TransportError:
-            return False
-        except ServiceError as error:
-            if error.status != 503:
-                raise  # a wrong key does not pass
-            return False
-        return True
-
-    def wait_until_ready(self, timeout_s: float) -> None:
-        self._run(calls.ready(), timeout_s)
-
-    def _patience(self, timeout_s: float | None) -> RetryDeadline:
-        return RetryDeadline(self.url, self._timeout_s if timeout_s is None else timeout_s)
-
-    def _run(self, call: Call[T], timeout_s: float | None = None) -> T:
-        return self._finish(call, self._patience(timeout_s))
-
-    def _finish(self, call: Call[T], patience: RetryDeadline) -> T:
-        """With the uploads that it turns out to need."""
-        for _ in range(_UPLOAD_ROUNDS):
-            try:
-                return self._repeat(call, patience)
-            except ServiceError as error:
-                uploads = calls.unknown_media(error, call.media)
-            for upload in uploads:
-                self._repeat(upload, patience)
-        return self._repeat(call, patience)
-
-    def _repeat(self, call: Call[T], patience: RetryDeadline) -> T:
-        while True:
-            try:
-                return self._try(call, patience)
-            except (httpx.RequestError, ServiceError) as error:
-                self._base_seen = self._base_seen and isinstance(error, ServiceError)
-                pause_s = patience.pause_after(error)
-            time.sleep(pause_s)
-
-    def _try(self, call: Call[T], patience: RetryDeadline) -> T:
-        if self._base is not None and not self._base_seen and not call.any_base:
-            calls.check_base(self._send(calls.adapters(), patience.left_s()), self._base, self.url)
-            self._base_seen = True
-        return self._send(call, patience.left_s())
-
-    def _send(self, call: Call[T], left_s: float) -> T:
-        with call.arguments() as arguments, self._http.stream(**arguments, timeout=_timeout(left_s)) as answer:
-            if call.to is None or not answer.is_success:
-                answer.read()
-            else:
-                with call.to.open(answer) as write:
-                    for piece in answer.iter_bytes():
-                        write(piece)
-            calls.check(answer)
-            return call.read(answer)
-
-
 class AsyncClient:
-    """For one event loop, with at most `max_in_flight` requests on their way."""
+    """At most `max_in_flight` requests are on their way. `media` holds the bytes of the ids that a request names."""
 
     def __init__(
         self,
@@ -225,20 +74,24 @@ class AsyncClient:
     ) -> None:
         self.url = url
         self._base = base
-        self._base_seen = False
+        self._is_base_checked = False
         self._timeout_s = timeout_s
-        self._room: asyncio.LifoQueue[httpx.AsyncClient] = asyncio.LifoQueue()
+        # Last in, first out: the pool that was used last is used next, so that the others stay idle.
+        self._slots: asyncio.LifoQueue[httpx.AsyncClient] = asyncio.LifoQueue()
         self._pools: list[httpx.AsyncClient] = []
-        context = httpx.create_ssl_context(trust_env=False)
+        if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
+            # httpx's own error would show the key.
+            detail = f"{KEY_VARIABLE}: take visible ASCII characters, it travels in a header"
+            raise RefusedError("invalid", None, detail)
+        headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
+        context = httpx.create_ssl_context(trust_env=False)  # one for all pools: each would read the certificates
         for first in range(0, max_in_flight, _POOL):
             size = min(_POOL, max_in_flight - first)
             limits = httpx.Limits(max_connections=size, max_keepalive_connections=size)
-            pool = httpx.AsyncClient(
-                base_url=url, headers=_key(api_key), trust_env=False, limits=limits, verify=context
-            )
+            pool = httpx.AsyncClient(base_url=url, headers=headers, trust_env=False, limits=limits, verify=context)
             self._pools.append(pool)
             for _ in range(size):
-                self._room.put_nowait(pool)
+                self._slots.put_nowait(pool)
 
     async def __aenter__(self) -> Self:
         return self
@@ -246,9 +99,6 @@ class AsyncClient:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
-        await self.close()
-
-    async def close(self) -> None:
         for pool in self._pools:
             await pool.aclose()
 
@@ -260,7 +110,16 @@ class AsyncClient:
         media: Mapping[str, bytes] = MappingProxyType({}),
         timeout_s: float | None = None,
     ) -> LogprobsResponse:
-        return await self._run(calls.logprobs(adapters, request, media), timeout_s)
+        call = Call(
+            "POST",
+            "/logprobs",
+            lambda response: read_arrays(response, decode_logprobs, LogprobsResponse),
+            params=[("adapter", name) for name in adapters],
+            headers=JSON | BINARY,
+            content=request.model_dump_json(exclude_none=True).encode(),
+            media=media,
+        )
+        return await self._run(call, timeout_s)
 
     async def generate(
         self,
@@ -270,16 +129,31 @@ class AsyncClient:
         media: Mapping[str, bytes] = MappingProxyType({}),
         timeout_s: float | None = None,
     ) -> list[GenerateResponse]:
-        """One answer for each prompt; requests go together, and when one fails, the others are called off."""
-        patience = [(call, self._patience(timeout_s)) for call in calls.generate(adapter, request, media)]
-        answers = await gather_or_cancel(self._finish(call, one) for call, one in patience)
-        return [one for answer in answers for one in calls.by_prompt(answer)]
+        """One response for each prompt, in order; requests go together, and when one fails, the rest is cancelled."""
+        size = calls.prompts_together(request.n, request.max_tokens)
+        parts = [request.prompts[start : start + size] for start in range(0, len(request.prompts), size)]
+        requests = [
+            Call(
+                "POST",
+                "/generate",
+                lambda response: read_arrays(response, decode_generated, GenerateResponse),
+                params=[("adapter", adapter)],
+                headers=JSON | BINARY,
+                content=request.model_copy(update={"prompts": part}).model_dump_json(exclude_none=True).encode(),
+                media=media,
+            )
+            for part in parts
+        ]
+        responses = await gather_or_cancel(self._run(call, timeout_s) for call in requests)
+        return [
+            response.model_copy(update={"prompts": [prompt]}) for response in responses for prompt in response.prompts
+        ]
 
     async def adapters(self) -> AdaptersResponse:
-        return await self._run(calls.adapters())
+        return await self._run(_ADAPTERS)
 
     async def describe(self, branch: str, revision: int) -> Manifest:
-        return await self._run(calls.describe(branch, revision))
+        return await self._run(_describe(branch, revision))
 
     async def publish(
         self,
@@ -294,46 +168,72 @@ class AsyncClient:
         meta: Mapping[str, Any] = MappingProxyType({}),
         timeout_s: float | None = None,
     ) -> Manifest:
-        """The files of `folder`; again with the same files is no error."""
-        call = await asyncio.to_thread(  # it reads the files for their hash
-            calls.publish, branch, revision, folder, parent=parent, token=token, job=job, base=base, meta=meta
-        )
+        """The files of `folder`: the adapter's, and the optimiser's if it is there. Repeating it is no error."""
+        files = {name: folder / name for name in (WEIGHTS, CONFIG, OPTIMISER) if (folder / name).exists()}
+        missing = [name for name in ADAPTER_FILES if name not in files]
+        if missing:
+            raise error_of("invalid", None, f"{folder}: no {' and no '.join(missing)} here; name an adapter's folder")
+        digest = await asyncio.to_thread(files_digest, files)
+
+        def read(response: httpx.Response) -> Manifest:
+            manifest = read_json(response, Manifest)
+            if manifest.digest != digest:
+                raise calls.bad_response(response, f"it stored {manifest.digest}, sent was {digest}")
+            return manifest
+
+        fields = {
+            "parent": parent,
+            "token": token,
+            "job": job,
+            "base": base,
+            "meta": json.dumps(dict(meta), allow_nan=False),
+        }
+        given = {name: str(value) for name, value in fields.items() if value is not None}
+        call = Call("PUT", path_of("adapters", branch, revision), read, fields=given, files=files)
         return await self._run(call, timeout_s)
 
     async def fork(self, branch: str, origin: str) -> Manifest:
         """`origin` is `branch@revision`."""
-        return await self._run(calls.fork(branch, origin))
+        content = json.dumps({"from": origin}).encode()
+        path = path_of("adapters", branch)
+        return await self._run(Call("POST", path, _read_manifest, headers=JSON, content=content))
 
     async def retire(self, branch: str, revision: int) -> None:
-        await self._run(calls.retire(branch, revision))
+        await self._run(Call("DELETE", path_of("adapters", branch, revision), _read_nothing))
 
     async def download(self, branch: str, revision: int, file: str, to: Path) -> Path:
-        """Into the file `to`, which appears when it is whole."""
-        patience = self._patience(None)
-        manifest = await self._finish(calls.describe(branch, revision), patience)
-        return await self._finish(calls.download(branch, revision, file, to, manifest), patience)
-
-    async def put_media(self, data: bytes) -> str:
-        return await self._run(calls.put_media(data))
+        """Into the file `to`, which appears when it is whole and has the manifest's hash."""
+        deadline = self._deadline(None)
+        manifest = await self._finish(_describe(branch, revision), deadline)
+        if file not in manifest.files:
+            names = ", ".join(manifest.files) or "none"
+            raise error_of("not-found", None, f"{branch}@{revision} has no {file}; its files are {names}")
+        target = DownloadTarget(to, manifest.files[file].sha256)
+        await self._finish(
+            Call("GET", path_of("adapters", branch, revision, file), _read_nothing, target=target), deadline
+        )
+        return to
 
     async def put_rollouts(self, run: str, branch: str, step: int, rollouts: StepRollouts) -> None:
         """Again for the same step replaces them."""
-        await self._run(await asyncio.to_thread(calls.put_rollouts, run, branch, step, rollouts))
+        # The fastest level: they are mostly digits, which pack well at any.
+        content = await asyncio.to_thread(lambda: gzip.compress(rollouts.model_dump_json().encode(), 1))
+        headers = JSON | {"content-encoding": "gzip"}
+        path = path_of("runs", run, "rollouts", branch, step)
+        await self._run(Call("PUT", path, _read_nothing, headers=headers, content=content))
 
     async def rollouts(self, run: str, branch: str, step: int) -> StepRollouts:
-        return await self._run(calls.rollouts(run, branch, step))
+        path = path_of("runs", run, "rollouts", branch, step)
+        return await self._run(Call("GET", path, lambda response: read_json(response, StepRollouts)))
 
     async def runs(self) -> list[RunInfo]:
         """The one that was heard of last comes first."""
-        return await self._run(calls.runs())
-
-    async def run(self, id: str) -> RunInfo:
-        return await self._run(calls.run(id))
+        return await self._run(Call("GET", "/runs", lambda response: read_json(response, RunsResponse).runs))
 
     async def ready(self) -> bool:
-        """Asked once, without patience."""
+        """Whether the service is ready now: asked once, never again."""
         try:
-            await self._send(calls.ready(), _CONNECT_S, self._pools[0])
+            await self._send(_READY, _CONNECT_S, self._pools[0])
         except httpx.TransportError:
             return False
         except ServiceError as error:
@@ -343,76 +243,79 @@ class AsyncClient:
         return True
 
     async def wait_until_ready(self, timeout_s: float) -> None:
-        await self._run(calls.ready(), timeout_s)
+        await self._run(_READY, timeout_s)
 
-    def _patience(self, timeout_s: float | None) -> RetryDeadline:
+    def _deadline(self, timeout_s: float | None) -> RetryDeadline:
         return RetryDeadline(self.url, self._timeout_s if timeout_s is None else timeout_s)
 
     async def _run(self, call: Call[T], timeout_s: float | None = None) -> T:
-        return await self._finish(call, self._patience(timeout_s))
+        return await self._finish(call, self._deadline(timeout_s))
 
-    async def _finish(self, call: Call[T], patience: RetryDeadline) -> T:
-        """With the uploads that it turns out to need."""
+    async def _finish(self, call: Call[T], deadline: RetryDeadline) -> T:
+        """The call's result, with the uploads that it turns out to need."""
         for _ in range(_UPLOAD_ROUNDS):
             try:
-                return await self._repeat(call, patience)
+                return await self._repeat(call, deadline)
             except ServiceError as error:
                 uploads = calls.unknown_media(error, call.media)
             for upload in uploads:
-                await self._repeat(upload, patience)
-        return await self._repeat(call, patience)
+                await self._repeat(upload, deadline)
+        return await self._repeat(call, deadline)
 
-    async def _repeat(self, call: Call[T], patience: RetryDeadline) -> T:
+    async def _repeat(self, call: Call[T], deadline: RetryDeadline) -> T:
         while True:
             try:
-                return await self._in_time(call, patience)
-            except (httpx.RequestError, ServiceError) as error:
-                self._base_seen = self._base_seen and isinstance(error, ServiceError)
-                pause_s = patience.pause_after(error)
+                # httpx's own limits are for each read: a server that sends a byte now and then passes them for ever.
+                async with asyncio.timeout(deadline.left_s()), self._slot() as http:
+                    if self._base is not None and not self._is_base_checked and not call.any_base:
+                        base = (await self._send(_ADAPTERS, deadline.left_s(), http)).base
+                        if base.digest != self._base:
+                            detail = f"{self.url}: serves the base {base.name} ({base.digest}), wanted is {self._base}"
+                            remedy = "start one for this base, or mend COEVO_SERVICE_URL"
+                            raise RefusedError("other-base", None, f"{detail}; {remedy}")
+                        self._is_base_checked = True
+                    return await self._send(call, deadline.left_s(), http)
+            except (TimeoutError, httpx.RequestError, ServiceError) as error:
+                # Without a response: the service may have been started again, with another base.
+                self._is_base_checked = self._is_base_checked and isinstance(error, ServiceError)
+                pause_s = deadline.pause_after(error)
             await asyncio.sleep(pause_s)
 
-    async def _in_time(self, call: Call[T], patience: RetryDeadline) -> T:
-        try:
-            async with asyncio.timeout(patience.left_s()), self._place() as http:
-                return await self._try(call, patience, http)
-        except TimeoutError:
-            raise httpx.ReadTimeout("the call's deadline") from None
-
     @asynccontextmanager
-    async def _place(self) -> AsyncGenerator[httpx.AsyncClient]:
-        """One of `max_in_flight`; the one given back last is taken first, so that the others stay idle."""
-        http = await self._room.get()
+    async def _slot(self) -> AsyncGenerator[httpx.AsyncClient]:
+        """The right to one of the `max_in_flight` requests, and the pool for it."""
+        pool = await self._slots.get()
         try:
-            yield http
+            yield pool
         finally:
-            self._room.put_nowait(http)
-
-    async def _try(self, call: Call[T], patience: RetryDeadline, http: httpx.AsyncClient) -> T:
-        if self._base is not None and not self._base_seen and not call.any_base:
-            calls.check_base(await self._send(calls.adapters(), patience.left_s(), http), self._base, self.url)
-            self._base_seen = True
-        return await self._send(call, patience.left_s(), http)
+            self._slots.put_nowait(pool)
 
     async def _send(self, call: Call[T], left_s: float, http: httpx.AsyncClient) -> T:
+        timeout = httpx.Timeout(left_s, connect=min(left_s, _CONNECT_S))
         with call.arguments() as arguments:
-            async with http.stream(**arguments, timeout=_timeout(left_s)) as answer:
-                if call.to is None or not answer.is_success:
-                    await answer.aread()
+            async with http.stream(**arguments, timeout=timeout) as response:
+                if call.target is None or not response.is_success:
+                    await response.aread()
                 else:
-                    with call.to.open(answer) as write:
-                        async for piece in answer.aiter_bytes():
+                    with call.target.open(response) as write:
+                        async for piece in response.aiter_bytes():
                             write(piece)
-                calls.check(answer)
-                return call.read(answer)
+                calls.check_response(response)
+                return call.read(response)
 
 
-def _key(api_key: str | None) -> dict[str, str]:
-    if api_key is None:
-        return {}
-    if not (api_key.isascii() and api_key.isprintable()):
-        raise RefusedError("invalid", None, f"{KEY_VARIABLE}: take visible ASCII characters, it travels in a header")
-    return {"authorization": f"Bearer {api_key}"}
+def _read_manifest(response: httpx.Response) -> Manifest:
+    return read_json(response, Manifest)
 
 
-def _timeout(left_s: float) -> httpx.Timeout:
-    return httpx.Timeout(left_s, connect=min(left_s, _CONNECT_S))
+def _read_nothing(response: httpx.Response) -> None:
+    return None
+
+
+def _describe(branch: str, revision: int) -> Call[Manifest]:
+    return Call("GET", path_of("adapters", branch, revision), _read_manifest)
+
+
+# Both may be asked of a service with another base: they say which it is, or nothing that depends on it.
+_ADAPTERS = Call("GET", "/adapters", lambda response: read_json(response, AdaptersResponse), any_base=True)
+_READY = Call("GET", "/readyz", _read_nothing, any_base=True)

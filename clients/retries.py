@@ -1,7 +1,7 @@
 """What goes wrong between a client and the service, as one error; and when it is worth another try.
 
 Tried again until one deadline: connections refused, reset or cut off, 503, and 429 when its Retry-After says. Nothing
-else is, and a pause that would end after the deadline is not begun. Everything a client asks may be asked twice.
+else is, and a pause that would end after the deadline is not begun. Every request may be sent twice.
 
 The loop is not stamina's: the pauses come from the server and the deadline, so it would only count, and it looks at
 its own time limit after a pause, not before.
@@ -16,6 +16,7 @@ import httpx
 
 from adapters.errors import UserError
 
+# Doubled from one to the other: a service that was only restarted is found soon, and a dead one is not hammered.
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 2.0
 
@@ -23,10 +24,10 @@ log = logging.getLogger(__name__)
 
 
 class ServiceError(Exception):
-    """An answer that is an error, or none. `type` is stable; `more` is what stood beside it in the answer."""
+    """A response that is an error, or none at all. `type` is stable; `more` holds the response's other members."""
 
     def __init__(self, type: str, status: int | None, detail: str) -> None:
-        super().__init__(type, status, detail)
+        super().__init__(type, status, detail)  # all three, or it cannot be pickled
         self.type = type
         self.status = status
         self.detail = detail
@@ -38,11 +39,11 @@ class ServiceError(Exception):
 
 
 class RefusedError(ServiceError, UserError):
-    """One that whoever asked can mend."""
+    """One that the caller can mend."""
 
 
 def error_of(type: str, status: int | None, detail: str) -> ServiceError:
-    """4xx is for the one who asked, but for 429; so is a service that is not there."""
+    """4xx is the caller's to mend, but for 429; so is a service that is not there."""
     mendable = status is None or (400 <= status < 500 and status != 429)
     return (RefusedError if mendable else ServiceError)(type, status, detail)
 
@@ -62,9 +63,15 @@ class RetryDeadline:
     def pause_after(self, error: Exception) -> float:
         """Raises when there is no point, or no time, in trying again."""
         if not _is_passing(error):
-            raise error if isinstance(error, ServiceError) else _of_no_use(self._url, error) from None
+            if isinstance(error, ServiceError):
+                raise error
+            if isinstance(error, httpx.TransportError):
+                raise error_of("invalid", None, f"{self._url}: cannot be asked; write http://HOST:PORT") from None
+            raise ServiceError("bad-answer", None, f"{self._url}: the answer cannot be decoded") from None
         self._tries += 1
+        # The exponent is bounded, as a wait of hours has thousands of tries, and their power is no float any more.
         longest = min(_FIRST_PAUSE_S * 2 ** min(self._tries - 1, 10), _LONGEST_PAUSE_S)
+        # At random: all workers lose the service in the same moment, and need not come back in the same one.
         pause_s = random.uniform(longest / 2, longest)
         if isinstance(error, ServiceError):
             pause_s = max(pause_s, error.retry_after_s or 0.0)
@@ -78,21 +85,16 @@ class RetryDeadline:
             final = ServiceError(error.type, error.status, f"{error.detail}; gave up after {self._timeout_s:g} s")
             final.more, final.retry_after_s = error.more, error.retry_after_s
             return final
-        why = f"no answer within {self._timeout_s:g} s, {_words(error)}"
-        return error_of("no-answer", None, f"{self._url}: {why}; start the service, or mend COEVO_SERVICE_URL")
+        reason = f"no answer within {self._timeout_s:g} s, {_words(error)}"
+        return error_of("no-answer", None, f"{self._url}: {reason}; start the service, or mend COEVO_SERVICE_URL")
 
 
 def _is_passing(error: Exception) -> bool:
     if isinstance(error, ServiceError):
         return error.status in (429, 503)
-    local = isinstance(error, httpx.LocalProtocolError | httpx.UnsupportedProtocol)
-    return isinstance(error, httpx.TransportError) and not local
-
-
-def _of_no_use(url: str, error: Exception) -> ServiceError:
-    if isinstance(error, httpx.TransportError):
-        return error_of("invalid", None, f"{url}: cannot be asked; write http://HOST:PORT")
-    return ServiceError("bad-answer", None, f"{url}: the answer cannot be decoded")
+    # These two are transport errors by class, but they say that our own request is wrong.
+    is_ours = isinstance(error, httpx.LocalProtocolError | httpx.UnsupportedProtocol)
+    return isinstance(error, httpx.TransportError | TimeoutError) and not is_ours
 
 
 def _words(error: Exception) -> str:
@@ -101,7 +103,7 @@ def _words(error: Exception) -> str:
             return f"status {error.status} ({error.type})"
         case httpx.ConnectError():
             return "connection refused"
-        case httpx.TimeoutException():
+        case httpx.TimeoutException() | TimeoutError():
             return "timed out"
         case _:
             return "connection lost"
