@@ -23,57 +23,58 @@ SMALL = (
 
 
 def small(out: Path, *systems: str, resume: bool = False, seeds: int = 1) -> subprocess.CompletedProcess[str]:
-    sets = [word for one in (*SMALL, f"comparison.systems={json.dumps(systems)}") for word in ("--set", one)]
+    settings = (*SMALL, f"comparison.systems={json.dumps(systems)}")
+    sets = [word for setting in settings for word in ("--set", setting)]
     words = [*sets, "--seeds", str(seeds), "--together", "2", "--out", str(out), *(["--resume"] if resume else [])]
     command = [sys.executable, "-m", "clients.cli", "compare", "recipes/miniature/compare.toml", *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
 
 
 def answered(out: Path) -> set[tuple[str, str]]:
-    return {(one.system, one.row) for one in read_answers(out / "answers" / "seed-0.jsonl")}
+    return {(answers.system, answers.row) for answers in read_answers(out / "answers" / "seed-0.jsonl")}
 
 
-PAIR = {("x", "text"), ("x", "image"), ("merge2", "merged")}
-EXPERTS = PAIR | {("x", "video"), ("merge3", "merged")}
+PAIR = {("experts", "text"), ("experts", "image"), ("merge2", "merged")}
+EXPERTS = PAIR | {("experts", "video"), ("merge3", "merged")}
 COPD2 = {("copd2", "text"), ("copd2", "image"), ("copd2", "merged")}
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(900)
-def test_a_seed_is_trained_examined_and_told(tmp_path):
+def test_a_seed_is_trained_examined_and_reported(tmp_path: Path):
     out = tmp_path / "out"
-    done = small(out, "vt", "copd2")
+    done = small(out, "static_v2t", "copd2")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert answered(out) == {("base", ""), ("vt", "")} | PAIR | COPD2
-    assert all(len(one.rewards) == 6 for one in read_answers(out / "answers" / "seed-0.jsonl"))
+    assert answered(out) == {("base", ""), ("static_v2t", "")} | PAIR | COPD2
+    assert all(len(answers.rewards) == 6 for answers in read_answers(out / "answers" / "seed-0.jsonl"))
     merges = read_merges(out, 0)
     assert merges.keys() == {"merge2", "copd2"}
     scales = [line for line in done.stdout.splitlines() if line.startswith("examining s0-merge2-merged-75,")]
     assert [line.partition(" on ")[2] for line in scales] == ["questions: 6 of text, 6 of image"]
-    assert all(one.scale in (0.75, 1.5) and one.tried.keys() == {"0.75", "1.5"} for one in merges.values())
-    told = json.loads((out / "comparison.json").read_text())
-    lines = {line["label"]: line for line in told["tables"][0]["lines"]}
+    assert all(merge.scale in (0.75, 1.5) and merge.tried.keys() == {"0.75", "1.5"} for merge in merges.values())
+    comparison = json.loads((out / "comparison.json").read_text())
+    lines = {line["label"]: line for line in comparison["tables"][0]["lines"]}
     assert lines["static OPD image -> text"]["spent"]["steps"] == 2 + 2 + 2
     assert "data:image/png" in (out / "report.html").read_text()
     assert (out / "tables.md").read_text().count("\n| CoPD |") == 4  # of two tables, greedy and sampled
 
-    again = small(out, "vt", "copd2")
+    again = small(out, "static_v2t", "copd2")
     assert again.returncode == 2
     assert "add --resume" in again.stderr
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(1500)
-def test_systems_and_seeds_are_added_to_what_is_there(tmp_path):
+def test_systems_and_seeds_are_added_to_a_comparison(tmp_path: Path):
     out = tmp_path / "out"
-    assert small(out, "vt").returncode == 0
+    assert small(out, "static_v2t").returncode == 0
     before = (out / "answers" / "seed-0.jsonl").read_text()
-    assert answered(out) == {("base", ""), ("vt", "")} | PAIR
+    assert answered(out) == {("base", ""), ("static_v2t", "")} | PAIR
 
-    second = small(out, "vt", "copd2", "mopd", resume=True, seeds=2)
+    second = small(out, "static_v2t", "copd2", "mopd", resume=True, seeds=2)
     assert second.returncode == 0, second.stdout + second.stderr
     after = (out / "answers" / "seed-0.jsonl").read_text()
     assert after.startswith(before)
-    assert "s0-x-text@1 " not in second.stdout  # experts are not trained again
-    assert answered(out) == {("base", ""), ("vt", ""), ("mopd", "")} | EXPERTS | COPD2
+    assert "s0-experts-text@1 " not in second.stdout  # experts are not trained again
+    assert answered(out) == {("base", ""), ("static_v2t", ""), ("mopd", "")} | EXPERTS | COPD2
     assert json.loads((out / "comparison.json").read_text())["seeds"] == [0, 1]

@@ -18,7 +18,7 @@ import argparse
 import json
 import shlex
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean
 
@@ -61,19 +61,24 @@ def run(arguments: argparse.Namespace) -> int:
     check_folder(out, recipe, resume=arguments.resume)
     assert recipe.comparison is not None
     try:
-        _make_all(recipe, out, arguments.together)
+        _make(recipe, out, arguments.together)
     except Stopped:
         seeds = [f"--seeds={recipe.comparison.seeds}", f"--together={arguments.together}"]
         words = [str(arguments.recipe), *settings_of(arguments.set), *seeds, f"--out={out}", "--resume"]
         print(f"stopped; to go on: coevo compare {shlex.join(words)}")
         return 130
     results = gathered(recipe, out)
-    _write(results, out, arguments.json)
+    text = json.dumps(as_json(results), indent=1, allow_nan=False) + "\n"
+    for path in filter(None, (out / "comparison.json", arguments.json)):
+        path.write_text(text)
+    (out / "tables.md").write_text("\n".join(markdown(results)) + "\n")
+    report = write_report(results, out / "report.html")
+    print(f"{report} has tables and pictures, {out / 'comparison.json'} the numbers, {out / 'answers'} every answer")
     return 0
 
 
 def of_comparison(recipe: Recipe, seeds: int | None) -> Recipe:
-    """With how many seeds, if that was said."""
+    """The recipe with its comparison, of so many seeds if that was said; refused if it cannot be compared."""
     if recipe.method.kind != "copd" or recipe.method.rhythm == "adaptive":
         raise UserError(
             f"{recipe.name}: a comparison is made from a recipe of copd with a fixed rhythm; take such a one"
@@ -82,77 +87,65 @@ def of_comparison(recipe: Recipe, seeds: int | None) -> Recipe:
         raise UserError(f"--seeds {seeds}: take 1 or more")
     if len(recipe.capabilities) < 2:
         raise UserError(f"{recipe.name}: has one capability; a comparison needs two or more")
-    asked = recipe.comparison or ComparisonConfig()
-    if "mixed3" in asked.systems and recipe.rollout.prompts < len(recipe.capabilities):
+    config = recipe.comparison or ComparisonConfig()
+    if "mixed3" in config.systems and recipe.rollout.prompts < len(recipe.capabilities):
         raise UserError(
             f"rollout.prompts: {recipe.rollout.prompts} are fewer than the {len(recipe.capabilities)} capabilities of "
             "mixed RLVR; take one for each at least"
         )
-    if asked.scales and (others := [n for n, one in recipe.capabilities.items() if one.data.type != "miniature"]):
-        raise UserError(f"comparison.scales: {', '.join(others)} has no validation questions; set merge.scale instead")
-    return recipe.model_copy(
-        update={"comparison": asked if seeds is None else asked.model_copy(update={"seeds": seeds})}
-    )
+    # Only the miniature has a split beside the one that is reported on, so that a scale is not chosen by the test.
+    rest = [name for name, capability in recipe.capabilities.items() if capability.data.type != "miniature"]
+    if config.scales and rest:
+        raise UserError(f"comparison.scales: {', '.join(rest)} has no validation questions; set merge.scale instead")
+    changes = {} if seeds is None else {"seeds": seeds}
+    return recipe.model_copy(update={"comparison": config.model_copy(update=changes)})
 
 
-def _make_all(recipe: Recipe, out: Path, together: int) -> None:
+def _make(recipe: Recipe, out: Path, together: int) -> None:
+    """Trains the seeds group by group, and examines what was not examined yet."""
     assert recipe.comparison is not None
-    began, first = time.monotonic(), recipe.comparison.first_seed
+    started, first = time.monotonic(), recipe.comparison.first_seed
     last = first + recipe.comparison.seeds - 1
-    missing = {seed: several for seed in range(first, last + 1) if (several := unanswered(recipe, out, seed))}
+    missing = {seed: results for seed in range(first, last + 1) if (results := unanswered(recipe, out, seed))}
     for group in groups(missing, together):
-        minutes = (time.monotonic() - began) / 60
+        minutes = (time.monotonic() - started) / 60
         print(f"seed {', '.join(map(str, group))} of {first} to {last}, after {minutes:.0f} min", flush=True)
-        _make(recipe, out, {seed: missing[seed] for seed in group})
+        # A group may have gaps where seeds are done; they are in its plan, and cost nothing a second time.
+        group_recipe = of_seeds(recipe, group[0], group[-1])
+        with run_processes(out, group_recipe) as processes:
+            if not is_trained(out, group_recipe):
+                train(group_recipe, out, processes)
+            for seed in group:
+                examine_seed(group_recipe, out, seed, missing[seed], processes)
 
 
 def unanswered(recipe: Recipe, out: Path, seed: int) -> list[Result]:
-    """Results of this one seed that have not been examined."""
-    there = {(one.system, one.row) for one in read_answers(path_of(out, seed))}
-    return [
-        one for one in planned_results(make_plan(of_seeds(recipe, seed, seed))) if (one.system, one.row) not in there
-    ]
+    """The results of this one seed that have not been examined."""
+    answered = {(answers.system, answers.row) for answers in read_answers(path_of(out, seed))}
+    plan = make_plan(of_seeds(recipe, seed, seed))
+    return [result for result in planned_results(plan) if (result.system, result.row) not in answered]
 
 
 def groups(seeds: Iterable[int], size: int) -> list[list[int]]:
-    """As many as are trained together."""
+    """The seeds in order, as many together as are trained at once."""
     ordered = sorted(seeds)
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
 
-def _make(recipe: Recipe, out: Path, missing: Mapping[int, Sequence[Result]]) -> None:
-    """Trains these seeds, and examines what was not."""
-    own = of_seeds(recipe, min(missing), max(missing))
-    with run_processes(out, own) as processes:
-        if not is_trained(out, own):
-            train(own, out, processes)
-        for seed, results in missing.items():
-            examine_seed(own, out, seed, results, processes)
-
-
 def gathered(recipe: Recipe, out: Path) -> Results:
-    """From all seeds that are there."""
+    """What all seeds in the folder say, whichever were asked for this time."""
     paths = sorted((out / "answers").glob("seed-*.jsonl"))
-    answers = [one for path in paths for one in read_answers(path)]
-    merges = {seed: read_merges(out, seed) for seed in sorted({one.seed for one in answers})}
+    answers = [line for path in paths for line in read_answers(path)]
+    merges = {seed: read_merges(out, seed) for seed in sorted({line.seed for line in answers})}
     return results_of(recipe, answers, read_events(events_of(out, recipe)), blind_levels(recipe, merges), merges)
 
 
 def blind_levels(recipe: Recipe, seeds: Iterable[int]) -> dict[str, float]:
-    """Of the miniature's exams, the mean over what the seeds were asked."""
-    made = [name for name, one in recipe.capabilities.items() if isinstance(held_out_data(one), MiniatureData)]
+    """The blind level of the miniature's exams: the mean over the seeds, which have questions of their own."""
+    names = [name for name, config in recipe.capabilities.items() if isinstance(held_out_data(config), MiniatureData)]
     levels: dict[str, list[float]] = {}
     for seed in seeds:
-        for exam in exams(recipe, only=made, draw=seed):
+        for exam in exams(recipe, only=names, draw=seed):
             assert exam.blind is not None
             levels.setdefault(exam.name, []).append(exam.blind)
-    return {name: fmean(several) for name, several in levels.items()}
-
-
-def _write(results: Results, out: Path, also: Path | None) -> None:
-    text = json.dumps(as_json(results), indent=1, allow_nan=False) + "\n"
-    for path in (out / "comparison.json", *([also] if also else [])):
-        path.write_text(text)
-    (out / "tables.md").write_text("\n".join(markdown(results)) + "\n")
-    report = write_report(results, out / "report.html")
-    print(f"{report} has tables and pictures, {out / 'comparison.json'} the numbers, {out / 'answers'} every answer")
+    return {name: fmean(by_seed) for name, by_seed in levels.items()}

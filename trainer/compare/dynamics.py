@@ -5,10 +5,12 @@
     pilot     gain of a fresh student against its overlap with the teacher at the start, with Pearson's r
     sweep     accuracy of the merge by the share of RLVR steps in a cycle
 
+Events name branches; the plan says of which system, seed and capability a branch is.
+
 Left out: accuracies of systems beside each other (`standings`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,15 +19,18 @@ from numpy.typing import NDArray
 from adapters.names import BASE, Ref
 from trainer.compare.standings import Line, Standings
 from trainer.evaluation.intervals import Interval
-from trainer.evaluation.overlap import Overlaps
 from trainer.loop import NATIVE
-from trainer.plan.comparison import EXPERTS, MERGED, seed_and_system, shares_of
+from trainer.plan.comparison import EXPERTS, MERGED, PILOT, sweep_shares
+from trainer.plan.steps import Segment, Teacher
 from trainer.recipe import MethodConfig
 from trainer.reporting.events import Event, overlaps_of
 from trainer.update.update import COSINE
 
 _RESAMPLED = 2000
+"""Draws of the bootstrap. Its 2.5 % tails have 50 each: enough for the two digits that are shown."""
 Floats = NDArray[np.float64]
+Branches = Mapping[str, Segment]
+"""A segment of each branch, for what the plan knows of it."""
 
 
 # ---- overlap over training ----
@@ -36,7 +41,7 @@ class DynamicsPoint:
     """Branches of one system and seed at one step, over all pairs that learn from each other, both ways."""
 
     system: str
-    seed: int
+    seed: int | None
     phase: str
     step: int
     overlap: float
@@ -47,28 +52,29 @@ class DynamicsPoint:
     """Mean overlap with the base."""
 
 
-def series(events: Sequence[Event]) -> list[DynamicsPoint]:
-    return [point for event, found in overlaps_of(events) if (point := _point(event, found)) is not None]
-
-
-def _point(event: Event, found: Overlaps) -> DynamicsPoint | None:
-    names = [name for name in found.branches if name != BASE]
-    if len(names) < 2:
-        return None
-    seed, system = seed_and_system(event["system"])
-    pairs = [found.at(a, b, c) for a in names for b in names if a != b for c in found.capabilities]
-    from_base = [found.at(name, BASE, c)[0] for name in names for c in found.capabilities]
-    overlaps = [overlap for overlap, _ in pairs]
-    return DynamicsPoint(
-        system,
-        seed,
-        event["phase"],
-        event["step"],
-        float(np.mean(overlaps)),
-        min(overlaps),
-        float(np.mean([kl for _, kl in pairs])),
-        float(np.mean(from_base)),
-    )
+def series(events: Sequence[Event], branches: Branches) -> list[DynamicsPoint]:
+    points: list[DynamicsPoint] = []
+    for event, overlaps in overlaps_of(events):
+        names = [name for name in overlaps.branches if name != BASE]
+        segment = branches.get(Ref.parse(names[0]).branch)
+        # A seed may be trained already and not examined yet: then the plan of what is shown does not have it.
+        if len(names) < 2 or segment is None:
+            continue
+        capabilities = overlaps.capabilities
+        pairs = [overlaps.at(a, b, c) for a in names for b in names if a != b for c in capabilities]
+        points.append(
+            DynamicsPoint(
+                segment.system,
+                segment.seed,
+                event["phase"],
+                event["step"],
+                float(np.mean([overlap for overlap, _ in pairs])),
+                min(overlap for overlap, _ in pairs),
+                float(np.mean([kl for _, kl in pairs])),
+                float(np.mean([overlaps.at(name, BASE, c)[0] for name in names for c in capabilities])),
+            )
+        )
+    return points
 
 
 # ---- gradients of mixed RLVR ----
@@ -79,19 +85,19 @@ class Pull:
     """Two capabilities in one step of a mixed branch: 1, they pull the same way; below 0, against each other."""
 
     system: str
-    seed: int
+    seed: int | None
     step: int
     pair: str
     cosine: float
 
 
-def pulls(events: Sequence[Event]) -> Iterator[Pull]:
+def pulls(events: Sequence[Event], branches: Branches) -> Iterator[Pull]:
     for event in events:
-        if event["kind"] == "step":
+        if event["kind"] == "step" and (segment := branches.get(event["branch"])):
             for name, value in event["metrics"].items():
                 if name.startswith(f"{NATIVE}/{COSINE}:"):
-                    seed, system = seed_and_system(event["branch"])
-                    yield Pull(system, seed, event["step"], " - ".join(name.split(":")[1:]), value)
+                    pair = " - ".join(name.split(":")[1:])
+                    yield Pull(segment.system, segment.seed, event["step"], pair, value)
 
 
 # ---- pilot ----
@@ -104,40 +110,40 @@ class Student:
     seed: int
     capability: str
     age: int
-    """Of the teacher, in steps."""
+    """The steps that its teacher had made."""
     overlap: float
-    """Of the student before it began, the base, with its teacher."""
+    """The overlap of the base, which the student began as, with the teacher."""
     gain: float
     absorbed: float | None
     """The gain as a share of what the teacher was ahead."""
 
 
-def students(found: Standings, events: Sequence[Event], way: str) -> list[Student]:
-    """Those of the pilot, with what `series` saw of their teachers."""
-    overlaps = {
-        (ref.branch, ref.revision, capability): both.at(BASE, name, capability)[0]
-        for _, both in overlaps_of(events)
-        for name in both.branches
-        if name != BASE
-        for capability in both.capabilities
-        for ref in [Ref.parse(name)]
+def students(standings: Standings, events: Sequence[Event], branches: Branches, way: str) -> list[Student]:
+    """The pilot's students, with what the events say of their teachers."""
+    overlap_with_base = {
+        (name, capability): overlaps.at(BASE, name, capability)[0]
+        for _, overlaps in overlaps_of(events)
+        for name in overlaps.branches
+        for capability in overlaps.capabilities
     }
-    return list(_students(found, overlaps, way))
-
-
-def _students(found: Standings, overlaps: dict[tuple[str, int | None, str], float], way: str) -> Iterator[Student]:
-    base = Line("base", BASE)
-    for row in found.rows("pilot"):
-        capability, age = row.rsplit("-", 1)
-        student, teacher = Line(row, "pilot", row), Line(row, EXPERTS, f"{capability}@{age}")
-        levels = [found.by_seed(line, [capability], way) for line in (base, student, teacher)]
-        for seed in levels[1]:
-            overlap = overlaps.get((f"s{seed}-{EXPERTS}-{capability}", int(age), capability))
-            if overlap is None or seed not in levels[2]:
-                continue
-            before, after, ahead = (level[seed] for level in levels)
-            share = (after - before) / (ahead - before) if ahead > before else None
-            yield Student(seed, capability, int(age), overlap, after - before, share)
+    teachers: dict[str, dict[int | None, Teacher]] = {}
+    for segment in branches.values():
+        if segment.system == PILOT:
+            teachers.setdefault(segment.row, {})[segment.seed] = segment.steps[0].teachers[0]
+    points: list[Student] = []
+    for row, by_seed in teachers.items():
+        ref, capability = next((teacher.ref, teacher.capability) for teacher in by_seed.values())
+        assert ref.revision is not None
+        lines = Line("base", BASE), Line(row, PILOT, row), Line(row, EXPERTS, f"{capability}@{ref.revision}")
+        if not standings.has(lines[1]):
+            continue
+        before, after, ahead = (standings.by_seed(line, [capability], way) for line in lines)
+        for seed in after:
+            overlap = overlap_with_base.get((str(by_seed[seed].ref), capability))
+            if overlap is not None and seed in ahead:
+                gain, lead = after[seed] - before[seed], ahead[seed] - before[seed]
+                points.append(Student(seed, capability, ref.revision, overlap, gain, gain / lead if lead > 0 else None))
+    return points
 
 
 def correlation(x_N: Sequence[float], y_N: Sequence[float], seed: int = 0) -> tuple[float, float, float] | None:
@@ -146,8 +152,9 @@ def correlation(x_N: Sequence[float], y_N: Sequence[float], seed: int = 0) -> tu
     if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return None
     rng = np.random.default_rng(seed)
-    drawn = rng.integers(0, len(x), (_RESAMPLED, len(x)))
-    values = [_pearson(x[one], y[one]) for one in drawn if np.ptp(x[one]) > 0 and np.ptp(y[one]) > 0]
+    indices = rng.integers(0, len(x), (_RESAMPLED, len(x)))
+    # Of few points a draw may be the same point again and again, which has no r.
+    values = [_pearson(x[draw], y[draw]) for draw in indices if np.ptp(x[draw]) > 0 and np.ptp(y[draw]) > 0]
     low, high = np.quantile(values, [0.025, 0.975]).tolist()
     return _pearson(x, y), low, high
 
@@ -168,15 +175,16 @@ class Share:
     accuracy: Interval
 
 
-def sweep(found: Standings, method: MethodConfig, exams: Sequence[str], way: str) -> list[Share]:
+def sweep(standings: Standings, method: MethodConfig, exams: Sequence[str], way: str) -> list[Share]:
     """With CoPD itself in its place, of the seeds that all have; empty where no other share was tried."""
-    steps = shares_of(found.systems)
+    steps = {name: share for name, share in sweep_shares(method).items() if name in standings.systems}
     if not steps:
         return []
     steps["copd3"] = (method.rlvr_steps, method.opd_steps)
-    merges = {name: line for name in steps if found.has(line := Line(name, name, MERGED))}
-    common = sorted(set.intersection(*(set(found.seeds_of(line)) for line in merges.values())))
+    merges = {name: line for name in steps if standings.has(line := Line(name, name, MERGED))}
+    # Seeds differ by more than shares do: a curve over different seeds would show the seeds.
+    common = sorted(set.intersection(*(set(standings.seeds_of(line)) for line in merges.values())))
     if not common:
         return []
-    shares = [Share(*steps[name], found.accuracy(line, exams, way, common)) for name, line in merges.items()]
+    shares = [Share(*steps[name], standings.accuracy(line, exams, way, common)) for name, line in merges.items()]
     return sorted(shares, key=lambda share: share.rlvr_steps)

@@ -3,56 +3,58 @@
 import io
 import textwrap
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from trainer.compare.results import Results
+from trainer.evaluation.overlap import ALARM
 from trainer.plan.comparison import EXPERTS
 
-_SMOOTH = 10  # steps
+_SMOOTH = 10
+"""Steps whose cosines are one point: those of single steps spread more than they differ."""
 NAMES = {EXPERTS: "experts alone", "copd2": "CoPD, two branches", "copd3": "CoPD"}
 
 
 def pictures(results: Results) -> dict[str, bytes]:
-    """By title; those that there is something to draw of."""
-    found = {
+    """The pictures that there is something to draw of, by title."""
+    import matplotlib
+
+    matplotlib.use("Agg")  # the commands run where there is no display
+    from matplotlib import pyplot
+
+    drawings: dict[str, tuple[bool, Callable[[Results, Any], None]]] = {
         "Means over the seeds": (bool(results.tables), _draw_means),
         "Branches while they learn": (bool(results.series), _draw_series),
         "Gradients of mixed RLVR": (bool(results.pulls), _draw_pulls),
         "Pilot: what a fresh student takes from a teacher": (bool(results.students), _draw_pilot),
         "RLVR and distillation in a cycle": (bool(results.sweep), _draw_sweep),
     }
-    return {title: _png(draw, results) for title, (is_there, draw) in found.items() if is_there}
-
-
-def _png(draw: Callable[[Results, Any], None], results: Results) -> bytes:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure = pyplot.figure(figsize=(12, 4), constrained_layout=True)
-    draw(results, figure)
-    file = io.BytesIO()
-    figure.savefig(file, dpi=110, format="png")
-    pyplot.close(figure)
-    return file.getvalue()
+    images: dict[str, bytes] = {}
+    for title, (has_data, draw) in drawings.items():
+        if has_data:
+            figure = pyplot.figure(figsize=(12, 4), constrained_layout=True)
+            draw(results, figure)
+            file = io.BytesIO()
+            figure.savefig(file, dpi=110, format="png")
+            pyplot.close(figure)  # pyplot holds figures for ever otherwise
+            images[title] = file.getvalue()
+    return images
 
 
 def _draw_means(results: Results, figure: Any) -> None:
     """Every line of the tables with its interval."""
+    standings = results.standings
     panels = figure.subplots(1, len(results.tables), squeeze=False)[0]
     for panel, table in zip(panels, results.tables, strict=True):
-        lines = table.lines[::-1]
-        for number, way in enumerate(results.found.ways):
-            values = [results.found.accuracy(line, table.exams, way) for line in lines]
-            places = np.arange(len(lines)) + 0.15 * number
+        lines = table.lines[::-1]  # an axis counts upwards, a table downwards
+        for number, way in enumerate(standings.ways):
+            means = [standings.accuracy(line, table.exams, way) for line in lines]
             panel.errorbar(
-                [100 * one.mean for one in values],
-                places,
-                xerr=[100 * (one.half_width or 0) for one in values],
+                [100 * mean.mean for mean in means],
+                np.arange(len(lines)) + 0.15 * number,  # ways beside each other, not upon each other
+                xerr=[100 * (mean.half_width or 0) for mean in means],
                 fmt="os"[number % 2],
                 capsize=2,
                 markersize=4,
@@ -65,43 +67,36 @@ def _draw_means(results: Results, figure: Any) -> None:
 
 
 def _draw_series(results: Results, figure: Any) -> None:
+    """The mean over the seeds at each step, and their range."""
     panels = figure.subplots(1, 3)
     titles = ("overlap of branches", "symmetric KL of branches, nats a token", "overlap with the base")
     for panel, field, title in zip(panels, ("overlap", "kl", "from_base"), titles, strict=True):
-        for system, steps, means, low, high in _bands(results, field):
+        values: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+        for point in results.series:
+            values[point.system][point.step].append(getattr(point, field))
+        for system, by_step in values.items():
+            steps = sorted(by_step)
+            seeds = [by_step[step] for step in steps]
+            means = [float(np.mean(values)) for values in seeds]
             (line,) = panel.plot(steps, means, marker=".", label=NAMES.get(system, system))
-            panel.fill_between(steps, low, high, alpha=0.15, color=line.get_color())
+            panel.fill_between(steps, list(map(min, seeds)), list(map(max, seeds)), alpha=0.15, color=line.get_color())
         panel.set_title(title, fontsize=10)
         panel.set_xlabel("step")
         panel.legend(fontsize=8)
-    panels[0].axhline(0.9, color="grey", linewidth=0.8, linestyle=":")
-
-
-def _bands(results: Results, field: str) -> Iterator[tuple[str, list[int], list[float], list[float], list[float]]]:
-    """Of each system the mean over seeds at each step, and its range."""
-    values: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for point in results.series:
-        values[point.system][point.step].append(getattr(point, field))
-    for system, by_step in values.items():
-        steps = sorted(by_step)
-        own = [by_step[step] for step in steps]
-        yield system, steps, [float(np.mean(one)) for one in own], [min(one) for one in own], [max(one) for one in own]
+    panels[0].axhline(ALARM, color="grey", linewidth=0.8, linestyle=":")  # below it a student is out of reach
 
 
 def _draw_pulls(results: Results, figure: Any) -> None:
     """Means over the seeds, over `_SMOOTH` steps."""
-    systems = list(dict.fromkeys(one.system for one in results.pulls))
-    panels = figure.subplots(1, len(systems), squeeze=False)[0]
-    for panel, system in zip(panels, systems, strict=True):
-        for pair in dict.fromkeys(one.pair for one in results.pulls if one.system == system):
-            by_bin: dict[int, list[float]] = defaultdict(list)
-            for one in results.pulls:
-                if (one.system, one.pair) == (system, pair):
-                    by_bin[(one.step - 1) // _SMOOTH].append(one.cosine)
+    cosines: dict[str, dict[str, dict[int, list[float]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
+    for pull in results.pulls:
+        cosines[pull.system][pull.pair][(pull.step - 1) // _SMOOTH].append(pull.cosine)
+    panels = figure.subplots(1, len(cosines), squeeze=False)[0]
+    for panel, (system, by_pair) in zip(panels, cosines.items(), strict=True):
+        for pair, by_bin in by_pair.items():
             bins = sorted(by_bin)
-            panel.plot(
-                [(one + 0.5) * _SMOOTH for one in bins], [float(np.mean(by_bin[one])) for one in bins], label=pair
-            )
+            middles = [(number + 0.5) * _SMOOTH for number in bins]
+            panel.plot(middles, [float(np.mean(by_bin[number])) for number in bins], label=pair)
         panel.axhline(0, color="grey", linewidth=0.8, linestyle=":")
         panel.set_title(f"{system}: cosine of the capabilities' gradients", fontsize=10)
         panel.set_xlabel("step")
@@ -110,11 +105,12 @@ def _draw_pulls(results: Results, figure: Any) -> None:
 
 def _draw_pilot(results: Results, figure: Any) -> None:
     panels = figure.subplots(1, 2)
-    for capability in dict.fromkeys(one.capability for one in results.students):
-        own = [one for one in results.students if one.capability == capability]
-        panels[0].scatter([one.overlap for one in own], [100 * one.gain for one in own], label=capability)
-        kept = [one for one in own if one.absorbed is not None]
-        panels[1].scatter([one.overlap for one in kept], [100 * (one.absorbed or 0) for one in kept], label=capability)
+    for capability in dict.fromkeys(student.capability for student in results.students):
+        students = [student for student in results.students if student.capability == capability]
+        gains = [100 * student.gain for student in students]
+        panels[0].scatter([student.overlap for student in students], gains, label=capability)
+        shares = [(student.overlap, 100 * student.absorbed) for student in students if student.absorbed is not None]
+        panels[1].scatter([x for x, _ in shares], [y for _, y in shares], label=capability)
     for panel, title in zip(panels, ("gain, points", "gain, % of the teacher's lead"), strict=True):
         panel.set_xlabel("overlap of student and teacher at the start")
         panel.set_title(title, fontsize=10)
@@ -123,11 +119,10 @@ def _draw_pilot(results: Results, figure: Any) -> None:
 
 def _draw_sweep(results: Results, figure: Any) -> None:
     panel = figure.subplots(1, 1)
-    shares = results.sweep
     panel.errorbar(
-        [f"{one.rlvr_steps} : {one.opd_steps}" for one in shares],
-        [100 * one.accuracy.mean for one in shares],
-        yerr=[100 * (one.accuracy.half_width or 0) for one in shares],
+        [f"{share.rlvr_steps} : {share.opd_steps}" for share in results.sweep],
+        [100 * share.accuracy.mean for share in results.sweep],
+        yerr=[100 * (share.accuracy.half_width or 0) for share in results.sweep],
         marker="o",
         capsize=3,
     )

@@ -51,7 +51,7 @@ def phase_ends(made: Plan) -> list[PhaseEnd]:
     """In the order of the plan."""
     together: dict[tuple[str, str, int], list[Segment]] = {}
     for segment in made.segments:
-        together.setdefault((segment.system, segment.kind, segment.steps[-1].number), []).append(segment)
+        together.setdefault((segment.group, segment.kind, segment.steps[-1].number), []).append(segment)
     return [
         PhaseEnd(phase, step, tuple(_compared(found)), system, all(segment.is_watched for segment in found))
         for (system, phase, step), found in together.items()

@@ -1,23 +1,24 @@
 """Every system of the paper's tables, for several seeds, as one plan: one engine, one worker, experts trained once.
 
-    x          the experts s0-x-text and so on, forked and taught from by others
-    mixed2     mixed RLVR of the pair             mixed3    of all capabilities
-    vt, tv     static distillation of the pair: the second expert teaches the first, and the other way
-    copd2      mutual distillation of the pair    noi, not  without what the second, or the first, teaches
-    copd3      mutual, hub and spokes             neg       its steps without teachers: the control
-    pairwise   mutual, each taught by each other
-    mopd       a fresh student of all experts     pilot     fresh students of the experts' checkpoints
-    mopd-equal of experts at 0.6 of their steps: as many steps in all as CoPD has
-    sweep      copd3 with other shares of RLVR steps in a cycle: r1o4 has 1 of 5
+    experts        one of each capability, s0-experts-text and so on; others fork them and learn from them
+    mixed2         mixed RLVR of the pair             mixed3         of all capabilities
+    static_v2t     static distillation of the pair: the second expert teaches the first
+    static_t2v     the same, the other way
+    copd2          mutual distillation of the pair
+    no_image_edge  without what the second teaches    no_text_edge   without what the first teaches
+    copd3          mutual, hub and spokes             no_teachers    its steps without teachers: the control
+    pairwise       mutual, each taught by each other
+    mopd           a fresh student of all experts     pilot          fresh students of the experts' checkpoints
+    mopd-equal     of experts at 0.6 of their steps: as many steps in all as CoPD has
+    sweep          copd3 with other shares of RLVR steps in a cycle: r1o4 has 1 of 5
 
 Branches of one capability and seed draw the same prompts with the same chance at the same step, whichever system they
-are of, so systems differ by what they do. Steps are matched as `method.rule` says. The pair is the hub and the first
-other capability; in the paper, text and image.
+are of, so systems differ by what they do. Steps are matched as `method.rule` says (`systems`). The pair is the hub and
+the first other capability; in the paper, text and image.
 
-Left out: what comes of it (`standings`), and merges, which are no steps.
+Left out: what comes of it (`trainer.compare`), and merges, which are no steps.
 """
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -27,14 +28,17 @@ from trainer.plan.steps import Plan, Segment, Start
 from trainer.plan.systems import alone, checkpoint_ages, copd, distilled, expert_steps, later_steps, negative
 from trainer.recipe import BranchConfig, ComparisonConfig, Edge, MethodConfig, Recipe
 
-EXPERTS = "x"
+EXPERTS = "experts"
+PILOT = "pilot"
 MERGED = "merged"
 WATCHED = (EXPERTS, "copd2", "copd3")
-"""Systems whose branches are compared with each other at every phase end."""
-SINGLE_BRANCH_SYSTEMS = frozenset({EXPERTS, "mixed2", "mixed3", "vt", "tv", "mopd", "mopd-equal", "pilot"})
-"""Systems whose branches are results of their own; those of the others are merged as well."""
-PAIRED = frozenset({"mixed2", "vt", "tv", "copd2", "noi", "not"})
-"""Systems of the pair: beside these alone no other capability has an expert."""
+"""Systems whose branches are compared with each other at every phase end: what drifts apart, and what does not."""
+SINGLE_BRANCH_SYSTEMS = frozenset(
+    {EXPERTS, "mixed2", "mixed3", "static_v2t", "static_t2v", "mopd", "mopd-equal", PILOT}
+)
+"""Systems whose branches are results in themselves; those of all others are merged as well."""
+PAIRED = frozenset({"mixed2", "static_v2t", "static_t2v", "copd2", "no_image_edge", "no_text_edge"})
+"""Systems of the pair: beside these alone no third capability has an expert."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,22 +50,15 @@ class SeedPlan:
     seed: int
 
     @property
-    def prefix(self) -> str:
-        return f"s{self.seed}"
-
-    @property
     def pair(self) -> tuple[str, str]:
         return pair_of(self.method, self.capabilities)
 
-    @property
-    def reversed_pair(self) -> tuple[str, str]:
-        return self.pair[1], self.pair[0]
+    def branch(self, system: str, row: str = "") -> str:
+        """The name of a branch, `s0-copd3-text`; of a system that has only one, `s0-mopd`."""
+        return "-".join(filter(None, (f"s{self.seed}", system, row)))
 
-    def branches(self, system: str, names: Iterable[str]) -> dict[str, BranchConfig]:
-        return {f"{self.prefix}-{system}-{name}": BranchConfig(capabilities=(name,)) for name in names}
-
-    def expert(self, name: str) -> str:
-        return f"{self.prefix}-{EXPERTS}-{name}"
+    def branches(self, system: str, capabilities: Iterable[str]) -> dict[str, BranchConfig]:
+        return {self.branch(system, name): BranchConfig(capabilities=(name,)) for name in capabilities}
 
 
 def pair_of(method: MethodConfig, capabilities: Sequence[str]) -> tuple[str, str]:
@@ -70,238 +67,234 @@ def pair_of(method: MethodConfig, capabilities: Sequence[str]) -> tuple[str, str
     return hub, next(name for name in capabilities if name != hub)
 
 
-def comparison(method: MethodConfig, capabilities: Sequence[str], asked: ComparisonConfig) -> Plan:
+def comparison(method: MethodConfig, capabilities: Sequence[str], config: ComparisonConfig) -> Plan:
     plain = method.model_copy(update={"kind": "copd"})
-    fields = [SeedPlan(plain, tuple(capabilities), asked.first_seed + number) for number in range(asked.seeds)]
+    seeds = range(config.first_seed, config.first_seed + config.seeds)
+    seed_plans = [SeedPlan(plain, tuple(capabilities), seed) for seed in seeds]
+    # Experts first: most other systems fork them or learn from them.
     return _joined([
-        one for field in fields for one in [_experts(field, asked), *(BUILD[name](field) for name in asked.systems)]
+        plan
+        for seed_plan in seed_plans
+        for plan in (_experts(seed_plan, config.systems), *(BUILD[name](seed_plan) for name in config.systems))
     ])  # fmt: skip
 
 
 def of_seeds(recipe: Recipe, first: int, last: int, systems: tuple[str, ...] | None = None) -> Recipe:
     """The comparison of these seeds and those between, of the systems that the recipe asks for or of those given."""
-    asked = recipe.comparison
-    assert asked is not None
-    changes = {"seeds": last - first + 1, "first_seed": first, "systems": asked.systems if systems is None else systems}
-    return recipe.model_copy(update={"comparison": asked.model_copy(update=changes)})
-
-
-def seed_and_system(name: str) -> tuple[int, str]:
-    """Of a segment's system: `s0-copd3` is copd3 of seed 0."""
-    place, system = name.split("-", 1)
-    return int(place.removeprefix("s")), system
+    config = recipe.comparison
+    assert config is not None
+    systems = config.systems if systems is None else systems
+    changes = {"seeds": last - first + 1, "first_seed": first, "systems": systems}
+    return recipe.model_copy(update={"comparison": config.model_copy(update=changes)})
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A result: a branch at its end, or the merge of several."""
+    """What is examined: a branch at its end, or the merge of several."""
 
     system: str
     row: str
     """A capability's name, `merged`, or empty where the system is one branch."""
     seed: int
     refs: tuple[Ref, ...]
+    capabilities: tuple[str, ...]
+    """Whose rewards its branches learnt from; none for a student that only listened."""
 
     @property
     def is_merge(self) -> bool:
         return len(self.refs) > 1
 
     @property
-    def capabilities(self) -> list[str]:
-        """Of the branches of a merge, which have one each."""
-        return [ref.branch.split("-", 2)[2] for ref in self.refs]
-
-    @property
     def model(self) -> str:
-        """By what name the service answers it."""
-        (ref, *others) = self.refs
-        return f"s{self.seed}-{self.system}-{MERGED}" if others else f"{ref.branch}-{ref.revision}"
+        """The name that the service answers it under."""
+        if self.is_merge:
+            return f"s{self.seed}-{self.system}-{MERGED}"
+        # As an adapter outside of the store, where `@` is in no name.
+        return f"{self.refs[0].branch}-{self.refs[0].revision}"
 
 
-def planned_results(made: Plan) -> Iterator[Result]:
-    """Of a plan of `comparison`: in its order, seed by seed. With the pilot, its teachers as they were."""
-    systems: dict[str, dict[str, None]] = {}
-    for segment in made.segments:
-        systems.setdefault(segment.system, {})[segment.branch] = None
-    teachers = {
-        teacher.ref: None
-        for segment in made.segments
-        if segment.system.endswith("-pilot")
-        for teacher in segment.steps[0].teachers
-    }
-    for name, branches in systems.items():
-        seed, system = seed_and_system(name)
-        heads = [Ref(branch, made.head(branch)) for branch in branches]
-        for ref in heads:
-            yield Result(system, ref.branch.removeprefix(name).removeprefix("-"), seed, (ref,))
+def planned_results(plan: Plan) -> Iterator[Result]:
+    """The results of a plan of `comparison`: in its order, seed by seed. With the pilot, its teachers as they were."""
+    groups: dict[str, dict[str, Segment]] = {}
+    for segment in plan.segments:
+        groups.setdefault(segment.group, {}).setdefault(segment.branch, segment)
+    teachers = dict.fromkeys(
+        teacher.ref for segment in plan.segments if segment.system == PILOT for teacher in segment.steps[0].teachers
+    )
+    for branches in groups.values():
+        heads = [_result(segment, plan.head(branch)) for branch, segment in branches.items()]
+        yield from heads
+        system = heads[0].system
         if system not in SINGLE_BRANCH_SYSTEMS:
-            yield Result(system, MERGED, seed, tuple(heads))
+            yield _merge(system, heads)
         if system == EXPERTS:
             for ref in teachers:
                 if ref.branch in branches:
-                    capability = ref.branch.removeprefix(f"{name}-")
-                    yield Result(EXPERTS, f"{capability}@{ref.revision}", seed, (ref,))
-            yield Result("merge2", MERGED, seed, tuple(heads[:2]))
+                    assert ref.revision is not None
+                    teacher = _result(branches[ref.branch], ref.revision)
+                    yield replace(teacher, row=f"{teacher.row}@{ref.revision}")
+            yield _merge("merge2", heads[:2])
             if len(heads) > 2:
-                yield Result("merge3", MERGED, seed, tuple(heads))
+                yield _merge("merge3", heads)
+
+
+def _result(segment: Segment, revision: int) -> Result:
+    assert segment.seed is not None, "every branch of a comparison has its seed"
+    refs = (Ref(segment.branch, revision),)
+    return Result(segment.system, segment.row, segment.seed, refs, segment.steps[0].capabilities)
+
+
+def _merge(system: str, branches: Sequence[Result]) -> Result:
+    refs = tuple(ref for branch in branches for ref in branch.refs)
+    capabilities = tuple(name for branch in branches for name in branch.capabilities)
+    return Result(system, MERGED, branches[0].seed, refs, capabilities)
 
 
 # ---- the systems ----
 
 
-def _experts(field: SeedPlan, asked: ComparisonConfig) -> Plan:
-    """The pair first. They stop for a moment where others learn from an earlier revision."""
-    method = field.method
-    others = () if asked.systems and PAIRED.issuperset(asked.systems) else field.capabilities
-    branches = field.branches(EXPERTS, dict.fromkeys([*field.pair, *others]))
+def _experts(seed_plan: SeedPlan, systems: Sequence[str]) -> Plan:
+    """The pair first, as `merge2` takes the first two."""
+    method, pair = seed_plan.method, seed_plan.pair
+    # With no other system asked for, the experts are all that is wanted, so all capabilities have one.
+    is_pair_enough = systems and PAIRED.issuperset(systems)
+    names = list(dict.fromkeys(pair if is_pair_enough else (*pair, *seed_plan.capabilities)))
+    # They stop for a moment where others learn from an earlier revision: only the end of a segment is never retired.
     ends = {expert_steps(method)}
-    if "mopd-equal" in asked.systems:
+    if "mopd-equal" in systems:
         ends.add(expert_steps(_equal(method)))
-    if "pilot" in asked.systems:
+    if PILOT in systems:
         ends.update(checkpoint_ages(method))
     ends.discard(method.expert_steps)
+    branches = seed_plan.branches(EXPERTS, names)
     segments = alone(method, branches, dict.fromkeys(branches, method.expert_steps), ends)
-    return _marked(Plan(tuple(Start(name, BASE) for name in branches), tuple(segments)), field, EXPERTS)
+    return _labelled(Plan(tuple(Start(name, BASE) for name in branches), tuple(segments)), seed_plan, EXPERTS, names)
 
 
-def _mixed(system: str, names: Callable[[SeedPlan], Sequence[str]]) -> Callable[[SeedPlan], Plan]:
-    def build(field: SeedPlan) -> Plan:
-        branch, chosen = f"{field.prefix}-{system}", tuple(names(field))
-        counts = {branch: field.method.expert_steps * len(chosen)}
-        segments = alone(field.method, {branch: BranchConfig(capabilities=chosen)}, counts)
-        return _marked(Plan((Start(branch, BASE),), tuple(segments)), field, system)
-
-    return build
+def _mixed(seed_plan: SeedPlan, system: str, capabilities: tuple[str, ...]) -> Plan:
+    """One branch on the data of all these capabilities: as many steps as their experts have together."""
+    branch, method = seed_plan.branch(system), seed_plan.method
+    steps = {branch: method.expert_steps * len(capabilities)}
+    segments = alone(method, {branch: BranchConfig(capabilities=capabilities)}, steps)
+    return _labelled(Plan((Start(branch, BASE),), tuple(segments)), seed_plan, system)
 
 
-def _taught(
-    field: SeedPlan, system: str, branch: str, origin: str, teachers: Sequence[str], steps: int, age: int
+def _distilled(
+    seed_plan: SeedPlan,
+    system: str,
+    teachers: Sequence[str],
+    *,
+    age: int,
+    steps: int,
+    origin: str = BASE,
+    row: str = "",
 ) -> Plan:
     """A student of experts as they were at an age."""
-    mine = [Edge(branch, field.expert(name), field.method.beta) for name in teachers]
-    segments = distilled(field.method, branch, 0, steps, mine, field.branches(EXPERTS, teachers), age)
-    return _marked(Plan((Start(branch, origin),), tuple(segments)), field, system)
+    branch, method = seed_plan.branch(system, row), seed_plan.method
+    experts = seed_plan.branches(EXPERTS, teachers)
+    teaching = [Edge(branch, expert, method.beta) for expert in experts]
+    segments = distilled(method, branch, 0, steps, teaching, experts, age)
+    return _labelled(Plan((Start(branch, origin),), tuple(segments)), seed_plan, system, [row])
 
 
-def _static(system: str, student: int) -> Callable[[SeedPlan], Plan]:
+def _static(seed_plan: SeedPlan, system: str, student: str, teacher: str) -> Plan:
     """One of the pair goes on from its expert and learns from the other's."""
-
-    def build(field: SeedPlan) -> Plan:
-        name, teacher = field.pair[student], field.pair[1 - student]
-        age, steps = expert_steps(field.method), later_steps(field.method, 2)
-        origin = f"{field.expert(name)}@{age}"
-        return _taught(field, system, f"{field.prefix}-{system}", origin, [teacher], steps, age)
-
-    return build
+    age, steps = expert_steps(seed_plan.method), later_steps(seed_plan.method, 2)
+    origin = str(Ref(seed_plan.branch(EXPERTS, student), age))
+    return _distilled(seed_plan, system, [teacher], age=age, steps=steps, origin=origin)
 
 
-def _mopd(
-    system: str, rule: Callable[[MethodConfig], MethodConfig] = lambda method: method
-) -> Callable[[SeedPlan], Plan]:
-    def build(field: SeedPlan) -> Plan:
-        method, names = rule(field.method), field.capabilities
-        age, steps = expert_steps(method), later_steps(method, len(names))
-        return _taught(field, system, f"{field.prefix}-{system}", BASE, names, steps, age)
-
-    return build
+def _mopd(seed_plan: SeedPlan, system: str, method: MethodConfig) -> Plan:
+    """`method` has the rule that steps are matched by."""
+    names = seed_plan.capabilities
+    return _distilled(seed_plan, system, names, age=expert_steps(method), steps=later_steps(method, len(names)))
 
 
 def _equal(method: MethodConfig) -> MethodConfig:
     return method.model_copy(update={"rule": "equal"})
 
 
-def _pilot(field: SeedPlan) -> Plan:
+def _pilot(seed_plan: SeedPlan) -> Plan:
     """Students with as many steps as a branch has of mutual distillation."""
-    steps = field.method.cycles * field.method.opd_steps
-    made = [
-        _taught(field, "pilot", f"{field.prefix}-pilot-{name}-{age}", BASE, [name], steps, age)
-        for name in field.capabilities
-        for age in checkpoint_ages(field.method)
-    ]
-    return _joined(made)
+    steps = seed_plan.method.cycles * seed_plan.method.opd_steps
+    return _joined([
+        _distilled(seed_plan, PILOT, [name], age=age, steps=steps, row=f"{name}-{age}")
+        for name in seed_plan.capabilities
+        for age in checkpoint_ages(seed_plan.method)
+    ])  # fmt: skip
 
 
 def _mutual(
+    seed_plan: SeedPlan,
     system: str,
-    names: Callable[[SeedPlan], Sequence[str]],
+    capabilities: Sequence[str],
     topology: Literal["pairwise", "hub", "explicit"] = "pairwise",
-    pairs: Callable[[SeedPlan], Sequence[tuple[str, str]]] = lambda _: (),
-) -> Callable[[SeedPlan], Plan]:
+    pairs: Sequence[tuple[str, str]] = (),
+    *,
+    kind: Literal["copd", "negative"] = "copd",
+) -> Plan:
     """`pairs` of student and teacher are for topology explicit."""
-
-    def build(field: SeedPlan) -> Plan:
-        branches = field.branches(system, names(field))
-        start = f"{field.prefix}-{system}-"
-        edges = [{"student": f"{start}{a}", "teacher": f"{start}{b}"} for a, b in pairs(field)]
-        kind = "negative" if system == "neg" else "copd"
-        hub = f"{start}{field.pair[0]}" if topology == "hub" else None
-        changes = {"kind": kind, "topology": topology, "hub": hub, "edges": edges, "steps": None}
-        own = MethodConfig.model_validate(field.method.model_dump() | changes)
-        return _marked(negative(own, branches) if kind == "negative" else copd(own, branches), field, system)
-
-    return build
+    branches = seed_plan.branches(system, capabilities)
+    edges = [
+        {"student": seed_plan.branch(system, student), "teacher": seed_plan.branch(system, teacher)}
+        for student, teacher in pairs
+    ]
+    hub = seed_plan.branch(system, seed_plan.pair[0]) if topology == "hub" else None
+    changes = {"kind": kind, "topology": topology, "hub": hub, "edges": edges, "steps": None}
+    method = MethodConfig.model_validate(seed_plan.method.model_dump() | changes)
+    plan = negative(method, branches) if kind == "negative" else copd(method, branches)
+    return _labelled(plan, seed_plan, system, capabilities)
 
 
-def _sweep(field: SeedPlan) -> Plan:
-    method = field.method
+def _sweep(seed_plan: SeedPlan) -> Plan:
+    plans: list[Plan] = []
+    for system, (rlvr_steps, opd_steps) in sweep_shares(seed_plan.method).items():
+        method = seed_plan.method.model_copy(update={"rlvr_steps": rlvr_steps, "opd_steps": opd_steps})
+        plans.append(_mutual(replace(seed_plan, method=method), system, seed_plan.capabilities, "hub"))
+    return _joined(plans)
+
+
+def sweep_shares(method: MethodConfig) -> dict[str, tuple[int, int]]:
+    """RLVR and distillation steps in a cycle, by the names of the sweep's systems."""
     length = method.rlvr_steps + method.opd_steps
-    made: list[Plan] = []
-    for steps in range(1, length):
-        if steps != method.rlvr_steps:  # that is copd3
-            own = method.model_copy(update={"rlvr_steps": steps, "opd_steps": length - steps})
-            build = _mutual(f"r{steps}o{length - steps}", _all, "hub")
-            made.append(build(replace(field, method=own)))
-    return _joined(made)
-
-
-def shares_of(systems: Iterable[str]) -> dict[str, tuple[int, int]]:
-    """RLVR and distillation steps in a cycle, of those that are of the sweep."""
-    return {one: (int(found[1]), int(found[2])) for one in systems if (found := re.fullmatch(r"r(\d+)o(\d+)", one))}
-
-
-def _all(field: SeedPlan) -> Sequence[str]:
-    return field.capabilities
-
-
-def _both(field: SeedPlan) -> Sequence[str]:
-    return field.pair
+    # The method's own share is copd3.
+    return {f"r{n}o{length - n}": (n, length - n) for n in range(1, length) if n != method.rlvr_steps}
 
 
 BUILD: Mapping[str, Callable[[SeedPlan], Plan]] = {
-    "mixed2": _mixed("mixed2", _both),
-    "vt": _static("vt", 0),
-    "tv": _static("tv", 1),
-    "copd2": _mutual("copd2", _both),
-    "noi": _mutual("noi", _both, "explicit", lambda field: [field.reversed_pair]),
-    "not": _mutual("not", _both, "explicit", lambda field: [field.pair]),
-    "mixed3": _mixed("mixed3", _all),
-    "mopd": _mopd("mopd"),
-    "mopd-equal": _mopd("mopd-equal", _equal),
-    "copd3": _mutual("copd3", _all, "hub"),
-    "neg": _mutual("neg", _all, "hub"),
-    "pairwise": _mutual("pairwise", _all),
-    "pilot": _pilot,
+    "mixed2": lambda s: _mixed(s, "mixed2", s.pair),
+    "static_v2t": lambda s: _static(s, "static_v2t", student=s.pair[0], teacher=s.pair[1]),
+    "static_t2v": lambda s: _static(s, "static_t2v", student=s.pair[1], teacher=s.pair[0]),
+    "copd2": lambda s: _mutual(s, "copd2", s.pair),
+    # Of the pair's two edges one is left: the first of it teaches the second, or the other way.
+    "no_image_edge": lambda s: _mutual(s, "no_image_edge", s.pair, "explicit", [(s.pair[1], s.pair[0])]),
+    "no_text_edge": lambda s: _mutual(s, "no_text_edge", s.pair, "explicit", [s.pair]),
+    "mixed3": lambda s: _mixed(s, "mixed3", s.capabilities),
+    "mopd": lambda s: _mopd(s, "mopd", s.method),
+    "mopd-equal": lambda s: _mopd(s, "mopd-equal", _equal(s.method)),
+    "copd3": lambda s: _mutual(s, "copd3", s.capabilities, "hub"),
+    "no_teachers": lambda s: _mutual(s, "no_teachers", s.capabilities, "hub", kind="negative"),
+    "pairwise": lambda s: _mutual(s, "pairwise", s.capabilities),
+    PILOT: _pilot,
     "sweep": _sweep,
 }
 
 
 def _joined(plans: Sequence[Plan]) -> Plan:
     return Plan(
-        tuple(start for one in plans for start in one.starts),
-        tuple(segment for one in plans for segment in one.segments),
+        tuple(start for plan in plans for start in plan.starts),
+        tuple(segment for plan in plans for segment in plan.segments),
     )
 
 
-def _marked(made: Plan, field: SeedPlan, system: str) -> Plan:
-    """With its seed, what it is compared with, and by which names its branches draw: what follows their system's."""
-    name = f"{field.prefix}-{system}"
-
-    def marked(segment: Segment) -> Segment:
-        stream = segment.branch.removeprefix(f"{name}-")
-        steps = tuple(
-            replace(step, seed=field.seed, stream=stream.removeprefix(f"{field.prefix}-")) for step in segment.steps
-        )
-        return replace(segment, steps=steps, system=name, is_watched=system in WATCHED)
-
-    starts = tuple(replace(one, seed=field.seed) for one in made.starts)
-    return Plan(starts, tuple(marked(segment) for segment in made.segments))
+def _labelled(plan: Plan, seed_plan: SeedPlan, system: str, rows: Iterable[str] = ("",)) -> Plan:
+    """The plan of a system, with its seed, and with what its branches are compared with and draw alike."""
+    row_of = {seed_plan.branch(system, row): row for row in rows}
+    segments: list[Segment] = []
+    for segment in plan.segments:
+        row = row_of[segment.branch]
+        # The capability alone, so that branches of one capability draw alike in all systems. Where a system is one
+        # branch, nothing else has its mixture of prompts, and it draws under the system's name.
+        steps = tuple(replace(step, seed=seed_plan.seed, stream=row or system) for step in segment.steps)
+        segments.append(replace(segment, steps=steps, system=system, row=row, is_watched=system in WATCHED))
+    return Plan(tuple(replace(start, seed=seed_plan.seed) for start in plan.starts), tuple(segments))

@@ -8,7 +8,7 @@
 A cycle keeps its length and at least one step of each phase. Decisions are part of the run: the first one stands, for
 all workers and after every restart (`Queue.agree`).
 
-Left out: measuring the overlap (`overlap`, `observer`).
+Left out: measuring the overlap (`trainer.evaluation.overlap`, `trainer.orchestration.monitor`).
 """
 
 import math
@@ -16,16 +16,17 @@ from collections.abc import Mapping
 from itertools import takewhile
 
 LOW, HIGH = 0.90, 0.97
+"""Outside of this band the rhythm changes. Below 0.90 a student is out of its teacher's reach (`overlap.ALARM`)."""
 _NAME = "rhythm:"
 
 
 def next_rlvr_steps(steps: int, length: int, lowest: float) -> int:
-    """In a cycle of `length` steps, after one that had `steps`."""
+    """The RLVR steps of a cycle of `length`, after one that had `steps` and ended at this lowest overlap."""
     wanted = steps
     if lowest < LOW:
         wanted = math.floor(0.75 * steps)
     elif lowest > HIGH:
-        wanted = math.ceil(1.25 * steps)
+        wanted = math.ceil(1.25 * steps)  # up: one step would never become two otherwise
     return min(max(wanted, 1), length - 1)
 
 
@@ -36,5 +37,6 @@ def decision(cycle: int) -> str:
 
 def decided(agreed: Mapping[str, str], first: int) -> tuple[int, ...]:
     """RLVR steps of the cycles that are decided; the first cycle has the recipe's."""
+    # `agreed` holds other things too, so it has at least as many entries as there are decisions. At a gap they end.
     later = takewhile(lambda name: name in agreed, map(decision, range(1, len(agreed) + 1)))
     return (first, *(int(agreed[name]) for name in later))

@@ -1,10 +1,10 @@
 """A plan: every training step of every branch before the first one is made.
 
 It is static and complete, and everything in it names revisions, never heads; so who works on what, and when, cannot
-change what is computed. A `Step` makes one revision. The steps of a branch come in segments, which are what is given
-to a worker at a time. `trainer.plan.systems` makes plans of recipes.
+change what is computed. A `Step` makes one revision. The steps of a branch come in segments; a worker is given one at a
+time. `trainer.plan.make` makes plans of recipes.
 
-Left out: jobs, leases and time.
+Left out: jobs, leases and time (`trainer.queue`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,8 +23,9 @@ class Teacher:
 
     @property
     def name(self) -> str:
-        """Of its part in the loss."""
+        """The name of its term in the loss, and so of its metrics."""
         branch = self.ref.branch
+        # A branch is often called after its only capability: then the name would say the same twice.
         return branch if branch == self.capability else f"{branch}-{self.capability}"
 
 
@@ -41,9 +42,9 @@ class Step:
     """Capabilities on whose prompts the control without a teacher is computed."""
     is_phase_end: bool = False
     seed: int | None = None
-    """Of its chance; None: the run's."""
+    """The seed of its prompts and samples; None: the run's."""
     stream: str | None = None
-    """By which name it draws, where that is not its branch's: branches of one name and seed draw alike."""
+    """The name that it draws under; None: its branch's. Branches of equal stream and seed draw alike."""
 
     @property
     def parent(self) -> Ref:
@@ -67,13 +68,24 @@ class Segment:
     """`rlvr`, `opd` or `negative`."""
     steps: tuple[Step, ...]
     system: str = ""
-    """Where a plan holds several: branches are compared with those of their own."""
+    """The system that the branch is part of, in the plan of a comparison; empty in any other."""
+    row: str = ""
+    """The branch within its system: its capability, for a pilot's student the teacher's age too. Empty: it is alone."""
     is_watched: bool = True
-    """Whether they are compared at all."""
+    """Whether its branch is compared with the others of its group while they learn."""
 
     @property
     def branch(self) -> str:
         return self.steps[0].branch
+
+    @property
+    def seed(self) -> int | None:
+        return self.steps[0].seed
+
+    @property
+    def group(self) -> str:
+        """The name of the branches that are compared with each other: those of one system and seed, `s0-copd3`."""
+        return f"s{self.seed}-{self.system}" if self.system else ""
 
     @property
     def first(self) -> int:
@@ -92,7 +104,7 @@ class Start:
     branch: str
     origin: str
     seed: int | None = None
-    """Of its first A; None: the run's."""
+    """The seed of its first A; None: the run's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,16 +129,16 @@ def is_there(ref: Ref, heads: Mapping[str, int]) -> bool:
 
 
 def impossible(plan: Plan, existing: Sequence[Ref] = ()) -> Iterator[str]:
-    """What makes a plan one that cannot be made, in words. `existing` revisions are in the store already."""
-    made = {Ref(start.branch, 0) for start in plan.starts} | {step.makes for step in plan.steps} | set(existing)
+    """Why a plan cannot be made, in words; nothing if it can. `existing` revisions are in the store already."""
+    revisions = {Ref(start.branch, 0) for start in plan.starts} | {step.makes for step in plan.steps} | set(existing)
     heads = {start.branch: 0 for start in plan.starts}
     for start in plan.starts:
-        if start.origin != "base" and Ref.parse(start.origin) not in made:
+        if start.origin != "base" and Ref.parse(start.origin) not in revisions:
             yield f"{start.branch} starts from {start.origin}, which nothing makes"
     for step in plan.steps:
         if step.branch not in heads:
             yield f"{step.makes}: its branch never starts"
         elif step.number != heads[step.branch] + 1:
             yield f"{step.makes}: follows {step.branch}@{heads[step.branch]}"
-        heads[step.branch] = step.number
-        yield from (f"{step.makes} needs {ref}, which nothing makes" for ref in step.needs if ref not in made)
+        heads[step.branch] = step.number  # after a gap too, so that one missing step is one complaint
+        yield from (f"{step.makes} needs {ref}, which nothing makes" for ref in step.needs if ref not in revisions)

@@ -56,7 +56,10 @@ class EvaluationConfig(Section):
     """Benchmarks, by name."""
 
 
-Papers = Literal["mixed2", "vt", "tv", "copd2", "noi", "not", "mixed3", "mopd", "copd3", "neg"]
+Papers = Literal[
+    "mixed2", "static_v2t", "static_t2v", "copd2", "no_image_edge", "no_text_edge", "mixed3", "mopd", "copd3",
+    "no_teachers",
+]  # fmt: skip
 Compared = Literal[Papers, "pairwise", "mopd-equal", "pilot", "sweep"]
 
 

@@ -11,7 +11,7 @@ COMPARE = "recipes/miniature/compare.toml"
 
 
 @pytest.mark.parametrize(
-    ("words", "recipe", "said"),
+    ("words", "recipe", "message"),
     [
         (["--seeds", "0"], COMPARE, "--seeds 0: take 1 or more"),
         (["--together", "0"], COMPARE, "--together 0: take 1 or more"),
@@ -26,30 +26,34 @@ COMPARE = "recipes/miniature/compare.toml"
         (["--json", "/nowhere/x.json"], COMPARE, "there is no folder /nowhere"),
     ],
 )
-def test_what_cannot_be_compared_is_one_line(words, recipe, said, tmp_path, capsys):
+def test_a_recipe_that_cannot_be_compared_is_refused_in_one_line(
+    words: list[str], recipe: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     assert main(["compare", recipe, "--out", str(tmp_path / "out"), *words]) == 2
-    told = capsys.readouterr()
-    assert said in told.err
-    assert told.err.count("\n") == 1
-    assert told.out == ""
+    output = capsys.readouterr()
+    assert message in output.err
+    assert output.err.count("\n") == 1
+    assert output.out == ""
     assert not (tmp_path / "out").exists()
 
 
-def test_seeds_are_trained_as_many_together_as_asked():
+def test_seeds_are_trained_in_groups_of_the_size_given():
     assert groups([4, 0, 2, 3], 1) == [[0], [2], [3], [4]]
     assert groups([4, 0, 2], 2) == [[0, 2], [4]]
     assert groups([], 2) == []
 
 
-def test_the_blind_level_is_the_mean_of_what_the_seeds_were_asked():
+def test_the_blind_level_is_the_mean_over_the_seeds_questions():
     recipe = load(Path(COMPARE), ["evaluation.questions=24"])
     (first, *_), (second, *_) = (exams(recipe, draw=draw) for draw in (0, 1))
     assert first.blind != second.blind
-    found = blind_levels(recipe, [0, 1])
-    assert list(found) == ["text", "image", "video"]
-    assert found["text"] == pytest.approx((first.blind + second.blind) / 2)
+    levels = blind_levels(recipe, [0, 1])
+    assert list(levels) == ["text", "image", "video"]
+    assert first.blind is not None
+    assert second.blind is not None
+    assert levels["text"] == pytest.approx((first.blind + second.blind) / 2)
 
 
-def test_a_recipe_of_a_comparison_is_no_run(tmp_path, capsys):
+def test_a_recipe_of_a_comparison_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["run", COMPARE, "--out", str(tmp_path / "out")]) == 2
     assert "take coevo compare" in capsys.readouterr().err

@@ -7,8 +7,10 @@ import pytest
 from trainer.compare.answers import ResultAnswers
 from trainer.compare.standings import Claim, Line, Standings, Table, absorption, centred, tables, verdicts
 from trainer.evaluation.intervals import interval
+from trainer.recipe import MethodConfig
 
 A, B = Line("a", "a"), Line("b", "b")
+METHOD = MethodConfig(topology="hub", hub="text")  # 3 RLVR steps and 2 of distillation in a cycle
 TABLE = Table("t", ("text", "image"), (A, B), (Claim(A, B), Claim(A, B, "image")))
 
 
@@ -25,51 +27,51 @@ def drawn(mean: float, seeds: int = 3, questions: int = 200, number: int = 0) ->
 
 
 def test_the_mean_is_that_of_exams_which_count_alike():
-    found = Standings([*answers("a", "text", [[1, 1, 1, 1]]), *answers("a", "image", [[0, 1]])])
-    assert found.accuracy(A, ["text", "image"], "greedy").mean == pytest.approx(0.75)
+    standings = Standings([*answers("a", "text", [[1, 1, 1, 1]]), *answers("a", "image", [[0, 1]])])
+    assert standings.accuracy(A, ["text", "image"], "greedy").mean == pytest.approx(0.75)
 
 
 def test_how_hard_an_exam_is_does_not_widen_the_interval():
     """Against the closed form: independent questions of two exams, one seed."""
     text, image = np.array(drawn(0.9, 1)), np.array(drawn(0.3, 1, number=1))
     variance = text.var(ddof=0) / text.size + image.var(ddof=0) / image.size
-    found = interval(centred([text, image]))
-    assert found.mean == pytest.approx((text.mean() + image.mean()) / 2)
-    assert found.error == pytest.approx(math.sqrt(variance) / 2, rel=0.01)
+    mean = interval(centred([text, image]))
+    assert mean.mean == pytest.approx((text.mean() + image.mean()) / 2)
+    assert mean.error == pytest.approx(math.sqrt(variance) / 2, rel=0.01)
 
 
-def test_what_a_seed_does_to_all_exams_is_not_averaged_away():
+def test_the_luck_of_a_seed_in_all_exams_is_not_averaged_away():
     luck = np.array([[-0.2], [0.0], [0.2]])
     shared = interval(centred([0.5 + luck + np.zeros((3, 50)), 0.5 + luck + np.zeros((3, 50))]))
     assert shared.error == pytest.approx(0.2 / math.sqrt(3), rel=0.05)
 
 
-def test_a_claim_holds_fails_or_is_undecided_by_the_interval_of_the_difference():
+def test_a_verdict_goes_by_the_interval_of_the_difference():
     better, worse = drawn(0.9), drawn(0.5, number=1)
-    for one, other, word in (
+    for ahead, behind, word in (
         (better, worse, "holds"),
         (worse, better, "fails"),
         (better, drawn(0.9, number=2), "undecided"),
     ):
-        both = [answers("a", exam, one) + answers("b", exam, other) for exam in ("text", "image")]
-        found = Standings([*both[0], *both[1]])
-        assert [verdict.word for verdict in verdicts(found, TABLE, "greedy")] == [word, word]
+        rows = [answers("a", exam, ahead) + answers("b", exam, behind) for exam in ("text", "image")]
+        standings = Standings([*rows[0], *rows[1]])
+        assert [verdict.word for verdict in verdicts(standings, TABLE, "greedy")] == [word, word]
 
 
 def test_differences_are_paired_by_question_and_seed():
     values = drawn(0.5)
-    lower = [[max(0.0, one - 0.1) for one in seed] for seed in values]
-    found = Standings([*answers("a", "text", values), *answers("b", "text", lower)])
-    difference = found.difference(A, B, ["text"], "greedy")
+    lower = [[max(0.0, value - 0.1) for value in seed] for seed in values]
+    standings = Standings([*answers("a", "text", values), *answers("b", "text", lower)])
+    difference = standings.difference(A, B, ["text"], "greedy")
     assert difference.mean == pytest.approx(0.1 * np.mean(values))
     assert difference.half_width is not None
     assert difference.half_width < 0.02
 
 
 def test_only_seeds_that_both_have_are_compared():
-    found = Standings([*answers("a", "text", [[1, 1], [0, 0]]), *answers("b", "text", [[0, 1]])])
-    assert found.difference(A, B, ["text"], "greedy").mean == pytest.approx(0.5)
-    assert found.by_seed(A, ["text"], "greedy") == {0: 1.0, 1: 0.0}
+    standings = Standings([*answers("a", "text", [[1, 1], [0, 0]]), *answers("b", "text", [[0, 1]])])
+    assert standings.difference(A, B, ["text"], "greedy").mean == pytest.approx(0.5)
+    assert standings.by_seed(A, ["text"], "greedy") == {0: 1.0, 1: 0.0}
 
 
 def test_a_question_that_nobody_could_judge_is_left_out():
@@ -79,24 +81,30 @@ def test_a_question_that_nobody_could_judge_is_left_out():
 
 def test_the_papers_tables_have_the_lines_that_were_answered():
     rows = [
-        one
-        for system, row in [("base", ""), ("x", "text"), ("x", "image"), ("mixed2", ""), ("copd2", "merged")]
+        line
+        for system, row in [
+            ("base", ""),
+            ("experts", "text"),
+            ("experts", "image"),
+            ("mixed2", ""),
+            ("copd2", "merged"),
+        ]
         for exam in ("text", "image", "video")
-        for one in answers(system, exam, drawn(0.5), row)
+        for line in answers(system, exam, drawn(0.5), row)
     ]
-    made = tables(("text", "image", "video"), ("text", "image"), Standings(rows))
-    assert [table.title for table in made] == ["two branches"]
-    assert [line.label for line in made[0].lines] == ["base", "image expert", "text expert", "mixed RLVR", "CoPD"]
-    assert all(claim.ahead in made[0].lines and claim.behind in made[0].lines for claim in made[0].claims)
+    (table,) = tables(METHOD, ("text", "image", "video"), Standings(rows))
+    assert table.title == "two branches"
+    assert [line.label for line in table.lines] == ["base", "image expert", "text expert", "mixed RLVR", "CoPD"]
+    assert all(claim.ahead in table.lines and claim.behind in table.lines for claim in table.claims)
 
 
 def test_shares_of_the_sweep_are_a_table_of_their_own():
-    rows = [one for system in ("copd3", "r4o1", "r1o4") for exam in ("text", "image")
-            for one in answers(system, exam, drawn(0.5), "merged")]  # fmt: skip
-    (made,) = tables(("image", "text"), ("text", "image"), Standings(rows))
-    assert made.exams == ("text", "image")
-    assert [line.label for line in made.lines] == ["CoPD, 4 : 1", "CoPD, 1 : 4", "CoPD"]
-    assert [claim.behind.system for claim in made.claims] == ["r4o1", "r1o4"]
+    rows = [line for system in ("copd3", "r4o1", "r1o4") for exam in ("text", "image")
+            for line in answers(system, exam, drawn(0.5), "merged")]  # fmt: skip
+    (table,) = tables(METHOD, ("image", "text"), Standings(rows))
+    assert table.exams == ("text", "image")
+    assert [line.label for line in table.lines] == ["CoPD, 4 : 1", "CoPD, 1 : 4", "CoPD"]
+    assert [claim.behind.system for claim in table.claims] == ["r4o1", "r1o4"]
 
 
 def test_absorption_is_the_share_of_the_teachers_lead():

@@ -1,4 +1,5 @@
 from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +13,7 @@ from trainer.recipe import BranchConfig, Edge, MethodConfig, edges
 KINDS = [kind for kind in SYSTEMS if kind != "base"]
 
 
-def make(kind: str, count: int, **settings) -> Plan:
+def make(kind: str, count: int, **settings: Any) -> Plan:
     names = [f"b{number}" for number in range(count)]
     if kind in ("mopd", "pilot"):
         settings["student"] = "student"
@@ -21,7 +22,7 @@ def make(kind: str, count: int, **settings) -> Plan:
     if settings.get("topology") == "hub":
         settings["hub"] = "b0"
     branches = {name: BranchConfig(capabilities=(name,)) for name in names}
-    return SYSTEMS[kind](MethodConfig(kind=kind, **settings), branches)
+    return SYSTEMS[kind](MethodConfig.model_validate({"kind": kind, **settings}), branches)
 
 
 @settings(max_examples=60)
@@ -35,16 +36,18 @@ def make(kind: str, count: int, **settings) -> Plan:
     st.sampled_from(["step", "phase"]),
     st.sampled_from(["paper", "equal"]),
 )
-def test_every_plan_can_be_made(kind, count, cycles, rlvr_steps, opd_steps, topology, sync, rule) -> None:
+def test_every_plan_can_be_made(
+    kind: str, count: int, cycles: int, rlvr_steps: int, opd_steps: int, topology: str, sync: str, rule: str
+) -> None:
     plan = make(kind, count, cycles=cycles, rlvr_steps=rlvr_steps, opd_steps=opd_steps, topology=topology, sync=sync,
                 rule=rule)  # fmt: skip
     assert list(impossible(plan)) == []
-    made = [step.makes for step in plan.steps]
-    assert len(set(made)) == len(made)
+    revisions = [step.makes for step in plan.steps]
+    assert len(set(revisions)) == len(revisions)
     there = {Ref(start.branch, 0) for start in plan.starts}
     for segment in plan.segments:  # in the order given, nothing is needed before it is made, but for live teachers
-        ahead = {step.makes for other in plan.segments if other.steps[0].number == segment.steps[0].number
-                 for step in other.steps}  # fmt: skip
+        ahead = {step.makes for beside in plan.segments if beside.steps[0].number == segment.steps[0].number
+                 for step in beside.steps}  # fmt: skip
         for step in segment.steps:
             assert set(step.needs) <= there | ahead
             there.add(step.makes)
@@ -99,9 +102,9 @@ def test_a_static_student_goes_on_from_its_expert(rule: str, expert: int, studen
 
 def test_mopd_learns_from_all_experts_as_they_ended() -> None:
     plan = make("mopd", 3)
-    own = [step for step in plan.steps if step.branch == "student"]
-    assert len(own) == 48
-    assert {tuple(teacher.ref for teacher in step.teachers) for step in own} == {
+    steps = [step for step in plan.steps if step.branch == "student"]
+    assert len(steps) == 48
+    assert {tuple(teacher.ref for teacher in step.teachers) for step in steps} == {
         tuple(Ref(f"b{n}", 40) for n in range(3))
     }
 
@@ -115,18 +118,17 @@ def test_the_pilot_has_a_fresh_student_for_each_checkpoint() -> None:
 
 
 def test_the_control_makes_the_same_steps_without_teachers() -> None:
-    taught, control = (make(kind, 3, topology="hub", cycles=2) for kind in ("copd", "negative"))
-    assert [step.makes for step in taught.steps] == [step.makes for step in control.steps]
-    for ours, theirs in zip(taught.steps, control.steps, strict=True):
-        assert theirs.negative == tuple(teacher.capability for teacher in ours.teachers)
-        assert theirs.teachers == ()
+    taught, control = (list(make(kind, 3, topology="hub", cycles=2).steps) for kind in ("copd", "negative"))
+    assert [step.makes for step in taught] == [step.makes for step in control]
+    for taught_step, control_step in zip(taught, control, strict=True):
+        assert control_step.negative == tuple(teacher.capability for teacher in taught_step.teachers)
+        assert control_step.teachers == ()
 
 
-def test_what_nothing_makes_is_told() -> None:
+def test_revisions_that_nothing_makes_are_told() -> None:
     step = Step("text", 2, ("text",), (Teacher(Ref("image", 7), "image", 1.0),))
     plan = Plan((Start("text", "other@3"),), (Segment("opd", (step,)),))
-    told = list(impossible(plan))
-    assert told == [
+    assert list(impossible(plan)) == [
         "text starts from other@3, which nothing makes",
         "text@2: follows text@0",
         "text@2 needs text@1, which nothing makes",
@@ -136,7 +138,8 @@ def test_what_nothing_makes_is_told() -> None:
 
 
 def test_edges_keep_their_weights() -> None:
-    method = MethodConfig(kind="copd", topology="explicit", edges=({"student": "b0", "teacher": "b1", "beta": 0.5},))
+    edge = {"student": "b0", "teacher": "b1", "beta": 0.5}
+    method = MethodConfig.model_validate({"kind": "copd", "topology": "explicit", "edges": (edge,)})
     assert edges(method, ("b0", "b1")) == (Edge("b0", "b1", 0.5),)
     plan = SYSTEMS["copd"](method, {name: BranchConfig(capabilities=(name,)) for name in ("b0", "b1")})
     assert {teacher.beta for step in plan.steps for teacher in step.teachers} == {0.5}
