@@ -20,18 +20,21 @@ from transformers import AutoModelForImageTextToText, Qwen3VLConfig, Qwen3VLProc
 
 from adapters.base import locate
 from trainer.doctor.memory import Shape, lora_parameters, shape_of
-from trainer.parts import Group, TrainingSample
+from trainer.parts import Completion, Prompt, Rollout
 from trainer.recipe import LossConfig
 from trainer.update import attention
 from trainer.update.logprobs import chosen_logprobs
 from trainer.update.losses import surrogate, token_weights
 from trainer.update.packing import lay_out
 from trainer.update.policy import Policy
+from trainer.update.update import advantages_of
 
 PEAKS = {"H100": 989e12, "H200": 989e12}
 """FLOP/s, by what the card's name holds."""
 ADAPTERS = ("text", "image", "video")
 LOSS = LossConfig()
+PROMPT = Prompt("bench", "text", (), "")
+"""What the update asks of a prompt: its capability, and that it has no media."""
 
 Case = tuple[int, int]
 """Tokens of a prompt and of each completion."""
@@ -197,17 +200,21 @@ def add_adapter(lab: Lab, name: str) -> None:
                 parameter.normal_(std=0.01)
 
 
-def make_group(lab: Lab, case: Case) -> Group:
+def make_rollout(lab: Lab, case: Case) -> Rollout:
     """Random tokens of text; every other completion is good."""
     prompt, completion = case
     rng = np.random.default_rng(case)
     text = min(lab.shape.vocabulary, lab.model.config.image_token_id)
     engine_C = np.full(completion, -np.log(text), np.float32)
-    targets = tuple(
-        TrainingSample(rng.integers(0, text, completion), np.full(completion, (-1) ** number, np.float32), engine_C)
+    completions = tuple(
+        Completion(
+            rng.integers(0, text, completion),
+            engine_C,
+            advantages_C=np.full(completion, (-1) ** number, np.float32),
+        )
         for number in range(lab.sizes.group)
     )
-    return Group(rng.integers(0, text, prompt), (), (), targets)
+    return Rollout(PROMPT, rng.integers(0, text, prompt), completions)
 
 
 # ---- ways of one step ----
@@ -215,26 +222,26 @@ def make_group(lab: Lab, case: Case) -> Group:
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How a group goes through the model."""
+    """How a rollout goes through the model."""
 
     attention: str
-    logprobs: Callable[[Lab, Group], Tensor]
+    logprobs: Callable[[Lab, Rollout], Tensor]
     """Log-probabilities of all tokens of the completions [N]."""
-    load: Callable[[Group], tuple[int, int]]
+    load: Callable[[Rollout], tuple[int, int]]
     """Tokens that the model computes, and pairs of them that see each other."""
     compiled: bool = False
     """The layers; attention is in any case."""
 
 
-def packed(lab: Lab, group: Group) -> Tensor:
+def packed(lab: Lab, rollout: Rollout) -> Tensor:
     """Ours: the prompt once, each completion sees it and itself."""
-    return lab.policy.logprobs(ADAPTERS[0], lay_out([group])).chosen_NK[:, 0]
+    return lab.policy.logprobs(ADAPTERS[0], lay_out([rollout])).chosen_NK[:, 0]
 
 
-def dense(lab: Lab, group: Group) -> Tensor:
+def dense(lab: Lab, rollout: Rollout) -> Tensor:
     """The same pack, with all its pairs in a mask [T, T]."""
     lab.policy.adapters.select(ADAPTERS[0])
-    pack = lay_out([group])
+    pack = lay_out([rollout])
     (span,) = pack.spans
     places_T = torch.arange(span.end, device=lab.device)
     mask_TT = attention.visibility(pack.spans, lab.device)(places_T[0], places_T[0], places_T[:, None], places_T[None])
@@ -252,27 +259,27 @@ def dense(lab: Lab, group: Group) -> Tensor:
     return _chosen(lab, output.last_hidden_state[0, sources_N], targets_N)
 
 
-def rows(lab: Lab, group: Group) -> Tensor:
+def rows(lab: Lab, rollout: Rollout) -> Tensor:
     """As trainers do it that do not pack: each completion in a row with a copy of the prompt."""
     lab.policy.adapters.select(ADAPTERS[0])
-    completions_GC = torch.from_numpy(np.stack([target.ids_C for target in group.targets])).to(lab.device)
-    prompt_P = torch.from_numpy(group.prompt_P).to(lab.device)
-    ids_GT = torch.cat([prompt_P.expand(len(completions_GC), -1), completions_GC], dim=1)
+    completions_GC = torch.from_numpy(np.stack([completion.ids_C for completion in rollout.completions])).to(lab.device)
+    ids_P = torch.from_numpy(rollout.ids_P).to(lab.device)
+    ids_GT = torch.cat([ids_P.expand(len(completions_GC), -1), completions_GC], dim=1)
     hidden_GTD = lab.language(input_ids=ids_GT, use_cache=False).last_hidden_state
-    return _chosen(lab, hidden_GTD[:, len(prompt_P) - 1 : -1].flatten(0, 1), completions_GC.flatten())
+    return _chosen(lab, hidden_GTD[:, len(ids_P) - 1 : -1].flatten(0, 1), completions_GC.flatten())
 
 
 def _chosen(lab: Lab, hidden_ND: Tensor, ids_N: Tensor) -> Tensor:
     return chosen_logprobs(hidden_ND, lab.output, ids_N[:, None]).chosen_NK[:, 0]
 
 
-def _pack_load(group: Group) -> tuple[int, int]:
-    pack = lay_out([group])
+def _pack_load(rollout: Rollout) -> tuple[int, int]:
+    pack = lay_out([rollout])
     return len(pack.ids_T), pack.num_pairs
 
 
-def _rows_load(group: Group) -> tuple[int, int]:
-    lengths = [len(group.prompt_P) + len(target.ids_C) for target in group.targets]
+def _rows_load(rollout: Rollout) -> tuple[int, int]:
+    lengths = [len(rollout.ids_P) + len(completion.ids_C) for completion in rollout.completions]
     return sum(lengths), sum(length * (length + 1) // 2 for length in lengths)
 
 
@@ -285,11 +292,11 @@ WAYS = {
 }
 
 
-def forward_backward(lab: Lab, way: Way, group: Group) -> tuple[Tensor, dict[str, Tensor]]:
+def forward_backward(lab: Lab, way: Way, rollout: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
     """Its log-probabilities and gradients."""
     with _as(lab, way):
-        logprobs_N = way.logprobs(lab, group)
-        _loss(logprobs_N, group).backward()
+        logprobs_N = way.logprobs(lab, rollout)
+        _loss(logprobs_N, rollout).backward()
     gradients: dict[str, Tensor] = {}
     for key, parameter in lab.policy.adapters.parameters(ADAPTERS[0]).items():
         assert parameter.grad is not None
@@ -314,11 +321,11 @@ def _as(lab: Lab, way: Way) -> Generator[None]:
         lab.language.set_attn_implementation(attention.NAME)
 
 
-def _loss(logprobs_N: Tensor, group: Group) -> Tensor:
-    """The update's, for a batch of this group."""
-    engine_N = np.concatenate([target.engine_logprobs_C for target in group.targets])
-    advantages_N = np.concatenate([target.advantages_C for target in group.targets])
-    lengths = [len(target.ids_C) for target in group.targets]
+def _loss(logprobs_N: Tensor, rollout: Rollout) -> Tensor:
+    """The update's, for a batch of this rollout."""
+    engine_N = np.concatenate([completion.logprobs_C for completion in rollout.completions])
+    advantages_N = np.concatenate([advantages_of(completion) for completion in rollout.completions])
+    lengths = [len(completion.ids_C) for completion in rollout.completions]
     weights_N = token_weights(
         lengths, num_sequences=len(lengths), num_tokens=sum(lengths), normalise=LOSS.normalise
     ).to(logprobs_N.device)

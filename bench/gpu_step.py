@@ -97,13 +97,13 @@ Steps = dict[tuple[Case, str], Step]
 
 def measure_step(lab: Lab, steps: Steps, case: Case, way: str) -> Iterable[Row]:
     """Prints it. Rows come when the other ways are known."""
-    group = gpu_lab.make_group(lab, case)
-    tokens, pairs = WAYS[way].load(group)
+    rollout = gpu_lab.make_rollout(lab, case)
+    tokens, pairs = WAYS[way].load(rollout)
     if way == DENSE and tokens > lab.sizes.dense_limit:
         print(f"{_label(case)} {way}: refused, {tokens:,} packed tokens are more than {lab.sizes.dense_limit:,}")
         return ()
     outputs: list[Tensor] = []
-    timing = timed(lab, lambda: outputs.append(gpu_lab.forward_backward(lab, WAYS[way], group)[0]))
+    timing = timed(lab, lambda: outputs.append(gpu_lab.forward_backward(lab, WAYS[way], rollout)[0]))
     predicted = len(outputs[0])
     flops = gpu_lab.model_flops(lab.shape, lab.sizes.rank, tokens=tokens, pairs=pairs, predicted=predicted)
     rates = [(predicted / timing.seconds, "completion tokens/s"), (tokens / timing.seconds, "tokens/s")]
@@ -148,7 +148,7 @@ def new_lengths(lab: Lab, steps: Steps) -> Iterator[Row]:
         timing = steps[case, OURS].timing
         print(f"{_label(case)}: {counters['stats']['unique_graphs'] - before} graphs compiled")
         yield Row(f"{_label(case)}, a new length, first step", "s", timing.first, "later ones", timing.seconds)
-        spans = lay_out([gpu_lab.make_group(lab, case)]).spans
+        spans = lay_out([gpu_lab.make_rollout(lab, case)]).spans
         mask = timed(lab, lambda spans=spans: attention.layout(spans, lab.device))
         yield Row(f"{_label(case)}, its layout", "s", mask.seconds, "its step", timing.seconds)
 
@@ -159,7 +159,7 @@ def new_lengths(lab: Lab, steps: Steps) -> Iterator[Row]:
 def adapter_memory(lab: Lab, steps: Steps) -> Iterator[Row]:
     """Three adapters on one base copy, each updated once, the last of them measured."""
     case, masters = lab.sizes.cases[0], _bytes(lab.policy.adapters.parameters(ADAPTERS[0]))
-    pack = lay_out([gpu_lab.make_group(lab, case)])
+    pack = lay_out([gpu_lab.make_rollout(lab, case)])
     bare = lab.allocated() - masters
     base = _bytes(dict(lab.model.named_parameters())) - masters
     for name in ADAPTERS[1:]:
@@ -191,7 +191,7 @@ def _bytes(parameters: dict[str, Any]) -> int:
 
 def _update(lab: Lab, name: str, optimiser: Optimiser, pack: Pack) -> None:
     budget = len(pack.ids_T)
-    done = update(lab.policy, name, optimiser, [LossTerm("native", pack.groups)], loss=gpu_lab.LOSS, budget=budget)
+    done = update(lab.policy, name, optimiser, [LossTerm("native", pack.rollouts)], loss=gpu_lab.LOSS, budget=budget)
     assert done.skipped is None
     assert done.budget == budget, "there was no room for one pack"
 
@@ -252,8 +252,8 @@ def _entry(data: bytes) -> FileEntry:
 def exactness(lab: Lab) -> Iterator[Row]:
     """Last, because the model is float32 afterwards."""
     lab.model.float()
-    group = gpu_lab.make_group(lab, lab.sizes.lengths[0])
-    (logprobs_N, gradients), *peers = (gpu_lab.forward_backward(lab, WAYS[way], group) for way in (OURS, ROWS, DENSE))
+    rollout = gpu_lab.make_rollout(lab, lab.sizes.lengths[0])
+    (logprobs_N, gradients), *peers = (gpu_lab.forward_backward(lab, WAYS[way], rollout) for way in (OURS, ROWS, DENSE))
     for peer, (peer_logprobs_N, peer_gradients) in zip((ROWS, DENSE), peers, strict=True):
         apart = torch.nn.utils.get_total_norm([gradients[key] - peer_gradients[key] for key in peer_gradients])
         yield Row(f"float32 log-probs, most from {peer}", "nat", float((logprobs_N - peer_logprobs_N).abs().max()))

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adapters.base import locate
-from trainer.parts import Group, LossTerm, TrainingSample
+from trainer.parts import Completion, LossTerm, Prompt, Rollout
 
 if TYPE_CHECKING:
     from trainer.update.optim import Optimiser
@@ -97,11 +97,11 @@ def measure(point: Point, threads: int, updates: int = UPDATES) -> Figures:
         name = f"a{number}"
         policy.adapters.add(name, rank=RANK, alpha=RANK, seed=0)
         optimisers[name] = Optimiser(policy.adapters.parameters(name), lr=1e-4)
-    part = make_part(point)
+    term = make_term(point)
 
     def step(name: str) -> float:
         began = time.perf_counter()
-        done = update(policy, name, optimisers[name], [part], loss=LossConfig(), budget=2**20)
+        done = update(policy, name, optimisers[name], [term], loss=LossConfig(), budget=2**20)
         assert done.skipped is None
         return time.perf_counter() - began
 
@@ -112,20 +112,23 @@ def measure(point: Point, threads: int, updates: int = UPDATES) -> Figures:
     peak = _resident("VmHWM")
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    (group,) = part.groups
-    tokens = point.prompt + len(group.targets) * (COMPLETION - 1)
+    (rollout,) = term.rollouts
+    tokens = point.prompt + len(rollout.completions) * (COMPLETION - 1)
     return Figures(statistics.median(times), tokens, peak, _resident("VmRSS"), tensor_bytes(policy, optimisers))
 
 
-def make_part(point: Point) -> LossTerm:
-    """One group of text; every other completion is good."""
+def make_term(point: Point) -> LossTerm:
+    """One rollout of text; every other completion is good."""
     rng = np.random.default_rng(0)
     engine_C = np.full(COMPLETION, -5, np.float32)
-    targets = tuple(
-        TrainingSample(rng.integers(0, 256, COMPLETION), np.full(COMPLETION, (-1) ** number, np.float32), engine_C)
+    completions = tuple(
+        Completion(
+            rng.integers(0, 256, COMPLETION), engine_C, advantages_C=np.full(COMPLETION, (-1) ** number, np.float32)
+        )
         for number in range(point.group)
     )
-    return LossTerm("native", (Group(rng.integers(0, 256, point.prompt), (), (), targets),))
+    prompt = Prompt("bench", "text", (), "")
+    return LossTerm("native", (Rollout(prompt, rng.integers(0, 256, point.prompt), completions),))
 
 
 def tensor_bytes(policy: "Policy", optimisers: Mapping[str, "Optimiser"]) -> int:

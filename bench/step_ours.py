@@ -20,7 +20,7 @@ from bench.served import served
 from clients.client import AsyncClient
 from trainer.data.prompts import PromptList
 from trainer.loop import StepContext, TrainingSet, train_step
-from trainer.parts import Group, LossTerm, TrainingSample
+from trainer.parts import Completion, LossTerm, Rollout
 from trainer.plan.steps import Step, Teacher
 from trainer.recipe.file import load
 from trainer.rewards import Rule
@@ -57,12 +57,12 @@ def _updates(length: int, rounds: int) -> list[lab.Seconds]:
 
     processor: Any = Qwen3VLProcessor.from_pretrained(locate("miniature"))
     rows = iter(lab.completions(length))
-    groups: list[Group] = []
+    rollouts: list[Rollout] = []
     for prompt in lab.noise(lab.PROMPTS):
         text = processor.apply_chat_template(list(prompt.messages), add_generation_prompt=True, tokenize=False)
         text = text.replace("<|image_pad|>", "<|image_pad|>" * 256)
-        targets = tuple(_target(next(rows), 1.0 if number % 2 else -1.0) for number in range(lab.GROUP))
-        groups.append(Group(np.array(processor.tokenizer(text)["input_ids"]), prompt.images, (), targets))
+        completions = tuple(_completion(next(rows), 1.0 if number % 2 else -1.0) for number in range(lab.GROUP))
+        rollouts.append(Rollout(prompt, np.array(processor.tokenizer(text)["input_ids"]), completions))
     policy = load_policy(locate("miniature"), dtype="float32")
     policy.adapters.add("a", rank=lab.RANK, alpha=lab.ALPHA, seed=0)
     optimiser = Optimiser(policy.adapters.parameters("a"), lr=lab.LR)
@@ -72,15 +72,16 @@ def _updates(length: int, rounds: int) -> list[lab.Seconds]:
         before = lab.forget_peak()
         watch.start()
         with watch.during("update"):
-            done = update(policy, "a", optimiser, [LossTerm("native", tuple(groups))], loss=RECIPE.loss,
+            done = update(policy, "a", optimiser, [LossTerm("native", tuple(rollouts))], loss=RECIPE.loss,
                           budget=RECIPE.budget.tokens_per_micro_batch)  # fmt: skip
         assert done.skipped is None
         times.append(watch.stop() | {"before": before, "peak": lab.peak()})
     return times
 
 
-def _target(ids: list[int], advantage: float) -> TrainingSample:
-    return TrainingSample(np.array(ids), np.full(len(ids), advantage, np.float32), np.full(len(ids), -5, np.float32))
+def _completion(ids: list[int], advantage: float) -> Completion:
+    engine_C, advantages_C = (np.full(len(ids), value, np.float32) for value in (-5, advantage))
+    return Completion(np.array(ids), engine_C, advantages_C=advantages_C)
 
 
 def measure_step(rounds: int) -> dict[str, Any]:

@@ -33,9 +33,9 @@ def test_the_model_has_the_shape_of_the_4b() -> None:
 
 @pytest.mark.parametrize("way", [EAGER, ROWS, DENSE])
 def test_every_way_of_a_step_computes_the_same(lab: Lab, way: str) -> None:
-    group = gpu_lab.make_group(lab, CASE)
-    logprobs, gradients = gpu_lab.forward_backward(lab, WAYS[OURS], group)
-    peer_logprobs, peer_gradients = gpu_lab.forward_backward(lab, WAYS[way], group)
+    rollout = gpu_lab.make_rollout(lab, CASE)
+    logprobs, gradients = gpu_lab.forward_backward(lab, WAYS[OURS], rollout)
+    peer_logprobs, peer_gradients = gpu_lab.forward_backward(lab, WAYS[way], rollout)
     assert logprobs.shape == (TINY.group * CASE[1],)
     torch.testing.assert_close(logprobs, peer_logprobs, atol=2e-6, rtol=0)
     torch.testing.assert_close(gradients, peer_gradients, atol=1e-5, rtol=0)
@@ -44,11 +44,11 @@ def test_every_way_of_a_step_computes_the_same(lab: Lab, way: str) -> None:
 @pytest.mark.parametrize("way", WAYS)
 def test_flops_are_those_of_the_products(lab: Lab, way: str) -> None:
     """All but the gradients of the first layer's input, which nobody wants; attention is not counted by the counter."""
-    group = gpu_lab.make_group(lab, CASE)
-    tokens, _ = WAYS[way].load(group)
+    rollout = gpu_lab.make_rollout(lab, CASE)
+    tokens, _ = WAYS[way].load(rollout)
     lab.language.gradient_checkpointing_disable()
     with FlopCounterMode(display=False) as counter:
-        gpu_lab.forward_backward(lab, WAYS[way], group)
+        gpu_lab.forward_backward(lab, WAYS[way], rollout)
     lab.policy.recompute_layers()
     predicted = TINY.group * CASE[1]
     wanted = gpu_lab.model_flops(lab.shape, TINY.rank, tokens=tokens, pairs=0, predicted=predicted)
@@ -57,20 +57,20 @@ def test_flops_are_those_of_the_products(lab: Lab, way: str) -> None:
 
 
 def test_pairs_are_those_that_a_mask_lets_through(lab: Lab) -> None:
-    group = gpu_lab.make_group(lab, CASE)
-    pack = lay_out([group])
+    rollout = gpu_lab.make_rollout(lab, CASE)
+    pack = lay_out([rollout])
     zero, places_T = torch.tensor(0), torch.arange(len(pack.ids_T))
     mask_TT = visibility(pack.spans, lab.device)(zero, zero, places_T[:, None], places_T[None])
-    assert WAYS[OURS].load(group) == WAYS[DENSE].load(group) == (len(mask_TT), int(mask_TT.sum()))
+    assert WAYS[OURS].load(rollout) == WAYS[DENSE].load(rollout) == (len(mask_TT), int(mask_TT.sum()))
     length = sum(CASE)
-    assert WAYS[ROWS].load(group) == (TINY.group * length, TINY.group * int(torch.ones(length, length).tril().sum()))
+    assert WAYS[ROWS].load(rollout) == (TINY.group * length, TINY.group * int(torch.ones(length, length).tril().sum()))
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_the_whole_model_is_the_same_through_a_block_mask(lab: Lab) -> None:
     """As on a GPU, but not compiled."""
     lab.policy.adapters.select(ADAPTERS[0])
-    pack = lay_out([gpu_lab.make_group(lab, (131, 70))])
+    pack = lay_out([gpu_lab.make_rollout(lab, (131, 70))])
     tokens = len(pack.ids_T)
     mask = create_block_mask(visibility(pack.spans, lab.device), None, None, tokens, tokens, device="cpu")
     with torch.no_grad():

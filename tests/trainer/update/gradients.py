@@ -1,6 +1,7 @@
 """What an update does, seen from outside: with beta1 = 0 Adam's first moment is the gradient of the last update."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -17,18 +18,18 @@ def observer(policy: Policy, adapter: str, lr: float = 1e-3) -> Optimiser:
 
 
 def last_gradients(policy: Policy, adapter: str, optimiser: Optimiser) -> dict[str, Tensor]:
-    """By an observer."""
+    """The gradients that an observer saw last."""
     keys = policy.adapters.parameters(adapter)
     return {key: state["exp_avg"] for key, (_, state) in zip(keys, optimiser.snapshot(), strict=True)}
 
 
 def gradients_of(
-    policy: Policy, adapter: str, parts: list[LossTerm], *, budget: int = 4096, lr: float = 1e-3, **loss: Any
+    policy: Policy, adapter: str, terms: list[LossTerm], *, budget: int = 4096, lr: float = 1e-3, **loss: Any
 ) -> tuple[dict[str, Tensor], Update]:
-    """Of the last update of a batch. The adapter is as before."""
+    """The gradients of the last update of a batch. The adapter is as before."""
     before = values(policy, adapter)
     optimiser = observer(policy, adapter, lr)
-    done = update(policy, adapter, optimiser, parts, loss=LossConfig(**loss), budget=budget)
+    done = update(policy, adapter, optimiser, terms, loss=LossConfig(**loss), budget=budget)
     policy.adapters.assign(adapter, before)
     assert done.skipped is None, done.skipped
     return last_gradients(policy, adapter, optimiser), done
@@ -38,11 +39,11 @@ def values(policy: Policy, adapter: str) -> dict[str, Tensor]:
     return {key: parameter.detach().clone() for key, parameter in policy.adapters.parameters(adapter).items()}
 
 
-def largest(tensors: dict[str, Tensor]) -> float:
+def largest(tensors: Mapping[str, Tensor]) -> float:
     return max(tensor.abs().max().item() for tensor in tensors.values())
 
 
-def difference(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
+def difference(gradients: Mapping[str, Tensor], expected: Mapping[str, Any]) -> float:
     """The largest, as a share of the largest value there is."""
-    assert ours.keys() == theirs.keys()
-    return largest({key: ours[key] - theirs[key] for key in ours}) / largest(theirs)
+    assert gradients.keys() == expected.keys()
+    return largest({key: gradients[key] - expected[key] for key in gradients}) / largest(expected)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.trainer.update.packs import BASE, group, noisy, prompt
+from tests.trainer.update.packs import BASE, noisy, prompt, random_rollout
 from trainer.parts import LossTerm
 from trainer.recipe import LossConfig
 from trainer.update.optim import Optimiser
@@ -30,34 +30,36 @@ LOSSES = {
 UPDATES = 3
 
 
-def make_parts(case: str, step: int) -> tuple[LossTerm, ...]:
+def make_terms(case: str, step: int) -> tuple[LossTerm, ...]:
     rng = np.random.default_rng(step)
     if case == "one pack":
-        return (LossTerm("native", (group(prompt("text", step), [5, 1, 8], rng),)),)
+        return (LossTerm("native", (random_rollout(prompt("text", step), [5, 1, 8], rng),)),)
     if case == "two updates a batch":
-        return (LossTerm("native", (group(prompt("image", step), [3, 40, 25, 30], rng),)),)
+        return (LossTerm("native", (random_rollout(prompt("image", step), [3, 40, 25, 30], rng),)),)
     native = [("text", [9, 1, 180]), ("image", [3, 40, 25]), ("video", [2, 2, 30, 12]), ("two images", [7])]
     taught = [("text", [4, 20]), ("video", [1, 6])]
     return (
-        LossTerm("native", tuple(group(prompt(kind, step), lengths, rng) for kind, lengths in native)),
-        LossTerm("teacher", tuple(group(prompt(kind, step), lengths, rng, top_k=4) for kind, lengths in taught)),
+        LossTerm("native", tuple(random_rollout(prompt(kind, step), lengths, rng) for kind, lengths in native)),
+        LossTerm(
+            "teacher", tuple(random_rollout(prompt(kind, step), lengths, rng, top_k=4) for kind, lengths in taught)
+        ),
     )
 
 
-def num_packs(parts: Sequence[LossTerm], ranks: int) -> list[list[int]]:
-    """Of each part, by process."""
-    return [[len(share) for share in share_out(pack(part.groups, BUDGET), ranks)] for part in parts]
+def num_packs(terms: Sequence[LossTerm], ranks: int) -> list[list[int]]:
+    """How many packs of each term each process takes."""
+    return [[len(share) for share in share_out(pack(term.rollouts, BUDGET), ranks)] for term in terms]
 
 
 def train(policy: Policy, case: str, folder: Path, ranks: Ranks) -> None:
-    """A few updates of a new adapter; rank 0 makes the parts for all."""
+    """A few updates of a new adapter; rank 0 makes the terms for all."""
     noisy(policy, ADAPTER, 0, rank=4, alpha=8)
     optimiser = Optimiser(policy.adapters.parameters(ADAPTER), lr=LR)
     metrics: list[object] = []
     keep(policy, folder, f"{case}-0-{ranks.rank}")
     for step in range(UPDATES):
-        parts = ranks.from_first(make_parts(case, step) if ranks.leads else None)
-        done = update(policy, ADAPTER, optimiser, parts, loss=LOSSES[case], budget=BUDGET, ranks=ranks)
+        terms = ranks.from_first(make_terms(case, step) if ranks.leads else None)
+        done = update(policy, ADAPTER, optimiser, terms, loss=LOSSES[case], budget=BUDGET, ranks=ranks)
         assert done.skipped is None
         metrics.append(done.metrics)
         keep(policy, folder, f"{case}-{step + 1}-{ranks.rank}")
@@ -72,6 +74,6 @@ def keep(policy: Policy, folder: Path, name: str) -> None:
 
 if __name__ == "__main__":
     with joined() as these:
-        mine = load_policy(BASE, dtype="float32")
-        for one in LOSSES:
-            train(mine, one, Path(sys.argv[1]), these)
+        shared_policy = load_policy(BASE, dtype="float32")
+        for case in LOSSES:
+            train(shared_policy, case, Path(sys.argv[1]), these)

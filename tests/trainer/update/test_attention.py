@@ -32,7 +32,8 @@ def rows(spans: Sequence[Span], *, seed: int = 0, scale: float = 1.0) -> list[Te
 
 
 def packed(qkv: Sequence[Tensor], how: Layout) -> Tensor:
-    return prefix_shared(nn.Module(), *qkv, None, scaling=SCALING, layout=how)[0]
+    query, key, value = qkv
+    return prefix_shared(nn.Module(), query, key, value, None, scaling=SCALING, layout=how)[0]
 
 
 def dense(qkv: Sequence[Tensor], spans: Sequence[Span]) -> Tensor:
@@ -45,8 +46,8 @@ def gradients(output: Tensor, qkv: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return torch.autograd.grad(output, qkv, upstream.to(output.dtype))
 
 
-def assert_near(ours: Any, theirs: Any, tolerance: float = 1e-5) -> None:
-    torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=0, check_dtype=False)
+def assert_near(output: Any, expected: Any, tolerance: float = 1e-5) -> None:
+    torch.testing.assert_close(output, expected, atol=tolerance, rtol=0, check_dtype=False)
 
 
 @settings(max_examples=40)
@@ -54,32 +55,32 @@ def assert_near(ours: Any, theirs: Any, tolerance: float = 1e-5) -> None:
 def test_blocks_are_dense_attention_with_a_mask(shapes: list[tuple[int, list[int]]], seed: int) -> None:
     spans = spans_of(*shapes)
     qkv = rows(spans, seed=seed)
-    ours, theirs = packed(qkv, layout(spans, CPU)), dense(qkv, spans)
-    assert_near(ours, theirs)
-    assert_near(gradients(ours, qkv), gradients(theirs, qkv))
+    output, expected = packed(qkv, layout(spans, CPU)), dense(qkv, spans)
+    assert_near(output, expected)
+    assert_near(gradients(output, qkv), gradients(expected, qkv))
 
 
 @pytest.mark.parametrize("scale", [20.0, 0.01])
 def test_blocks_hold_where_attention_is_sharp_or_flat(scale: float) -> None:
     """The halves' log-sums are then far apart, or differ by their numbers of keys alone."""
     spans = spans_of((70, [40, 1, 65]), (3, [130]))
-    query, key, value = (one.detach() for one in rows(spans))
-    qkv = [one.requires_grad_() for one in (scale * query, key, value)]
-    exact = [one.detach().double().requires_grad_() for one in qkv]
-    ours, theirs = packed(qkv, layout(spans, CPU)), dense(exact, spans)
-    assert_near(ours, theirs, 1e-4)
-    for mine, other in zip(gradients(ours, qkv), gradients(theirs, exact), strict=True):
-        assert_near(mine / other.abs().max(), other / other.abs().max(), 1e-4)
+    query, key, value = (tensor.detach() for tensor in rows(spans))
+    qkv = [tensor.requires_grad_() for tensor in (scale * query, key, value)]
+    exact = [tensor.detach().double().requires_grad_() for tensor in qkv]
+    output, expected = packed(qkv, layout(spans, CPU)), dense(exact, spans)
+    assert_near(output, expected, 1e-4)
+    for gradient, wanted in zip(gradients(output, qkv), gradients(expected, exact), strict=True):
+        assert_near(gradient / wanted.abs().max(), wanted / wanted.abs().max(), 1e-4)
 
 
 def test_blocks_take_bfloat16() -> None:
     spans = spans_of((20, [9, 4, 0, 7]), (5, [3, 3]))
     qkv = rows(spans)
-    halves = [one.detach().bfloat16().requires_grad_() for one in qkv]
-    ours, theirs = packed(halves, layout(spans, CPU)), dense(qkv, spans)
-    assert ours.dtype == torch.bfloat16
-    assert_near(ours, theirs, 0.03)
-    assert_near(gradients(ours, halves), gradients(theirs, qkv), 0.1)
+    halves = [tensor.detach().bfloat16().requires_grad_() for tensor in qkv]
+    output, expected = packed(halves, layout(spans, CPU)), dense(qkv, spans)
+    assert output.dtype == torch.bfloat16
+    assert_near(output, expected, 0.03)
+    assert_near(gradients(output, halves), gradients(expected, qkv), 0.1)
 
 
 @settings(max_examples=40)
@@ -100,9 +101,13 @@ def test_the_mask_of_flex_attention_is_that_of_the_spans(shapes: list[tuple[int,
 def test_the_block_mask_is_that_of_every_pair(shapes: list[tuple[int, list[int]]]) -> None:
     spans = spans_of(*shapes)
     tokens = spans[-1].end
-    theirs = create_block_mask(visibility(spans, CPU), None, None, tokens, tokens, device="cpu")
-    for ours, wanted in zip(block_mask(spans, CPU).as_tuple(), theirs.as_tuple(), strict=True):
-        assert callable(wanted) or (torch.equal(ours, wanted) if isinstance(wanted, Tensor) else ours == wanted)
+    torchs = create_block_mask(visibility(spans, CPU), None, None, tokens, tokens, device="cpu")
+    for value, wanted in zip(block_mask(spans, CPU).as_tuple(), torchs.as_tuple(), strict=True):
+        if isinstance(wanted, Tensor):
+            assert isinstance(value, Tensor)
+            assert torch.equal(value, wanted)
+        else:
+            assert callable(wanted) or value == wanted
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -111,7 +116,7 @@ def test_a_block_mask_goes_through_flex_attention() -> None:
     spans = spans_of((70, [40, 1, 65]), (3, [130, 0, 7]))
     tokens = spans[-1].end
     mask = create_block_mask(visibility(spans, CPU), None, None, tokens, tokens, device="cpu")
-    qkv = [one.detach() for one in rows(spans)]
+    qkv = [tensor.detach() for tensor in rows(spans)]
     assert_near(packed(qkv, Layout(block_mask=mask)), dense(qkv, spans))
 
 
@@ -119,11 +124,11 @@ def test_a_completion_is_blind_to_its_neighbours() -> None:
     """Whatever they hold, not one bit of it changes."""
     spans = spans_of((6, [4, 3, 5]), (2, [3]))
     qkv = rows(spans)
-    others = [one.detach().clone() for one in qkv]
-    for one in others:
-        one[:, :, 6:10] += 5
-        one[:, :, 13:] -= 5
-    mine, theirs = packed(qkv, layout(spans, CPU)), packed(others, layout(spans, CPU))
-    assert torch.equal(mine[:, :6], theirs[:, :6])
-    assert torch.equal(mine[:, 10:13], theirs[:, 10:13])
-    assert not torch.isclose(mine[:, 6:10], theirs[:, 6:10]).all()
+    changed = [tensor.detach().clone() for tensor in qkv]
+    for tensor in changed:
+        tensor[:, :, 6:10] += 5
+        tensor[:, :, 13:] -= 5
+    before, after = packed(qkv, layout(spans, CPU)), packed(changed, layout(spans, CPU))
+    assert torch.equal(before[:, :6], after[:, :6])
+    assert torch.equal(before[:, 10:13], after[:, 10:13])
+    assert not torch.isclose(before[:, 6:10], after[:, 6:10]).all()

@@ -30,11 +30,11 @@ def compiling() -> Generator[None]:
 
 @pytest.fixture(scope="module")
 def cuda() -> Policy:
-    found = load_policy(packs.BASE, dtype="float32", device="cuda")
-    found.recompute_layers()
-    found.compile_layers()
-    packs.noisy(found, ADAPTER, 0)
-    return found
+    policy = load_policy(packs.BASE, dtype="float32", device="cuda")
+    policy.recompute_layers()
+    policy.compile_layers()
+    packs.noisy(policy, ADAPTER, 0)
+    return policy
 
 
 @pytest.fixture
@@ -44,15 +44,15 @@ def cpu(policy: Policy) -> Generator[Policy]:
     policy.adapters.remove(ADAPTER)
 
 
-def groups(*kinds: str, lengths: tuple[int, ...] = (30, 1, 12), **settings: Any) -> tuple[Any, ...]:
+def rollouts(*kinds: str, lengths: tuple[int, ...] = (30, 1, 12), **settings: Any) -> tuple[Any, ...]:
     rng = np.random.default_rng(0)
-    return tuple(packs.group(packs.prompt(kind), lengths, rng, **settings) for kind in kinds)
+    return tuple(packs.random_rollout(packs.prompt(kind), lengths, rng, **settings) for kind in kinds)
 
 
 @pytest.fixture(scope="module")
-def parts() -> list[LossTerm]:
-    taught = groups("text", "video", lengths=(9, 4), top_k=3, weight=0.5)
-    return [LossTerm("native", groups(*packs.KINDS)), LossTerm("teacher", taught)]
+def terms() -> list[LossTerm]:
+    taught = rollouts("text", "video", lengths=(9, 4), top_k=3, beta=0.5)
+    return [LossTerm("native", rollouts(*packs.KINDS)), LossTerm("teacher", taught)]
 
 
 def on_cpu(tensors: dict[str, Any]) -> dict[str, Any]:
@@ -60,35 +60,35 @@ def on_cpu(tensors: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("budget", [4096, 150])
-def test_gradients_are_those_of_the_cpu(cuda: Policy, cpu: Policy, parts: list[LossTerm], budget: int) -> None:
-    ours, done = gradients_of(cuda, ADAPTER, parts, budget=budget)
-    theirs, expected = gradients_of(cpu, ADAPTER, parts, budget=budget)
-    assert difference(on_cpu(ours), theirs) < KERNELS
+def test_gradients_are_those_of_the_cpu(cuda: Policy, cpu: Policy, terms: list[LossTerm], budget: int) -> None:
+    gradients, done = gradients_of(cuda, ADAPTER, terms, budget=budget)
+    cpu_gradients, expected = gradients_of(cpu, ADAPTER, terms, budget=budget)
+    assert difference(on_cpu(gradients), cpu_gradients) < KERNELS
     for name, value in expected.metrics.items():
         assert done.metrics[name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
 
 
 def test_what_is_saved_goes_on_alike_on_the_cpu(
-    cuda: Policy, cpu: Policy, parts: list[LossTerm], tmp_path: Any
+    cuda: Policy, cpu: Policy, terms: list[LossTerm], tmp_path: Any
 ) -> None:
     before = values(cuda, ADAPTER)
     optimiser = Optimiser(cuda.adapters.parameters(ADAPTER), lr=1e-3)
-    update(cuda, ADAPTER, optimiser, parts, loss=LossConfig(), budget=4096)
+    update(cuda, ADAPTER, optimiser, terms, loss=LossConfig(), budget=4096)
     cuda.adapters.save(ADAPTER, tmp_path)
     optimiser.save(tmp_path)
-    update(cuda, ADAPTER, optimiser, parts, loss=LossConfig(), budget=4096)
+    update(cuda, ADAPTER, optimiser, terms, loss=LossConfig(), budget=4096)
     after = on_cpu(values(cuda, ADAPTER))
     cuda.adapters.assign(ADAPTER, before)
     cpu.adapters.load(ADAPTER, tmp_path)
     again = Optimiser(cpu.adapters.parameters(ADAPTER), lr=1e-3)
     again.load(tmp_path)
-    update(cpu, ADAPTER, again, parts, loss=LossConfig(), budget=4096)
+    update(cpu, ADAPTER, again, terms, loss=LossConfig(), budget=4096)
     assert again.num_updates == optimiser.num_updates == 2
     assert difference(after, values(cpu, ADAPTER)) < 1e-3  # Adam's first steps are signs: a gradient near 0 turns
 
 
 def test_a_device_that_is_really_full_halves_the_budget(cuda: Policy) -> None:
-    many = [LossTerm("native", groups("text", "image", lengths=(400,) * 24))]
+    many = [LossTerm("native", rollouts("text", "image", lengths=(400,) * 24))]
 
     def peak(budget: int) -> int:
         torch.cuda.empty_cache()
@@ -102,8 +102,8 @@ def test_a_device_that_is_really_full_halves_the_budget(cuda: Policy) -> None:
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction((small + large) / 2 / torch.cuda.mem_get_info()[1])
     try:
-        found, done = gradients_of(cuda, ADAPTER, many, budget=16_384)
+        gradients, done = gradients_of(cuda, ADAPTER, many, budget=16_384)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert done.budget < 16_384
-    assert difference(found, wanted) < KERNELS
+    assert difference(gradients, wanted) < KERNELS

@@ -9,7 +9,7 @@ from trainer.update import logprobs
 from trainer.update.logprobs import chosen_logprobs
 
 ROWS = 16
-"""Of a small chunk."""
+"""Rows of a small chunk."""
 
 
 @pytest.fixture
@@ -36,9 +36,9 @@ def check(hidden_ND: Tensor, output_VD: Tensor, ids_NK: Tensor) -> None:
     torch.testing.assert_close(ours_NK, theirs_NK, atol=1e-5, rtol=1e-6)
     torch.testing.assert_close(entropy_N, expected_N, atol=1e-5, rtol=1e-6)
     upstream = torch.randn(ids_NK.shape, generator=torch.Generator().manual_seed(1))
-    (ours,) = torch.autograd.grad(ours_NK, hidden_ND, upstream)
-    (theirs,) = torch.autograd.grad(theirs_NK, hidden_ND, upstream)
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-6)
+    (gradient,) = torch.autograd.grad(ours_NK, hidden_ND, upstream)
+    (expected,) = torch.autograd.grad(theirs_NK, hidden_ND, upstream)
+    torch.testing.assert_close(gradient, expected, atol=1e-5, rtol=1e-6)
 
 
 @pytest.mark.parametrize("columns", [1, 5])
@@ -62,10 +62,10 @@ def test_certain_and_impossible_tokens_stay_finite() -> None:
     hidden_ND, output_VD, ids_NK = case(9, 2)
     ids_NK[:, 0] = (hidden_ND @ output_VD.T).argmax(-1)
     ids_NK[:, 1] = (hidden_ND @ output_VD.T).argmin(-1)
-    found = chosen_logprobs(1000 * hidden_ND, output_VD, ids_NK)
-    assert found.chosen_NK.isfinite().all()
-    assert (found.chosen_NK[:, 0] <= 0).all()
-    torch.testing.assert_close(found.entropy_N, torch.zeros(9), atol=1e-3, rtol=0)
+    scored = chosen_logprobs(1000 * hidden_ND, output_VD, ids_NK)
+    assert scored.chosen_NK.isfinite().all()
+    assert (scored.chosen_NK[:, 0] <= 0).all()
+    torch.testing.assert_close(scored.entropy_N, torch.zeros(9), atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize(("dtype", "rest", "tolerance"), [(torch.float32, 1e-5, 0.05), (torch.bfloat16, 1e-3, 0.2)])
@@ -92,9 +92,9 @@ def test_a_token_that_is_all_but_certain_keeps_its_small_gradient(
 
 def test_only_the_log_probabilities_have_a_gradient() -> None:
     hidden_ND, output_VD, ids_NK = case(4, 1)
-    found = chosen_logprobs(hidden_ND.requires_grad_(), output_VD, ids_NK)
-    assert found.chosen_NK.requires_grad
-    assert not found.entropy_N.requires_grad
+    scored = chosen_logprobs(hidden_ND.requires_grad_(), output_VD, ids_NK)
+    assert scored.chosen_NK.requires_grad
+    assert not scored.entropy_N.requires_grad
     assert not chosen_logprobs(hidden_ND.detach(), output_VD, ids_NK).chosen_NK.requires_grad
 
 
@@ -102,12 +102,12 @@ def test_bfloat16_gives_float32_values_near_the_true_ones() -> None:
     hidden_ND, output_VD, ids_NK = case(40, 2)
     halves = (hidden_ND / 4).bfloat16().requires_grad_()
     whole = (hidden_ND / 4).requires_grad_()
-    found = chosen_logprobs(halves, output_VD.bfloat16(), ids_NK)
+    scored = chosen_logprobs(halves, output_VD.bfloat16(), ids_NK)
     expected_NK, entropy_N = plain(whole, output_VD, ids_NK)
-    assert found.chosen_NK.dtype == found.entropy_N.dtype == torch.float32
-    torch.testing.assert_close(found.chosen_NK, expected_NK, atol=0.05, rtol=0)
-    torch.testing.assert_close(found.entropy_N, entropy_N, atol=0.05, rtol=0)
-    found.chosen_NK.sum().backward()
+    assert scored.chosen_NK.dtype == scored.entropy_N.dtype == torch.float32
+    torch.testing.assert_close(scored.chosen_NK, expected_NK, atol=0.05, rtol=0)
+    torch.testing.assert_close(scored.entropy_N, entropy_N, atol=0.05, rtol=0)
+    scored.chosen_NK.sum().backward()
     expected_NK.sum().backward()
     assert halves.grad is not None
     assert halves.grad.dtype == torch.bfloat16
@@ -121,9 +121,9 @@ class _Largest(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        for one in result if isinstance(result, tuple | list) else [result]:
-            if isinstance(one, Tensor):
-                self.elements = max(self.elements, one.numel())
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(tensor, Tensor):
+                self.elements = max(self.elements, tensor.numel())
         return result
 
 

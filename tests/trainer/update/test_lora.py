@@ -12,7 +12,7 @@ from transformers import Qwen3VLForConditionalGeneration
 
 from adapters.manifest import ADAPTER_FILES, WEIGHTS
 from adapters.validate import Adapter, base_shape, check_adapter
-from tests.trainer.update.packs import BASE, group, processor, prompt
+from tests.trainer.update.packs import BASE, processor, prompt, random_rollout
 from trainer.parts import LossTerm
 from trainer.recipe import LossConfig
 from trainer.update import attention
@@ -23,7 +23,7 @@ from trainer.update.update import update
 
 
 def small_pack(seed: int = 0) -> Pack:
-    return lay_out([group(prompt("text"), [6, 3], np.random.default_rng(seed))])
+    return lay_out([random_rollout(prompt("text"), [6, 3], np.random.default_rng(seed))])
 
 
 def values(policy: Policy, name: str) -> dict[str, Tensor]:
@@ -45,28 +45,28 @@ def folder(tmp_path: Path) -> Callable[[str], Path]:
 
 def test_a_new_adapter_is_the_base_to_the_bit(policy: Policy) -> None:
     policy.adapters.add("new", rank=4, alpha=8, seed=0)
-    mine, base = (policy.logprobs(name, small_pack()).chosen_NK for name in ("new", None))
+    fresh, base = (policy.logprobs(name, small_pack()).chosen_NK for name in ("new", None))
     policy.adapters.remove("new")
-    assert torch.equal(mine, base)
+    assert torch.equal(fresh, base)
 
 
 def test_an_adapter_that_is_not_the_base_computes_something_else(policy: Policy, noisy: Callable[..., str]) -> None:
     first, second = noisy(0), noisy(1)
-    found = [policy.logprobs(name, small_pack()).chosen_NK for name in (first, second, None, first)]
-    assert torch.equal(found[0], found[3])
-    assert all((one - other).abs().max() > 1e-3 for one, other in itertools.pairwise(found))
+    computed = [policy.logprobs(name, small_pack()).chosen_NK for name in (first, second, None, first)]
+    assert torch.equal(computed[0], computed[3])
+    assert all((a - b).abs().max() > 1e-3 for a, b in itertools.pairwise(computed))
 
 
 def test_equal_seeds_share_their_a(policy: Policy) -> None:
     for name, seed in (("one", 7), ("same", 7), ("other", 8)):
-        torch.rand(3)  # the global stream plays no part
+        torch.rand(3)  # the global stream plays no term
         policy.adapters.add(name, rank=4, alpha=8, seed=seed)
-    one, same, other = (values(policy, name) for name in ("one", "same", "other"))
+    first, same, different = (values(policy, name) for name in ("one", "same", "other"))
     for name in ("one", "same", "other"):
         policy.adapters.remove(name)
-    for key, value in one.items():
+    for key, value in first.items():
         assert torch.equal(value, same[key])
-        assert torch.equal(value, other[key]) == ("lora_B" in key)
+        assert torch.equal(value, different[key]) == ("lora_B" in key)
         if "lora_A" in key:
             bound = value.shape[1] ** -0.5
             assert 0.9 * bound < value.abs().max() <= bound
@@ -95,14 +95,14 @@ def test_peft_reads_what_is_saved(
     saved, name = folder("saved"), noisy(3, rank=rank, alpha=alpha)
     policy.adapters.save(name, saved)
     base = Qwen3VLForConditionalGeneration.from_pretrained(BASE, dtype=torch.float32)
-    found = {
+    read = {
         key.replace(".default", ""): value.detach()
         for key, value in PeftModel.from_pretrained(base, saved).named_parameters()
         if ".lora_" in key
     }
-    mine = values(policy, name)
-    assert found.keys() == mine.keys()
-    assert all(torch.equal(found[key], mine[key]) for key in mine)
+    expected = values(policy, name)
+    assert read.keys() == expected.keys()
+    assert all(torch.equal(read[key], expected[key]) for key in expected)
     # That PEFT computes the same with them is shown in test_policy.
 
 
@@ -112,9 +112,9 @@ def test_values_survive_the_round_trip(
     saved, again, first, second = folder("saved"), folder("again"), noisy(1), noisy(2)
     policy.adapters.save(first, saved)
     policy.adapters.load(second, saved)
-    mine, theirs = values(policy, first), values(policy, second)
-    assert all(torch.equal(mine[key], theirs[key]) for key in mine)
-    assert all(torch.equal(value, mine[key]) for key, value in load_file(saved / WEIGHTS).items())
+    before, after = values(policy, first), values(policy, second)
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert all(torch.equal(value, before[key]) for key, value in load_file(saved / WEIGHTS).items())
     policy.adapters.save(second, again)
     assert files(again) == files(saved)
 
@@ -130,9 +130,9 @@ def test_training_one_adapter_moves_nothing_else() -> None:
     before = {key: value.clone() for key, value in model.state_dict().items()}
     rng = np.random.default_rng(0)
     for _ in range(3):
-        groups = tuple(group(prompt(kind), [5, 2], rng) for kind in ("text", "image", "video"))
+        rollouts = tuple(random_rollout(prompt(kind), [5, 2], rng) for kind in ("text", "image", "video"))
         assert (
-            update(policy, "trained", optimiser, [LossTerm("native", groups)], loss=LossConfig(), budget=100).skipped
+            update(policy, "trained", optimiser, [LossTerm("native", rollouts)], loss=LossConfig(), budget=100).skipped
             is None
         )
     changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}

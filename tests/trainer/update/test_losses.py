@@ -11,7 +11,7 @@ CLIP = {"eps_low": 0.2, "eps_high": 0.28}
 
 
 def logprobs(*shape, seed=0, dtype=torch.float64):
-    """Of whole distributions."""
+    """Whole distributions."""
     generator = torch.Generator().manual_seed(seed)
     return (3 * torch.randn(*shape, generator=generator, dtype=dtype)).log_softmax(-1)
 
@@ -38,22 +38,22 @@ def test_the_clip_ends_the_slope_where_enough_was_done(ratio, advantage, objecti
     """The slope is by the log-probability: d rho / d lp = rho."""
     logprobs_N = torch.tensor([-2.0 + math.log(ratio)], requires_grad=True)
     old_N = torch.tensor([-2.0])
-    found = surrogate(logprobs_N, old_N, old_N, torch.tensor([advantage]), **CLIP, importance_cap=2.0)
-    (gradient,) = torch.autograd.grad(found.loss_N.sum(), logprobs_N)
-    assert found.loss_N.item() == pytest.approx(-objective, rel=1e-5)
+    result = surrogate(logprobs_N, old_N, old_N, torch.tensor([advantage]), **CLIP, importance_cap=2.0)
+    (gradient,) = torch.autograd.grad(result.loss_N.sum(), logprobs_N)
+    assert result.loss_N.item() == pytest.approx(-objective, rel=1e-5)
     assert gradient.item() == pytest.approx(-slope, rel=1e-5)
-    assert found.ratio_N.item() == pytest.approx(ratio, rel=1e-5)
-    assert found.is_clipped_N.item() == (slope == 0 and advantage != 0)
+    assert result.ratio_N.item() == pytest.approx(ratio, rel=1e-5)
+    assert result.is_clipped_N.item() == (slope == 0 and advantage != 0)
 
 
 def test_one_update_a_batch_has_the_gradient_of_the_weighted_log_probability():
     logprobs_N = logprobs(8)[:5].requires_grad_()
     engine_N, advantages_N = torch.linspace(-4, -1, 5), torch.linspace(-1, 1, 5)
-    found = surrogate(logprobs_N, logprobs_N.detach(), engine_N, advantages_N, **CLIP, importance_cap=2.0)
-    (gradient_N,) = torch.autograd.grad(found.loss_N.sum(), logprobs_N)
+    result = surrogate(logprobs_N, logprobs_N.detach(), engine_N, advantages_N, **CLIP, importance_cap=2.0)
+    (gradient_N,) = torch.autograd.grad(result.loss_N.sum(), logprobs_N)
     expected_N = -(logprobs_N.detach() - engine_N).exp().clamp(max=2) * advantages_N
     torch.testing.assert_close(gradient_N, expected_N)
-    assert not found.is_clipped_N.any()
+    assert not result.is_clipped_N.any()
 
 
 def test_tokens_likelier_to_the_trainer_count_for_more_up_to_a_cap():
@@ -70,8 +70,9 @@ def test_tokens_likelier_to_the_trainer_count_for_more_up_to_a_cap():
 def test_the_clip_is_of_the_ratio_not_of_the_importance():
     """An importance of 2 is outside the clip's range and clips nothing."""
     logprobs_N = torch.tensor([-2.0], requires_grad=True)
-    found = surrogate(logprobs_N, torch.tensor([-2.0]), torch.tensor([-9.0]), torch.ones(1), **CLIP, importance_cap=2.0)
-    (gradient,) = torch.autograd.grad(found.loss_N.sum(), logprobs_N)
+    old_N, engine_N = torch.tensor([-2.0]), torch.tensor([-9.0])
+    result = surrogate(logprobs_N, old_N, engine_N, torch.ones(1), **CLIP, importance_cap=2.0)
+    (gradient,) = torch.autograd.grad(result.loss_N.sum(), logprobs_N)
     assert gradient.item() == -2
 
 
@@ -150,9 +151,9 @@ def test_every_sequence_weighs_the_same_or_every_token(lengths):
     assert sums == pytest.approx([1 / len(lengths)] * len(lengths), rel=1e-5)
 
 
-def test_some_sequences_of_a_part_have_its_denominators():
+def test_some_sequences_of_a_term_have_its_denominators():
     assert token_weights([2, 1], num_sequences=5, num_tokens=40, normalise="token").tolist() == pytest.approx(
         [1 / 40] * 3
     )
-    found = token_weights([2, 1], num_sequences=5, num_tokens=40, normalise="sequence").tolist()
-    assert found == pytest.approx([1 / 10, 1 / 10, 1 / 5])
+    result = token_weights([2, 1], num_sequences=5, num_tokens=40, normalise="sequence").tolist()
+    assert result == pytest.approx([1 / 10, 1 / 10, 1 / 5])

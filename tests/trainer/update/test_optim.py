@@ -39,10 +39,10 @@ def by_hand(start, steps, *, lr, betas, weight_decay, grad_norm, warmup_steps):
     weights = {key: value.detach().double() for key, value in start.items()}
     first, second = ({key: torch.zeros_like(value) for key, value in weights.items()} for _ in range(2))
     for step in range(1, steps + 1):
-        found = {key: value.double() for key, value in gradients(step).items()}
-        norm = math.sqrt(sum(float((value**2).sum()) for value in found.values()))
+        step_gradients = {key: value.double() for key, value in gradients(step).items()}
+        norm = math.sqrt(sum(float((value**2).sum()) for value in step_gradients.values()))
         share, rate = min(1.0, grad_norm / norm), lr * min(1.0, step / warmup_steps if warmup_steps else 1.0)
-        for key, gradient in found.items():
+        for key, gradient in step_gradients.items():
             first[key] = betas[0] * first[key] + (1 - betas[0]) * share * gradient
             second[key] = betas[1] * second[key] + (1 - betas[1]) * (share * gradient) ** 2
             mean, square = first[key] / (1 - betas[0] ** step), second[key] / (1 - betas[1] ** step)
@@ -64,15 +64,15 @@ def test_updates_are_adamw(change):
 
 
 def test_updates_equal_torchs_own():
-    optimised, theirs = parameters(), parameters()
+    optimised, torchs = parameters(), parameters()
     optimiser = Optimiser(optimised, lr=1e-2, weight_decay=0.1, grad_norm=math.inf)
-    adam = torch.optim.AdamW(theirs.values(), lr=1e-2, weight_decay=0.1, fused=True)
+    adam = torch.optim.AdamW(torchs.values(), lr=1e-2, weight_decay=0.1, fused=True)
     for step in range(5):
         optimiser.step(gradients(step))
         for key, gradient in gradients(step).items():
-            theirs[key].grad = gradient
+            torchs[key].grad = gradient
         adam.step()
-    assert all(torch.equal(optimised[key], theirs[key]) for key in SHAPES)
+    assert all(torch.equal(optimised[key], torchs[key]) for key in SHAPES)
 
 
 def test_the_learning_rate_rises_linearly():
@@ -99,8 +99,8 @@ def test_long_gradients_are_scaled_down_and_short_ones_are_not():
     assert torch.nn.utils.get_total_norm(first_moments(0.01)).item() == pytest.approx(0.01 * whole.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("made", [0, 1, 2])
-def test_a_saved_optimiser_goes_on_as_if_it_had_not_stopped(tmp_path, made):
+@pytest.mark.parametrize("num_updates", [0, 1, 2])
+def test_a_saved_optimiser_goes_on_as_if_it_had_not_stopped(tmp_path, num_updates):
     straight = parameters()
     through = Optimiser(straight, **SETTINGS)
     for step in range(3):
@@ -108,14 +108,14 @@ def test_a_saved_optimiser_goes_on_as_if_it_had_not_stopped(tmp_path, made):
 
     stopped = parameters()
     first = Optimiser(stopped, **SETTINGS)
-    for step in range(made):
+    for step in range(num_updates):
         first.step(gradients(step))
     first.save(tmp_path)
     resumed = {key: nn.Parameter(value) for key, value in values(stopped).items()}
     second = Optimiser(resumed, **SETTINGS)
     second.load(tmp_path)
-    assert second.num_updates == made
-    for step in range(made, 3):
+    assert second.num_updates == num_updates
+    for step in range(num_updates, 3):
         second.step(gradients(step))
 
     assert state(second) == state(through)
@@ -137,10 +137,10 @@ def test_equal_optimisers_are_equal_files(tmp_path):
     assert contents[0] == contents[1]
 
 
-@pytest.mark.parametrize("made", [0, 2])
-def test_a_snapshot_brings_everything_back(made):
+@pytest.mark.parametrize("num_updates", [0, 2])
+def test_a_snapshot_brings_everything_back(num_updates):
     optimiser = Optimiser(parameters(), **SETTINGS)
-    for step in range(made):
+    for step in range(num_updates):
         optimiser.step(gradients(step))
     before, snapshot = state(optimiser), optimiser.snapshot()
     for attempt in (10, 20):  # it can be needed more than once
@@ -148,7 +148,7 @@ def test_a_snapshot_brings_everything_back(made):
         assert state(optimiser) != before
         optimiser.restore(snapshot)
         assert state(optimiser) == before
-        assert optimiser.num_updates == made
+        assert optimiser.num_updates == num_updates
 
 
 def test_no_snapshot_is_nothing_to_bring_back():

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from adapters.manifest import ADAPTER_FILES, WEIGHTS
-from tests.trainer.update.rank_update import LOSSES, LR, UPDATES, make_parts, num_packs, train
+from tests.trainer.update.rank_update import LOSSES, LR, UPDATES, make_terms, num_packs, train
 from trainer.update.policy import Policy
 from trainer.update.ranks import SINGLE_PROCESS, joined
 
@@ -49,18 +49,18 @@ def weights(folder: Path, case: str, updates: int, rank: int = 0) -> torch.Tenso
 
 
 def test_the_cases_are_what_they_are_called() -> None:
-    assert num_packs(make_parts("uneven", 0), PROCESSES) == [[3, 4], [1, 1]]
-    assert num_packs(make_parts("one pack", 0), PROCESSES) == [[1, 0]]
-    assert num_packs(make_parts("two updates a batch", 0), PROCESSES) == [[1, 1]]
+    assert num_packs(make_terms("uneven", 0), PROCESSES) == [[3, 4], [1, 1]]
+    assert num_packs(make_terms("one pack", 0), PROCESSES) == [[1, 0]]
+    assert num_packs(make_terms("two updates a batch", 0), PROCESSES) == [[1, 1]]
 
 
 @pytest.mark.parametrize("updates", [1, UPDATES])
 @pytest.mark.parametrize("case", LOSSES)
 def test_two_processes_make_the_update_of_one(together: Path, alone: Path, case: str, updates: int) -> None:
-    start, ours, theirs = weights(alone, case, 0), weights(together, case, updates), weights(alone, case, updates)
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
-    assert (theirs - start).abs().max() > 0.9 * LR * updates
-    assert (ours - theirs).norm() < 1e-3 * (theirs - start).norm()
+    start, updated, expected = weights(alone, case, 0), weights(together, case, updates), weights(alone, case, updates)
+    torch.testing.assert_close(updated, expected, atol=1e-5, rtol=0)
+    assert (expected - start).abs().max() > 0.9 * LR * updates
+    assert (updated - expected).norm() < 1e-3 * (expected - start).norm()
 
 
 @pytest.mark.parametrize("case", LOSSES)
@@ -73,10 +73,10 @@ def test_all_processes_hold_the_same_bits(together: Path, case: str) -> None:
 def test_all_processes_measure_the_whole_batch(together: Path, alone: Path, case: str) -> None:
     expected = json.loads((alone / f"{case}-0.json").read_text())
     for rank in range(PROCESSES):
-        found = json.loads((together / f"{case}-{rank}.json").read_text())
-        assert len(found) == UPDATES
-        for mine, other in zip(found, expected, strict=True):
-            assert mine == pytest.approx(other, rel=1e-5, abs=1e-5)
+        measured = json.loads((together / f"{case}-{rank}.json").read_text())
+        assert len(measured) == UPDATES
+        for metrics, wanted in zip(measured, expected, strict=True):
+            assert metrics == pytest.approx(wanted, rel=1e-5, abs=1e-5)
 
 
 def test_equal_adapters_are_equal_bytes_in_every_process(together: Path, alone: Path) -> None:
@@ -94,4 +94,4 @@ def test_a_process_without_torchrun_is_alone(monkeypatch: pytest.MonkeyPatch) ->
         assert ranks.from_first(value) is value
         ranks.sum({"tensor": tensor})
         assert tensor.tolist() == [1, 1]
-        assert [ranks.any(mine, torch.device("cpu")) for mine in (True, False)] == [True, False]
+        assert [ranks.any(is_full, torch.device("cpu")) for is_full in (True, False)] == [True, False]

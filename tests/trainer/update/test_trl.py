@@ -6,6 +6,7 @@ PEFT's model of the adapter that is trained here. Only its sampler is replaced.
 
 import itertools
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from tests.trainer.update import packs
 from tests.trainer.update.gradients import difference, gradients_of, observer, values
 from trainer.miniature.capabilities import capability
 from trainer.miniature.question import questions
-from trainer.parts import Group, LossTerm, TrainingSample
+from trainer.parts import Completion, LossTerm, Rollout
 from trainer.recipe import LossConfig
 from trainer.rollout.advantages import group_advantages
 from trainer.update.packing import lay_out
@@ -30,9 +31,9 @@ pytestmark = [
 
 GROUP_SIZE = 4
 REWARDS = (1.0, 0.0, 0.1, 0.9, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.9, 0.0)
-"""The second group has nothing to compare: it counts in the denominators alone."""
+"""The second rollout has nothing to compare: it counts in the denominators alone."""
 LENGTHS = ((3, 17, 1, 9), (5, 2, 6, 4), (12, 1, 8, 20))
-EPSILON = {"eps_low": 0.2, "eps_high": 0.28}
+EPSILON: dict[str, Any] = {"eps_low": 0.2, "eps_high": 0.28}
 LR = 1.6e-2
 """One step of it moves some ratios out of the clip's range, at both ends."""
 
@@ -40,24 +41,24 @@ LR = 1.6e-2
 @dataclass(frozen=True)
 class Batch:
     prompts: list
-    groups: list
+    rollouts: list
     """Without advantages."""
     rewards: tuple = REWARDS
 
     @property
-    def targets(self):
-        return [target for group in self.groups for target in group.targets]
+    def completions(self):
+        return [completion for rollout in self.rollouts for completion in rollout.completions]
 
-    def part(self, *, std=True):
+    def term(self, *, std=True):
         """With the advantages of these rewards."""
         judged = []
-        for number, group in enumerate(self.groups):
+        for number, rollout in enumerate(self.rollouts):
             rewards = self.rewards[number * GROUP_SIZE : (number + 1) * GROUP_SIZE]
-            targets = [
-                replace(target, advantages_C=np.full(len(target.ids_C), advantage, "f4"))
-                for target, advantage in zip(group.targets, group_advantages(rewards, std=std), strict=True)
+            completions = [
+                packs.with_advantage(completion, advantage or 0.0)
+                for completion, advantage in zip(rollout.completions, group_advantages(rewards, std=std), strict=True)
             ]
-            judged.append(group.only(targets))
+            judged.append(rollout.only(completions))
         return LossTerm("native", tuple(judged))
 
 
@@ -71,8 +72,8 @@ def batch(request, policy, adapter):
     """Completions of different lengths, some of one token, which the engine saw a little differently."""
     rng = np.random.default_rng(0)
     prompts = [packs.prompt(request.param, number) for number in range(3)]
-    asked = itertools.islice(questions(capability(request.param), "train", seed=0), 3)
-    return Batch(prompts, [_group(policy, adapter, *one, rng) for one in zip(prompts, asked, LENGTHS, strict=True)])
+    drawn = itertools.islice(questions(capability(request.param), "train", seed=0), 3)
+    return Batch(prompts, [_group(policy, adapter, *row, rng) for row in zip(prompts, drawn, LENGTHS, strict=True)])
 
 
 def _group(policy, adapter, prompt, question, lengths, rng):
@@ -80,30 +81,33 @@ def _group(policy, adapter, prompt, question, lengths, rng):
     tokenizer = packs.processor().tokenizer
     texts = [question.derivation(style, lambda: rng.random() < 0.5) for style in ("plain", "arrow") * 2]
     ids = [np.array(tokenizer(text)["input_ids"][:length]) for text, length in zip(texts, lengths, strict=True)]
-    targets = [TrainingSample(ids_C, np.zeros(len(ids_C), "f4"), np.zeros(len(ids_C), "f4")) for ids_C in ids]
-    prompt_P = packs.inputs(prompt)["input_ids"][0].numpy()
-    group = Group(prompt_P, prompt.images, prompt.videos, tuple(targets))
-    own = np.array(policy.measure(adapter, lay_out([group])))
+    completions = [Completion(ids_C, np.zeros(len(ids_C), "f4")) for ids_C in ids]
+    ids_P = packs.inputs(prompt)["input_ids"][0].numpy()
+    rollout = Rollout(prompt, ids_P, tuple(completions))
+    student_N = np.array(policy.measure(adapter, lay_out([rollout])))
     policy.vision.forget()
-    engine = np.split((own + rng.normal(0, 0.5, len(own))).astype("f4"), np.cumsum([len(row) for row in ids]))
-    return group.only(replace(target, engine_logprobs_C=row) for target, row in zip(targets, engine[:-1], strict=True))
+    engine_N = (student_N + rng.normal(0, 0.5, len(student_N))).astype("f4")
+    engine = np.split(engine_N, np.cumsum([len(ids_C) for ids_C in ids])[:-1])
+    pairs = zip(completions, engine, strict=True)
+    return rollout.only(replace(completion, logprobs_C=engine_C) for completion, engine_C in pairs)
 
 
 @pytest.fixture
 def trl_of(policy, adapter, tmp_path):
     """A trainer of TRL with the adapter as it is, whose sampler gives the batch's completions."""
-    import trl
     from datasets import Dataset
     from peft import PeftModel
     from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor
+    from trl.trainer.grpo_config import GRPOConfig
+    from trl.trainer.grpo_trainer import GRPOTrainer
 
     def make(batch, *, engine=False, **settings):
         policy.adapters.save(adapter, tmp_path)
         base = Qwen3VLForConditionalGeneration.from_pretrained(packs.BASE, dtype=torch.float32)
-        trainer = trl.GRPOTrainer(
+        trainer: Any = GRPOTrainer(
             PeftModel.from_pretrained(base, tmp_path, is_trainable=True),
             lambda completions, **_: list(batch.rewards),
-            trl.GRPOConfig(
+            GRPOConfig(
                 output_dir=str(tmp_path / "trl"),
                 per_device_train_batch_size=len(batch.rewards),
                 num_generations=GROUP_SIZE,
@@ -125,10 +129,10 @@ def trl_of(policy, adapter, tmp_path):
         trainer.current_gradient_accumulation_steps = 1
 
         def sample(prompt_ids, *_):
-            expected = [group.prompt_P.tolist() for group in batch.groups for _ in range(GROUP_SIZE)]
+            expected = [rollout.ids_P.tolist() for rollout in batch.rollouts for _ in range(GROUP_SIZE)]
             assert prompt_ids == expected
-            targets = batch.targets
-            return [target.ids_C.tolist() for target in targets], [t.engine_logprobs_C.tolist() for t in targets]
+            pairs = [(completion.ids_C.tolist(), completion.logprobs_C.tolist()) for completion in batch.completions]
+            return [list(column) for column in zip(*pairs, strict=True)]
 
         trainer._generate_single_turn = sample
         trainer.model.train()
@@ -141,7 +145,7 @@ def _inputs(trainer, batch):
     rows = []
     for prompt in batch.prompts:
         (text,) = (part["text"] for part in prompt.messages[0]["content"] if part["type"] == "text")
-        row = {"prompt": [{"role": "user", "content": text}]}
+        row: dict[str, Any] = {"prompt": [{"role": "user", "content": text}]}
         if prompt.images:
             row["image"] = decode_image(prompt.images[0], Limits())
         rows += [dict(row) for _ in range(GROUP_SIZE)]
@@ -166,15 +170,15 @@ def test_loss_and_gradients_equal_trl(policy, adapter, batch, trl_of, normalise,
     loss_type, scale = {"sequence": "grpo", "token": "dapo"}[normalise], "group" if std else "none"
     trainer = trl_of(batch, engine=importance, loss_type=loss_type, scale_rewards=scale)
     inputs = _inputs(trainer, batch)
-    their_loss, theirs = _gradients(trainer, inputs)
-    ours, done = gradients_of(
-        policy, adapter, [batch.part(std=std)], normalise=normalise, std=std, importance_weight=importance, **EPSILON
+    trl_loss, trl_gradients = _gradients(trainer, inputs)
+    gradients, done = gradients_of(
+        policy, adapter, [batch.term(std=std)], normalise=normalise, std=std, importance_weight=importance, **EPSILON
     )
     if importance:
         assert inputs["importance_sampling_ratio"].max() == 2.0
         assert done.metrics["native/capped"] > 0
-    assert done.metrics["native/loss"] == pytest.approx(their_loss, abs=1e-6)
-    assert difference(ours, theirs) < 1e-5
+    assert done.metrics["native/loss"] == pytest.approx(trl_loss, abs=1e-6)
+    assert difference(gradients, trl_gradients) < 1e-5
 
 
 @pytest.mark.parametrize("batch", ["text", "image"], indirect=True)
@@ -187,22 +191,22 @@ def test_the_second_update_of_a_batch_equals_trl(policy, adapter, batch, trl_of,
     inputs = _inputs(trainer, batch)
     assert "old_per_token_logps" in inputs
     settings = {"normalise": normalise, "importance_weight": importance, **EPSILON}
-    ours, done = gradients_of(policy, adapter, [batch.part()], lr=LR, updates_per_batch=2, **settings)
+    gradients, done = gradients_of(policy, adapter, [batch.term()], lr=LR, updates_per_batch=2, **settings)
 
-    update(policy, adapter, observer(policy, adapter, LR), [batch.part()], loss=LossConfig(**settings), budget=4096)
+    update(policy, adapter, observer(policy, adapter, LR), [batch.term()], loss=LossConfig(**settings), budget=4096)
     after_one = values(policy, adapter)
     for key, parameter in trainer.model.named_parameters():
         if parameter.requires_grad:
             parameter.data.copy_(after_one[key.replace(".default", "")])
-    _, theirs = _gradients(trainer, inputs)
+    _, trl_gradients = _gradients(trainer, inputs)
 
     clipped = {name: trainer._metrics["train"][f"clip_ratio/{name}_mean"][-1] for name in ("low", "high", "region")}
     assert clipped["low"] > 0
     assert clipped["high"] > 0
     assert clipped["region"] < 0.9
-    computed = sum(len(target.ids_C) for target in batch.targets if target not in batch.groups[1].targets)
-    assert done.metrics["native/clip"] * computed == pytest.approx(clipped["region"] * batch.part().num_tokens)
-    assert difference(ours, theirs) < 1e-5
+    computed = sum(len(completion.ids_C) for index in (0, 2) for completion in batch.rollouts[index].completions)
+    assert done.metrics["native/clip"] * computed == pytest.approx(clipped["region"] * batch.term().num_tokens)
+    assert difference(gradients, trl_gradients) < 1e-5
 
 
 @pytest.mark.parametrize("batch", ["text"], indirect=True)
@@ -211,8 +215,8 @@ def test_advantages_equal_trl(batch, trl_of, std):
     """TRL keeps what nobody has judged, with advantage 0."""
     batch = replace(batch, rewards=(1.0, None, 0.1, 0.9, 0.3, 0.3, 0.3, 0.3, None, None, 0.9, None))
     trainer = trl_of(batch, scale_rewards="group" if std else "none")
-    theirs = _inputs(trainer, batch)["advantages"].tolist()
-    rewards = np.reshape(np.array(batch.rewards, object), (-1, GROUP_SIZE))
-    ours = [advantage for row in rewards for advantage in group_advantages(row, std=std)]
-    assert [0.0 if advantage is None else advantage for advantage in ours] == pytest.approx(theirs, abs=1e-6)
-    assert theirs[4:] == [0.0] * 8
+    trl_advantages = _inputs(trainer, batch)["advantages"].tolist()
+    groups = [batch.rewards[first : first + GROUP_SIZE] for first in range(0, len(batch.rewards), GROUP_SIZE)]
+    advantages = [advantage for rewards in groups for advantage in group_advantages(rewards, std=std)]
+    assert [advantage or 0.0 for advantage in advantages] == pytest.approx(trl_advantages, abs=1e-6)
+    assert trl_advantages[4:] == [0.0] * 8
