@@ -27,7 +27,7 @@ from adapters.errors import UserError
 from adapters.manifest import Manifest
 from clients.client import AsyncClient
 from trainer.data.prompts import Prompts, draw
-from trainer.parts import Completion, LossTerm, Prompt, Rollout, TopK, loss_term
+from trainer.parts import Completion, Floats, LossTerm, Prompt, Rollout, TopK, loss_term
 from trainer.plan.steps import Step, Teacher
 from trainer.queue.client import Lease
 from trainer.recipe import LossConfig, RolloutConfig
@@ -97,6 +97,7 @@ Slot = Callable[[], AbstractAsyncContextManager[object]]
 
 async def gather_batch(step: Step, context: StepContext) -> Batch:
     """All terms of a step at once: they need nothing of each other, and the engine is fuller with all of them."""
+    # In this order, which is that of the gradients' sum: a sum in another order rounds to other weights.
     terms = await asyncio.gather(
         *([rl_term(step, context)] if step.capabilities else []),
         *(distillation_term(step, teacher, context) for teacher in step.teachers),
@@ -143,7 +144,7 @@ async def rl_term(step: Step, context: StepContext) -> Term:
         *(
             rollouts_of(step, context, capability, NATIVE, share, context.sampling.group_size)
             for capability, share in zip(step.capabilities, shares, strict=True)
-            if share
+            if share  # a mix in proportion can leave a small capability out of a small batch
         )
     )
     rollouts = [rollout for rollouts in rollouts_by_capability for rollout in rollouts]
@@ -189,6 +190,7 @@ async def distillation_term(step: Step, teacher: Teacher, context: StepContext) 
     )
 
     trained: list[Rollout] = []
+    deltas: list[Floats] = []
     for rollout, student_of_rollout, teacher_of_rollout in zip(rollouts, student_scores, teacher_scores, strict=True):
         completions: list[Completion] = []
         for completion, student, taught in zip(
@@ -206,20 +208,16 @@ async def distillation_term(step: Step, teacher: Teacher, context: StepContext) 
                 advantages_C = teacher_advantages(delta_C, beta=teacher.beta, clamp=loss.delta_clamp)
                 bins = None
             completions.append(replace(completion, advantages_C=advantages_C, delta_C=delta_C, top_k=bins))
+            deltas.append(delta_C)
         trained.append(rollout.only(completions))
 
-    delta_N = np.concatenate(
-        [
-            completion.delta_C
-            for rollout in trained
-            for completion in rollout.completions
-            if completion.delta_C is not None
-        ]
-    )
+    delta_N = np.concatenate(deltas)
     metrics = rollout_metrics(name, rollouts) | {
         f"{name}/delta": float(delta_N.mean()),
         f"{name}/delta_abs": float(np.abs(delta_N).mean()),
         f"{name}/clamped": float((np.abs(delta_N) > loss.delta_clamp).mean()),
+        # One model said both, when it sampled and when it was scored: what batching and rounding alone amount to, the
+        # scale that a delta is read against.
         f"{name}/self_delta": engine_noise(rollouts, student_scores),
     }
     # How much better the teacher did at these questions in the step that made it: what there is to learn from it.
@@ -269,15 +267,16 @@ async def rollouts_of(
     prompts = await asyncio.to_thread(prompts_of, step, context, capability, term, count)
     rollouts = await sample(
         context.client,
-        str(step.parent),
+        str(step.parent),  # a revision: by the branch's name alone the service would answer with its newest
         prompts,
         n=group_size,
         max_tokens=context.sampling.max_completion_tokens,
+        # The step's number is in the seeds: a prompt that comes again is answered anew.
         seeds=seeds(count, context.seed_of(step), stream_of(step, term, capability), step.number),
         decode=context.decode,
         temperature=context.sampling.temperature,
         top_p=context.sampling.top_p,
-        logprobs=True,
+        logprobs=True,  # what the engine itself said, for the importance weight between engine and trainer
     )
     return await asyncio.to_thread(judge, rollouts, context.pool, training_set.rule, training_set.deadline_s)
 
@@ -326,6 +325,7 @@ async def publish(
         "seed": context.seed_of(step),
         # JSON has no NaN: a mean over nothing, such as a reward where nobody was judged, is left out.
         "metrics": {name: value for name, value in {**batch.metrics, **update.metrics}.items() if np.isfinite(value)},
+        # The coordinator never retires the end of a phase: overlap is measured there, and other branches start from it.
         "phase_end": step.is_phase_end,
         "teachers": [str(teacher.ref) for teacher in step.teachers],
         "skipped": update.skipped,
@@ -338,7 +338,7 @@ async def publish(
             step.branch,
             step.number,
             Path(folder),
-            parent=step.number - 1,
+            parent=step.number - 1,  # refused if the branch's head is another by now
             # The fence: a token that is no longer the newest is refused, so a worker thought dead changes nothing.
             token=None if lease is None else lease.token,
             job=None if lease is None else lease.job.id,

@@ -81,6 +81,7 @@ class StepScheduler:
         self._name = name
         self._queue, self._heartbeat = queue, heartbeat
         self._context, self._learner, self._gather = context, learner, gather
+        # An adaptive rhythm moves the phases within a plan; where each branch ends is the same in all of them.
         self._ends = {branch: run.plan.head(branch) for branch in branches}
         self._use_plan(run.plan)
         self._under_way: set[str] = set()
@@ -101,6 +102,7 @@ class StepScheduler:
     async def run(self) -> None:
         """Works until the plan is done for this worker's branches, or it is told to stop."""
         # One task learns while the others gather; `prefetch` says how many gather at a time.
+        # Each takes a step from beginning to end, so a step's state lives in one place, on one stack.
         tasks = [asyncio.create_task(self._make_steps()) for _ in range(1 + self._run.recipe.budget.prefetch)]
         try:
             await asyncio.wait(tasks)
@@ -108,7 +110,7 @@ class StepScheduler:
             for lease in self._heartbeat.leases.values():
                 await self._give_back(lease)
         for task in tasks:
-            task.result()  # raises what ended it
+            task.result()  # raises what ended it, once every lease is given back
 
     async def _make_steps(self) -> None:
         """A step at a time, from its rollouts to its revision."""
@@ -185,6 +187,7 @@ class StepScheduler:
             seconds=seconds,
             warnings=list(warnings(metrics)),
         )
+        # After the event: people see the step at once, and a record can be megabytes.
         try:
             rollouts = await asyncio.to_thread(record, self._run.id, step, result.batch)
             await self._context.client.put_rollouts(self._run.id, step.branch, step.number, rollouts)
@@ -193,6 +196,7 @@ class StepScheduler:
         if result.update.skipped is None:
             self._skipped[step.branch] = 0
             return True
+        # In a row and in this process: a worker that is started again begins to count anew.
         count = self._skipped[step.branch] = self._skipped.get(step.branch, 0) + 1
         if count >= MAX_SKIPPED:
             self._skipped[step.branch] = 0
@@ -214,7 +218,7 @@ class StepScheduler:
 
     async def _fail(self, step: Step, lease: Lease, error: str, *, fatal: bool = False) -> None:
         log.error("%s: %s", step.makes, error)
-        self._heartbeat.drop(lease)
+        self._heartbeat.drop(lease)  # before it is given back: the thread must not renew what another may claim
         answer = await retry_while_away(lambda: self._queue.release(lease, error, fatal=fatal))
         await self._tell("failed", branch=step.branch, step=step.number, error=error, dead=answer == "dead")
 
@@ -244,7 +248,7 @@ class StepScheduler:
                 except NotReconciledError as error:
                     log.info("%s", error)
                 except QueueAwayError:
-                    pass  # the heartbeat has said so
+                    pass  # the heartbeat has said so; what is under way goes on, what is ready waits
                 await self._heartbeat.change(wait_s)
         return None
 
@@ -257,9 +261,11 @@ class StepScheduler:
                 continue
             reply = await asyncio.to_thread(self._queue.claim, branch, self._name)
             if isinstance(reply, Refusal):
+                # A job that is dead or not queued yet sends news when that changes.
                 if reply.why == "held":  # its lease may run out before the next news: a dead worker sends none
                     wait_s = min(wait_s, max(0.05, reply.left_s + 0.02))
             elif reply.job.run != self._run.id:
+                # Two runs may share a branch's name in one queue; the job of the other is for its own workers.
                 await asyncio.to_thread(self._queue.release, reply)
             else:
                 await self._hold(reply)
@@ -296,7 +302,7 @@ class StepScheduler:
             # The steps of a job are decided before it is queued, so the plan that has them can be made now.
             agreed = await retry_while_away(lambda: self._queue.agreed(self._run.id))
             self._use_plan(make_plan(self._run.recipe, decided(agreed, method.rlvr_steps)))
-        self._heartbeat.hold(lease)
+        self._heartbeat.hold(lease)  # last: from here on `_ready_steps` looks its steps up in the plan
 
     async def _give_back(self, lease: Lease) -> None:
         self._heartbeat.drop(lease)
@@ -308,6 +314,7 @@ class StepScheduler:
 
     async def _lose(self, lease: Lease) -> None:
         self._heartbeat.drop(lease)
+        # Nothing to undo: what was learnt was never published, and `learner.prepare` brings the branch anew.
         log.warning("%s: its lease went to another worker; what was learnt since is dropped", lease.branch)
         await self._tell("lease", branch=lease.branch, what="lost", job=lease.job.id)
 

@@ -62,20 +62,22 @@ async def sample(
         # 0 likeliest tokens beside the sampled one: its own log-probability is all that an update needs.
         logprobs=0 if logprobs else None,
     )
+    # The service answers with one set of completions a prompt, whatever number of requests the client makes of them.
     responses = await client.generate(adapter, request, media=_media(prompts))
     rollouts: list[Rollout] = []
     for prompt, response in zip(prompts, responses, strict=True):
-        (generated,) = response.prompts  # the client gives a response for each prompt
+        (generated,) = response.prompts
         completions = tuple(
             Completion(
                 np.array(completion.token_ids, np.int64),
-                np.array(completion.logprobs, np.float32),
+                np.array(completion.logprobs, np.float32),  # the engine's dtype: nothing is lost
                 decode(completion.token_ids),
                 # `stop` means that the model ended by itself; only what ran into the limit is cut off.
                 completion.finish_reason == "length",
             )
             for completion in generated.completions
         )
+        # The service's tokens: media are expanded there, and a chat template is applied in one place only.
         rollouts.append(Rollout(prompt, np.array(generated.prompt_token_ids, np.int64), completions))
     return rollouts
 
@@ -86,6 +88,7 @@ def judge(rollouts: Sequence[Rollout], pool: RewardPool, rule: Rule, deadline_s:
         RewardItem(completion.text, rollout.prompt.answer) for rollout in rollouts for completion in rollout.completions
     ]
     # One batch under one deadline: a reward that hangs costs the step once, not once a prompt.
+    # In the order of the items, so that each verdict goes back to its completion.
     verdicts = iter(pool.score(items, rule, deadline_s))
     judged: list[Rollout] = []
     for rollout in rollouts:
@@ -153,4 +156,5 @@ def _media_ids(media: Sequence[bytes]) -> list[str]:
 
 def _media(prompts: Sequence[Prompt]) -> dict[str, bytes]:
     """Every picture and clip by its id: the client uploads those that the service does not know yet."""
+    # By content, so a picture that many prompts share travels and is decoded once.
     return {media_id(data): data for prompt in prompts for data in (*prompt.images, *prompt.videos)}

@@ -28,7 +28,7 @@ from trainer.update.packing import Span
 NAME = "prefix_shared"
 
 _BLOCK = 128
-"""Of a BlockMask, either way."""
+"""Queries and keys of a block in a BlockMask: flex_attention's default, and a multiple of its kernels' tiles."""
 
 _KERNEL_OPTIONS: Any = {"BACKEND": "TRITON"}
 """Not the kernel for decoding, which a pack of fewer than 128 tokens would get, and which does not take these masks."""
@@ -39,7 +39,7 @@ _backward: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_back
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Block:
-    """A group's rows: its prompt, and its completions as a batch of rows of one width."""
+    """A rollout's rows: its prompt, and its completions as a batch of rows of one width."""
 
     start: int
     middle: int
@@ -55,10 +55,10 @@ class Block:
     def batch(self, rows_HTD: Tensor) -> Tensor:
         """The completions' rows, padded with real but foreign ones at their ends, which no real row sees."""
         H, _, D = rows_HTD.shape
-        own = rows_HTD[:, self.middle : self.end]
+        completions_HRD = rows_HTD[:, self.middle : self.end]
         if self.gather is not None:
-            own = own[:, self.gather]
-        return own.reshape(H, self.count, self.width, D).transpose(0, 1)
+            completions_HRD = completions_HRD[:, self.gather]
+        return completions_HRD.reshape(H, self.count, self.width, D).transpose(0, 1)
 
     def unbatch(self, rows_GHWD: Tensor) -> Tensor:
         G, H, W, D = rows_GHWD.shape
@@ -90,38 +90,40 @@ def layout(spans: Sequence[Span], device: torch.device) -> Layout:
 
 def block_mask(spans: Sequence[Span], device: torch.device) -> BlockMask:
     """What `create_block_mask` finds, counted from the spans: nothing of size T x T, and nothing compiled."""
-    start_T, middle_T, own_T = _bounds(spans, device)
+    start_T, middle_T, piece_T = _bounds(spans, device)
     T = spans[-1].end
     edges_K = torch.arange(0, T, _BLOCK, device=device)
-    keys_TK = _overlap(start_T, middle_T, edges_K) + _overlap(own_T, torch.arange(1, T + 1, device=device), edges_K)
+    # Keys that token t sees in key block k: those of its prompt, and those of its own piece up to itself.
+    keys_TK = _overlap(start_T, middle_T, edges_K) + _overlap(piece_T, torch.arange(1, T + 1, device=device), edges_K)
+    # Rows past the end see nothing, so the last block of queries is never taken for a full one.
     pairs_QK = torch.nn.functional.pad(keys_TK, (0, 0, 0, -T % _BLOCK)).unflatten(0, (-1, _BLOCK)).sum(1)
-    is_full_QK = pairs_QK == _BLOCK**2
+    is_full_QK = pairs_QK == _BLOCK**2  # a full block needs no mask: the kernel skips `visibility` there
     tables = (*_ordered((pairs_QK > 0) & ~is_full_QK), *_ordered(is_full_QK))
     return BlockMask.from_kv_blocks(*tables, BLOCK_SIZE=_BLOCK, mask_mod=visibility(spans, device), seq_lengths=(T, T))
 
 
 def visibility(spans: Sequence[Span], device: torch.device) -> Any:
     """Whether token q sees token k, as flex_attention asks."""
-    start_T, middle_T, own_T = _bounds(spans, device)
+    start_T, middle_T, piece_T = _bounds(spans, device)
 
     def sees(batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return (q >= k) & ((k >= own_T[q]) | ((k >= start_T[q]) & (k < middle_T[q])))
+        return (q >= k) & ((k >= piece_T[q]) | ((k >= start_T[q]) & (k < middle_T[q])))
 
     return sees
 
 
 def _bounds(spans: Sequence[Span], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """A token sees its prompt, from `start` up to `middle`, and its own piece, from `own` to itself."""
+    """A token sees its prompt, from `start` up to `middle`, and its own piece, from `piece` to itself."""
     pieces: list[tuple[int, int, int, int]] = []
     for span in spans:
-        own = span.start + span.prompt
-        pieces.append((span.start, span.start, span.start, span.prompt))  # a prompt is all its own
+        piece = span.start + span.prompt
+        pieces.append((span.start, span.start, span.start, span.prompt))  # a prompt is its own piece, with no other
         for length in span.completions:
-            pieces.append((span.start, span.start + span.prompt, own, length))
-            own += length
-    start, middle, own, lengths = np.array(pieces, np.int32).T
-    start_T, middle_T, own_T = (torch.from_numpy(bound.repeat(lengths)).to(device) for bound in (start, middle, own))
-    return start_T, middle_T, own_T
+            pieces.append((span.start, span.start + span.prompt, piece, length))
+            piece += length
+    *bounds, lengths = np.array(pieces, np.int32).T
+    start_T, middle_T, piece_T = (torch.from_numpy(bound.repeat(lengths)).to(device) for bound in bounds)
+    return start_T, middle_T, piece_T
 
 
 def _overlap(first_T: Tensor, last_T: Tensor, edges_K: Tensor) -> Tensor:
@@ -150,21 +152,25 @@ def prefix_shared(
     assert len(query) == 1, "a pack is one row"
     assert attention_mask is None
     if layout.block_mask is not None:
-        return _flex(query, key, value, scaling, layout.block_mask), None
-    repeats = query.shape[1] // key.shape[1]
+        # A float is one more variable of the compiled graph; None is the same number, and no variable.
+        scale = None if scaling == query.shape[-1] ** -0.5 else scaling
+        enable_gqa = query.shape[1] != key.shape[1]
+        # Inside a compiled layer it is part of that graph already.
+        attend: Any = flex_attention if torch.compiler.is_compiling() else _compiled_flex()
+        output = attend(
+            query,
+            key,
+            value,
+            block_mask=layout.block_mask,
+            scale=scale,
+            enable_gqa=enable_gqa,
+            kernel_options=_KERNEL_OPTIONS,
+        )
+        return output.transpose(1, 2), None
+    repeats = query.shape[1] // key.shape[1]  # the CPU's kernel takes no grouped heads
     key_HTD, value_HTD = (rows[0].repeat_interleave(repeats, dim=0) for rows in (key, value))
     output_HTD = _Blocks.apply(query[0], key_HTD, value_HTD, scaling, layout.blocks)
     return output_HTD.transpose(0, 1)[None], None
-
-
-def _flex(query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Any) -> Tensor:
-    scale = None if scaling == query.shape[-1] ** -0.5 else scaling  # a float is one more variable of the graph
-    enable_gqa = query.shape[1] != key.shape[1]
-    attend: Any = flex_attention if torch.compiler.is_compiling() else _compiled_flex()
-    output = attend(
-        query, key, value, block_mask=mask, scale=scale, enable_gqa=enable_gqa, kernel_options=_KERNEL_OPTIONS
-    )
-    return output.transpose(1, 2)
 
 
 @cache
@@ -183,11 +189,14 @@ class _Blocks(torch.autograd.Function):
             output_HTD[:, prompt], total_HT[:, prompt] = _attend(q[None, :, prompt], keys, values, scaling, True)
             if not block.count:
                 continue
-            seen_HRD, seen_HR = _attend(q[None, :, rest], keys, values, scaling, False)
-            own, own_GHW = _forward(*(block.batch(rows) for rows in (q, k, v)), 0.0, True, scale=scaling)
-            own_HRD, own_HR = block.unbatch(own), block.unbatch(own_GHW[..., None])[..., 0]
-            both_HR = torch.logaddexp(seen_HR, own_HR)
-            output_HTD[:, rest] = seen_HRD * _share(seen_HR, both_HR, q) + own_HRD * _share(own_HR, both_HR, q)
+            # Two sets of keys, each with its output o and log-sum L:
+            # L = log(e^L1 + e^L2),  o = e^(L1 - L) o1 + e^(L2 - L) o2
+            of_prompt_HRD, of_prompt_HR = _attend(q[None, :, rest], keys, values, scaling, False)
+            batched, batched_sums = _forward(*(block.batch(rows) for rows in (q, k, v)), 0.0, True, scale=scaling)
+            of_piece_HRD, of_piece_HR = block.unbatch(batched), block.unbatch(batched_sums[..., None])[..., 0]
+            both_HR = torch.logaddexp(of_prompt_HR, of_piece_HR)
+            output_HTD[:, rest] = of_prompt_HRD * _share(of_prompt_HR, both_HR, q)
+            output_HTD[:, rest] += of_piece_HRD * _share(of_piece_HR, both_HR, q)
             total_HT[:, rest] = both_HR
         ctx.save_for_backward(q, k, v, output_HTD, total_HT)
         ctx.scaling, ctx.blocks = scaling, blocks
@@ -201,17 +210,17 @@ class _Blocks(torch.autograd.Function):
         results = tuple(torch.empty_like(rows) for rows in (q, k, v))
         for block in ctx.blocks:
             prompt, rest = slice(block.start, block.middle), slice(block.middle, block.end)
-            rows = [one[None, :, prompt] for one in (gradient, q, k, v, output, total)]
+            rows = [tensor[None, :, prompt] for tensor in (gradient, q, k, v, output, total)]
             prompt_parts = _backward(*rows, 0.0, True, scale=ctx.scaling)
             for result, part in zip(results, prompt_parts, strict=True):
                 result[:, prompt] = part[0]
             if not block.count:
                 continue
             _, _, keys, values, _, _ = rows
-            gradient_R, q_R, output_R, total_R = (one[None, :, rest] for one in (gradient, q, output, total))
+            gradient_R, q_R, output_R, total_R = (rows[None, :, rest] for rows in (gradient, q, output, total))
             seen = _backward(gradient_R, q_R, keys, values, output_R, total_R, 0.0, False, scale=ctx.scaling)
-            batched = [block.batch(one) for one in (gradient, q, k, v, output)]
-            own = _backward(
+            batched = [block.batch(rows) for rows in (gradient, q, k, v, output)]
+            piece_parts = _backward(
                 block.zero_padding(batched[0]),
                 *batched[1:],
                 block.batch(total[..., None])[..., 0],
@@ -219,8 +228,9 @@ class _Blocks(torch.autograd.Function):
                 True,
                 scale=ctx.scaling,
             )
-            for result, part in zip(results, own, strict=True):
+            for result, part in zip(results, piece_parts, strict=True):
                 result[:, rest] = block.unbatch(part)
+            # Queries of the completions get both halves; the prompt's keys and values get what all completions add.
             results[0][:, rest] += seen[0][0]
             results[1][:, prompt] += seen[1][0]
             results[2][:, prompt] += seen[2][0]
@@ -237,15 +247,16 @@ def _share(part_HR: Tensor, both_HR: Tensor, like: Tensor) -> Tensor:
 
 
 def _block(span: Span) -> Block:
-    lengths = [length for length in span.completions if length]
+    lengths = [length for length in span.completions if length]  # one of a single token has nothing in the row
     middle, count, width = span.start + span.prompt, len(lengths), max(lengths, default=0)
     gather = scatter = None
     if any(length != width for length in lengths):
         starts = [sum(lengths[:number]) for number in range(count)]
-        places = [start + min(place, length - 1) for start, length in zip(starts, lengths, strict=True)
-                  for place in range(width)]  # fmt: skip
-        real = [number * width + place for number, length in enumerate(lengths) for place in range(length)]
-        gather, scatter = torch.tensor(places), torch.tensor(real)
+        # A short completion is filled up with its own last row: any row of the pack would do, this one is near.
+        padded = [start + min(column, length - 1) for start, length in zip(starts, lengths, strict=True)
+                  for column in range(width)]  # fmt: skip
+        real = [number * width + column for number, length in enumerate(lengths) for column in range(length)]
+        gather, scatter = torch.tensor(padded), torch.tensor(real)
     return Block(span.start, middle, span.end, count, width, gather, scatter)
 
 

@@ -122,7 +122,7 @@ class Learner:
         if branch in self._optimisers:
             self._policy.adapters.remove(branch)
         branch_seed = self._seeds.get(branch, self._seed)
-        # With `shared_init` all branches draw the same A, so that their deltas live in one subspace and can be averaged.
+        # With `shared_init` all branches draw the same A: their deltas live in one subspace and can be averaged.
         seed = f"{branch_seed}" if self._lora.shared_init else f"{branch_seed} {branch}"
         self._policy.adapters.add(branch, rank=self._lora.rank, alpha=self._lora.alpha, seed=seed)
         config = self._optimiser_config

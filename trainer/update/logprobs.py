@@ -20,7 +20,7 @@ class Logprobs(NamedTuple):
     chosen_NK: Tensor
     """With gradient."""
     entropy_N: Tensor
-    """Of the whole distribution, without gradient."""
+    """The entropy of the whole distribution, without gradient."""
 
 
 def chosen_logprobs(hidden_ND: Tensor, output_VD: Tensor, ids_NK: Tensor) -> Logprobs:
@@ -49,6 +49,7 @@ class _Chosen(torch.autograd.Function):
             p_RV = logprobs_RV.exp()
             entropy_N[part] = -torch.linalg.vecdot(p_RV, logprobs_RV)
             if first_ND is not None:
+                # In place, minus the factors of the rows: expm1(log p) = -(1 - p) at the first token, p(v) elsewhere.
                 p_RV.scatter_(-1, ids_NK[part, :1], chosen_NK[part, :1].expm1())
                 first_ND[part] = -(p_RV.to(output_VD.dtype) @ output_VD)
         if first_ND is not None:

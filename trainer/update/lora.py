@@ -34,7 +34,7 @@ class LoraLinear(nn.Module):
         self.down_rI = nn.ParameterDict()
         """PEFT's A, by adapter."""
         self.up_Or = nn.ParameterDict()
-        """PEFT's B."""
+        """PEFT's B, by adapter."""
         self.active: tuple[nn.Parameter, nn.Parameter, float] | None = None
         """Down, up and scale. Not a name: a compiled layer is one graph for all adapters."""
 
@@ -42,6 +42,7 @@ class LoraLinear(nn.Module):
         if self.active is None:
             return self.base(x_XI)
         down_rI, up_Or, scale = self.active
+        # y = W x + scale * B (A x), cast and folded as the engine does, so that both round alike
         dtype = self.base.weight.dtype
         rows = x_XI.flatten(0, -2)
         down_Nr = rows @ down_rI.to(dtype).T
@@ -54,7 +55,7 @@ class Adapters:
 
     def __init__(self, language_model: nn.Module) -> None:
         self._layers: dict[str, LoraLinear] = {}
-        for name, module in list(language_model.named_modules()):
+        for name, module in list(language_model.named_modules()):  # a list: wrapping changes what is walked
             parent, _, child = name.rpartition(".")
             if child in TARGETS:
                 assert isinstance(module, nn.Linear)
@@ -71,12 +72,19 @@ class Adapters:
         assert name not in self._shapes
         for layer_name, layer in self._layers.items():
             weight = layer.base.weight
-            layer.down_rI[name] = nn.Parameter(_initial(f"{seed} {layer_name}", rank, weight))
+            # PEFT's Kaiming uniform, from a stream of chance for each layer: the layers' order does not matter.
+            stream = hashlib.sha256(f"{seed} {layer_name}".encode()).digest()
+            generator = torch.Generator().manual_seed(
+                int.from_bytes(stream[:8], "big") >> 1
+            )  # 63 bits: seeds are signed
+            bound = weight.shape[1] ** -0.5
+            values: Any = torch.empty(rank, weight.shape[1]).uniform_(-bound, bound, generator=generator)
+            layer.down_rI[name] = nn.Parameter(values.to(weight.device))
             layer.up_Or[name] = nn.Parameter(weight.new_zeros(weight.shape[0], rank, dtype=torch.float32))
         self._shapes[name] = (rank, alpha)
 
     def remove(self, name: str) -> None:
-        self.select(None)
+        self.select(None)  # else the layers would go on holding its parameters
         del self._shapes[name]
         for layer in self._layers.values():
             del layer.down_rI[name], layer.up_Or[name]
@@ -116,12 +124,3 @@ class Adapters:
         with torch.no_grad():
             for key, parameter in self._parameters(name):
                 parameter.copy_(values[key])
-
-
-def _initial(stream: str, rank: int, weight: Tensor) -> Tensor:
-    """PEFT's Kaiming uniform, from a stream of its own for each layer: the layers' order does not matter."""
-    number = int.from_bytes(hashlib.sha256(stream.encode()).digest()[:8], "big") >> 1
-    generator = torch.Generator().manual_seed(number)
-    bound = weight.shape[1] ** -0.5
-    values: Any = torch.empty(rank, weight.shape[1]).uniform_(-bound, bound, generator=generator)
-    return values.to(weight.device)

@@ -1,7 +1,4 @@
-"""AdamW for one adapter, on its float32 masters, with its moments on disk beside the adapter.
-
-Left out: schedules beyond a linear rise.
-"""
+"""AdamW for one adapter, on its float32 masters, with its moments on disk beside the adapter."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,7 +36,7 @@ class Optimiser:
 
     @property
     def num_updates(self) -> int:
-        """Made since the adapter's start."""
+        """The updates since the adapter's start."""
         states = [self._adam.state[parameter] for parameter in self._parameters.values()]
         return int(states[0]["step"]) if states[0] else 0
 
@@ -48,6 +45,7 @@ class Optimiser:
         for key, parameter in self._parameters.items():
             parameter.grad = gradients[key]
         torch.nn.utils.clip_grad_norm_(self._parameters.values(), self._grad_norm)
+        # A linear rise, then constant. Counted in updates and not in steps: a skipped step has made none.
         rise = min(1.0, (self.num_updates + 1) / self._warmup_steps) if self._warmup_steps else 1.0
         self._adam.param_groups[0]["lr"] = self._lr * rise
         self._adam.step()
@@ -72,7 +70,7 @@ class Optimiser:
     def save(self, folder: Path) -> None:
         tensors = {"step": torch.tensor([float(self.num_updates)])}
         for key, parameter in self._parameters.items():
-            state = self._adam.state[parameter]
+            state = self._adam.state[parameter]  # empty before the first update
             tensors |= {f"{moment}.{key}": state[moment].cpu() for moment in _MOMENTS if state}
         save_file(tensors, folder / OPTIMISER)
 
@@ -81,7 +79,7 @@ class Optimiser:
         tensors = load_file(folder / OPTIMISER)
         for key, parameter in self._parameters.items():
             if f"{_MOMENTS[0]}.{key}" not in tensors:
-                continue
+                continue  # saved before its first update
             moments = {moment: tensors[f"{moment}.{key}"].to(parameter.device) for moment in _MOMENTS}
             step = tensors["step"][0].clone().to(parameter.device)
             self._adam.state[parameter] = {"step": step, **moments}

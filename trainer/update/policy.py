@@ -50,7 +50,7 @@ class Policy:
             layer.compile(dynamic=True, backend=backend)
 
     def logprobs(self, adapter: str | None, pack: Pack, chosen_NK: Tensor | None = None) -> Logprobs:
-        """Of the pack's own tokens, or of `chosen_NK`, under an adapter or the base (None)."""
+        """Log-probabilities of the pack's own tokens, or of `chosen_NK`, under an adapter or the base (None)."""
         self.adapters.select(adapter)
         hidden_TD = self._hidden(pack)
         ids_NK = torch.from_numpy(pack.targets_N)[:, None] if chosen_NK is None else chosen_NK
@@ -66,10 +66,16 @@ class Policy:
         seen = [self.vision(rollout) for rollout in pack.rollouts]
         embedded_TD = self._language.embed_tokens(torch.from_numpy(pack.ids_T).to(self.device))
         media: dict[str, Any] = {}
-        if any(one.features_MD is not None for one in seen):
-            is_media_T = torch.cat([_in_row(one, span) for one, span in zip(seen, pack.spans, strict=True)])
-            features_MD = torch.cat([one.features_MD for one in seen if one.features_MD is not None])
-            deep_LMD = torch.cat([one.deep_LMD for one in seen if one.deep_LMD is not None], dim=1)
+        if any(prompt.features_MD is not None for prompt in seen):
+            # Completions hold no media: only the prompts' marks count, and the row goes on without.
+            is_media_T = torch.cat(
+                [
+                    torch.nn.functional.pad(prompt.is_media_P, (0, sum(span.completions)))
+                    for prompt, span in zip(seen, pack.spans, strict=True)
+                ]
+            )
+            features_MD = torch.cat([prompt.features_MD for prompt in seen if prompt.features_MD is not None])
+            deep_LMD = torch.cat([prompt.deep_LMD for prompt in seen if prompt.deep_LMD is not None], dim=1)
             embedded_TD[is_media_T] = features_MD.to(embedded_TD.dtype)
             media = {"visual_pos_masks": is_media_T[None], "deepstack_visual_embeds": list(deep_LMD)}
         output = self._language(
@@ -96,17 +102,13 @@ def load_policy(
     return Policy(model.to(device), Qwen3VLProcessor.from_pretrained(base), pixels)
 
 
-def _in_row(seen: Seen, span: Any) -> Tensor:
-    """Completions hold no media."""
-    return torch.nn.functional.pad(seen.is_media_P, (0, sum(span.completions)))
-
-
 def _positions(seen: list[Seen], pack: Pack) -> Tensor:
     """[3, T]: after the prompt every completion starts at the same position."""
     positions: list[Tensor] = []
-    for one, span in zip(seen, pack.spans, strict=True):
+    for prompt, span in zip(seen, pack.spans, strict=True):
         longest = max(span.completions)
-        rising_C = torch.arange(longest, device=one.positions_3P.device) + one.positions_3P.max() + 1
-        positions.append(one.positions_3P)
+        # From the largest position on, not from the prompt's length: media take fewer positions than tokens.
+        rising_C = torch.arange(longest, device=prompt.positions_3P.device) + prompt.positions_3P.max() + 1
+        positions.append(prompt.positions_3P)
         positions += [rising_C[:length].expand(3, -1) for length in span.completions]
     return torch.cat(positions, dim=1)

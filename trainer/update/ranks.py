@@ -28,7 +28,7 @@ class Ranks:
         return self.rank == 0
 
     def sum(self, tensors: Mapping[str, Tensor]) -> None:
-        """Over all processes, in place and in one message."""
+        """Sums each tensor over all processes, in place and in one message."""
         if self.count == 1:
             return
         flat = torch.cat([tensor.flatten() for tensor in tensors.values()])
@@ -36,11 +36,11 @@ class Ranks:
         for tensor, part in zip(tensors.values(), flat.split([t.numel() for t in tensors.values()]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
-    def any(self, mine: bool, device: torch.device) -> bool:
+    def any(self, is_here: bool, device: torch.device) -> bool:
         """Whether it is so in any process."""
         if self.count == 1:
-            return mine
-        flag = torch.tensor([float(mine)], device=device)
+            return is_here
+        flag = torch.tensor([float(is_here)], device=device)
         dist.all_reduce(flag)
         return bool(flag.item())
 
@@ -55,6 +55,8 @@ class Ranks:
 
 SINGLE_PROCESS = Ranks()
 _PATIENCE = timedelta(days=1)
+"""How long a process waits for rank 0's order. It waits through rollouts, which take as long as they take; when rank 0
+dies, torchrun ends the others."""
 
 
 @contextmanager

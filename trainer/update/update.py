@@ -36,7 +36,7 @@ from trainer.update.ranks import SINGLE_PROCESS, Ranks
 LEAST_BUDGET = 64
 """Tokens of a pack below which the step is given up: a device without room for so few has no room for anything."""
 COSINE = "cosine"
-"""Of the gradients of two capabilities of a mixed branch: the metric `native/cosine:text:image`."""
+"""The metric `native/cosine:text:image`: how far the gradients of two capabilities of a mixed branch agree."""
 
 Gradients = dict[str, Tensor]
 
@@ -81,8 +81,8 @@ class TokenSums:
         # float64: sums over 10^6 tokens lose digits in float32, and they are compared between runs.
         return cls(*(torch.zeros((), dtype=torch.float64, device=device) for _ in fields(cls)))
 
-    def __add__(self, other: "TokenSums") -> "TokenSums":
-        return TokenSums(*(getattr(self, name) + getattr(other, name) for name in self.by_name()))
+    def __add__(self, addend: "TokenSums") -> "TokenSums":
+        return TokenSums(*(getattr(self, name) + getattr(addend, name) for name in self.by_name()))
 
     def by_name(self) -> dict[str, Tensor]:
         return {entry.name: getattr(self, entry.name) for entry in fields(self)}
@@ -135,11 +135,12 @@ def update(
                     metrics = measured | metrics | moved
                 return Update(metrics, None, budget)
             except _NotFiniteError as error:
+                # Found before the optimiser steps, so only earlier updates of this batch need be taken back.
                 optimiser.restore(before)
                 return Update({}, str(error), budget)
             except _NoRoomError:
                 optimiser.restore(before)
-                budget //= 2
+                budget //= 2  # the learner keeps it for the steps to come: a device is asked for too much once
         raise UserError("the device is out of memory with one short sequence; free some of it")
     finally:
         policy.vision.forget()  # features are kept for a batch: several packs and updates share a picture
@@ -155,6 +156,7 @@ def pack_term(term: LossTerm, budget: int, ranks: Ranks) -> PackedTerm:
     for capability, rollouts in (by_capability or {"": []}).items():
         # A prompt whose completions all got one reward moves nothing. It counts in the denominators all the same.
         packs_of_all = pack([rollout for rollout in rollouts if has_signal(rollout)], budget)
+        # Every process packs the whole batch and takes its share, so nobody has to be told which.
         packs[capability] = [packs_of_all[index] for index in share_out(packs_of_all, ranks.count)[ranks.rank]]
     return PackedTerm(term, packs)
 
@@ -191,6 +193,7 @@ def batch_gradients(
         ranks.sum(sums.by_name())
         gradients = added(by_capability.values())
         measured = sums.metrics() | {"grad_norm": norm(gradients)}
+        # Asked term by term, so that the message can name the one that broke.
         for quantity in ("loss", "grad_norm"):
             if not math.isfinite(measured[quantity]):
                 raise _NotFiniteError(f"{packed.term.name}: {quantity} is {measured[quantity]}")
@@ -207,6 +210,7 @@ def forward_backward(
     """One pack through the policy. Its gradients are added to those of the parameters; its log-probabilities return."""
     device = policy.device
     completions = list(row.completions)
+    # Completions end to end, in the order of the pack: position t of every array is the t-th predicted token.
     advantages_N = on_device([advantages_of(completion) for completion in completions], device)
     engine_N = on_device([completion.logprobs_C for completion in completions], device)
     weights_N = token_weights(
@@ -223,7 +227,7 @@ def forward_backward(
         chosen_NK = torch.cat([chosen_NK, on_device([top_k.ids_Ck for top_k in top_ks], chosen_NK.device)], dim=1)
     scored = policy.logprobs(adapter, row, chosen_NK)
     logprobs_N = scored.chosen_NK[:, 0]
-    if old_N is None:
+    if old_N is None:  # the first update: rho is 1, and only its gradient counts
         old_N = logprobs_N.detach()
 
     # loss_t = -w_t * min(rho_t A_t, clip(rho_t, 1 - eps_low, 1 + eps_high) A_t)   + beta * w_t * KL_t
@@ -279,6 +283,7 @@ def take_gradients(parameters: Mapping[str, torch.nn.Parameter]) -> Gradients:
     """The gradients, which are gone from the parameters; zeros where no pack of this process touched one."""
     gradients: Gradients = {}
     for key, parameter in parameters.items():
+        # Zeros and not nothing: all processes sum the same tensors in the same order.
         gradients[key] = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         parameter.grad = None
     return gradients

@@ -1,6 +1,6 @@
 """What the frozen vision tower makes of a prompt's media, and where a prompt's tokens stand: once for each prompt.
 
-The tower has no adapter, so its features are computed without gradient and serve every completion, part and update of
+The tower has no adapter, so its features are computed without gradient and serve every completion, term and update of
 a step. Pixels come from the service's decoder with the service's settings, so engine and trainer see the same. The
 expanded ids are the engine's; that they hold as many pads as the features have rows is checked here.
 
@@ -43,15 +43,18 @@ class Vision:
         self._processor: Any = processor
         self._pads = {"image": int(model.config.image_token_id), "video": int(model.config.video_token_id)}
         size = self._processor.image_processor.size
-        own = Sizing(min_pixels=size["shortest_edge"], max_pixels=size["longest_edge"])
-        self._pixels = pixels or Pixels(images=own, videos=own)
+        base_sizing = Sizing(min_pixels=size["shortest_edge"], max_pixels=size["longest_edge"])
+        self._pixels = pixels or Pixels(images=base_sizing, videos=base_sizing)
         self._seen: dict[bytes, Seen] = {}
 
     def __call__(self, rollout: Rollout) -> Seen:
-        key = _key(rollout)
-        if key not in self._seen:
-            self._seen[key] = self._see(rollout)
-        return self._seen[key]
+        # By content: the completions of a prompt come in several packs and updates, and each pack has its own objects.
+        key = hashlib.sha256(rollout.ids_P.tobytes())
+        for data in (*rollout.prompt.images, *rollout.prompt.videos):
+            key.update(hashlib.sha256(data).digest())
+        if key.digest() not in self._seen:
+            self._seen[key.digest()] = self._see(rollout)
+        return self._seen[key.digest()]
 
     def forget(self) -> None:
         self._seen.clear()
@@ -61,9 +64,9 @@ class Vision:
         device = self._model.device
         ids_P = torch.from_numpy(rollout.ids_P)
         kinds_P = (ids_P == self._pads["image"]).int() + 2 * (ids_P == self._pads["video"]).int()
-        found = {"image": self._images(rollout.prompt.images), "video": self._videos(rollout.prompt.videos)}
-        grids = {f"{kind}_grid_thw": pixels[1] for kind, pixels in found.items() if pixels is not None}
-        features = {kind: self._features(*pixels) for kind, pixels in found.items() if pixels is not None}
+        media = {"image": self._images(rollout.prompt.images), "video": self._videos(rollout.prompt.videos)}
+        grids = {f"{kind}_grid_thw": pixels[1] for kind, pixels in media.items() if pixels is not None}
+        features = {kind: self._features(*pixels) for kind, pixels in media.items() if pixels is not None}
         for kind, number in (("image", 1), ("video", 2)):
             pads, rows = int((kinds_P == number).sum()), len(features[kind][0]) if kind in features else 0
             if pads != rows:
@@ -76,12 +79,9 @@ class Vision:
         if not features:
             return Seen(positions_31P[:, 0].to(device), is_media_P, None, None)
         kinds_M = kinds_P[kinds_P > 0].to(device)
-        rows_MD = [_in_order(kinds_M, features, layer) for layer in range(1 + self._num_deep)]
+        num_deep = len(self._model.config.vision_config.deepstack_visual_indexes)
+        rows_MD = [_in_order(kinds_M, features, layer) for layer in range(1 + num_deep)]
         return Seen(positions_31P[:, 0].to(device), is_media_P, rows_MD[0], torch.stack(rows_MD[1:]))
-
-    @property
-    def _num_deep(self) -> int:
-        return len(self._model.config.vision_config.deepstack_visual_indexes)
 
     def _features(self, pixels: Tensor, grid: Tensor) -> list[Tensor]:
         """[rows, D] for the input, and for each layer that takes deep features."""
@@ -92,22 +92,22 @@ class Vision:
         if not images:
             return None
         decoded = [decode_image(data, self._pixels.limits, self._pixels.images) for data in images]
-        made = self._processor.image_processor(decoded, do_resize=False, return_tensors="pt")
-        return made["pixel_values"], made["image_grid_thw"]
+        processed = self._processor.image_processor(decoded, do_resize=False, return_tensors="pt")  # resized already
+        return processed["pixel_values"], processed["image_grid_thw"]
 
     def _videos(self, videos: Sequence[bytes]) -> tuple[Tensor, Tensor] | None:
         if not videos:
             return None
-        how = self._pixels
-        decoded = [decode_video(data, how.limits, how.sampling, how.videos) for data in videos]
-        made = self._processor.video_processor(
+        pixels = self._pixels
+        decoded = [decode_video(data, pixels.limits, pixels.sampling, pixels.videos) for data in videos]
+        processed = self._processor.video_processor(
             [video.frames_THWC for video in decoded],
             video_metadata=[video.metadata() for video in decoded],
             do_resize=False,
             do_sample_frames=False,
             return_tensors="pt",
         )
-        return made["pixel_values_videos"], made["video_grid_thw"]
+        return processed["pixel_values_videos"], processed["video_grid_thw"]
 
 
 def _in_order(kinds_M: Tensor, features: dict[str, list[Tensor]], layer: int) -> Tensor:
@@ -118,10 +118,3 @@ def _in_order(kinds_M: Tensor, features: dict[str, list[Tensor]], layer: int) ->
         if kind in features:
             rows_MD[kinds_M == number] = features[kind][layer]
     return rows_MD
-
-
-def _key(rollout: Rollout) -> bytes:
-    key = hashlib.sha256(rollout.ids_P.tobytes())
-    for data in (*rollout.prompt.images, *rollout.prompt.videos):
-        key.update(hashlib.sha256(data).digest())
-    return key.digest()
