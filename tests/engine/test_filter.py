@@ -22,7 +22,7 @@ from service.media import Limits, encode_image
 from tests.engine.service_process import ServiceProcess
 from trainer.commands.filter import add_arguments, run
 from trainer.data.generated import prompts as miniature_prompts
-from trainer.data.held_out import measured, trained
+from trainer.data.held_out import held_out_prompts, training_prompts
 from trainer.data.prompts import Prompts
 from trainer.data.sources import open_prompts
 from trainer.parts import Prompt
@@ -92,8 +92,10 @@ def test_a_pass_rate_is_what_asking_by_hand_counts(service, command, capsys, nam
     assert not list(Path().glob("*.journal"))
     again = load(RECIPE, settings_in(last))
     of_file, of_recipe = again.capabilities[name], recipe.capabilities[name]
-    assert ids(trained(name, of_file, 5, seed=0, limits=Limits())) == [prompts[index].id for index in between]
-    assert ids(measured(name, of_file, 5, limits=Limits())) == ids(measured(name, of_recipe, 5, limits=Limits()))
+    assert ids(training_prompts(name, of_file, 5, seed=0, limits=Limits())) == [prompts[index].id for index in between]
+    assert ids(held_out_prompts(name, of_file, 5, limits=Limits())) == ids(
+        held_out_prompts(name, of_recipe, 5, limits=Limits())
+    )
 
 
 def test_rows_of_a_data_set_are_kept_dropped_and_counted(service, command, capsys, tmp_path) -> None:

@@ -33,8 +33,18 @@ from trainer.data.lengths import fit
 from trainer.data.prompts import Prompts
 from trainer.data.sources import open_prompts
 from trainer.evaluation.exams import answer_rule, decoder, pinned
-from trainer.evaluation.pass_rates import ALWAYS, KEPT, NEVER, Bounds, Journal, Rated, fate, histogram
-from trainer.evaluation.rating import Asked, rate
+from trainer.evaluation.pass_rates import (
+    ALWAYS,
+    KEPT,
+    NEVER,
+    Bounds,
+    Journal,
+    PromptRate,
+    RateRequest,
+    fate,
+    histogram,
+    rate,
+)
 from trainer.recipe import CapabilityConfig, DatasetData, MiniatureData, Recipe
 from trainer.recipe.arguments import add_recipe_arguments
 from trainer.recipe.file import load
@@ -80,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
         model = asyncio.run(_model(digest, arguments.adapter))
         pool.check(rule)
         prompts = fit(recipe, base)(name, open_prompts(name, data, seed=recipe.seed, limits=Limits()))
-        rating = Asked(
+        rating = RateRequest(
             name, model, digest, prompts.fingerprint, recipe.seed, samples, temperature, rollout.top_p,
             rollout.max_completion_tokens, rule,
         )  # fmt: skip
@@ -88,9 +98,9 @@ def run(arguments: argparse.Namespace) -> int:
         with _saying_what_is_left(journal, len(prompts)):
             asyncio.run(_ask(recipe, capability, prompts, rating, journal, pool))
     # In the order of the rows, not of the answers: equal seeds give an equal file.
-    rated = [journal.rated[row] for row in range(len(prompts))]
+    rated = [journal.rates[row] for row in range(len(prompts))]
     print("\n".join(lines(name, rated, bounds, prompts, samples)))
-    rates = {prompt.place: {"pass_rate": prompt.rate} for prompt in rated if fate(prompt, bounds) == KEPT}
+    rates = {prompt.index: {"pass_rate": prompt.rate} for prompt in rated if fate(prompt, bounds) == KEPT}
     if not rates:
         raise UserError(
             f"no row is kept, so {out} is not written; go on with other bounds and --resume: {notes} is kept"
@@ -167,7 +177,12 @@ def _client(base: str) -> AsyncClient:
 
 
 async def _ask(
-    recipe: Recipe, capability: CapabilityConfig, prompts: Prompts, rating: Asked, journal: Journal, pool: RewardPool
+    recipe: Recipe,
+    capability: CapabilityConfig,
+    prompts: Prompts,
+    rating: RateRequest,
+    journal: Journal,
+    pool: RewardPool,
 ) -> None:
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
@@ -177,7 +192,7 @@ async def _ask(
     terminal = Console(stderr=True)  # what was found goes to stdout, which may be a file
     async with _client(rating.base) as client:
         with Progress(*columns, console=terminal, disable=not terminal.is_terminal, transient=True) as progress:
-            bar = progress.add_task(rating.capability, total=len(prompts), completed=len(journal.rated))
+            bar = progress.add_task(rating.capability, total=len(prompts), completed=len(journal.rates))
             await rate(
                 client, pool, prompts, rating, journal, decode=decoder(recipe), deadline_s=capability.reward.deadline_s,
                 on_unreadable=on_unreadable, tell=lambda done: progress.update(bar, completed=done),
@@ -190,7 +205,7 @@ def _saying_what_is_left(journal: Journal, count: int) -> Generator[None]:
     try:
         yield
     except (UserError, ServiceError, KeyboardInterrupt) as error:
-        done = len(journal.rated)
+        done = len(journal.rates)
         how = f"{done:,} of {count:,} prompts are answered; the same again with --resume goes on" if done else ""
         if not isinstance(error, KeyboardInterrupt):
             raise UserError("; ".join(filter(None, (str(error), how)))) from None
@@ -202,7 +217,7 @@ def _saying_what_is_left(journal: Journal, count: int) -> Generator[None]:
 # ---- what is told ----
 
 
-def lines(name: str, rated: Sequence[Rated], bounds: Bounds, prompts: Prompts, samples: int) -> Iterator[str]:
+def lines(name: str, rated: Sequence[PromptRate], bounds: Bounds, prompts: Prompts, samples: int) -> Iterator[str]:
     """How many rows there were and what became of them, and how the rates lie."""
     left_out = prompts.dropped if isinstance(prompts, PromptSet) else Counter[str]()
     fates = Counter(fate(prompt, bounds) for prompt in rated)

@@ -3,7 +3,6 @@
 Left out: whether the recipe fits a machine (`doctor`), and a service's base (`serving`).
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 
 from adapters.base import locate
@@ -13,25 +12,22 @@ from trainer.recipe import MiniatureData, Recipe
 
 
 def base_of(recipe: Recipe) -> Path:
-    """The folder. A UserError if there is none, or if its base cannot read the miniature's questions."""
-    name, asked = recipe.base.name, list(dict.fromkeys(_miniature(recipe)))
+    """The folder of the base. A UserError if there is none, or if its base cannot read the miniature's questions."""
+    capabilities = recipe.capabilities.values()
+    sources = [capability.data for capability in capabilities]
+    sources += [capability.held_out for capability in capabilities if capability.held_out is not None]
+    sources += [benchmark.data for benchmark in recipe.evaluation.sets.values()]
+    name = recipe.base.name
+    toys = list(dict.fromkeys(data.name for data in sources if isinstance(data, MiniatureData)))
     try:
         folder = locate(name)
     except UserError as error:
-        if not asked or Path(name).exists():
+        # A folder that is there but is no base may be anything: nobody is told to build over it.
+        if not toys or Path(name).exists():
             raise
-        raise UserError(f"{error}, or `{building(asked, name)}` trains it") from None
-    if missing := without_words(folder, asked):
+        raise UserError(f"{error}, or `{building(toys, name)}` trains it") from None
+    if missing := without_words(folder, toys):
         raise UserError(
-            f"base.name: {name} has no words for {', '.join(missing)}; `{building(asked, 'DIR')}` trains one that has"
+            f"base.name: {name} has no words for {', '.join(missing)}; `{building(toys, 'DIR')}` trains one that has"
         )
     return folder
-
-
-def _miniature(recipe: Recipe) -> Iterator[str]:
-    """What the recipe asks of the miniature, to train on and to measure."""
-    own = recipe.capabilities.values()
-    benchmarks = (one.data for one in recipe.evaluation.sets.values())
-    for data in (*(one.data for one in own), *(one.held_out for one in own), *benchmarks):
-        if isinstance(data, MiniatureData):
-            yield data.name

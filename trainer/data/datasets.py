@@ -1,15 +1,14 @@
 """Data sets as prompts: rows through a column mapping, checked at load and built when asked for.
 
-Media stay on disk, encoded, until a prompt is asked for; at load only their headers are read. What is found wrong is
-one line that names the file, the row and the column.
+Media stay on disk, encoded, until a prompt is asked for; at load only their headers are read. A mistake is one line
+that names the file, the row and the column.
 
 Left out: decoding to pixels (service.media), cutting of long prompts (`lengths` drops them), streaming.
 """
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,10 +17,11 @@ from adapters.errors import UserError
 from service.media import Limits
 from trainer.data.prompts import PromptError
 from trainer.data.records import Records, read_records
-from trainer.data.rows import Check, Measured, Reading, build, check_draft, draft_of, measure
+from trainer.data.rows import Check, PromptSizes, Reading, build, check_draft, draft_of, measure
 from trainer.parts import Prompt
 
 COLUMNS = {"prompt": "prompt", "answer": "answer"}
+"""The columns of a data set that is mapped no further. Media have none: most data sets are text."""
 KEYS = ("prompt", "answer", "images", "videos")
 
 
@@ -31,45 +31,51 @@ class PromptSet:
 
     records: tuple[Records, ...]
     reading: Reading
-    places: tuple[tuple[int, int], ...]
-    """Of each prompt: which records, which row in them."""
+    positions: tuple[tuple[int, int], ...]
+    """The row of each prompt: the index of its records, and its index in them."""
     digests: tuple[bytes, ...]
-    """Of each prompt: a hash of what it is made of. A file counts with its path and size, bytes with themselves."""
+    """A hash of what each prompt is made of. A file counts with its path and size, bytes with themselves."""
     dropped: Counter[str]
     """Rows left out, by reason."""
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.positions)
 
     def __getitem__(self, index: int) -> Prompt:
-        number, row = self.places[index]
+        number, row = self.positions[index]
         records = self.records[number]
-        with _at(self.place(index)):
+        try:
             return build(draft_of(records.rows[row], self.reading, records.folder), self.reading)
+        except PromptError as error:  # it was right when the set was opened: a file has changed since
+            raise UserError(f"{self.label(index)}: {error}") from None
 
     @property
     def fingerprint(self) -> str:
         """A hash of the rows as prompts: not of where they lie, nor of how they are stored."""
         return hashlib.sha256(b"".join(self.digests)).hexdigest()
 
-    def place(self, index: int) -> str:
-        """Where a prompt comes from, for an error about it."""
-        number, row = self.places[index]
+    def label(self, index: int) -> str:
+        """How an error names the row of a prompt."""
+        number, row = self.positions[index]
         return f"{self.records[number].label}: row {row + 1}"
 
-    def keep(self, why_not: Callable[[Measured], str | None]) -> "PromptSet":
+    def select(self, indices: Sequence[int]) -> "PromptSet":
+        """The prompts with these indices, in their order."""
+        positions, digests = (tuple(values[index] for index in indices) for values in (self.positions, self.digests))
+        return replace(self, positions=positions, digests=digests)
+
+    def keep(self, why_not: Callable[[PromptSizes], str | None]) -> "PromptSet":
         """The set without the prompts that `why_not` gives a reason against; they are counted under it. Of media only
         the headers are read."""
-        dropped, kept = self.dropped.copy(), list[int]()
-        for index, (number, row) in enumerate(self.places):
+        dropped, indices = self.dropped.copy(), list[int]()
+        for index, (number, row) in enumerate(self.positions):
             records = self.records[number]
             reason = why_not(measure(draft_of(records.rows[row], self.reading, records.folder), self.reading))
             if reason is None:
-                kept.append(index)
+                indices.append(index)
             else:
                 dropped[reason] += 1
-        places, digests = (tuple(values[index] for index in kept) for values in (self.places, self.digests))
-        return replace(self, places=places, digests=digests, dropped=dropped)
+        return replace(self.select(indices), dropped=dropped)
 
 
 def load(
@@ -100,30 +106,27 @@ def load(
     A row that cannot be used is an error, or is dropped and counted. `check="pixels"` decodes all media to find the
     damage that a header does not show.
     """
+    for key in columns or {}:
+        if key not in KEYS:
+            raise UserError(f"capabilities.{capability}.data.columns: unknown key {key!r}; the keys are {_list(KEYS)}")
     reading = Reading(
         capability,
-        _mapping(columns, capability),
+        COLUMNS | {key: column for key, column in (columns or {}).items() if column is not None},
         system,
         suffix,
         Path(media_root).expanduser().resolve() if media_root is not None else None,
         frames_fps,
         limits or Limits(),
     )
+    # A dotted name may be a column itself, or reach into the one before its first dot: both are read.
     wanted = {top for column in reading.columns.values() for top in (column, column.split(".")[0])}
     records = read_records(name, split=split, subset=subset, files=files, columns=wanted, cache=cache)
     _check_columns(name, records, reading)
     return _scan(name, records, reading, limit, on_bad_row, check)
 
 
-def _mapping(columns: Mapping[str, str | None] | None, capability: str) -> dict[str, str]:
-    for key in columns or {}:
-        if key not in KEYS:
-            raise UserError(f"capabilities.{capability}.data.columns: unknown key {key!r}; the keys are {_list(KEYS)}")
-    return COLUMNS | {key: column for key, column in (columns or {}).items() if column is not None}
-
-
 def _check_columns(name: str, records: Sequence[Records], reading: Reading) -> None:
-    known = dict.fromkeys(column for one in records for column in one.columns)
+    known = dict.fromkeys(column for table in records for column in table.columns)
     for key, column in reading.columns.items():
         if known and column not in known and column.split(".")[0] not in known:
             where = f"capabilities.{reading.capability}.data.columns.{key}"
@@ -138,11 +141,11 @@ def _scan(
     on_bad_row: Literal["error", "drop"],
     check: Check,
 ) -> PromptSet:
-    places: list[tuple[int, int]] = []
+    positions: list[tuple[int, int]] = []
     digests: list[bytes] = []
     dropped: Counter[str] = Counter()
-    for number, row, cells in ((n, r, cells) for n, one in enumerate(records) for r, cells in enumerate(one.rows)):
-        if len(places) == limit:
+    for number, row, cells in ((n, r, cells) for n, table in enumerate(records) for r, cells in enumerate(table.rows)):
+        if len(positions) == limit:  # only usable rows count
             break
         try:
             digests.append(check_draft(draft_of(cells, reading, records[number].folder), reading, check))
@@ -151,19 +154,11 @@ def _scan(
                 raise UserError(f"{records[number].label}: row {row + 1}: {error}") from None
             dropped[error.reason] += 1
         else:
-            places.append((number, row))
-    if not places:
+            positions.append((number, row))
+    if not positions:
         why = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common())
         raise UserError(f"{name}: no usable row" + (f"; dropped: {why}" if why else ": it is empty"))
-    return PromptSet(tuple(records), reading, tuple(places), tuple(digests), dropped)
-
-
-@contextmanager
-def _at(place: str) -> Generator[None]:
-    try:
-        yield
-    except PromptError as error:
-        raise UserError(f"{place}: {error}") from None
+    return PromptSet(tuple(records), reading, tuple(positions), tuple(digests), dropped)
 
 
 def _list(names: Mapping[str, Any] | Sequence[str]) -> str:

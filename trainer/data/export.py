@@ -23,75 +23,85 @@ from trainer.data.datasets import PromptSet
 from trainer.data.held_out import held_out_data
 from trainer.data.prompts import Prompts
 from trainer.data.records import Row, read_records
-from trainer.parts import Prompt
+from trainer.data.rows import bytes_or_path, cell, keys_of
 from trainer.recipe import CapabilityConfig, DatasetData, MiniatureData
 
 _SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp", "matroska": ".mkv", "mov": ".mp4", None: ""}
 
 
 @dataclass(frozen=True, slots=True)
-class Original:
-    """The rows that prompts were made of, by the place of the prompt."""
+class OriginalRows:
+    """The rows that prompts were made of, by the index of the prompt."""
 
     row: Callable[[int], Row]
     root: Callable[[int], Path]
-    """Where the paths in it start from."""
+    """The folder that paths in the row start from."""
     media: tuple[str, ...]
     """The columns that hold media."""
 
 
-def original(prompts: Prompts, data: MiniatureData | DatasetData) -> Original:
+def original_rows(prompts: Prompts, data: MiniatureData | DatasetData) -> OriginalRows:
+    """The rows of a data set with all their columns; of generated questions, rows that say the same."""
     if not isinstance(prompts, PromptSet) or isinstance(data, MiniatureData):
-        return Original(lambda place: _generated(prompts[place]), lambda _: Path(), ("images", "videos"))
-    records = read_records(data.name, split=data.split, subset=data.subset, files=data.files)  # with every column
-    reading, places = prompts.reading, prompts.places
 
-    def row(place: int) -> Row:
-        number, index = places[place]
-        return records[number].rows[index]
+        def generated_row(index: int) -> Row:
+            prompt = prompts[index]
+            (message,) = prompt.messages
+            text = "".join(part.get("text", f"<{part['type']}>") for part in message["content"])
+            media = {"images": list(prompt.images), "videos": list(prompt.videos)}
+            return {"prompt": text, "answer": prompt.answer, **{kind: files for kind, files in media.items() if files}}
 
-    def root(place: int) -> Path:
-        return reading.media_root or records[places[place][0]].folder
+        return OriginalRows(generated_row, lambda _: Path(), ("images", "videos"))
+    # Read again: the prompts were read with the mapped columns only.
+    tables = read_records(data.name, split=data.split, subset=data.subset, files=data.files)
+    reading, positions = prompts.reading, prompts.positions
 
-    return Original(row, root, tuple(reading.columns[key] for key in ("images", "videos") if key in reading.columns))
+    def row(index: int) -> Row:
+        number, row_index = positions[index]
+        return tables[number].rows[row_index]
+
+    def root(index: int) -> Path:
+        return reading.media_root or tables[positions[index][0]].folder
+
+    media = tuple(reading.columns[key] for key in ("images", "videos") if key in reading.columns)
+    return OriginalRows(row, root, media)
 
 
-def _generated(prompt: Prompt) -> Row:
-    (message,) = prompt.messages
-    text = "".join(part["text"] if part["type"] == "text" else f"<{part['type']}>" for part in message["content"])
-    media = {"images": list(prompt.images), "videos": list(prompt.videos)}
-    return {"prompt": text, "answer": prompt.answer, **{kind: several for kind, several in media.items() if several}}
-
-
-def write(file: Path, rows: Original, added: Mapping[int, Mapping[str, Any]]) -> Path:
-    """The rows of the places in `added`, each with what is added to it. Where paths in the file start from."""
-    shelf = _Shelf(file.resolve().with_suffix(".media"), _new_root(file.resolve().parent, rows, added))
+def write(file: Path, rows: OriginalRows, additions: Mapping[int, Mapping[str, Any]]) -> Path:
+    """Writes the rows of the prompts in `additions`, each with what is added. The folder that paths start from."""
+    media = _MediaWriter(file.resolve().with_suffix(".media"), _new_root(file.resolve().parent, rows, additions))
     draft = file.with_name(f".{file.name}.draft")
     try:
         with draft.open("wb") as out:
-            for place, more in added.items():
-                line = json.dumps({**_portable(rows, place, shelf), **more}, ensure_ascii=False)
+            for index, added in additions.items():
+                row, root = rows.row(index), rows.root(index)
+                for column in rows.media:
+                    row = _changed(row, keys_of(row, column), lambda value, root=root: media.relocated(value, root))
+                cells = {key: media.plain(value) for key, value in row.items()}
+                line = json.dumps({**cells, **added}, ensure_ascii=False)
                 out.write(line.encode("utf-8", "backslashreplace") + b"\n")  # half a character is \udXXX in JSON too
             out.flush()
-            os.fsync(out.fileno())
+            os.fsync(out.fileno())  # before the rename: a crash must not leave the name on an empty file
         draft.replace(file)
     except OSError as error:
         raise UserError(f"{error.filename or file}: cannot be written: {error.strerror}") from None
     finally:
         draft.unlink(missing_ok=True)
-    return shelf.root
+    return media.root
 
 
 def settings(name: str, capability: CapabilityConfig, prompts: Prompts, file: Path, root: Path) -> Iterator[str]:
-    """What `--set` makes a recipe with this capability read the file whose paths start from `root`."""
+    """The `--set` words that make a recipe with this capability read the file whose paths start from `root`."""
     data, path = capability.data, f"--set=capabilities.{name}"
     if isinstance(data, MiniatureData):
         columns = {kind: kind for kind in ("images", "videos") if getattr(prompts[0], kind)}
         yield f"{path}.data={_toml({'type': 'dataset', 'name': str(file), 'columns': columns})}"
+        # A data set has no validation split of its own: the miniature's stays what is measured.
         if capability.held_out is None and (held_out := held_out_data(capability)):
             yield f"{path}.held_out={_toml(held_out.model_dump(exclude_defaults=True))}"
         return
     yield f"{path}.data.name={file}"
+    # A file is one split, `train`, and its paths start from its own folder: only what differs must be said.
     if data.split != "train":
         yield f"{path}.data.split=train"
     given = Path(data.media_root).expanduser().resolve() if data.media_root is not None else None
@@ -102,97 +112,73 @@ def settings(name: str, capability: CapabilityConfig, prompts: Prompts, file: Pa
 def _toml(value: Any) -> str:
     if not isinstance(value, Mapping):
         return json.dumps(value, ensure_ascii=False)
-    return "{" + ", ".join(f"{key}={_toml(one)}" for key, one in cast(Mapping[str, Any], value).items()) + "}"
+    return "{" + ", ".join(f"{key}={_toml(item)}" for key, item in cast(Mapping[str, Any], value).items()) + "}"
 
 
-def _new_root(folder: Path, rows: Original, places: Iterable[int]) -> Path:
+def _new_root(folder: Path, rows: OriginalRows, indices: Iterable[int]) -> Path:
     """The file's own folder as soon as one row brings its media along; else one that all paths lie in."""
     roots: set[Path] = set()
-    for place in places if rows.media else ():
-        row = rows.row(place)
-        if any(_is_embedded(_cell(row, column)) for column in rows.media):
+    for index in indices if rows.media else ():
+        row = rows.row(index)
+        if any(_is_embedded(cell(row, column)) for column in rows.media):
             return folder
-        roots.add(rows.root(place))
+        roots.add(rows.root(index))
     return Path(os.path.commonpath(roots)) if roots else folder
 
 
-def _portable(rows: Original, place: int, shelf: "_Shelf") -> dict[str, Any]:
-    row, root = rows.row(place), rows.root(place)
-    for column in rows.media:
-        row = _changed(row, _keys(row, column), lambda cell: shelf.named(cell, root))
-    return {key: shelf.plain(value) for key, value in row.items()}
-
-
 @dataclass(frozen=True, slots=True)
-class _Shelf:
-    """Where media are put that have no file, and how a written row names all of them."""
+class _MediaWriter:
+    """Writes media that have no file, and names all media as a reader of the new file finds them."""
 
     folder: Path
     root: Path
 
-    def named(self, cell: Any, root: Path) -> Any:
-        """A cell of media whose paths start from `root`; a path that need not change stays as it stands."""
-        if isinstance(cell, list):
-            return [self.named(item, root) for item in cast(list[Any], cell)]
-        data, path = _media(cell)
-        if data is not None:
-            return self.put(data)
-        if not path or root == self.root:
-            return cell
-        found = (root / path).resolve()
-        if found.is_relative_to(self.root):
-            return found.relative_to(self.root).as_posix()
-        return self.put(found.read_bytes())
+    def relocated(self, value: Any, root: Path) -> Any:
+        """A cell of media whose paths started from `root`; a path that need not change stays as it stands."""
+        if isinstance(value, list):
+            return [self.relocated(item, root) for item in cast(list[Any], value)]
+        medium = bytes_or_path(value)
+        if isinstance(medium, bytes):
+            return self.write(medium)
+        if not isinstance(medium, str) or not medium or root == self.root:
+            return value
+        path = (root / medium).resolve()
+        if path.is_relative_to(self.root):
+            return path.relative_to(self.root).as_posix()
+        return self.write(path.read_bytes())  # a file outside the root would be refused when the rows are read
 
     def plain(self, value: Any) -> Any:
-        """The same for JSON."""
+        """The same value for JSON, which knows no bytes and no dates."""
         if value is None or isinstance(value, str | int | float):
             return value
         if isinstance(value, list):
             return [self.plain(item) for item in cast(list[Any], value)]
-        data, _ = _media(value)
-        if data is not None:
-            return self.put(data)
+        medium = bytes_or_path(value)
+        if isinstance(medium, bytes):
+            return self.write(medium)
         if isinstance(value, Mapping):
             return {str(key): self.plain(item) for key, item in cast(Mapping[Any, Any], value).items()}
         return str(value)
 
-    def put(self, data: bytes) -> str:
-        """Under its hash, because many questions share a picture."""
+    def write(self, data: bytes) -> str:
+        """The path of a file with these bytes, written unless it is there."""
         suffix = _SUFFIXES[image_format(data[:16]) or demuxer(data[:16])]
-        path = self.folder / f"{hashlib.sha256(data).hexdigest()[:32]}{suffix}"
+        path = self.folder / f"{hashlib.sha256(data).hexdigest()[:32]}{suffix}"  # many questions share a picture
+        # The size tells a file that an earlier, interrupted export has left cut short.
         if not path.exists() or path.stat().st_size != len(data):
             self.folder.mkdir(exist_ok=True)
             path.write_bytes(data)
         return path.relative_to(self.folder.parent).as_posix()
 
 
-def _media(item: Any) -> tuple[bytes | None, str | None]:
-    """The bytes of an encoded file, or its path: bare, or as `datasets` gives them."""
-    if isinstance(item, Mapping):
-        entry = cast(Mapping[str, Any], item)
-        item = entry.get("path") if entry.get("bytes") is None else entry["bytes"]
-    return (item, None) if isinstance(item, bytes) else (None, item if isinstance(item, str) else None)
-
-
-def _is_embedded(cell: Any) -> bool:
-    items = cast(list[Any], cell) if isinstance(cell, list) else None
-    return _media(cell)[0] is not None if items is None else any(map(_is_embedded, items))
-
-
-def _keys(row: Row, column: str) -> Sequence[str]:
-    return [column] if column in row else column.split(".")
-
-
-def _cell(row: Row, column: str) -> Any:
-    value: Any = row
-    for key in _keys(row, column):
-        value = cast(Mapping[str, Any], value).get(key) if isinstance(value, Mapping) else None
-    return value
+def _is_embedded(value: Any) -> bool:
+    if isinstance(value, list):
+        return any(map(_is_embedded, cast(list[Any], value)))
+    return isinstance(bytes_or_path(value), bytes)
 
 
 def _changed(row: Row, keys: Sequence[str], change: Callable[[Any], Any]) -> Row:
-    """With another value where the keys lead, if they lead anywhere."""
+    """The row with another value where the keys lead, if they lead anywhere."""
     first, *rest = keys
     if first not in row:
         return row

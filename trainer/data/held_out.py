@@ -5,8 +5,6 @@ They are the same for every seed of a run, so that runs can be compared question
 go the same way.
 """
 
-from dataclasses import replace
-
 from adapters.errors import UserError
 from service.media import Limits
 from trainer.data.datasets import PromptSet
@@ -15,44 +13,46 @@ from trainer.data.sources import open_prompts
 from trainer.recipe import CapabilityConfig, DatasetData, MiniatureData
 
 SEED = 1000
-"""Of the questions that the miniature makes up to measure on."""
+"""The seed of the questions that the miniature makes up to measure on: the same for all runs, whatever theirs is."""
 _PLENTY = 1_000_000
-_LEAST_ROWS = 5
-"""For each of them one row may be held out."""
+"""The size of the miniature's validation split, which has no end: `evaluation.questions` says how many are taken."""
+_ROWS_FOR_EACH = 5
+"""Rows of a data set for each that is held out: a small one keeps four fifths to train on."""
 
 
-def measured(
+def held_out_prompts(
     name: str, capability: CapabilityConfig, questions: int, *, limits: Limits, most: int | None = None, draw: int = 0
 ) -> Prompts:
-    """What the capability is measured on: `questions` at most, the first `most` of them."""
+    """The prompts that the capability is measured on: `questions` at most, the first `most` of them."""
     count = min(questions, most or questions)
     data = held_out_data(capability)
     if data is not None:
         return open_benchmark(name, data, count, limits=limits, draw=draw)
     rows = open_prompts(name, capability.data, seed=SEED, limits=limits)
     assert isinstance(rows, PromptSet)
-    if (given := _given_up(rows, questions)) == 0:
+    if (given_up := _given_up(rows, questions)) == 0:
         raise UserError(
             f"capabilities.{name}.data: {len(rows)} rows are too few to hold any out; set capabilities.{name}.held_out"
         )
-    return _lowest(rows, min(given, count))
+    return _lowest(rows, min(given_up, count))
 
 
-def trained(name: str, capability: CapabilityConfig, questions: int, *, seed: int, limits: Limits) -> Prompts:
+def training_prompts(name: str, capability: CapabilityConfig, questions: int, *, seed: int, limits: Limits) -> Prompts:
     """The prompts of the capability without those that it is measured on."""
     rows = open_prompts(name, capability.data, seed=seed, limits=limits)
     if held_out_data(capability) is not None or not isinstance(rows, PromptSet):
         return rows
-    held = _first(rows, _given_up(rows, questions))
-    return _chosen(rows, [index for index, digest in enumerate(rows.digests) if digest not in held])
+    # All that may be measured on, however few of them a measurement takes.
+    held_out = set(_lowest_digests(rows, _given_up(rows, questions)))
+    return rows.select([index for index, digest in enumerate(rows.digests) if digest not in held_out])
 
 
 def held_out_data(capability: CapabilityConfig) -> MiniatureData | DatasetData | None:
-    """What the recipe names, else the miniature's validation split; None: rows of the training data itself."""
+    """The data that the recipe names, else the miniature's validation split; None: rows of the training data."""
     data = capability.data
     if capability.held_out is None and isinstance(data, MiniatureData):
-        other = "test" if data.split == "validation" else "validation"
-        return MiniatureData(type="miniature", name=data.name, size=_PLENTY, level=data.level, split=other)
+        split = "test" if data.split == "validation" else "validation"  # never the one that is trained on
+        return MiniatureData(type="miniature", name=data.name, size=_PLENTY, level=data.level, split=split)
     return capability.held_out
 
 
@@ -70,21 +70,16 @@ def open_benchmark(
 
 
 def _given_up(rows: PromptSet, questions: int) -> int:
-    return min(questions, len(set(rows.digests)) // _LEAST_ROWS)
+    return min(questions, len(set(rows.digests)) // _ROWS_FOR_EACH)
 
 
-def _first(rows: PromptSet, count: int) -> set[bytes]:
-    """A hash of a row is as good as chance, and does not change with the rows around it."""
-    return set(sorted(set(rows.digests))[:count])
+def _lowest_digests(rows: PromptSet, count: int) -> list[bytes]:
+    # A hash is as good as chance, and does not change with the rows around it. Equal rows have one and go together:
+    # a copy that stayed behind would be trained on.
+    return sorted(set(rows.digests))[:count]
 
 
 def _lowest(rows: PromptSet, count: int) -> PromptSet:
     """The rows of the lowest hashes, each once."""
-    first = _first(rows, count)
-    index_of = {digest: index for index, digest in reversed(list(enumerate(rows.digests)))}
-    return _chosen(rows, [index_of[digest] for digest in sorted(first)])
-
-
-def _chosen(rows: PromptSet, indices: list[int]) -> PromptSet:
-    places = tuple(rows.places[index] for index in indices)
-    return replace(rows, places=places, digests=tuple(rows.digests[index] for index in indices))
+    index_of = {digest: index for index, digest in reversed(list(enumerate(rows.digests)))}  # the first of equal rows
+    return rows.select([index_of[digest] for digest in _lowest_digests(rows, count)])

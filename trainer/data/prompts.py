@@ -64,15 +64,16 @@ def draw(prompts: Prompts, *, seed: int, branch: str, step: int, count: int) -> 
     All steps together walk through one random order of the prompts after the other, so every prompt comes once before
     any comes again. A step that crosses from one order into the next may hold a prompt twice.
     """
+    # No state between steps: a worker that takes over a branch, or a replay, draws what the first one drew.
     size, fingerprint, first = len(prompts), prompts.fingerprint, step * count
-    order = {
+    orders = {
         epoch: _order(size, fingerprint, seed, branch, epoch)
         for epoch in range(first // size, (first + count - 1) // size + 1)
     }
-    return tuple(int(order[place // size][place % size]) for place in range(first, first + count))
+    return tuple(int(orders[position // size][position % size]) for position in range(first, first + count))
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=8)  # the steps of an epoch share it, and a process has a few branches
 def _order(size: int, fingerprint: str, seed: int, branch: str, epoch: int) -> NDArray[np.int64]:
     key = np.frombuffer(bytes.fromhex(digest([seed, fingerprint, branch, epoch])), "<u4")
     return np.random.RandomState(key).permutation(size)  # numpy keeps the stream of this class for ever
@@ -90,10 +91,10 @@ def make_prompt(
 ) -> Prompt:
     """A prompt from a question or chat messages (see `chat`), an answer and encoded media."""
     messages = chat(text, len(images), len(videos), system=system, suffix=suffix)
-    right = answer_text(answer)
-    media = [[hashlib.sha256(data).hexdigest() for data in kind] for kind in (images, videos)]
-    name = digest([capability, messages, right, media])[:32]
-    return Prompt(name, capability, messages, right, tuple(images), tuple(videos))
+    gold = answer_text(answer)
+    media = [[hashlib.sha256(data).hexdigest() for data in files] for files in (images, videos)]
+    prompt_id = digest([capability, messages, gold, media])[:32]
+    return Prompt(prompt_id, capability, messages, gold, tuple(images), tuple(videos))
 
 
 def digest(value: object) -> str:
@@ -103,6 +104,7 @@ def digest(value: object) -> str:
 
 def answer_text(answer: object) -> str:
     """An answer as text: a string or a number that is not empty."""
+    # A bool is an int to Python: True would become the answer "True", which no model writes.
     if isinstance(answer, bool) or not isinstance(answer, str | int | float | None):
         raise PromptError(f"the answer is a {type(answer).__name__}, not a text or a number", "answer")
     text = "" if answer is None else str(answer)
@@ -126,7 +128,7 @@ def chat(
     _place_media(messages, {"image": images, "video": videos})
     if not any(part["type"] != "text" or part["text"].strip() for part in messages[-1]["content"]):
         raise PromptError("the question is empty")
-    if suffix:
+    if suffix:  # after the check: a suffix alone is no question
         messages[-1]["content"].append({"type": "text", "text": f"\n{suffix}"})
     if system:
         if messages[0]["role"] == "system":
@@ -135,14 +137,15 @@ def chat(
     return tuple({"role": message["role"], "content": _joined(message["content"])} for message in messages)
 
 
-def _place_media(messages: list[ChatMessage], given: Mapping[str, int]) -> None:
+def _place_media(messages: list[ChatMessage], counts: Mapping[str, int]) -> None:
+    """Puts marks for the media that the texts do not name before the first words of the user."""
     parts = [part for message in messages for part in message["content"]]
     first: list[Content] = []
     for kind in MARKS:
-        marks, media = sum(part["type"] == kind for part in parts), given[kind]
+        marks, media = sum(part["type"] == kind for part in parts), counts[kind]
         if marks and marks != media:
             raise PromptError(f"{_count(marks, f'<{kind}> mark')} for {_count(media, kind)}", "marks")
-        first += [_mark(kind) for _ in range(media - marks)]
+        first += [_mark(kind) for _ in range(media - marks)]  # all of them, or none
     user = next(message for message in messages if message["role"] == "user")
     user["content"][:0] = first
 
@@ -164,11 +167,11 @@ def _message(given: Mapping[str, Any]) -> ChatMessage:
 
 def _parts(entry: Any) -> list[Content]:
     # A table gives every part the keys of all of them: those without a value say nothing.
-    told = {key: value for key, value in entry.items() if value is not None} if isinstance(entry, Mapping) else {}
-    if told.keys() == {"type", "text"} and told["type"] == "text" and isinstance(told["text"], str):
-        return _split(told["text"])
-    if told.keys() == {"type"} and told["type"] in MARKS:
-        return [_mark(told["type"])]
+    part = {key: value for key, value in entry.items() if value is not None} if isinstance(entry, Mapping) else {}
+    if part.keys() == {"type", "text"} and part["type"] == "text" and isinstance(part["text"], str):
+        return _split(part["text"])
+    if part.keys() == {"type"} and part["type"] in MARKS:
+        return [_mark(part["type"])]
     raise PromptError(
         'a part of a message is neither {"type": "text", "text": ...} nor a mark {"type": "image"} or '
         '{"type": "video"}; media themselves belong in columns of their own'
@@ -176,13 +179,14 @@ def _parts(entry: Any) -> list[Content]:
 
 
 def _split(text: str) -> list[Content]:
+    # A control token in a row would end the turn or begin another: what follows would be read as the model's own words.
     if control := re.search(r"<\|[a-zA-Z0-9_]+\|>", text):
         message = f"the text holds {control[0]}, which a tokenizer reads as a control token: remove it"
         raise PromptError(message, "control-token")
     pieces = re.split(r"<(image|video)>", text)
     parts: list[Content] = []
     for number, piece in enumerate(pieces):
-        if number % 2:
+        if number % 2:  # `re.split` gives texts and the marks between them by turns
             parts.append(_mark(piece))
         elif piece:
             parts.append({"type": "text", "text": piece})

@@ -28,6 +28,7 @@ SPLITS = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
+"""Words in a file's path that say its split."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,67 +60,60 @@ def read_records(
     """
     path = Path(name).expanduser()
     if path.is_file():
-        found = {"train": [path]}
+        splits = {"train": [path]}
     elif path.is_dir():
-        found = _folder_files(path, subset, files)
-    elif name.startswith(("/", ".", "~")) or path.suffix in SUFFIXES:
+        splits = _folder_splits(path, subset, files)
+    elif name.startswith(("/", ".", "~")) or path.suffix in SUFFIXES:  # no name on the hub looks like this
         raise UserError(f"{name}: no such file or folder")
     else:
         return _from_hub(name, split, subset, files, columns, cache)
-    if split not in found:
-        raise UserError(f"{name}: no split {split!r}; it has {_names(found)}")
-    return _from_files(found[split], columns, cache)
+    if split not in splits:
+        raise UserError(f"{name}: no split {split!r}; it has {_names(splits)}")
+    readers = {".jsonl": _json_lines, ".json": _json, ".csv": _csv}
+    records = [readers[path.suffix](path) for path in splits[split] if path.suffix in readers]
+    shards: dict[Path, list[Path]] = {}  # the Parquet files of a folder are one table: `datasets` caches it as one
+    for path in splits[split]:
+        if path.suffix == ".parquet":
+            shards.setdefault(path.parent, []).append(path)
+    return records + [_parquet(folder, paths, columns, cache) for folder, paths in shards.items()]
 
 
 # ---- files ----
 
 
-def _folder_files(folder: Path, subset: str | None, pattern: str | None) -> dict[str, list[Path]]:
+def _folder_splits(folder: Path, subset: str | None, pattern: str | None) -> dict[str, list[Path]]:
     root = folder / subset if subset else folder
     if not root.is_dir():
         raise UserError(f"{folder}: no subset {subset!r}: there is no such folder in it")
-    found = sorted(path for path in root.glob(pattern or "**/*") if path.suffix in SUFFIXES and path.is_file())
-    if not found:
+    paths = sorted(path for path in root.glob(pattern or "**/*") if path.suffix in SUFFIXES and path.is_file())
+    if not paths:
         wanted = f"matches {pattern!r}" if pattern else f"ends in {', '.join(SUFFIXES)}"
         raise UserError(f"{root}: no file in it {wanted}")
     if pattern:
-        return {"train": found}
-    metadata = [path for path in found if path.stem == "metadata"]
+        return {"train": paths}
+    metadata = [path for path in paths if path.stem == "metadata"]
     splits: dict[str, list[Path]] = {}
-    for path in metadata or found:
-        splits.setdefault(_split_of(path.relative_to(root)), []).append(path)
+    for path in metadata or paths:
+        words = set(re.split(r"[^a-z]+", path.relative_to(root).as_posix().lower()))
+        split = next((split for split, names in SPLITS.items() if words.intersection(names)), "train")
+        splits.setdefault(split, []).append(path)
     return splits
 
 
-def _split_of(path: Path) -> str:
-    words = re.split(r"[^a-z]+", path.as_posix().lower())
-    return next((split for split, names in SPLITS.items() if any(word in names for word in words)), "train")
-
-
-def _from_files(paths: list[Path], columns: Collection[str] | None, cache: Path | None) -> list[Records]:
-    readers = {".jsonl": _json_lines, ".json": _json, ".csv": _csv}
-    records = [readers[path.suffix](path) for path in paths if path.suffix in readers]
-    shards: dict[Path, list[Path]] = {}
-    for path in paths:
-        if path.suffix == ".parquet":
-            shards.setdefault(path.parent, []).append(path)
-    return records + [_parquet(folder, files, columns, cache) for folder, files in shards.items()]
-
-
-class _Lines(Sequence[Row]):
+class _JsonLines(Sequence[Row]):
     """The objects of a JSON Lines file, parsed when asked for. Blank lines do not count."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.keys: dict[str, None] = {}
-        self._starts = array("Q")
+        self._starts = array("Q")  # 8 bytes a row: a file of millions stays on disk
         with path.open("rb") as file:
-            start = 3 if file.read(3) == b"\xef\xbb\xbf" else 0
+            start = 3 if file.read(3) == b"\xef\xbb\xbf" else 0  # a byte order mark, which is no JSON
             file.seek(start)
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     self._starts.append(start)
-                    self.keys.update(dict.fromkeys(_object(line, f"{path}: line {number}")))
+                    self.keys.update(dict.fromkeys(_json_object(line, f"{path}: line {number}")))
                 start += len(line)
 
     def __len__(self) -> int:
@@ -131,35 +125,36 @@ class _Lines(Sequence[Row]):
     def __getitem__(self, index: slice) -> Sequence[Row]: ...
     def __getitem__(self, index: int | slice) -> Row | Sequence[Row]:
         if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
+            return [self[number] for number in range(*index.indices(len(self)))]
         with self.path.open("rb") as file:
             file.seek(self._starts[index])
-            return _object(file.readline(), f"{self.path}: row {index + 1}")
+            return _json_object(file.readline(), f"{self.path}: row {index + 1}")
 
     def __iter__(self) -> Iterator[Row]:
         with self.path.open("rb") as file:
             for index, start in enumerate(self._starts):
                 file.seek(start)
-                yield _object(file.readline(), f"{self.path}: row {index + 1}")
+                yield _json_object(file.readline(), f"{self.path}: row {index + 1}")
 
 
-def _object(line: bytes, place: str) -> dict[str, Any]:
+def _json_object(line: bytes, label: str) -> dict[str, Any]:
     try:
         value = json.loads(line)
     except ValueError:
-        raise UserError(f"{place} is not JSON; the file must hold one object on each line") from None
+        raise UserError(f"{label} is not JSON; the file must hold one object on each line") from None
     if not isinstance(value, dict):
-        raise UserError(f"{place} is not a JSON object; write each row as {{...}}")
+        raise UserError(f"{label} is not a JSON object; write each row as {{...}}")
     return cast(dict[str, Any], value)
 
 
 def _json_lines(path: Path) -> Records:
-    lines = _Lines(path)
+    lines = _JsonLines(path)
     return Records(str(path), lines, tuple(lines.keys), path.parent.resolve())
 
 
 def _json(path: Path) -> Records:
     with path.open("rb") as file:
+        # Some write JSON Lines into a file that ends in .json: a list begins with a bracket, a row never.
         if file.read(4).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] != b"[":
             return _json_lines(path)
     try:
@@ -175,7 +170,7 @@ def _json(path: Path) -> Records:
 def _csv(path: Path) -> Records:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file, strict=True))
+            rows = list(csv.DictReader(file, strict=True))  # extra values end under the key None
     except (csv.Error, UnicodeDecodeError):
         raise UserError(f"{path}: not CSV in UTF-8; the first line must name the columns") from None
     if any(None in row for row in rows):
@@ -198,7 +193,7 @@ def _parquet(folder: Path, files: list[Path], columns: Collection[str] | None, c
         loaded = datasets.load_dataset(
             "parquet", data_files=[str(file) for file in files], split="train", cache_dir=cache and str(cache)
         )
-    except Exception:
+    except Exception:  # the errors of pyarrow and of `datasets` share no class
         raise UserError(f"{label}: not Parquet, or files of different columns") from None
     return _table(label, loaded, columns, folder)
 
@@ -227,6 +222,7 @@ def _from_hub(
 
 
 def _table(label: str, table: datasets.Dataset, columns: Collection[str] | None, folder: Path) -> Records:
+    # The same data under other features: they alone say whether a cell is decoded when it is read.
     names = tuple(table.column_names)
     features = datasets.Features({name: _undecoded(feature) for name, feature in table.features.items()})
     plain = datasets.Dataset(table.data, info=datasets.DatasetInfo(features=features), fingerprint="undecoded")
@@ -239,6 +235,7 @@ def _undecoded(feature: Any) -> Any:
     """The same feature with media left as {"bytes", "path"}."""
     if isinstance(feature, dict):
         return {name: _undecoded(inner) for name, inner in cast(dict[str, Any], feature).items()}
+    # Decoding would open every image of each row that is read, and lose the bytes as they came.
     if isinstance(feature, datasets.List | datasets.LargeList):
         return dataclasses.replace(cast(Any, feature), feature=_undecoded(feature.feature))
     if hasattr(feature, "decode") and not isinstance(feature, datasets.Json):
@@ -247,6 +244,7 @@ def _undecoded(feature: Any) -> Any:
 
 
 def _silence() -> None:
+    # Its bars and warnings would stand between the lines of a command; errors are raised, and told in one line.
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
 

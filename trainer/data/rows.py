@@ -1,4 +1,4 @@
-"""One row of a data set as a prompt: its cells read through the column mapping, its media found, checked and read."""
+"""A row of a data set as a prompt: its cells read through the column mapping, its media located, checked and read."""
 
 import hashlib
 import io
@@ -27,11 +27,11 @@ from trainer.parts import ChatMessage, Prompt
 
 Source = bytes | Path
 """An encoded file: itself, or where it lies."""
-Film = Source | tuple[Source, ...]
+VideoSource = Source | tuple[Source, ...]
 """A video: a file, or its frames as images."""
 
 Check = Literal["header", "pixels"]
-"""How deep media are looked into before they are used."""
+"""The depth of a check of media. Decoding all pixels shows more damage, and takes far longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,19 +49,19 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """The cells of a row, their media found but not read."""
+    """The cells of a row, their media located but not read."""
 
     root: Path
     """Where paths start from."""
     text: Any
     answer: Any
     images: tuple[Source, ...]
-    videos: tuple[Film, ...]
+    videos: tuple[VideoSource, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Clip:
-    """A video by its header."""
+class VideoHeader:
+    """What a video's header says."""
 
     size: tuple[int, int]
     """Height and width of a frame."""
@@ -70,51 +70,52 @@ class Clip:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
-    """A draft's text, and the sizes of its media."""
+class PromptSizes:
+    """What decides how many tokens a prompt takes: its text, and the sizes of its media."""
 
     messages: tuple[ChatMessage, ...]
     images: tuple[tuple[int, int], ...]
-    videos: tuple[Clip, ...]
+    """Height and width of each."""
+    videos: tuple[VideoHeader, ...]
 
 
 def draft_of(row: Row, reading: Reading, folder: Path) -> Draft:
     """The cells of a row; `folder` is where paths start from unless the reading says so."""
     columns, root = reading.columns, reading.media_root or folder
     images: tuple[Source, ...] = ()
-    videos: tuple[Film, ...] = ()
+    videos: tuple[VideoSource, ...] = ()
     if column := columns.get("images"):
         with _column(column):
-            images = _sources(_cell(row, column), root)
+            images = _sources(cell(row, column), root)
     if column := columns.get("videos"):
         with _column(column):
-            videos = _films(_cell(row, column), root)
-    return Draft(root, _cell(row, columns["prompt"]), _cell(row, columns["answer"]), images, videos)
+            videos = _videos(cell(row, column), root)
+    return Draft(root, cell(row, columns["prompt"]), cell(row, columns["answer"]), images, videos)
 
 
 def check_draft(draft: Draft, reading: Reading, check: Check) -> bytes:
-    """The hash of what a prompt of this draft is made of, once nothing is found wrong with it."""
+    """The hash of what a prompt of this draft is made of. An error if something is wrong with it."""
     messages, answer = _texts(draft, reading)
     with _column(reading.columns.get("images", "")):
         for image in draft.images:
             _check_image(image, reading.limits, check)
     with _column(reading.columns.get("videos", "")):
-        for film in draft.videos:
-            _check_film(film, reading, check)
+        for video in draft.videos:
+            _check_video(video, reading, check)
     media = [
-        [_trace(source, draft.root) for source in draft.images],
-        [_trace(film, draft.root) for film in draft.videos],
+        [_identity(image, draft.root) for image in draft.images],
+        [_identity(video, draft.root) for video in draft.videos],
     ]
-    rate = reading.frames_fps if any(isinstance(film, tuple) for film in draft.videos) else None
+    # The rate makes another video of the same frames, and nothing of a file, which has its own.
+    rate = reading.frames_fps if any(isinstance(video, tuple) for video in draft.videos) else None
     return bytes.fromhex(digest([messages, answer, media, rate]))
 
 
-def measure(draft: Draft, reading: Reading) -> Measured:
-    """From headers alone."""
+def measure(draft: Draft, reading: Reading) -> PromptSizes:
+    """The sizes of a draft, from headers alone."""
     messages, _ = _texts(draft, reading)
     images = tuple(_check_image(image, reading.limits, "header") for image in draft.images)
-    clips = tuple(_check_film(film, reading, "header") for film in draft.videos)
-    return Measured(messages, images, clips)
+    return PromptSizes(messages, images, tuple(_check_video(video, reading, "header") for video in draft.videos))
 
 
 def _texts(draft: Draft, reading: Reading) -> tuple[tuple[ChatMessage, ...], str]:
@@ -131,15 +132,29 @@ def build(draft: Draft, reading: Reading) -> Prompt:
     """The prompt, its media read; frames become a video."""
     images = [_bytes(image) for image in draft.images]
     with _column(reading.columns.get("videos", "")):
-        videos = [_video_bytes(film, reading.frames_fps, reading.limits) for film in draft.videos]
+        videos: list[bytes] = []
+        for video in draft.videos:
+            if isinstance(video, tuple):
+                frames = [decode_image(_bytes(frame), reading.limits) for frame in video]
+                # Again, after `check_draft`: files may have changed since the data set was opened.
+                _only_size({(frame.height, frame.width) for frame in frames})
+                videos.append(encode_video(np.stack([np.asarray(frame) for frame in frames]), reading.frames_fps))
+            else:
+                videos.append(_bytes(video))
     return make_prompt(
         reading.capability, draft.text, draft.answer, images, videos, system=reading.system, suffix=reading.suffix
     )
 
 
-def _cell(row: Row, column: str) -> Any:
+def keys_of(row: Row, column: str) -> list[str]:
+    """The keys that lead to a column: itself, or one for each word between dots where no column has that name."""
+    return [column] if column in row else column.split(".")
+
+
+def cell(row: Row, column: str) -> Any:
+    """The value of a column, None where a row has none."""
     value: Any = row
-    for key in [column] if column in row else column.split("."):
+    for key in keys_of(row, column):
         value = cast(Mapping[str, Any], value).get(key) if isinstance(value, Mapping) else None
     return value
 
@@ -147,47 +162,50 @@ def _cell(row: Row, column: str) -> Any:
 # ---- media ----
 
 
-def _sources(cell: Any, root: Path) -> tuple[Source, ...]:
-    if cell is None or cell == "":  # CSV has no other way to say nothing
+def bytes_or_path(item: Any) -> Any:
+    """A medium as it stands in a row, out of the {"bytes", "path"} that `datasets` makes of it."""
+    if not isinstance(item, Mapping):
+        return item
+    entry = cast(Mapping[str, Any], item)
+    return entry.get("path") if entry.get("bytes") is None else entry["bytes"]
+
+
+def _sources(value: Any, root: Path) -> tuple[Source, ...]:
+    if value is None or value == "":  # CSV has no other way to say nothing
         return ()
-    items = cast(list[Any], cell) if isinstance(cell, list) else [cell]
-    return tuple(_source(item, root) for item in items)
+    items = cast(list[Any], value) if isinstance(value, list) else [value]
+    return tuple(_source(bytes_or_path(item), root) for item in items)
 
 
-def _films(cell: Any, root: Path) -> tuple[Film, ...]:
-    items = cast(list[Any], cell) if isinstance(cell, list) else []
+def _videos(value: Any, root: Path) -> tuple[VideoSource, ...]:
+    items = cast(list[Any], value) if isinstance(value, list) else []
     if any(isinstance(item, list) for item in items):
         return tuple(_sources(item, root) for item in items)
-    sources = _sources(cell, root)
+    sources = _sources(value, root)
     if not items:
         return sources
+    # A flat list is several videos, or the frames of one: only the first file's content tells.
     with _open(sources[0]) as file:
         return (sources,) if kind(file.read(16)) == "image" else sources
 
 
 def _source(item: Any, root: Path) -> Source:
-    if isinstance(item, Mapping):
-        entry = cast(Mapping[str, Any], item)
-        item = entry.get("path") if entry.get("bytes") is None else entry["bytes"]
+    """Bytes, or a file under the root."""
     if isinstance(item, bytes):
         return item
     if not isinstance(item, str):
         raise PromptError(f"a {type(item).__name__} is neither bytes nor a path", "media-missing")
-    return _path(item, root)
-
-
-def _path(name: str, root: Path) -> Path:
-    """A file under the root. Others are refused: a data set from elsewhere must not read what it likes here."""
     try:
-        path = (root / name).resolve()
-        there = path.is_file()
+        path = (root / item).resolve()  # links too: one that lies inside may lead out
+        is_file = path.is_file()
     except (OSError, ValueError):  # too long, or with a zero byte
         raise PromptError("not a path", "media-missing") from None
+    # Outside is refused, there or not: a data set from elsewhere must not read, or find out, what it likes here.
     if not path.is_relative_to(root):
-        message = f"{name} leads out of {root}, and only what lies in it is read; set media_root to a folder above both"
+        message = f"{item} leads out of {root}, and only what lies in it is read; set media_root to a folder above both"
         raise PromptError(message, "media-outside")
-    if not there:
-        raise PromptError(f"{name}: no such file in {root}; set media_root to where the paths start", "media-missing")
+    if not is_file:
+        raise PromptError(f"{item}: no such file in {root}; set media_root to where the paths start", "media-missing")
     return path
 
 
@@ -207,16 +225,16 @@ def _check_image(image: Source, limits: Limits, check: Check) -> tuple[int, int]
     return size
 
 
-def _check_film(film: Film, reading: Reading, check: Check) -> Clip:
+def _check_video(video: VideoSource, reading: Reading, check: Check) -> VideoHeader:
     limits = reading.limits
-    if isinstance(film, tuple):
-        size = _only_size({_check_image(frame, limits, check) for frame in film})
-        return Clip(size, len(film) / reading.frames_fps)
-    with _open(film) as file:
+    if isinstance(video, tuple):
+        size = _only_size({_check_image(frame, limits, check) for frame in video})
+        return VideoHeader(size, len(video) / reading.frames_fps)
+    with _open(video) as file:
         height, width, seconds = check_video(file, limits)
     if check == "pixels":
-        decode_video(_bytes(film), limits, Sampling(max_frames=2))  # the first frame, and the last after all others
-    return Clip((height, width), seconds)
+        decode_video(_bytes(video), limits, Sampling(max_frames=2))  # the first frame, and the last after all others
+    return VideoHeader((height, width), seconds)
 
 
 def _only_size(sizes: set[tuple[int, int]]) -> tuple[int, int]:
@@ -225,21 +243,14 @@ def _only_size(sizes: set[tuple[int, int]]) -> tuple[int, int]:
     return sizes.pop()
 
 
-def _video_bytes(film: Film, fps: float, limits: Limits) -> bytes:
-    if not isinstance(film, tuple):
-        return _bytes(film)
-    frames = [decode_image(_bytes(frame), limits) for frame in film]
-    _only_size({(frame.height, frame.width) for frame in frames})
-    return encode_video(np.stack([np.asarray(frame) for frame in frames]), fps)
-
-
-def _trace(film: Film, root: Path) -> Any:
-    """What stands for media in a hash: of bytes their own, of a file where it lies and its size."""
-    if isinstance(film, tuple):
-        return [_trace(frame, root) for frame in film]
-    if isinstance(film, bytes):
-        return hashlib.sha256(film).hexdigest()
-    return [film.relative_to(root).as_posix(), film.stat().st_size]
+def _identity(video: VideoSource, root: Path) -> Any:
+    """What stands for a medium in a hash."""
+    if isinstance(video, tuple):
+        return [_identity(frame, root) for frame in video]
+    if isinstance(video, bytes):
+        return hashlib.sha256(video).hexdigest()
+    # Path and size, not content: at each load every file of a large data set would be read.
+    return [video.relative_to(root).as_posix(), video.stat().st_size]
 
 
 @contextmanager

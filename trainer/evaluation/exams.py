@@ -13,8 +13,8 @@ import asyncio
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -29,20 +29,24 @@ from clients.client import AsyncClient
 from service.concurrency import gather_or_cancel
 from service.media import Limits
 from trainer.data.base import base_of
-from trainer.data.held_out import SEED, held_out_data, measured, open_benchmark
+from trainer.data.held_out import SEED, held_out_data, held_out_prompts, open_benchmark
 from trainer.data.lengths import fit
 from trainer.data.prompts import Prompts
 from trainer.evaluation.intervals import Interval, average, interval
 from trainer.miniature.blind import best_constant, best_guess
 from trainer.miniature.capabilities import capability as miniature_capability
 from trainer.miniature.question import questions as miniature_questions
+from trainer.parts import Rollout
 from trainer.recipe import AnswersConfig, DatasetData, MiniatureData, Recipe, RewardConfig
 from trainer.rewards import Rule
 from trainer.rewards.pool import RewardPool
-from trainer.rollout.sample import MAX_CALLS, Rollout, judge, sample, seeds
+from trainer.rollout.sample import MAX_CALLS, judge, sample, seeds
 
-_KNOWN = 2000  # training questions that the blind level is fitted to
-_SLICE = 32  # questions judged together, while others are still being answered
+_FITTED_TO = 2000
+"""Training questions that the blind level is fitted to: enough that the commonest answers stand out."""
+_SLICE = 32
+"""Questions judged together, while others are still being answered. A slice of all questions would leave the judges
+idle until the last answer, and the engine after it."""
 
 Decode = Callable[[Sequence[int]], str]
 Values = NDArray[np.float64]
@@ -50,7 +54,7 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
-    """How a question is answered."""
+    """A way of answering a question."""
 
     name: str
     """`greedy` or `avg@4`."""
@@ -64,7 +68,7 @@ class Exam:
     """Questions and how their answers are taken and judged."""
 
     name: str
-    """Of the capability or the benchmark."""
+    """That of the capability or the benchmark."""
     capability: str
     prompts: Prompts
     rule: Rule
@@ -76,23 +80,25 @@ class Exam:
 
 @dataclass(frozen=True, slots=True)
 class ExamAnswer:
-    """One answer."""
-
     model: str
     exam: str
     way: str
-    place: int
-    """Of the question in its exam."""
+    index: int
+    """The question's, in its exam."""
     question: str
-    """Its id."""
+    """The question's id."""
     number: int
-    """Among the answers of that question."""
+    """The answer's, among those of its question."""
     text: str
     reward: float | None
     why: str | None
     """Why it could not be judged."""
     tokens: int
     is_cut_off: bool
+
+    def to_json(self) -> dict[str, Any]:
+        # Files of answers say `place`, and are read by people's own scripts.
+        return {"place" if name == "index" else name: value for name, value in asdict(self).items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,40 +118,42 @@ class ExamResult:
     """Share of the answers that nobody could judge; they are in no mean."""
     cut_off: float
     tokens: float
-    """Of an answer."""
+    """The mean length of an answer."""
 
 
 # ---- what is asked ----
 
 
 def exams(recipe: Recipe, most: int | None = None, only: Collection[str] | None = None, *, draw: int = 0) -> list[Exam]:
-    """Of every capability and of every benchmark, or `only` those named; with `most`, so many questions of each. None
-    that are too long. The miniature makes up others for another `draw`."""
+    """An exam for each capability and each benchmark, or for `only` those named; with `most`, so many questions of
+    each. None that are too long. The miniature makes up others for another `draw`."""
     evaluation, limits = recipe.evaluation, Limits()
+    names = [*recipe.capabilities, *evaluation.sets]
+    chosen = names if only is None else only
+    for name in chosen:
+        if name not in names:
+            raise UserError(f"--exam {name}: the recipe has no such exam; it has {', '.join(names)}")
     fitting = fit(recipe, base_of(recipe))
-    found: list[Exam] = []
-    for name in only or ():
-        if name not in recipe.capabilities and name not in evaluation.sets:
-            there = ", ".join([*recipe.capabilities, *evaluation.sets])
-            raise UserError(f"--exam {name}: the recipe has no such exam; it has {there}")
+    opened: list[Exam] = []
     for name, capability in recipe.capabilities.items():
-        if only is not None and name not in only:
-            continue
-        prompts = fitting(name, measured(name, capability, evaluation.questions, limits=limits, most=most, draw=draw))
-        found.append(_exam(name, name, prompts, held_out_data(capability), capability.reward, evaluation.answers, draw))
+        if name in chosen:
+            prompts = fitting(
+                name, held_out_prompts(name, capability, evaluation.questions, limits=limits, most=most, draw=draw)
+            )
+            data = held_out_data(capability)
+            opened.append(_exam(name, name, prompts, data, capability.reward, evaluation.answers, draw))
     for name, benchmark in evaluation.sets.items():
-        if only is not None and name not in only:
-            continue
-        if name in recipe.capabilities:
-            raise UserError(f"evaluation.sets.{name}: a capability has that name; give the benchmark another")
-        data = benchmark.data
-        prompts = fitting(name, open_benchmark(name, data, most, limits=limits, draw=draw))
-        found.append(_exam(name, benchmark.capability, prompts, data, benchmark.reward, benchmark.answers, draw))
-    return found
+        if name in chosen:
+            if name in recipe.capabilities:
+                raise UserError(f"evaluation.sets.{name}: a capability has that name; give the benchmark another")
+            data = benchmark.data
+            prompts = fitting(name, open_benchmark(name, data, most, limits=limits, draw=draw))
+            opened.append(_exam(name, benchmark.capability, prompts, data, benchmark.reward, benchmark.answers, draw))
+    return opened
 
 
 def decoder(recipe: Recipe) -> Decode:
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer  # seconds to import, and most commands need no tokenizer
 
     decode: Any = partial(AutoTokenizer.from_pretrained(locate(recipe.base.name)).decode, skip_special_tokens=True)
     return decode
@@ -160,9 +168,11 @@ def _exam(
     answers: AnswersConfig,
     draw: int,
 ) -> Exam:
+    ways = [Decoding("greedy", 1, 0.0, 1.0)] if answers.greedy else []
+    if answers.samples:
+        ways.append(Decoding(f"avg@{answers.samples}", answers.samples, answers.temperature, answers.top_p))
     blind = blind_level(data, len(prompts), draw) if isinstance(data, MiniatureData) else None
-    rule, ways = answer_rule(reward), tuple(_ways(answers))
-    return Exam(name, capability, prompts, rule, reward.deadline_s, ways, blind)
+    return Exam(name, capability, prompts, answer_rule(reward), reward.deadline_s, tuple(ways), blind)
 
 
 def answer_rule(reward: RewardConfig) -> Rule:
@@ -170,40 +180,86 @@ def answer_rule(reward: RewardConfig) -> Rule:
     return Rule(reward.kind, 0.0, reward.format_pattern, reward.tolerance)
 
 
-def _ways(answers: AnswersConfig) -> Iterator[Decoding]:
-    if answers.greedy:
-        yield Decoding("greedy", 1, 0.0, 1.0)
-    if answers.samples:
-        yield Decoding(f"avg@{answers.samples}", answers.samples, answers.temperature, answers.top_p)
-
-
 def blind_level(data: MiniatureData, count: int, draw: int = 0) -> float:
     """The accuracy on the miniature's first `count` questions of the best answer that looks at nothing."""
-    made = miniature_capability(data.name)
-    asked = list(itertools.islice(miniature_questions(made, data.split, SEED + draw, data.level), count))
-    known = list(itertools.islice(miniature_questions(made, "train", SEED, data.level), _KNOWN))
-    return max(best_constant(known, asked), best_guess(known, asked))
+    capability = miniature_capability(data.name)
+    measured = list(itertools.islice(miniature_questions(capability, data.split, SEED + draw, data.level), count))
+    known = list(itertools.islice(miniature_questions(capability, "train", SEED, data.level), _FITTED_TO))
+    return max(best_constant(known, measured), best_guess(known, measured))
 
 
 async def pinned(client: AsyncClient, names: Iterable[str]) -> list[str]:
     """The models by names that stay what they are: a branch's name alone is its head of this moment."""
     if not await client.ready():
         raise UserError(f"{client.url}: no service is ready there; start one (coevo serve) or set COEVO_SERVICE_URL")
-    found = (await client.adapters()).branches
-    refs = [Ref.parse(name) for name in names]
-    for ref in refs:
-        if ref.branch not in RESERVED and ref.branch not in found:
-            raise UserError(f"--adapter {ref}: the service has no such branch; it has {', '.join(['base', *found])}")
-        if ref.revision is not None and ref.branch in found and ref.revision not in found[ref.branch].revisions:
-            kept = ", ".join(map(str, found[ref.branch].revisions))
-            raise UserError(f"--adapter {ref}: the service has no such revision of {ref.branch}; it has {kept}")
-    return list(dict.fromkeys(
-        str(Ref(ref.branch, found[ref.branch].head) if ref.revision is None and ref.branch in found else ref)
-        for ref in refs
-    ))  # fmt: skip
+    branches = (await client.adapters()).branches
+    models: dict[str, None] = {}  # a name that is given twice is asked once
+    for ref in [Ref.parse(name) for name in names]:
+        branch, revision = branches.get(ref.branch), ref.revision
+        if branch is None and ref.branch not in RESERVED:
+            raise UserError(f"--adapter {ref}: the service has no such branch; it has {', '.join(['base', *branches])}")
+        if branch is not None and revision is None:
+            revision = branch.head
+        elif branch is not None and revision not in branch.revisions:
+            revisions = ", ".join(map(str, branch.revisions))
+            raise UserError(f"--adapter {ref}: the service has no such revision of {ref.branch}; it has {revisions}")
+        models[str(Ref(ref.branch, revision))] = None
+    return list(models)
 
 
 # ---- asking ----
+
+
+@dataclass(frozen=True, slots=True)
+class ExamSlice:
+    """Some questions of an exam, for one model to answer in one way."""
+
+    model: str
+    exam: Exam
+    way: Decoding
+    indices: range
+    seeds: Sequence[int]
+    """Those of all questions of the exam."""
+
+
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """What takes the answers to slices and judges them. All slices run at once; the calls are bounded."""
+
+    client: AsyncClient
+    pool: RewardPool
+    max_tokens: int
+    decode: Decode
+    calls: asyncio.Semaphore
+
+    async def examine(self, part: ExamSlice) -> list[ExamAnswer]:
+        exam, indices = part.exam, part.indices
+        size = prompts_together(part.way.n, self.max_tokens)
+        starts = range(0, len(indices), size)
+        calls = await gather_or_cancel(self.answer(part, indices[start : start + size]) for start in starts)
+        # Rewards run in children of this process and block: in a thread, so that other slices are answered meanwhile.
+        answered = [rollout for rollouts in calls for rollout in rollouts]
+        judged = await asyncio.to_thread(judge, answered, self.pool, exam.rule, exam.deadline_s)
+        return [
+            ExamAnswer(
+                part.model, exam.name, part.way.name, index, rollout.prompt.id, number, completion.text,
+                completion.reward, completion.why, len(completion.ids_C), completion.is_cut_off,
+            )
+            for index, rollout in zip(indices, judged, strict=True)
+            for number, completion in enumerate(rollout.completions)
+        ]  # fmt: skip
+
+    async def answer(self, part: ExamSlice, indices: range) -> list[Rollout]:
+        """One call."""
+        exam, way = part.exam, part.way
+        async with self.calls:
+            # Within the bound, and in a thread: opening a prompt may read its media from disk.
+            prompts = await asyncio.to_thread(lambda: [exam.prompts[index] for index in indices])
+            return await sample(
+                self.client, part.model, prompts, n=way.n, max_tokens=self.max_tokens,
+                seeds=[part.seeds[index] for index in indices], decode=self.decode, temperature=way.temperature,
+                top_p=way.top_p,
+            )  # fmt: skip
 
 
 async def examine(
@@ -217,97 +273,70 @@ async def examine(
     decode: Decode,
 ) -> list[ExamAnswer]:
     """Every answer of every model, judged."""
-    sizes = {way: prompts_together(way.n, max_tokens) for exam in exams for way in exam.ways}
-    room = asyncio.Semaphore(min(MAX_CALLS, 4 * MAX_CALLS // max(sizes.values(), default=1)))  # for calls
-    chances = {
+    # The model is no part of the seed: all models are asked with the same chance, so that two of them can be paired.
+    question_seeds = {
         (exam.name, way.name): seeds(len(exam.prompts), seed, "evaluation", exam.name, way.name)
         for exam in exams
         for way in exam.ways
     }
-
-    async def answered(model: str, exam: Exam, way: Decoding, places: Sequence[int]) -> list[Rollout]:
-        chance = chances[exam.name, way.name]
-        async with room:
-            prompts = await asyncio.to_thread(lambda: [exam.prompts[place] for place in places])
-            return await sample(
-                client, model, prompts, n=way.n, max_tokens=max_tokens, seeds=[chance[place] for place in places],
-                decode=decode, temperature=way.temperature, top_p=way.top_p,
-            )  # fmt: skip
-
-    async def judged(model: str, exam: Exam, way: Decoding, places: range) -> list[ExamAnswer]:
-        size = sizes[way]
-        answers = await gather_or_cancel(
-            answered(model, exam, way, places[start : start + size]) for start in range(0, len(places), size)
-        )
-        rollouts = [rollout for several in answers for rollout in several]
-        rollouts = await asyncio.to_thread(judge, rollouts, pool, exam.rule, exam.deadline_s)
-        return [
-            item
-            for place, rollout in zip(places, rollouts, strict=True)
-            for item in _items(rollout, model, exam, way, place)
-        ]
-
     slices = [
-        judged(model, exam, way, range(start, min(start + _SLICE, len(exam.prompts))))
+        ExamSlice(
+            model, exam, way, range(start, min(start + _SLICE, len(exam.prompts))), question_seeds[exam.name, way.name]
+        )
         for model in models
         for exam in exams
         for way in exam.ways
         for start in range(0, len(exam.prompts), _SLICE)
     ]
-    return [item for items in await gather_or_cancel(slices) for item in items]
-
-
-def _items(rollout: Rollout, model: str, exam: Exam, way: Decoding, place: int) -> Iterator[ExamAnswer]:
-    for number, answer in enumerate(rollout.completions):
-        yield ExamAnswer(
-            model, exam.name, way.name, place, rollout.prompt.id, number, answer.text, answer.reward, answer.why,
-            len(answer.ids_C), answer.is_cut_off,
-        )  # fmt: skip
+    # A call may carry several prompts. Their media are in memory while it lasts, so calls are fewer where they are
+    # larger: at most 4 x MAX_CALLS prompts at once.
+    largest = max((prompts_together(part.way.n, max_tokens) for part in slices), default=1)
+    calls = asyncio.Semaphore(min(MAX_CALLS, 4 * MAX_CALLS // largest))
+    examination = Examination(client, pool, max_tokens, decode, calls)
+    answers = await gather_or_cancel(examination.examine(part) for part in slices)
+    return [answer for of_slice in answers for answer in of_slice]
 
 
 # ---- what it says ----
 
 
-def exam_results(items: Iterable[ExamAnswer], exams: Sequence[Exam]) -> list[ExamResult]:
-    """By exam, way and model, in the order in which they were asked."""
-    answers: dict[tuple[str, str], dict[str, list[ExamAnswer]]] = defaultdict(lambda: defaultdict(list))
-    for item in items:
-        answers[item.exam, item.way][item.model].append(item)
-    found: list[ExamResult] = []
+def exam_results(answers: Iterable[ExamAnswer], exams: Sequence[Exam]) -> list[ExamResult]:
+    """A result for each exam, way and model, in the order in which they were asked."""
+    groups: dict[tuple[str, str], dict[str, list[ExamAnswer]]] = defaultdict(lambda: defaultdict(list))
+    for answer in answers:
+        groups[answer.exam, answer.way][answer.model].append(answer)
+    results: list[ExamResult] = []
     for exam in exams:
         for way in exam.ways:
-            of_model = answers[exam.name, way.name]
-            values = {model: question_means(own, len(exam.prompts)) for model, own in of_model.items()}
+            by_model = groups[exam.name, way.name]
+            values = {model: question_means(of_model, len(exam.prompts)) for model, of_model in by_model.items()}
             first = next(iter(values.values()))
-            found += [_result(model, exam, way, own, values[model], first) for model, own in of_model.items()]
-    return found
+            results += [
+                ExamResult(
+                    model,
+                    exam.name,
+                    exam.capability,
+                    way.name,
+                    interval(values[model]),
+                    interval(values[model] - first),
+                    exam.blind,
+                    len(exam.prompts),
+                    float(np.mean([answer.reward is None for answer in of_model])),
+                    float(np.mean([answer.is_cut_off for answer in of_model])),
+                    float(np.mean([answer.tokens for answer in of_model])),
+                )
+                for model, of_model in by_model.items()
+            ]
+    return results
 
 
-def question_means(items: Iterable[ExamAnswer], count: int) -> Values:
+def question_means(answers: Iterable[ExamAnswer], count: int) -> Values:
     """The mean reward of each question's judged answers; NaN where there is none."""
     rewards: list[list[float]] = [[] for _ in range(count)]
-    for item in items:
-        if item.reward is not None:
-            rewards[item.place].append(item.reward)
-    return np.array([sum(own) / len(own) if own else math.nan for own in rewards])
-
-
-def _result(
-    model: str, exam: Exam, way: Decoding, items: Sequence[ExamAnswer], values_Q: Values, first_Q: Values
-) -> ExamResult:
-    return ExamResult(
-        model,
-        exam.name,
-        exam.capability,
-        way.name,
-        interval(values_Q),
-        interval(values_Q - first_Q),
-        exam.blind,
-        len(exam.prompts),
-        float(np.mean([item.reward is None for item in items])),
-        float(np.mean([item.is_cut_off for item in items])),
-        float(np.mean([item.tokens for item in items])),
-    )
+    for answer in answers:
+        if answer.reward is not None:
+            rewards[answer.index].append(answer.reward)
+    return np.array([sum(judged) / len(judged) if judged else math.nan for judged in rewards])
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,18 +349,19 @@ class MeanResult:
     gain: Interval
 
 
-def mean_results(found: Sequence[ExamResult]) -> list[MeanResult]:
+def mean_results(results: Sequence[ExamResult]) -> list[MeanResult]:
     """`greedy`, and `sampled` whatever the number of samples; where a capability has no such answers, not at all."""
-    capabilities = {one.capability for one in found}
+    capabilities = {result.capability for result in results}
     rows: list[MeanResult] = []
     for way in ("greedy", "sampled"):
-        for model in dict.fromkeys(one.model for one in found):
-            own: Mapping[str, list[ExamResult]] = defaultdict(list)
-            for one in found:
-                if one.model == model and (one.way == "greedy") == (way == "greedy"):
-                    own[one.capability].append(one)
-            if set(own) == capabilities:
-                accuracy = average([average([one.accuracy for one in several]) for several in own.values()])
-                gain = average([average([one.gain for one in several]) for several in own.values()])
+        for model in dict.fromkeys(result.model for result in results):
+            groups: dict[str, list[ExamResult]] = defaultdict(list)
+            for result in results:
+                if result.model == model and (result.way == "greedy") == (way == "greedy"):
+                    groups[result.capability].append(result)
+            # A mean over fewer capabilities would stand in one column with those over all of them.
+            if set(groups) == capabilities:
+                accuracy = average([average([exam.accuracy for exam in group]) for group in groups.values()])
+                gain = average([average([exam.gain for exam in group]) for group in groups.values()])
                 rows.append(MeanResult(model, way, accuracy, gain))
     return rows

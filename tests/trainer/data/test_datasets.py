@@ -32,8 +32,8 @@ def jpeg_cut_short() -> bytes:
 
 
 def ten_hours() -> bytes:
-    place = CLIP.index(b"\x44\x89\x88") + 3
-    return CLIP[:place] + struct.pack(">d", 36_000_000.0) + CLIP[place + 8 :]
+    offset = CLIP.index(b"\x44\x89\x88") + 3  # behind the mark and the length of Matroska's duration
+    return CLIP[:offset] + struct.pack(">d", 36_000_000.0) + CLIP[offset + 8 :]
 
 
 def write_lines(path: Path, rows: list[dict]) -> str:
@@ -268,8 +268,8 @@ def test_the_fingerprint_is_of_the_rows_wherever_and_however_they_lie(folder, ro
     assert len(prompts) == 4
     assert read(parquet_file(ROWS), columns=IMAGES).fingerprint == prompts.fingerprint
     moved = shutil.copytree(folder, tmp_path / "elsewhere")
-    found = read(str(moved / "rows.jsonl"), cache=tmp_path / "other cache", capability="other")
-    assert found.fingerprint == prompts.fingerprint
+    copy = read(str(moved / "rows.jsonl"), cache=tmp_path / "other cache", capability="other")
+    assert copy.fingerprint == prompts.fingerprint
 
 
 def test_every_change_of_a_row_changes_the_fingerprint(folder, rows_file, read):
@@ -284,26 +284,26 @@ def test_every_change_of_a_row_changes_the_fingerprint(folder, rows_file, read):
         [first | {"image": None}, *rest],
         [first | {"image": None, "video": ["red.png"]}, *rest],
     ]
-    found = {read(rows_file(*rows)).fingerprint for rows in changed}
+    fingerprints = {read(rows_file(*rows)).fingerprint for rows in changed}
     name = rows_file(*ROWS)
-    found |= {read(name).fingerprint, read(name, suffix="s").fingerprint, read(name, system="s").fingerprint}
+    fingerprints |= {read(name).fingerprint, read(name, suffix="s").fingerprint, read(name, system="s").fingerprint}
     (folder / "red.png").write_bytes(RED + b"\0")
-    assert len(found | {read(name).fingerprint}) == len(changed) + 4
+    assert len(fingerprints | {read(name).fingerprint}) == len(changed) + 4
 
 
 def test_bytes_in_the_rows_are_part_of_the_fingerprint(parquet_file, read):
     question = {"prompt": "q", "answer": "a"}
     names = (parquet_file([question | {"image": data}]) for data in (RED, BLUE))
-    one, other = (read(name, columns=IMAGES).fingerprint for name in names)
-    assert one != other
+    red, blue = (read(name, columns=IMAGES).fingerprint for name in names)
+    assert red != blue
 
 
 def test_keep_drops_and_counts_and_changes_the_fingerprint(rows_file, read):
     prompts = read(rows_file(*ROWS))
     unwanted = [prompts[0].messages, prompts[2].messages]
-    kept = prompts.keep(lambda found: "too-long" if found.messages in unwanted else None)
-    assert [prompt.answer for prompt in kept] == ["1", "3"]
-    assert kept.dropped == Counter({"too-long": 2})
-    assert kept.fingerprint == read(rows_file(ROWS[1], ROWS[3])).fingerprint != prompts.fingerprint
-    assert kept.place(1).endswith("rows.jsonl: row 4")
+    short = prompts.keep(lambda sizes: "too-long" if sizes.messages in unwanted else None)
+    assert [prompt.answer for prompt in short] == ["1", "3"]
+    assert short.dropped == Counter({"too-long": 2})
+    assert short.fingerprint == read(rows_file(ROWS[1], ROWS[3])).fingerprint != prompts.fingerprint
+    assert short.label(1).endswith("rows.jsonl: row 4")
     assert prompts.dropped == Counter()

@@ -5,13 +5,14 @@ import json
 from pathlib import Path
 
 import datasets
+import datasets.config
 import numpy as np
 import pytest
 from datasets import Dataset, Features, Image, List, Value, Video
 
 from adapters.errors import UserError
 from service.media import Limits, encode_image, encode_video
-from trainer.data.export import original, settings, write
+from trainer.data.export import original_rows, settings, write
 from trainer.data.prompts import Prompts
 from trainer.data.sources import open_prompts
 from trainer.recipe import CapabilityConfig, DatasetData, MiniatureData, Recipe, RewardConfig
@@ -59,14 +60,14 @@ def prompts_of(data: DatasetData | MiniatureData) -> Prompts:
 
 
 def ids(prompts: Prompts) -> list[str]:
-    return [prompts[place].id for place in range(len(prompts))]
+    return [prompts[index].id for index in range(len(prompts))]
 
 
-def exported(data: DatasetData | MiniatureData, out: Path, places: list[int] | None = None) -> list[dict]:
+def exported(data: DatasetData | MiniatureData, out: Path, indices: list[int] | None = None) -> list[dict]:
     """The rows of the file, after a recipe that was told to has read equal prompts from it."""
     prompts = prompts_of(data)
-    places = list(range(len(prompts))) if places is None else places
-    root = write(out, original(prompts, data), {place: {"pass_rate": 0.5} for place in places})
+    indices = list(range(len(prompts))) if indices is None else indices
+    root = write(out, original_rows(prompts, data), {index: {"pass_rate": 0.5} for index in indices})
     capability = CapabilityConfig(data=data, reward=RewardConfig(kind="exact"))
     recipe = Recipe.model_validate(
         {"name": "r", "base": {"name": "miniature"}, "method": {"kind": "rlvr"}, "capabilities": {"image": capability}}
@@ -75,7 +76,7 @@ def exported(data: DatasetData | MiniatureData, out: Path, places: list[int] | N
     path.write_text(recipe.model_dump_json())
     words = [word.removeprefix("--set=") for word in settings("image", capability, prompts, out, root)]
     again = prompts_of(load(path, words).capabilities["image"].data)
-    assert ids(again) == [ids(prompts)[place] for place in places]
+    assert ids(again) == [ids(prompts)[index] for index in indices]
     return [json.loads(line) for line in out.read_text().splitlines()]
 
 
@@ -84,9 +85,9 @@ def test_rows_keep_every_column_their_order_and_their_values(tmp_path, source) -
         QUESTION | {"id": number, "note": "é \ud800", "deep": {"list": [1, 2.5, None, True]}, "big": 10**30}
         for number in range(4)
     ]
-    found = exported(data_of(lines(source / "rows.jsonl", *rows)), tmp_path / "kept.jsonl", [0, 2, 3])
-    assert found == [rows[place] | {"pass_rate": 0.5} for place in (0, 2, 3)]
-    assert [list(row) for row in found] == [[*rows[0], "pass_rate"]] * 3
+    written = exported(data_of(lines(source / "rows.jsonl", *rows)), tmp_path / "kept.jsonl", [0, 2, 3])
+    assert written == [rows[index] | {"pass_rate": 0.5} for index in (0, 2, 3)]
+    assert [list(row) for row in written] == [[*rows[0], "pass_rate"]] * 3
     assert "é \\ud800" in (tmp_path / "kept.jsonl").read_text()
 
 
@@ -127,8 +128,8 @@ def test_paths_of_several_folders_start_from_the_one_above(tmp_path) -> None:
         (tmp_path / "set" / name).mkdir(parents=True)
         (tmp_path / "set" / name / "picture.png").write_bytes(data)
         lines(tmp_path / "set" / name / "metadata.jsonl", QUESTION | {"image": "picture.png"})
-    found = exported(data_of(tmp_path / "set", columns={"images": "image"}), tmp_path / "kept.jsonl")
-    assert [row["image"] for row in found] == ["a/picture.png", "b/picture.png"]
+    written = exported(data_of(tmp_path / "set", columns={"images": "image"}), tmp_path / "kept.jsonl")
+    assert [row["image"] for row in written] == ["a/picture.png", "b/picture.png"]
 
 
 def test_pictures_in_rows_become_files_beside_the_file(tmp_path, source) -> None:
@@ -157,7 +158,7 @@ def test_videos_and_frames_in_rows_become_files(tmp_path, source) -> None:
     frames = Features(TEXTS | {"video": List(List(Value("binary")))})
     name = parquet(source / "frames.parquet", [QUESTION | {"video": [[RED, BLUE], [BLUE, RED, RED]]}], frames)
     (row,) = exported(data_of(name, columns={"videos": "video"}), tmp_path / "frames.jsonl")
-    assert [len(film) for film in row["video"]] == [2, 3]
+    assert [len(video) for video in row["video"]] == [2, 3]
 
 
 def test_media_in_a_column_of_objects_are_found_there(tmp_path, source) -> None:
@@ -182,10 +183,10 @@ def test_where_some_pictures_lie_in_rows_all_paths_start_from_the_file(tmp_path,
         ("kept.jsonl", "set/red.png"),
         ("set/kept.jsonl", {"bytes": None, "path": "red.png"}),
     ):
-        found = [row["image"] for row in exported(data, tmp_path / out)]
-        assert found[0] == found[2]
-        assert found[0] == first or found[0].startswith(first)
-        assert found[1].startswith("kept.media/")
+        images = [row["image"] for row in exported(data, tmp_path / out)]
+        assert images[0] == images[2]
+        assert images[0] == first or images[0].startswith(first)
+        assert images[1].startswith("kept.media/")
 
 
 def test_what_json_has_no_form_for_is_its_text(tmp_path, source) -> None:
@@ -197,8 +198,8 @@ def test_what_json_has_no_form_for_is_its_text(tmp_path, source) -> None:
 @pytest.mark.parametrize("name", ["text", "image", "video"])
 def test_questions_of_the_miniature_become_rows_of_equal_prompts(tmp_path, name: str) -> None:
     data = MiniatureData(type="miniature", name=name, size=6)
-    found = exported(data, tmp_path / "kept.jsonl", [1, 4])
-    assert [set(row) - {"images", "videos"} for row in found] == [{"prompt", "answer", "pass_rate"}] * 2
+    written = exported(data, tmp_path / "kept.jsonl", [1, 4])
+    assert [set(row) - {"images", "videos"} for row in written] == [{"prompt", "answer", "pass_rate"}] * 2
 
 
 def test_what_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path, source) -> None:
@@ -208,5 +209,5 @@ def test_what_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path, source)
     data = data_of(name, columns={"images": "image"})
     prompts = prompts_of(data)
     with pytest.raises(UserError, match=r"kept\.media.*: cannot be written: "):
-        write(tmp_path / "kept.jsonl", original(prompts, data), {0: {"pass_rate": 0.5}})
+        write(tmp_path / "kept.jsonl", original_rows(prompts, data), {0: {"pass_rate": 0.5}})
     assert not list(tmp_path.glob("*kept.jsonl*"))

@@ -41,8 +41,8 @@ def prompts(tmp_path):
         (tmp_path / f"{frames}.mkv").write_bytes(encode_video(clip, 4.0))
     media = [{}, *({"image": f"{height}.png"} for height in (40, 300)), *({"video": f"{n}.mkv"} for n in (2, 9, 40))]
     media.append({"image": ["40.png", "300.png"], "video": "9.mkv"})
-    rows = [{"prompt": f"{number} of them?", "answer": "1", "image": None, "video": None} | one
-            for number, one in enumerate(media)]  # fmt: skip
+    rows = [{"prompt": f"{number} of them?", "answer": "1", "image": None, "video": None} | cells
+            for number, cells in enumerate(media)]  # fmt: skip
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return load(str(path), capability="mixed", columns=COLUMNS)
@@ -52,7 +52,7 @@ def true_length(prompt, processor) -> int:
     images = [decode_image(data, PIXELS.limits, PIXELS.images) for data in prompt.images]
     videos = [decode_video(data, PIXELS.limits, PIXELS.sampling, PIXELS.videos) for data in prompt.videos]
     text = processor.apply_chat_template(list(prompt.messages), add_generation_prompt=True, tokenize=False)
-    made = processor(
+    inputs = processor(
         text=[text],
         images=images or None,
         videos=[video.frames_THWC for video in videos] or None,
@@ -63,25 +63,25 @@ def true_length(prompt, processor) -> int:
             "video_metadata": [video.metadata() for video in videos] or None,
         },
     )
-    return len(made["input_ids"][0])
+    return len(inputs["input_ids"][0])
 
 
-def longest_kept(prompts, place, tokenizer) -> int:
+def counted_length(prompts, index, tokenizer) -> int:
     """The smallest limit that keeps a prompt."""
     low, high = 1, 2000
     while low < high:
         most = (low + high) // 2
         try:
-            kept = prompts[place].id in {one.id for one in within(prompts, "mixed", tokenizer, MEDIA, most)}
+            fits = prompts[index].id in {prompt.id for prompt in within(prompts, "mixed", tokenizer, MEDIA, most)}
         except UserError:
-            kept = False
-        low, high = (low, most) if kept else (most + 1, high)
+            fits = False
+        low, high = (low, most) if fits else (most + 1, high)
     return low
 
 
 def test_text_and_images_are_counted_exactly_and_videos_never_too_low(prompts, tokenizer, processor) -> None:
-    for place, prompt in enumerate(prompts):
-        counted, true = longest_kept(prompts, place, tokenizer), true_length(prompt, processor)
+    for index, prompt in enumerate(prompts):
+        counted, true = counted_length(prompts, index, tokenizer), true_length(prompt, processor)
         if prompt.videos:
             assert true <= counted <= 1.6 * true + 20
         else:
@@ -89,9 +89,9 @@ def test_text_and_images_are_counted_exactly_and_videos_never_too_low(prompts, t
 
 
 def test_what_is_too_long_is_dropped_and_counted(prompts, tokenizer) -> None:
-    kept = within(prompts, "mixed", tokenizer, MEDIA, longest_kept(prompts, 1, tokenizer))
-    assert [prompt.id for prompt in kept] == [prompts[0].id, prompts[1].id]
-    ((why, count),) = kept.dropped.items()
+    short = within(prompts, "mixed", tokenizer, MEDIA, counted_length(prompts, 1, tokenizer))
+    assert [prompt.id for prompt in short] == [prompts[0].id, prompts[1].id]
+    ((why, count),) = short.dropped.items()
     assert (why.startswith("more than rollout.max_prompt_tokens = "), count) == (True, 5)
     with pytest.raises(
         UserError, match=r"no prompt is left, most have more than rollout\.max_prompt_tokens = 3 tokens"
@@ -100,6 +100,6 @@ def test_what_is_too_long_is_dropped_and_counted(prompts, tokenizer) -> None:
 
 
 def test_a_prompt_has_no_more_media_than_the_engine_takes(prompts, tokenizer) -> None:
-    kept = within(prompts, "mixed", tokenizer, MEDIA.model_copy(update={"max_images": 1, "max_videos": 0}), 2000)
-    assert [prompt.id for prompt in kept] == [prompts[place].id for place in (0, 1, 2)]
-    assert kept.dropped == {"more than media.max_images = 1 images": 1, "more than media.max_videos = 0 videos": 3}
+    short = within(prompts, "mixed", tokenizer, MEDIA.model_copy(update={"max_images": 1, "max_videos": 0}), 2000)
+    assert [prompt.id for prompt in short] == [prompts[index].id for index in (0, 1, 2)]
+    assert short.dropped == {"more than media.max_images = 1 images": 1, "more than media.max_videos = 0 videos": 3}

@@ -135,14 +135,14 @@ def test_a_step_gets_the_same_prompts_whatever_was_drawn_before(step, count):
 
 def test_each_seed_branch_epoch_and_data_set_has_its_own_order():
     first = draw(numbered(50), seed=1, branch="text", step=0, count=50)
-    others = [
+    further = [
         draw(numbered(50), seed=2, branch="text", step=0, count=50),
         draw(numbered(50), seed=1, branch="image", step=0, count=50),
         draw(numbered(50), seed=1, branch="text", step=1, count=50),
         draw(PromptList(numbered(51).prompts[1:]), seed=1, branch="text", step=0, count=50),
     ]
-    assert all(sorted(other) == sorted(first) for other in others)
-    assert len({first, *others}) == 5
+    assert all(sorted(order) == sorted(first) for order in further)
+    assert len({first, *further}) == 5
 
 
 def test_the_order_never_changes_between_releases():

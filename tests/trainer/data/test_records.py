@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import datasets
+import datasets.config
 import huggingface_hub.constants
 import pytest
 from datasets import Dataset, Features, Image, List, Value
@@ -35,8 +36,8 @@ def _quiet_datasets():
 @pytest.fixture
 def rows_of(tmp_path):
     def read(path, **options) -> list[dict]:
-        found = read_records(str(path), cache=tmp_path / "cache", **options)
-        return [dict(row) for records in found for row in records.rows]
+        tables = read_records(str(path), cache=tmp_path / "cache", **options)
+        return [dict(row) for records in tables for row in records.rows]
 
     return read
 

@@ -13,9 +13,9 @@ from trainer.recipe import Columns, DatasetData, MiniatureData
 
 def test_the_miniature_answers_to_its_name() -> None:
     data = MiniatureData(type="miniature", name="text", size=5, level=1)
-    found = open_prompts("sums", data, seed=1, limits=Limits())
-    assert len(found) == 5
-    assert {found[place].capability for place in range(5)} == {"sums"}
+    prompts = open_prompts("sums", data, seed=1, limits=Limits())
+    assert len(prompts) == 5
+    assert {prompts[index].capability for index in range(5)} == {"sums"}
 
 
 def test_a_file_is_read_through_the_recipes_columns(tmp_path: Path) -> None:
@@ -24,9 +24,9 @@ def test_a_file_is_read_through_the_recipes_columns(tmp_path: Path) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     columns = Columns(prompt="problem", answer="solution")
     data = DatasetData(type="dataset", name=str(file), columns=columns, limit=3, suffix="In a box.")
-    found = open_prompts("sums", data, seed=0, limits=Limits())
-    assert [found[place].answer for place in range(3)] == ["0", "2", "4"]
-    assert found[2].messages == ({"role": "user", "content": [{"type": "text", "text": "2 + 2?\nIn a box."}]},)
+    prompts = open_prompts("sums", data, seed=0, limits=Limits())
+    assert [prompts[index].answer for index in range(3)] == ["0", "2", "4"]
+    assert prompts[2].messages == ({"role": "user", "content": [{"type": "text", "text": "2 + 2?\nIn a box."}]},)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from adapters.errors import UserError
 from service.media import Limits
 from trainer.data.generated import prompts
-from trainer.data.held_out import measured, trained
+from trainer.data.held_out import held_out_prompts, training_prompts
 from trainer.evaluation.exams import (
     Decoding,
     Exam,
@@ -53,25 +53,25 @@ def ids(prompts) -> list[str]:
 
 def test_rows_that_are_measured_on_are_not_trained_on(tmp_path: Path) -> None:
     capability = file_of(100, tmp_path)
-    held = ids(measured("sums", capability, 12, limits=Limits()))
-    left = ids(trained("sums", capability, 12, seed=5, limits=Limits()))
+    held = ids(held_out_prompts("sums", capability, 12, limits=Limits()))
+    left = ids(training_prompts("sums", capability, 12, seed=5, limits=Limits()))
     assert (len(held), len(left)) == (12, 88)
     assert not set(held) & set(left)
-    assert ids(measured("sums", capability, 12, limits=Limits(), most=5)) == held[:5]
+    assert ids(held_out_prompts("sums", capability, 12, limits=Limits(), most=5)) == held[:5]
 
 
 def test_at_most_a_fifth_of_the_rows_is_held_out(tmp_path: Path) -> None:
     capability = file_of(20, tmp_path)
-    assert len(measured("sums", capability, 256, limits=Limits())) == 4
-    assert len(trained("sums", capability, 256, seed=0, limits=Limits())) == 16
+    assert len(held_out_prompts("sums", capability, 256, limits=Limits())) == 4
+    assert len(training_prompts("sums", capability, 256, seed=0, limits=Limits())) == 16
 
 
 def test_equal_rows_are_on_the_same_side(tmp_path: Path) -> None:
     capability = file_of(20, tmp_path)
     path = Path(capability.data.name)
     path.write_text(path.read_text() * 3)
-    held = ids(measured("sums", capability, 4, limits=Limits()))
-    left = ids(trained("sums", capability, 4, seed=0, limits=Limits()))
+    held = ids(held_out_prompts("sums", capability, 4, limits=Limits()))
+    left = ids(training_prompts("sums", capability, 4, seed=0, limits=Limits()))
     assert len(held) == len(set(held)) == 4
     assert len(left) == 48
     assert not set(held) & set(left)
@@ -79,15 +79,15 @@ def test_equal_rows_are_on_the_same_side(tmp_path: Path) -> None:
 
 def test_too_few_rows_to_hold_any_out_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"capabilities\.sums\.data: 4 rows are too few .*\.held_out"):
-        measured("sums", file_of(4, tmp_path), 256, limits=Limits())
+        held_out_prompts("sums", file_of(4, tmp_path), 256, limits=Limits())
 
 
 def test_data_of_its_own_leaves_all_rows_to_train_on(tmp_path: Path) -> None:
     capability = file_of(20, tmp_path)
     own = capability.model_copy(update={"held_out": MiniatureData(type="miniature", name="text", size=7)})
-    assert len(trained("sums", own, 5, seed=0, limits=Limits())) == 20
-    assert len(measured("sums", own, 5, limits=Limits())) == 5
-    assert len(measured("sums", own, 500, limits=Limits())) == 7
+    assert len(training_prompts("sums", own, 5, seed=0, limits=Limits())) == 20
+    assert len(held_out_prompts("sums", own, 5, limits=Limits())) == 5
+    assert len(held_out_prompts("sums", own, 500, limits=Limits())) == 7
 
 
 def test_the_miniature_is_measured_on_its_validation_split_whatever_the_seed() -> None:
@@ -105,8 +105,8 @@ def test_the_miniature_makes_up_other_questions_for_another_draw_and_a_data_set_
     assert ids(other.prompts) == ids(again.prompts)
     assert not set(ids(first.prompts)) & set(ids(other.prompts))
     capability = file_of(20, tmp_path)
-    assert ids(measured("sums", capability, 12, limits=Limits(), draw=1)) == ids(
-        measured("sums", capability, 12, limits=Limits())
+    assert ids(held_out_prompts("sums", capability, 12, limits=Limits(), draw=1)) == ids(
+        held_out_prompts("sums", capability, 12, limits=Limits())
     )
 
 

@@ -18,6 +18,7 @@ from trainer.miniature.question import (
     LEVELS,
     SPLIT_SHARES,
     Question,
+    Split,
     calculate,
     draw,
     miscalculate,
@@ -33,7 +34,7 @@ SPLITS = [split for split, _ in SPLIT_SHARES]
 Pixels = NDArray[np.uint8]
 
 
-def take(name: str, split: str, count: int, level: int | None = None, seed: int = 0) -> list[Question]:
+def take(name: str, split: Split, count: int, level: int | None = None, seed: int = 0) -> list[Question]:
     return list(itertools.islice(questions(capability(name), split, seed, level), count))
 
 

@@ -84,10 +84,10 @@ def test_what_has_no_columns_for_the_recipe_is_prepared_and_nothing_else():
 
 def test_a_video_of_the_most_frames_fits_with_its_question():
     from trainer.data.lengths import most_video_tokens, pixels_of
-    from trainer.data.rows import Clip
+    from trainer.data.rows import VideoHeader
 
     longest = max(
-        most_video_tokens(Clip(size, None), pixels_of(RECIPE.media), stamp=10)
+        most_video_tokens(VideoHeader(size, None), pixels_of(RECIPE.media), stamp=10)
         for size in ((720, 1280), (1080, 1920), (480, 640), (1280, 720))
     )
     assert longest + 1024 <= RECIPE.rollout.max_prompt_tokens
