@@ -32,7 +32,7 @@ def write_adapter(folder, fill=0.0, *, rank=1):
 
 @contextmanager
 def store_in_use(root, folders):
-    """Its lock is held. text@1 and 2, image@1, and an upload on its way."""
+    """A store whose lock is held, with text@1 and 2, image@1, and an upload on its way."""
     base = base_digest(locate("miniature"))
     with Store(root, base) as store:
         store.start("text")
@@ -41,14 +41,13 @@ def store_in_use(root, folders):
             staged = store.stage()
             for file in ADAPTER_FILES:
                 shutil.copyfile(folders[name] / file, staged / file)
-            files = {file: _entry_of(staged / file) for file in ADAPTER_FILES}
+            content = {file: (staged / file).read_bytes() for file in ADAPTER_FILES}
+            files = {
+                file: FileEntry(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))
+                for file, data in content.items()
+            }
             digest, now = adapter_digest(files), datetime.now(UTC)
             parts = {"branch": name, "revision": revision, "parent": revision - 1, "base": base, "created": now}
             store.commit(staged, Manifest(**parts, digest=digest, files=files))
         store.stage()
         yield store
-
-
-def _entry_of(path):
-    data = path.read_bytes()
-    return FileEntry(sha256=hashlib.sha256(data).hexdigest(), bytes=len(data))

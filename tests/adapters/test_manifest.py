@@ -1,3 +1,5 @@
+"""Manifests and digests: what survives the disk, and every damage that is found."""
+
 import hashlib
 import json
 import shutil
@@ -65,8 +67,8 @@ def test_the_digest_is_what_a_shell_computes(tmp_path):
 def test_the_optimiser_is_no_part_of_the_digest(tmp_path):
     files = write_files(tmp_path)
     assert adapter_digest(files) == adapter_digest({name: files[name] for name in (CONFIG, WEIGHTS)})
-    other = files | {WEIGHTS: files[OPTIMISER]}
-    assert adapter_digest(files) != adapter_digest(other)
+    changed = files | {WEIGHTS: files[OPTIMISER]}
+    assert adapter_digest(files) != adapter_digest(changed)
 
 
 @pytest.mark.parametrize(
@@ -106,9 +108,9 @@ def damage_bit(path):
 
 
 def replace_by_link(path):
-    other = path.with_name("elsewhere")
-    path.rename(other)
-    path.symlink_to(other)
+    elsewhere = path.with_name("elsewhere")
+    path.rename(elsewhere)
+    path.symlink_to(elsewhere)
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,5 @@
+"""Merges against their formulas in float64, against PEFT, and what they refuse."""
+
 import itertools
 import json
 import shutil
@@ -68,7 +70,7 @@ def base32(tmp_path_factory):
     return open_base(folder, "base32")
 
 
-def mix_of(base, folders, **settings):
+def plan_of(base, folders, **settings):
     settings = {"weights": WEIGHTS_GIVEN, "scale": SCALE} | settings
     return make_merge_plan([open_folder(folder, base) for folder in folders.values()], **settings)
 
@@ -77,41 +79,41 @@ def weights_of(folder):
     return {key: value for path in sorted(folder.glob("*.safetensors")) for key, value in load_file(path).items()}
 
 
-def literal_deltas(folders):
+def literal_deltas(folders) -> dict[str, dict[str, torch.Tensor]]:
     """scale_k B_k A_k in float64, by adapter and by key of the base."""
-    found = {}
+    deltas = {}
     for name, folder in folders.items():
         rank, alpha, rslora = KINDS[name]
         scale = alpha / rank**0.5 if rslora else alpha / rank
         factors = load_file(folder / WEIGHTS)
-        found[name] = {
+        deltas[name] = {
             key.removeprefix(PREFIX).replace(".lora_A", ""): scale
             * factors[key.replace("lora_A", "lora_B")].double()
             @ factors[key].double()
             for key in factors
             if ".lora_A." in key
         }
-    return found
+    return deltas
 
 
-def literal_delta(folders, weights=WEIGHTS_GIVEN, scale=SCALE):
-    deltas, total = literal_deltas(folders), sum(weights.values())
+def literal_delta(folders) -> dict[str, torch.Tensor]:
+    deltas, total = literal_deltas(folders), sum(WEIGHTS_GIVEN.values())
     return {
-        key: scale * sum(weights[name] / total * deltas[name][key] for name in deltas)
-        for key in next(iter(deltas.values()))
+        key: SCALE * torch.stack([WEIGHTS_GIVEN[name] / total * deltas[name][key] for name in deltas]).sum(0)
+        for key in deltas["text"]
     }
 
 
 @pytest.fixture(scope="module")
 def folded32(base32, folders, tmp_path_factory):
     folder = tmp_path_factory.mktemp("merged") / "folded32"
-    return folder, fold(base32, mix_of(base32, folders), folder)
+    return folder, fold(base32, plan_of(base32, folders), folder)
 
 
 @pytest.fixture(scope="module")
 def stacked(base32, folders, tmp_path_factory):
     folder = tmp_path_factory.mktemp("merged") / "stacked"
-    write_adapter(base32, mix_of(base32, folders), folder)
+    write_adapter(base32, plan_of(base32, folders), folder)
     return folder
 
 
@@ -138,19 +140,16 @@ def test_it_is_what_pefts_cat_merges(base32, folders, folded32) -> None:
     from peft import PeftModel
 
     total = sum(WEIGHTS_GIVEN.values())
-    peft = None
-    for name, folder in folders.items():
-        if peft is None:
-            peft = PeftModel.from_pretrained(load_plain(base32.folder), folder, adapter_name=name)
-        else:
-            peft.load_adapter(folder, adapter_name=name)
+    peft = PeftModel.from_pretrained(load_plain(base32.folder), folders["text"], adapter_name="text")
+    for name in ("image", "video"):
+        peft.load_adapter(folders[name], adapter_name=name)
     shares = [SCALE * weight / total for weight in WEIGHTS_GIVEN.values()]
     peft.add_weighted_adapter(list(folders), shares, "merged", combination_type="cat")
     peft.set_adapter("merged")
-    theirs = peft.merge_and_unload().state_dict()
-    ours = load_plain(folded32[0]).state_dict()
-    assert ours.keys() == theirs.keys()
-    assert max(float((ours[key] - theirs[key]).abs().max()) for key in ours) < 1e-6
+    expected = peft.merge_and_unload().state_dict()
+    folded = load_plain(folded32[0]).state_dict()
+    assert folded.keys() == expected.keys()
+    assert max(float((folded[key] - expected[key]).abs().max()) for key in folded) < 1e-6
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 0.05)])
@@ -162,15 +161,15 @@ def test_a_folded_checkpoint_answers_as_the_stacked_adapter(
     folder, base = folded32[0], base32
     if dtype == "bfloat16":
         folder, base = tmp_path / "folded16", base16
-        fold(base, mix_of(base, folders), folder)
+        fold(base, plan_of(base, folders), folder)
     ids = torch.randint(0, 256, (2, 40), generator=torch.Generator().manual_seed(3))
     with torch.inference_mode():
         plain = load_plain(base.folder)
         untouched = plain(input_ids=ids).logits
         expected = PeftModel.from_pretrained(plain, stacked).eval()(input_ids=ids).logits
-        found = load_plain(folder)(input_ids=ids).logits
-    assert (found - expected).abs().max() < tolerance
-    assert (untouched - expected).abs().mean() > 20 * (found - expected).abs().mean()
+        folded = load_plain(folder)(input_ids=ids).logits
+    assert (folded - expected).abs().max() < tolerance
+    assert (untouched - expected).abs().mean() > 20 * (folded - expected).abs().mean()
 
 
 def test_the_stacked_adapter_is_a_valid_one_and_exact(base32, folders, stacked) -> None:
@@ -179,12 +178,12 @@ def test_the_stacked_adapter_is_a_valid_one_and_exact(base32, folders, stacked) 
     factors, delta = load_file(stacked / WEIGHTS), literal_delta(folders)
     for key, expected in delta.items():
         module = PREFIX + key.removesuffix(".weight")
-        found = factors[f"{module}.lora_B.weight"].double() @ factors[f"{module}.lora_A.weight"].double()
-        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+        product = factors[f"{module}.lora_B.weight"].double() @ factors[f"{module}.lora_A.weight"].double()
+        torch.testing.assert_close(product, expected, atol=1e-6, rtol=0)
 
 
 def test_one_cast_and_a_record_that_says_what_it_did(base16, folders, tmp_path) -> None:
-    record = fold(base16, mix_of(base16, folders), tmp_path / "out")
+    record = fold(base16, plan_of(base16, folders), tmp_path / "out")
     before, after, delta = weights_of(MINIATURE), weights_of(tmp_path / "out"), literal_delta(folders)
     exact = {key: before[key].double() + delta[key] for key in delta}
     wrong = sum(int((after[key] != exact[key].to(torch.bfloat16)).sum()) for key in delta)
@@ -217,20 +216,20 @@ def test_inner_products_need_no_delta() -> None:
     torch.testing.assert_close(inner_products(pairs), deltas @ deltas.T, atol=1e-5, rtol=1e-5)
 
 
-def test_svd_is_the_nearest_of_its_rank_and_its_adapter_is_what_is_folded(base32, folders, tmp_path) -> None:
-    mix = mix_of(base32, folders, method="svd", rank=5)
-    write_adapter(base32, mix, tmp_path / "adapter")
-    record = fold(base32, mix, tmp_path / "out")
+def test_svd_is_the_nearest_of_its_rank_folded_or_as_adapter(base32, folders, tmp_path) -> None:
+    plan = plan_of(base32, folders, method="svd", rank=5)
+    write_adapter(base32, plan, tmp_path / "adapter")
+    record = fold(base32, plan, tmp_path / "out")
     assert (record.method, record.rank, check_adapter(tmp_path / "adapter", base32.shape, 5).rank) == ("svd", 5, 5)
-    factors, before, after = load_file(tmp_path / "adapter" / WEIGHTS), weights_of(base32.folder), {}
+    factors, before = load_file(tmp_path / "adapter" / WEIGHTS), weights_of(base32.folder)
     after = weights_of(tmp_path / "out")
     for key, delta in literal_delta(folders).items():
         left, values, right = torch.linalg.svd(delta, full_matrices=False)
         nearest = left[:, :5] * values[:5] @ right[:5]
         module = PREFIX + key.removesuffix(".weight")
-        found = factors[f"{module}.lora_B.weight"] @ factors[f"{module}.lora_A.weight"]
-        torch.testing.assert_close(found.double(), nearest, atol=2e-6, rtol=0)
-        torch.testing.assert_close(after[key], before[key] + found, atol=1e-6, rtol=0)
+        product = factors[f"{module}.lora_B.weight"] @ factors[f"{module}.lora_A.weight"]
+        torch.testing.assert_close(product.double(), nearest, atol=2e-6, rtol=0)
+        torch.testing.assert_close(after[key], before[key] + product, atol=1e-6, rtol=0)
 
 
 def test_a_projection_smaller_than_the_rank_is_padded() -> None:
@@ -243,29 +242,29 @@ def test_a_projection_smaller_than_the_rank_is_padded() -> None:
 def test_ties_with_equal_weights_is_pefts() -> None:
     from peft.utils.merge_utils import ties as reference
 
-    deltas = torch.randn(3, 20, 30, generator=torch.Generator().manual_seed(1))
-    expected = reference([*deltas.clone()], torch.ones(3), density=0.4)
+    deltas = [*torch.randn(3, 20, 30, generator=torch.Generator().manual_seed(1))]
+    expected = reference([delta.clone() for delta in deltas], torch.ones(3), density=0.4)
     torch.testing.assert_close(ties(deltas, [trim_threshold(delta, 0.4) for delta in deltas], [1 / 3] * 3), expected)
 
 
 def test_ties_with_weights_is_the_weighted_mean_of_those_that_agree() -> None:
     shares = [0.6, 0.3, 0.1]
-    deltas = torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(2))
-    trimmed = deltas.clone()
+    deltas = [*torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(2))]
+    trimmed = torch.stack(deltas)
     for delta in trimmed:
         delta[delta.abs() < delta.abs().flatten().sort().values[-10]] = 0
-    found = ties(deltas, [trim_threshold(delta, 0.5) for delta in deltas], shares)
+    merged = ties(deltas, [trim_threshold(delta, 0.5) for delta in deltas], shares)
     for row, column in itertools.product(range(4), range(5)):
         values = trimmed[:, row, column].tolist()
         elected = np.sign(sum(w * v for w, v in zip(shares, values, strict=True)))
         agreeing = [(w, v) for w, v in zip(shares, values, strict=True) if v and np.sign(v) == elected]
         expected = sum(w * v for w, v in agreeing) / sum(w for w, _ in agreeing) if agreeing else 0.0
-        assert float(found[row, column]) == pytest.approx(expected, abs=1e-6)
+        assert float(merged[row, column]) == pytest.approx(expected, abs=1e-6)
 
 
 def test_ties_is_folded_and_makes_no_adapter(base32, folders, tmp_path) -> None:
-    mix = mix_of(base32, folders, method="ties", density=0.3)
-    fold(base32, mix, tmp_path / "out")
+    plan = plan_of(base32, folders, method="ties", density=0.3)
+    fold(base32, plan, tmp_path / "out")
     before, after, deltas = weights_of(base32.folder), weights_of(tmp_path / "out"), literal_deltas(folders)
     shares = [weight / 3.5 for weight in WEIGHTS_GIVEN.values()]
     for key in deltas["text"]:
@@ -274,7 +273,7 @@ def test_ties_is_folded_and_makes_no_adapter(base32, folders, tmp_path) -> None:
         wrong = (after[key] - before[key] - expected).abs() > 1e-6
         assert wrong.double().mean() < 1e-3  # entries at the threshold may fall on either side of it
     with pytest.raises(UserError, match="ties makes no adapter"):
-        write_adapter(base32, mix, tmp_path / "adapter")
+        write_adapter(base32, plan, tmp_path / "adapter")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -309,15 +308,15 @@ def test_revisions_of_a_store_in_use_are_read_and_nothing_is_touched(store, base
     before = listing(store.root)
     branches = [open_revision(store.root, Ref.parse(name), base16) for name in ("text", "image@1")]
     record = fold(base16, make_merge_plan(branches, {}), tmp_path / "out")
-    assert [(one.source, one.share) for one in record.branches] == [("text@2", 0.5), ("image@1", 0.5)]
+    assert [(branch.source, branch.share) for branch in record.branches] == [("text@2", 0.5), ("image@1", 0.5)]
     assert record.branches[0].digest == store.branch("text").live[2].digest
     assert listing(store.root) == before
 
 
 def test_a_revision_retired_after_it_was_opened_is_still_merged(store, base16, tmp_path) -> None:
-    mix = make_merge_plan([open_revision(store.root, Ref("text", 1), base16)], {})
+    plan = make_merge_plan([open_revision(store.root, Ref("text", 1), base16)], {})
     store.retire(Ref("text", 1))
-    fold(base16, mix, tmp_path / "out")
+    fold(base16, plan, tmp_path / "out")
     with pytest.raises(UserError, match="text@1 is not there, or retired"):
         open_revision(store.root, Ref("text", 1), base16)
 
@@ -351,7 +350,7 @@ def test_an_existing_target_is_refused_and_kept(kind, base16, folders, tmp_path)
     {"folder": target.mkdir, "file": target.touch, "link": lambda: target.symlink_to("nowhere")}[kind]()
     for make in (fold, write_adapter):
         with pytest.raises(UserError, match=r"out: exists; name a new folder$"):
-            make(base16, mix_of(base16, folders), target)
+            make(base16, plan_of(base16, folders), target)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -361,14 +360,14 @@ def small_disk(tmp_path):
         yield folder
 
 
-@pytest.mark.parametrize("room", [0, 2**12, 2**20, 5 * 2**20])
-def test_a_full_disk_is_one_line_and_leaves_nothing(room, base16, folders, small_disk) -> None:
-    ballast = disks.fill(small_disk, room)
+@pytest.mark.parametrize("free", [0, 2**12, 2**20, 5 * 2**20])
+def test_a_full_disk_is_one_line_and_leaves_nothing(free, base16, folders, small_disk) -> None:
+    ballast = disks.fill(small_disk, free)
     with pytest.raises(DiskFullError, match="free some room"):
-        fold(base16, mix_of(base16, folders), small_disk / "out")
+        fold(base16, plan_of(base16, folders), small_disk / "out")
     assert [path.name for path in small_disk.iterdir()] == [ballast.name]
     ballast.unlink()
-    fold(base16, mix_of(base16, folders), small_disk / "out")
+    fold(base16, plan_of(base16, folders), small_disk / "out")
 
 
 @pytest.mark.parametrize(("dtype", "scale"), [(torch.float16, 1e7), (torch.float32, 1e39)])
@@ -379,7 +378,7 @@ def test_weights_beyond_the_dtype_are_refused(dtype, scale, folders, tmp_path) -
     save_file(tensors, folder / "model.safetensors")
     base = open_base(folder, "base")
     with pytest.raises(UserError, match="take a lower --scale"):
-        fold(base, mix_of(base, folders, scale=scale), tmp_path / "out")
+        fold(base, plan_of(base, folders, scale=scale), tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["base"]
 
 
@@ -399,7 +398,7 @@ def test_weights_beyond_the_dtype_are_refused(dtype, scale, folders, tmp_path) -
 )
 def test_wrong_numbers_are_one_line(settings, reason, base16, folders) -> None:
     with pytest.raises(UserError, match=reason) as error:
-        mix_of(base16, folders, **settings)
+        plan_of(base16, folders, **settings)
     assert "\n" not in str(error.value)
 
 

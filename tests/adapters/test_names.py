@@ -1,3 +1,5 @@
+"""Names and references: one spelling for each, and every hostile one refused in a line."""
+
 import subprocess
 import sys
 

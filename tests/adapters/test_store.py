@@ -1,3 +1,5 @@
+"""The store on disk: what reopening finds, after every damage and every interruption."""
+
 import hashlib
 import json
 import os
@@ -84,8 +86,8 @@ def test_moments_stay_for_the_two_newest_and_for_phase_ends(root):
     with Store(root, BASE) as store:
         for revision in range(1, 6):
             publish(store, "image", revision, meta={"phase_end": revision == 2})
-        kept = [path.parent.name for path in sorted(root.glob(f"image/*/{OPTIMISER}"))]
-        assert kept == ["2", "4", "5"]
+        revisions = [path.parent.name for path in sorted(root.glob(f"image/*/{OPTIMISER}"))]
+        assert revisions == ["2", "4", "5"]
     with Store(root, BASE) as store:
         assert state(store)["image"] == (5, [1, 2, 3, 4, 5], [])
 
@@ -108,6 +110,7 @@ def test_a_second_process_is_refused_and_the_lock_dies_with_its_holder(root):
         text=True,
     )
     with holder:
+        assert holder.stdout is not None
         assert holder.stdout.readline() == "open\n"
         assert f"another service (process {holder.pid}) writes it" in message(root)
         holder.kill()
@@ -273,10 +276,10 @@ def test_a_retired_revision_leaves_its_manifest(root):
         assert {path.name for path in (root / "image/1").iterdir()} == {MANIFEST, "retired"}
 
 
-def test_a_store_has_one_id_for_ever_and_no_other_store_has_it(root, tmp_path):
-    with Store(root, BASE) as store, Store(tmp_path / "other", BASE) as other:
+def test_a_stores_id_is_its_own_for_ever(root, tmp_path):
+    with Store(root, BASE) as store, Store(tmp_path / "second", BASE) as second:
         id = store.id
-        assert id != other.id
+        assert id != second.id
     with Store(root, BASE) as store:
         assert store.id == id
     (root / ".id").write_text("")

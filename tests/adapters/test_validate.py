@@ -1,9 +1,12 @@
+"""What an adapter must be: PEFT's own is valid, and every other shape, setting and file is named."""
+
 import json
 import pickle
 import struct
 import zipfile
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -227,10 +230,10 @@ def test_a_header_whose_length_looks_like_a_pickle_is_none(tmp_path):
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(place=st.integers(0, 7000), patch=st.binary(min_size=1, max_size=12))
-def test_no_damage_to_a_header_ends_in_anything_but_a_list(adapter, saved_by_peft, place, patch):
+@given(start=st.integers(0, 7000), patch=st.binary(min_size=1, max_size=12))
+def test_no_damage_to_a_header_ends_in_anything_but_a_list(adapter, saved_by_peft, start, patch):
     data = bytearray((saved_by_peft / WEIGHTS).read_bytes())
-    data[place : place + len(patch)] = patch
+    data[start : start + len(patch)] = patch
     (adapter / WEIGHTS).write_bytes(data)
     with suppress(InvalidAdapterError):
         check_adapter(adapter, BASE, 8)
@@ -261,7 +264,8 @@ def test_the_served_copy_is_the_master_in_the_engines_dtype(adapter, tmp_path):
     from safetensors.torch import load_file as load_torch
 
     masters = load_torch(adapter / WEIGHTS)
-    for name, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
+    dtypes: dict[Literal["bfloat16", "float32"], torch.dtype] = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+    for name, dtype in dtypes.items():
         served_copy(adapter, tmp_path / "cache" / name, name)
         copy = load_torch(tmp_path / "cache" / name / WEIGHTS)
         assert copy.keys() == masters.keys()
@@ -284,5 +288,5 @@ def test_the_engine_reads_the_served_copy_as_it_was_checked(adapter, tmp_path):
     configure(adapter, use_rslora=True)
     checked = check_adapter(adapter, BASE, 8)
     served_copy(adapter, tmp_path / "image@1", "bfloat16")
-    theirs = PEFTHelper.from_local_dir(str(tmp_path / "image@1"), 256)
-    assert (theirs.r, theirs.vllm_lora_scaling_factor) == (checked.rank, checked.scale)
+    helper = PEFTHelper.from_local_dir(str(tmp_path / "image@1"), 256)
+    assert (helper.r, helper.vllm_lora_scaling_factor) == (checked.rank, checked.scale)

@@ -1,3 +1,5 @@
+"""The client against a service that answers as each test wants: tries, deadlines, uploads, refusals."""
+
 import asyncio
 import gzip
 import hashlib
@@ -588,7 +590,7 @@ def test_the_key_is_sent(app, url):
         ask(url, "adapters")
 
 
-def test_a_service_that_is_not_ready_says_so_and_one_that_refuses_raises(app, url):
+def test_not_ready_is_an_answer_and_a_refusal_is_an_error(app, url):
     @app.get("/readyz")
     async def readyz():
         raise ProblemError(*(("not-ready", 503, "starting") if not app.state.seen else ("unauthorised", 401, "a key")))
