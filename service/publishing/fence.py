@@ -4,8 +4,7 @@ The queue is an index of the store, so it is told the whole store whenever it ma
 when the server was emptied or restarted without its data, and after a revision that it could not be told. While it is
 away, publishes are answered 503 and everything else goes on.
 
-This is the one file of the service that imports from the trainer, and of that only `trainer.queue.client`, which
-imports nothing of its package. Left out: what events say (`runs`).
+Left out: what events say (`runs`).
 """
 
 import asyncio
@@ -19,7 +18,7 @@ from typing import TypeVar
 
 from adapters.errors import UserError
 from adapters.manifest import Manifest
-from adapters.store import DiskFullError, Store, StoredBranch
+from adapters.store import DiskFullError, Store
 from service.http.problems import ProblemError
 from service.runs import MOST_AT_ONCE, Runs
 from trainer.queue.client import OtherStoreError, Queue, QueueAwayError
@@ -29,7 +28,7 @@ TIMEOUT_S = 1.0  # of one try of three
 RETRY_AFTER_S = 2.0
 
 _NO_QUEUE = (QueueAwayError, OtherStoreError)
-_THREADS = 8  # of its own: those that wait for a queue that hangs are not missing elsewhere
+_THREADS = 8  # in a pool of its own: threads that wait for a queue that hangs are not missing elsewhere
 
 T = TypeVar("T")
 
@@ -50,7 +49,8 @@ async def fenced_by_queue(
         finally:
             watcher.cancel()
             await asyncio.wait([watcher])
-            with contextlib.suppress(QueueAwayError, DiskFullError):  # then the next service takes them
+            # A run that ends stops the service right after its last event, which may still be in the queue.
+            with contextlib.suppress(QueueAwayError, DiskFullError):  # the next service takes them
                 await fence.take_events(runs)
     finally:
         await fence.close()
@@ -64,17 +64,29 @@ class QueueFence:
         """Whether the queue answered when it was asked last."""
         self._queue = Queue(url, timeout_s=timeout_s)
         self._store = store
-        self._told: str | None = None
-        """The life of the server that has heard of every revision."""
-        self._telling = threading.Lock()
+        self._informed_life: str | None = None
+        """The life of the server that has heard of every revision; a server that lost its data begins another."""
+        self._informing = threading.Lock()
         self._threads = ThreadPoolExecutor(_THREADS, "queue")
         self._trouble: type[Exception] | None = None
 
     async def is_current(self, branch: str, token: int | None) -> bool:
-        return await self._answer(lambda: self._is_current(branch, token))
+        def ask() -> bool:
+            self._refresh()  # a queue that knows nothing of the store would call every token current
+            return self._queue.is_current(branch, token)
+
+        return await self._answer(ask)
 
     async def advance(self, manifest: Manifest) -> None:
-        await self._answer(lambda: self._advance(manifest))
+        def tell() -> None:
+            try:
+                self._refresh()
+                self._queue.advance(manifest.branch, manifest.revision, manifest.token)
+            except _NO_QUEUE:
+                self._informed_life = None  # the publisher may not ask again, so the watcher tells everything
+                raise
+
+        await self._answer(tell)
 
     async def start(self) -> None:
         """Tells the queue everything, if it answers."""
@@ -106,31 +118,24 @@ class QueueFence:
         await asyncio.to_thread(self._threads.shutdown)
         self._queue.close()
 
-    def _is_current(self, branch: str, token: int | None) -> bool:
-        self._refresh()
-        return self._queue.is_current(branch, token)
-
-    def _advance(self, manifest: Manifest) -> None:
-        try:
-            self._refresh()
-            self._queue.advance(manifest.branch, manifest.revision, manifest.token)
-        except _NO_QUEUE:
-            self._told = None  # the publisher may not ask again
-            raise
-
     def _refresh(self) -> None:
         """The store as it is under the lock: a later revision is told after it, never before."""
         if self._knows_all():
             return
-        with self._telling:
-            if not self._knows_all():
-                _, life = self._queue.told()  # before the telling: what dies meanwhile is told again
-                branches = {name: (branch.head, _newest_token(branch)) for name, branch in self._store.branches.items()}
-                self._queue.reconcile(self._store.id, branches)
-                self._told = life
+        with self._informing:
+            if self._knows_all():  # another thread has told it while this one waited for the lock
+                return
+            _, life = self._queue.identity()  # before the telling: what dies meanwhile is told again
+            branches: dict[str, tuple[int, int]] = {}
+            for name, branch in self._store.branches.items():
+                manifests = [*branch.live.values(), *branch.retired.values()]
+                branches[name] = branch.head, max(manifest.token or 0 for manifest in manifests)
+            self._queue.reconcile(self._store.id, branches)
+            self._informed_life = life
 
     def _knows_all(self) -> bool:
-        return self._told is not None and self._queue.told() == (self._store.id, self._told)
+        life = self._informed_life
+        return life is not None and self._queue.identity() == (self._store.id, life)
 
     async def _answer(self, work: Callable[[], T]) -> T:
         try:
@@ -149,11 +154,6 @@ class QueueFence:
         if error is None and self._trouble is not None:
             log.warning("the queue's events are taken and publishes are told again")
         elif error is not None and self._trouble is not type(error):
-            is_told = isinstance(error, UserError)
-            log.warning("%s; it is tried again and again", error, exc_info=None if is_told else error)
+            is_foreseen = isinstance(error, UserError)
+            log.warning("%s; it is tried again and again", error, exc_info=None if is_foreseen else error)
         self._trouble = None if error is None else type(error)
-
-
-def _newest_token(branch: StoredBranch) -> int:
-    manifests = [*branch.live.values(), *branch.retired.values()]
-    return max((manifest.token or 0 for manifest in manifests), default=0)

@@ -125,7 +125,7 @@ def test_a_kill_that_loses_the_last_second_gives_no_token_twice(server: QueuePro
 def test_an_empty_server_is_filled_from_the_store(server: QueueProcess, queue: Queue) -> None:
     lease = claimed(queue)
     server.empty()
-    assert queue.told()[0] != STORE
+    assert queue.identity()[0] != STORE
     assert queue.reconcile(STORE, {"image": (7, lease.token)})
     assert queue.heads() == {"image": 7}
     assert queue.waiting(["image"])["image"].jobs == ()

@@ -8,7 +8,7 @@ branch's head has reached its end: nothing else says so, and nothing has to be a
 The store is the truth and all this an index of it, which `reconcile` rebuilds. Every change is one script in `lua/`,
 all time is the server's. A key goes after 30 days without a write, but for those in `PERMANENT`.
 
-Left out: what is in a job (`plan`), and finding or starting a server (`queue_server`). Imports nothing of this package,
+Left out: what is in a job (`plan`), and finding or starting a server (`server`). Imports nothing else of `trainer`,
 because the service uses it too.
 """
 
@@ -32,13 +32,21 @@ from redis.retry import Retry
 from adapters.errors import UserError
 
 LEASE_S = 30.0
+"""How long a branch waits for a worker that died. Much less, and a worker that only hangs loses its branch."""
 ATTEMPTS = 3
+"""Of a job without a step in between; then it is dead. One may fail by chance, three in a row have a cause."""
 KEPT_S = 30 * 24 * 3600
+"""Without a write a key goes: nobody tidies up after a run. Longer than a run may stand still to be mended."""
 MOST_EVENTS = 100_000
+"""If no service takes them. Far more than a run tells, far less than a server's memory."""
 
+# Named here and nowhere in the scripts: a key that a script touches must be among its KEYS.
 HEADS, TOKENS, STORE = "coevo:heads", "coevo:tokens", "coevo:store"
 DEAD, NEWS, EVENTS, RUNS = "coevo:dead", "coevo:news", "coevo:events", "coevo:runs"
 PERMANENT = frozenset({HEADS, TOKENS, STORE})
+
+# In a transaction the client puts before it which command of several it was.
+_CANNOT_NOW = re.compile("(^|caused error: )(MISCONF|BUSY|NOREPLICAS) ")
 
 Entry = tuple[str, dict[str, str]]
 
@@ -97,7 +105,7 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class DeadJob:
-    """One that failed `ATTEMPTS` times without a step. Its branch stands still until it is retried."""
+    """A job that failed `ATTEMPTS` times without a step. Its branch stands still until it is retried."""
 
     branch: str
     job: str
@@ -120,6 +128,7 @@ class Queue:
         self.url = url
         self.lease_s = lease_s
         self._timeout_s = timeout_s
+        # Twice more at once: a server that restarts on this machine is back by then. Who can wait longer asks again.
         retry = Retry(ExponentialBackoff(cap=0.3, base=0.05), 2, (LostError, LateError, BusyLoadingError))
         try:
             self._redis = redis.Redis.from_url(
@@ -139,19 +148,17 @@ class Queue:
     # ---- workers ----
 
     def claim(self, branch: str, worker: str, nonce: str | None = None) -> Lease | Refusal:
-        """The current job of a branch. A worker's own lease is given to it again, under a new token.
-
-        A server that hangs does what it was asked when it wakes, so a claim without an answer is asked again as the
-        same one: else each would count as an attempt.
-        """
-        asked = branch, worker
-        nonce = nonce or self._unanswered.setdefault(asked, uuid.uuid4().hex)
+        """The current job of a branch. A worker's own lease is given to it again, under a new token."""
+        # A server that hangs does all that reached it when it wakes. So a claim without an answer is repeated with its
+        # nonce, which makes it the same claim: else each would count as an attempt.
+        claim = branch, worker
+        nonce = nonce or self._unanswered.setdefault(claim, uuid.uuid4().hex)
         answer = self._run(
             "claim",
             [jobs_key(branch), lease_key(branch), attempts_key(branch), HEADS, TOKENS, DEAD, NEWS, STORE],
             [branch, worker, nonce, int(self.lease_s * 1000), ATTEMPTS, KEPT_S],
         )
-        self._unanswered.pop(asked, None)
+        self._unanswered.pop(claim, None)
         match answer:
             case ["claimed", job, token, _]:
                 return Lease(branch, int(token), nonce, Job(**json.loads(job)))
@@ -165,14 +172,16 @@ class Queue:
                 raise AssertionError(answer)
 
     def renew(self, worker: str, leases: Sequence[Lease]) -> list[Lease]:
-        """Those that are still the worker's, which now last as long as new ones."""
-        words = [word for one in leases for word in (one.branch, one.nonce, one.token, one.job.id)]
-        kept = self._run(
+        """The leases that are still the worker's, which now last as long as new ones."""
+        words = [word for lease in leases for word in (lease.branch, lease.nonce, lease.token, lease.job.id)]
+        branches = self._run(
             "renew",
-            [TOKENS, STORE, *(lease_key(one.branch) for one in leases)],
+            [TOKENS, STORE, *(lease_key(lease.branch) for lease in leases)],
             [worker, int(self.lease_s * 1000), *words],
         )
-        return list(leases) if kept == ["unreconciled"] else [one for one in leases if one.branch in kept]
+        if branches == ["unreconciled"]:
+            return list(leases)  # the server knows no tokens yet: nothing says that a lease is lost
+        return [lease for lease in leases if lease.branch in branches]
 
     def release(self, lease: Lease, error: str = "", *, fatal: bool = False) -> Literal["released", "dead", "lost"]:
         """Gives the branch back. With an error the attempt counts; the last one, or a fatal one, ends the job."""
@@ -180,6 +189,7 @@ class Queue:
         return self._run(
             "release",
             [lease_key(branch), attempts_key(branch), TOKENS, DEAD, NEWS],
+            # Fatal: the most attempts are 0, so this was the last. A long traceback is cut: people read it in a line.
             [branch, lease.token, lease.job.id, error[:2000], 0 if fatal else ATTEMPTS, KEPT_S],
         )
 
@@ -200,22 +210,22 @@ class Queue:
         self._do(("HSET", RUNS, run, json.dumps(record)), ("EXPIRE", RUNS, KEPT_S))
 
     def has_run(self, run: str) -> bool:
-        (found,) = self._do(("HEXISTS", RUNS, run))
-        return bool(found)
+        (is_there,) = self._do(("HEXISTS", RUNS, run))
+        return bool(is_there)
 
     def runs(self) -> dict[str, dict[str, Any]]:
-        (found,) = self._do(("HGETALL", RUNS))
-        return {run: json.loads(record) for run, record in found.items()}
+        (records,) = self._do(("HGETALL", RUNS))
+        return {run: json.loads(record) for run, record in records.items()}
 
     def agree(self, run: str, name: str, value: str) -> str:
-        """What the first to ask said of `name`, for all workers of a run."""
+        """The value that the first caller gave to `name`, for all workers of a run."""
         key = f"coevo:agreed:{run}"
+        # One transaction: who comes second reads what the first has written.
         return self._do(("HSETNX", key, name, value), ("EXPIRE", key, KEPT_S), ("HGET", key, name))[-1]
 
     def agreed(self, run: str) -> dict[str, str]:
-        """All that was."""
-        (found,) = self._do(("HGETALL", f"coevo:agreed:{run}"))
-        return found
+        """Every name of a run and its value."""
+        return self._do(("HGETALL", f"coevo:agreed:{run}"))[0]
 
     # ---- the service ----
 
@@ -230,18 +240,20 @@ class Queue:
             )
         return answer == ["anew"]
 
-    def told(self) -> tuple[str | None, str]:
-        """Which store the server was told of, and the name of its life: another one may have lost a second."""
+    def identity(self) -> tuple[str | None, str]:
+        """The store that the server was reconciled with, and the server's run id: another after each restart, in which
+        a second may be lost."""
         store, server = self._do(("GET", STORE), ("INFO", "server"))
         return store, str(server["run_id"])
 
     def is_current(self, branch: str, token: int | None) -> bool:
-        """Without a token: whether nobody works on the branch."""
-        newest, held = self._do(("HGET", TOKENS, branch), ("EXISTS", lease_key(branch)))
-        return not held if token is None else token >= int(newest or 0)
+        """Whether no newer token is known; without a token, whether nobody works on the branch."""
+        newest, is_held = self._do(("HGET", TOKENS, branch), ("EXISTS", lease_key(branch)))
+        # Not by the lease: one that ran out unnoticed is still the newest.
+        return not is_held if token is None else token >= int(newest or 0)
 
     def advance(self, branch: str, revision: int, token: int | None) -> None:
-        """The revision is in the store."""
+        """Says that the revision is in the store."""
         self._run(
             "advance",
             [jobs_key(branch), lease_key(branch), attempts_key(branch), HEADS, TOKENS, DEAD, NEWS],
@@ -251,29 +263,28 @@ class Queue:
     # ---- what is, and what happens ----
 
     def heads(self) -> dict[str, int]:
-        (found,) = self._do(("HGETALL", HEADS))
-        return {branch: int(head) for branch, head in found.items()}
+        (heads,) = self._do(("HGETALL", HEADS))
+        return {branch: int(head) for branch, head in heads.items()}
 
     def waiting(self, branches: Iterable[str]) -> dict[str, Waiting]:
         names = list(branches)
-        found = iter(
-            self._do(
-                *(
-                    command
-                    for name in names
-                    for command in (
-                        ("XRANGE", jobs_key(name), "-", "+"),
-                        ("HGET", lease_key(name), "worker"),
-                        ("HGET", attempts_key(name), "count"),
-                    )
-                )
-            )
-        )
-        return {name: _waiting(next(found), next(found), next(found)) for name in names}
+        commands: list[tuple[Any, ...]] = []
+        for name in names:
+            commands += [
+                ("XRANGE", jobs_key(name), "-", "+"),
+                ("HGET", lease_key(name), "worker"),
+                ("HGET", attempts_key(name), "count"),
+            ]
+        replies = iter(self._do(*commands))
+        waiting: dict[str, Waiting] = {}
+        for name, entries, worker, attempts in zip(names, replies, replies, replies, strict=True):
+            jobs = (Job(**json.loads(fields["job"])) for _, fields in cast(list[Entry], entries))
+            waiting[name] = Waiting(tuple(jobs), worker, int(attempts or 0))
+        return waiting
 
     def dead(self) -> list[DeadJob]:
-        (found,) = self._do(("HGETALL", DEAD))
-        return [DeadJob(branch, **json.loads(record)) for branch, record in found.items()]
+        (records,) = self._do(("HGETALL", DEAD))
+        return [DeadJob(branch, **json.loads(record)) for branch, record in records.items()]
 
     def retry(self, branch: str) -> bool:
         """Whether there was a dead job, which lives again."""
@@ -281,52 +292,52 @@ class Queue:
 
     def news(self, after: str, timeout_s: float) -> str:
         """Waits until something changed after the entry `after` ("$": from now on); the newest entry's name."""
-        assert timeout_s < self._timeout_s
-        with self._patience():
-            found = cast(Any, self._redis.xread({NEWS: after}, block=max(1, int(timeout_s * 1000))))
-        return found[0][1][-1][0] if found else after
+        assert timeout_s < self._timeout_s  # else the socket's timeout comes first and looks like a server that is away
+        with self._away_as_error():
+            # At least 1 ms: a block of 0 waits for ever.
+            streams = cast(Any, self._redis.xread({NEWS: after}, block=max(1, int(timeout_s * 1000))))
+        return streams[0][1][-1][0] if streams else after
 
     def last_news(self) -> str:
-        (found,) = self._do(("XREVRANGE", NEWS, "+", "-", "COUNT", 1))
-        return found[0][0] if found else "0"
+        (entries,) = self._do(("XREVRANGE", NEWS, "+", "-", "COUNT", 1))
+        return entries[0][0] if entries else "0"
 
-    def tell(self, run: str, kind: str, **what: Any) -> None:
+    def tell(self, run: str, kind: str, **fields: Any) -> None:
         """An event, for people and for the run's files; the service takes it from here."""
-        event = json.dumps({"run": run, "kind": kind, **what})
+        event = json.dumps({"run": run, "kind": kind, **fields})
+        # "~": the server may keep a few more, which saves it the exact count.
         self._do(("XADD", EVENTS, "MAXLEN", "~", MOST_EVENTS, "*", "event", event), ("EXPIRE", EVENTS, KEPT_S))
 
     def events(self, most: int = 1000) -> list[tuple[str, dict[str, Any]]]:
         """The oldest, by their names; they stay until `forget`."""
-        (found,) = self._do(("XRANGE", EVENTS, "-", "+", "COUNT", most))
-        return [(name, json.loads(fields["event"])) for name, fields in cast(list[Entry], found)]
+        (entries,) = self._do(("XRANGE", EVENTS, "-", "+", "COUNT", most))
+        return [(name, json.loads(fields["event"])) for name, fields in cast(list[Entry], entries)]
 
     def forget(self, names: Sequence[str]) -> None:
         self._do(("XDEL", EVENTS, *names))
 
     def _run(self, script: str, keys: Sequence[str], words: Sequence[Any]) -> Any:
-        with self._patience():
+        with self._away_as_error():
             return self._scripts[script](keys=keys, args=words)
 
     def _do(self, *commands: tuple[Any, ...]) -> list[Any]:
-        """In one transaction; the answer of each."""
-        with self._patience(), self._redis.pipeline() as pipe:
+        """The reply to each command; all in one transaction."""
+        with self._away_as_error(), self._redis.pipeline() as pipe:
             for command in commands:
                 pipe.execute_command(*command)
             return pipe.execute()
 
     @contextmanager
-    def _patience(self) -> Generator[None]:
+    def _away_as_error(self) -> Generator[None]:
         try:
             yield
         except (LostError, LateError) as error:
             raise QueueAwayError(f"{redacted(self.url)}: the queue server does not answer ({error})") from None
         except redis.ResponseError as error:
+            # What a server says while its memory or disk is full, or while it is a replica. All else is a bug of ours.
             if not isinstance(error, OutOfMemoryError | ReadOnlyError) and not _CANNOT_NOW.search(str(error)):
                 raise
             raise QueueAwayError(f"{redacted(self.url)}: the queue server can take nothing now ({error})") from None
-
-
-_CANNOT_NOW = re.compile("(^|caused error: )(MISCONF|BUSY|NOREPLICAS) ")  # the client says which command of several
 
 
 def jobs_key(branch: str) -> str:
@@ -339,10 +350,6 @@ def lease_key(branch: str) -> str:
 
 def attempts_key(branch: str) -> str:
     return f"coevo:attempts:{branch}"
-
-
-def _waiting(entries: Sequence[Entry], worker: str | None, attempts: str | None) -> Waiting:
-    return Waiting(tuple(Job(**json.loads(fields["job"])) for _, fields in entries), worker, int(attempts or 0))
 
 
 def redacted(url: str) -> str:

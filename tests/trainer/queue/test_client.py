@@ -285,8 +285,8 @@ def test_advance_never_lowers_a_head(queue: Queue) -> None:
 
 def test_a_head_at_a_jobs_end_is_the_end_of_it(queue: Queue) -> None:
     jobs = [job("a"), job("b", first=2), job("c", first=4)]
-    for one in jobs:
-        queue.enqueue(one)
+    for queued in jobs:
+        queue.enqueue(queued)
     queue.advance("image", 1, None)
     assert queue.waiting(["image"])["image"].jobs == tuple(jobs)
     queue.advance("image", 4, None)
@@ -333,7 +333,7 @@ def test_a_queue_serves_one_store(queue: Queue) -> None:
     with pytest.raises(OtherStoreError, match=r"serves another store \(store-1\).*redis-cli flushdb"):
         queue.reconcile("store-2", {"image": (9, 9)})
     assert queue.heads()["image"] == 0
-    assert queue.told()[0] == STORE
+    assert queue.identity()[0] == STORE
 
 
 # ---- a server that forgot ----
