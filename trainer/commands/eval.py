@@ -13,7 +13,6 @@ import os
 import sys
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
 from adapters.base import locate
@@ -69,7 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         arguments.json.write_text(json.dumps(as_json(recipe, results, means), indent=1, allow_nan=False) + "\n")
     if arguments.items:
-        arguments.items.write_text("".join(json.dumps(asdict(item)) + "\n" for item in items))
+        arguments.items.write_text("".join(json.dumps(item.to_json()) + "\n" for item in items))
     if sys.stdout.isatty():
         show(recipe.name, results, means)
     else:

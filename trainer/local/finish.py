@@ -12,7 +12,7 @@ Left out: how the results are shown (`tables`, `curves`).
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from adapters.base import locate
@@ -74,7 +74,7 @@ def finish(recipe: Recipe, out: Path, processes: ProcessGroup) -> Outcome:
     outcome = Outcome(results, mean_results(results))
     if record is not None:
         write_card(out / MERGED, record, card_scores(results))
-    (out / "items.jsonl").write_text("".join(json.dumps(asdict(item)) + "\n" for item in items))
+    (out / "items.jsonl").write_text("".join(json.dumps(item.to_json()) + "\n" for item in items))
     # The table last, and whole by a rename: it says that all else is there.
     draft = out / ".results.json"
     draft.write_text(json.dumps(as_json(recipe, results, outcome.means), indent=1, allow_nan=False) + "\n")

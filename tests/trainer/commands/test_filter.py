@@ -11,7 +11,7 @@ from adapters.errors import UserError
 from service.media import Limits
 from trainer.commands.filter import add_arguments, lines, run
 from trainer.data.datasets import load
-from trainer.evaluation.pass_rates import Bounds, Rated
+from trainer.evaluation.pass_rates import Bounds, PromptRate
 
 RECIPE = Path(__file__).parents[3] / "recipes" / "miniature.toml"
 
@@ -84,11 +84,11 @@ def test_every_row_is_told_once(tmp_path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     prompts = load(str(path), capability="sums", on_bad_row="drop", limits=Limits())
     rated = [
-        Rated(place=0, rate=0.0, cut_off=1.0),
-        Rated(place=1, rate=0.25, cut_off=0.0),
-        Rated(place=2, rate=1.0),
-        Rated(place=3, lost="unscorable", why="it raised ValueError", cut_off=0.0),
-        Rated(place=4, lost="unreadable", why="damaged"),
+        PromptRate(index=0, rate=0.0, cut_off=1.0),
+        PromptRate(index=1, rate=0.25, cut_off=0.0),
+        PromptRate(index=2, rate=1.0),
+        PromptRate(index=3, lost="unscorable", why="it raised ValueError", cut_off=0.0),
+        PromptRate(index=4, lost="unreadable", why="damaged"),
     ]
     assert list(lines("sums", rated, Bounds(), prompts, 4)) == [
         "sums: 6 rows read, 1 kept; dropped:",
