@@ -1,1 +1,1 @@
-"""The door: one frozen Qwen3-VL base in vLLM, many adapters, exact log-probs over HTTP."""
+"""The service: one frozen Qwen3-VL base in vLLM, many adapters, exact log-probs over HTTP."""

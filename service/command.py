@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import uvicorn
 
@@ -19,7 +20,8 @@ from adapters.errors import UserError
 from service import settings as all_settings
 from service.settings import Settings, read
 from service.supervisor import ENGINE_DIED, supervise
-from trainer.recipe.arguments import add_recipe_arguments
+from trainer.recipe.file import load
+from trainer.recipe.serving import service_numbers
 
 __all__ = ["add_arguments", "run"]
 
@@ -27,7 +29,8 @@ KEEP_ALIVE_S = 75  # longer than clients keep an idle connection, else one is cl
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_recipe_arguments(parser, help="take the base and the numbers of it", is_optional=True)
+    parser.add_argument("recipe", nargs="?", type=Path, metavar="RECIPE", help="take the base and the numbers of it")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a value of the recipe")
     all_settings.add_arguments(parser)
 
 
@@ -36,8 +39,12 @@ def run(arguments: argparse.Namespace) -> int:
     command = [sys.executable, "-m", "service.command", *_as_flags(arguments)]
     if settings.port != 0:
         return supervise(command)
-    with _held_port(settings.host) as held:  # so that a service that is started again is found where it was
-        return supervise([*command, f"--port={held.getsockname()[1]}"])
+    # A free port is chosen here, so that a service that is started again is found where it was. The socket never
+    # listens, so the service can; but it keeps the port from whoever asks for any, as the engine does while it starts.
+    with socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET) as reserved:
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind((settings.host, 0))
+        return supervise([*command, f"--port={reserved.getsockname()[1]}"])
 
 
 def _settings(arguments: argparse.Namespace) -> Settings:
@@ -45,22 +52,11 @@ def _settings(arguments: argparse.Namespace) -> Settings:
         if arguments.set:
             raise UserError("--set: there is no recipe to set it in; name one: coevo serve RECIPE --set ...")
         return read(vars(arguments), os.environ)
-    from trainer.recipe.file import load
-    from trainer.recipe.serving import service_numbers
-
     return read(vars(arguments), os.environ, service_numbers(load(arguments.recipe, arguments.set)))
 
 
-def _held_port(host: str) -> socket.socket:
-    """A free port, which nobody gets meanwhile who asks for any: the engine does, several times while it starts."""
-    held = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    held.bind((host, 0))  # it never listens, so the service can
-    return held
-
-
 def _as_flags(arguments: argparse.Namespace) -> list[str]:
-    """The recipe and the flags that were given, for the child."""
+    """The recipe and the flags that were given, for the child. It inherits the variables."""
     parser = argparse.ArgumentParser()
     all_settings.add_arguments(parser)
     known = vars(parser.parse_args([]))
@@ -83,31 +79,29 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 async def _serve(settings: Settings) -> int:
+    # Not at the top: the parent lives without torch and everything else that the service needs.
     from service.app import build_app, open_state
     from service.health import watch
 
     began = time.monotonic()
-    with _listen(
-        settings.host, settings.port
-    ) as listener:  # first: a port that is taken is told before the engine loads
+    # The port first and the engine last: a port that is taken is told before the engine loads.
+    with _listen(settings.host, settings.port) as listener:
         print(f"coevo serve: loading {settings.base} ...", flush=True)
-        async with open_state(settings) as door:
-            config = uvicorn.Config(
-                build_app(door), log_level="warning", lifespan="off", timeout_keep_alive=KEEP_ALIVE_S
-            )
-            server = _Server(config)
+        async with open_state(settings) as state:
+            app = build_app(state)
+            server = _Server(uvicorn.Config(app, log_level="warning", lifespan="off", timeout_keep_alive=KEEP_ALIVE_S))
 
             def stop() -> None:
-                door.runs.close()  # who follows a run would be waited for, and does not go by himself
+                state.runs.close()  # who follows a run would be waited for, and does not go by himself
                 server.stop()
 
             for number in (signal.SIGTERM, signal.SIGINT):
                 asyncio.get_running_loop().add_signal_handler(number, stop)
             serving = asyncio.create_task(server.serve(sockets=[listener]))
-            names = ", ".join(["base", *sorted(door.registry.heads), *sorted(door.registry.extras)])
+            names = ", ".join(["base", *sorted(state.registry.heads), *sorted(state.registry.extras)])
             url = f"http://{settings.host}:{listener.getsockname()[1]}"
             print(f"coevo serve: {url} serves {names} after {time.monotonic() - began:.0f} s", flush=True)
-            watching = asyncio.create_task(watch(door))
+            watching = asyncio.create_task(watch(state.engine, settings.frozen_s))
             await asyncio.wait([serving, watching], return_when=asyncio.FIRST_COMPLETED)
             if watching.done():
                 print(f"coevo serve: {watching.result()}", file=sys.stderr, flush=True)

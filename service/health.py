@@ -7,28 +7,28 @@ current step.
 import asyncio
 import time
 
-from service.engine.vllm import EngineMedia
-from service.state import ServiceState
+from service.engine.vllm import Engine, EngineMedia
 
 WATCH_S = 1.0
 PING_EVERY_S = 5.0
 
 
-async def ask_canary(door: ServiceState) -> None:
+async def ask_canary(engine: Engine) -> None:
     """One token of the base, scored without any cache."""
-    await door.engine.score([0, 1], EngineMedia(), [2], None, cached=False)
+    await engine.score([0, 1], EngineMedia(), [2], None, cached=False)
 
 
-async def watch(door: ServiceState) -> str:
+async def watch(engine: Engine, frozen_s: float) -> str:
     """Returns when the engine is beyond help, with the reason."""
     while True:
-        asked = time.monotonic()
-        ping = asyncio.create_task(door.engine.ping())
-        while not ping.done() or time.monotonic() - asked < PING_EVERY_S:
+        began = time.monotonic()
+        ping = asyncio.create_task(engine.ping())
+        # Looked at every second and not awaited: a dead engine may answer nothing at all, and is told before it froze.
+        while not ping.done() or time.monotonic() - began < PING_EVERY_S:
             await asyncio.sleep(WATCH_S)
-            if door.engine.dead:
+            if engine.dead:
                 return "the engine is dead"
-            if not ping.done() and time.monotonic() - asked > door.settings.frozen_s:
-                return f"the engine is frozen: it has done nothing for {door.settings.frozen_s:g} s"
+            if not ping.done() and time.monotonic() - began > frozen_s:
+                return f"the engine is frozen: it has done nothing for {frozen_s:g} s"
         if ping.exception() is not None:
             return "the engine is dead"

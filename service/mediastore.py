@@ -27,7 +27,7 @@ _ID = re.compile(r"sha256:([0-9a-f]{64})")
 _REFERENCE = re.compile(r"/(?!9j/)|.*[:\\%.~?#]", re.DOTALL)
 """A leading slash is a path, unless a JPEG file begins so; the other marks are not in base64 at all."""
 _PART = ".part"
-_WRITE_BYTES = 2**20
+_WRITE_BYTES = 2**20  # gathered before a thread is asked to write: the network's pieces are far smaller
 
 
 class MediaStore:
@@ -39,11 +39,13 @@ class MediaStore:
         self._limits = limits
         self._lock = threading.Lock()
         folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob(f"*{_PART}"):
-            left.unlink()
-        self._sizes = _by_last_use(folder)
+        for leftover in folder.glob(f"*{_PART}"):
+            leftover.unlink()
+        stats = {path.name: path.lstat() for path in folder.iterdir() if is_id(f"sha256:{path.name}")}
+        by_last_use = sorted(stats, key=lambda name: stats[name].st_mtime_ns)
+        self._sizes = OrderedDict((name, stats[name].st_size) for name in by_last_use)
         with self._lock:
-            self._evict()
+            self._evict()  # the limit may be a lower one than last time
 
     @property
     def stored_bytes(self) -> int:
@@ -74,7 +76,7 @@ class MediaStore:
             path = self._folder / name
             try:
                 os.utime(path)  # so that the order of use outlives the process
-                file = path.open("rb")
+                file = path.open("rb")  # under the lock: an eviction between the two would be told as unknown media
             except FileNotFoundError:  # somebody made room by hand
                 del self._sizes[name]
                 raise _unknown([id]) from None
@@ -82,21 +84,28 @@ class MediaStore:
             return file.read()
 
     def check_known(self, values: Iterable[str]) -> None:
-        """Of all names among `values`: one answer tells all that must be sent again."""
+        """A single answer tells all names among `values` that must be sent again."""
         with self._lock:
-            gone = [one for one in dict.fromkeys(values) if is_id(one) and _name(one) not in self._sizes]
-        if gone:
-            raise _unknown(gone)
+            unknown = [value for value in dict.fromkeys(values) if is_id(value) and _name(value) not in self._sizes]
+        if unknown:
+            raise _unknown(unknown)
 
     def resolve(self, value: str) -> bytes:
-        """What a request says in place of a file."""
+        """The bytes that a request means, by name or as base64."""
         return self.get(value) if value.startswith("sha256:") else decode(value, self._largest())
 
     def _largest(self) -> int:
         return min(max(self._limits.image_bytes, self._limits.video_bytes), self._limit_bytes)
 
     def _keep(self, upload: "_Upload") -> str:
-        _check_header(upload.path, self._limits)
+        with upload.path.open("rb") as file:
+            match kind(file.read(16)):
+                case "image":
+                    check_image(file, self._limits)
+                case "video":
+                    check_video(file, self._limits)
+                case None:
+                    raise MediaError("neither an image nor a video that can be read here: convert it", "unsupported")
         name = upload.finish()
         with self._lock:
             upload.path.replace(self._folder / name)  # over the same bytes, if it was there
@@ -107,7 +116,7 @@ class MediaStore:
         return f"sha256:{name}"
 
     def _evict(self) -> None:
-        """The one used last stays: it alone is never above the limit."""
+        """The file used last stays: it alone is never above the limit, since none is taken that is larger."""
         total = sum(self._sizes.values())
         while total > self._limit_bytes:
             name, size = self._sizes.popitem(last=False)
@@ -132,7 +141,7 @@ class _Upload:
             raise MediaError(f"more than the {self._limit} bytes allowed: make it smaller", "too-large")
         self._hash.update(data)
         self._file.write(data)
-        self._file.flush()
+        self._file.flush()  # the header is read through a second descriptor, before this one is closed
 
     def finish(self) -> str:
         os.fsync(self._file.fileno())
@@ -150,10 +159,10 @@ def is_id(value: str) -> bool:
 
 def decode(value: str, limit: int) -> bytes:
     """Strict base64: no blanks, no line ends, no other alphabet."""
-    if _REFERENCE.match(value[:256]):
+    if _REFERENCE.match(value[:256]):  # the rest need not be looked at, and may be a gigabyte
         message = "media travel as base64 or as the sha256:HEX that PUT /media answers; URLs and paths are not opened"
         raise ProblemError("media-reference", 422, message)
-    if len(value) // 4 * 3 > limit + 2:
+    if len(value) // 4 * 3 > limit + 2:  # four letters are three bytes, the last of which may be padding
         raise MediaError(f"more than the {limit} bytes allowed: make it smaller", "too-large")
     try:
         return base64.b64decode(value, validate=True)
@@ -170,20 +179,3 @@ def _name(id: str) -> str:
 
 def _unknown(ids: list[str]) -> ProblemError:
     return ProblemError("unknown-media", 404, f"{len(ids)} unknown media; PUT /media them (again)", ids=ids)
-
-
-def _check_header(path: Path, limits: Limits) -> None:
-    with path.open("rb") as file:
-        found = kind(file.read(16))
-        if found == "image":
-            check_image(file, limits)
-        elif found == "video":
-            check_video(file, limits)
-        else:
-            raise MediaError("neither an image nor a video that can be read here: convert it", "unsupported")
-
-
-def _by_last_use(folder: Path) -> OrderedDict[str, int]:
-    """Sizes; the file used last comes last."""
-    states = [(path.name, path.lstat()) for path in folder.iterdir() if is_id(f"sha256:{path.name}")]
-    return OrderedDict((name, state.st_size) for name, state in sorted(states, key=lambda one: one[1].st_mtime_ns))

@@ -7,7 +7,7 @@ Events come out of the queue once each: a batch is on the disk before the queue 
 both places is known by its name. Line numbers never change, so whoever follows a run goes on after the last he has
 seen. Summaries are made of the files again at each start.
 
-Functions that touch the disk block: call them in threads. One thread drains. Left out: HTTP (`routes_runs`), and what
+Functions that touch the disk block: call them in threads. One thread drains. Left out: HTTP (`routes.runs`), and what
 rollouts look like (`schemas.StepRollouts`).
 """
 
@@ -18,7 +18,7 @@ import math
 import os
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -32,12 +32,13 @@ from adapters.store import disk_full_as_user_error, sync
 from service.schemas import RunBranch, RunInfo
 
 EVENTS, ROLLOUTS = "events.jsonl", "rollouts"
-MOST_AT_ONCE = 1000
+MOST_AT_ONCE = 1000  # events taken from the queue, and then written with one fsync
 RUN_PATTERN = r"^[a-z][a-z0-9_-]{0,63}$"
 REWARD = "native/reward"
+"""The metric of a step that a run's summary shows."""
 
 _RUN = re.compile(RUN_PATTERN.strip("^$"))
-_READ_BYTES = 2**20
+_READ_BYTES = 2**20  # of events in one piece of an answer: a follower from the beginning gets a long run in pieces
 _PART = ".part"
 
 log = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ class _Run:
 
     end: Position
     newest: str
-    """The queue's name of the last one."""
+    """The queue's name of the last event."""
     info: RunInfo
 
 
@@ -77,37 +78,38 @@ class Runs:
         self.news = asyncio.Event()
         """Set, and replaced by another, when there may be more to read."""
         self._folder = folder
-        for left in folder.glob(f"*/{ROLLOUTS}/*/*{_PART}"):
-            left.unlink()
-        found = sorted(path.parent.name for path in folder.glob(f"*/{EVENTS}"))
-        self._runs = {run: _load(run, self._events(run)) for run in found if is_run(run)}
+        for leftover in folder.glob(f"*/{ROLLOUTS}/*/*{_PART}"):
+            leftover.unlink()
+        names = sorted(path.parent.name for path in folder.glob(f"*/{EVENTS}"))
+        self._runs = {run: _load(run, self._events(run)) for run in names if is_run(run)}
 
     # ---- events ----
 
     def drain(self, queue: EventQueue) -> int:
         """Take the oldest events out of the queue, and tell how many. DiskFullError: they are still in it."""
         entries = queue.events(MOST_AT_ONCE)
-        told: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+        by_run: dict[str, list[tuple[str, dict[str, Any]]]] = {}
         strangers: list[object] = []
         for name, event in entries:
+            # Anybody who reaches the queue can put anything into it.
             run = cast(object, event.get("run")) if isinstance(event, dict) else None  # pyright: ignore[reportUnnecessaryIsInstance]
             if isinstance(run, str) and is_run(run):
-                told.setdefault(run, []).append((name, event))
+                by_run.setdefault(run, []).append((name, event))
             else:
                 strangers.append(event)
         with disk_full_as_user_error("the runs"):
-            for run, events in told.items():
+            for run, events in by_run.items():
                 self._append(run, events)
         if strangers:
             log.warning("%d events of no run are dropped, such as %s", len(strangers), shown(str(strangers[0])))
         if entries:
-            queue.forget([name for name, _ in entries])
+            queue.forget([name for name, _ in entries])  # last: a crash before it leaves them in both places
         return len(entries)
 
     def announce(self) -> None:
         """Wake those who follow a run. On the event loop."""
         self.news.set()
-        self.news = asyncio.Event()
+        self.news = asyncio.Event()  # the old one stays set: a follower may hold it and wait for it only in a moment
 
     def close(self) -> None:
         """Whoever follows a run is at its end. On the event loop."""
@@ -115,12 +117,12 @@ class Runs:
         self.announce()
 
     def infos(self) -> list[RunInfo]:
-        """The one that was heard of last comes first."""
+        """The run that was heard of last comes first."""
         return sorted((run.info for run in self._runs.copy().values()), key=lambda info: info.updated, reverse=True)
 
     def info(self, run: str) -> RunInfo | None:
-        found = self._runs.get(run)
-        return None if found is None else found.info
+        state = self._runs.get(run)
+        return None if state is None else state.info
 
     def has_more(self, run: str, position: Position) -> bool:
         return position.number < self._runs[run].end.number
@@ -134,7 +136,7 @@ class Runs:
 
     def read(self, run: str, position: Position) -> tuple[list[str], Position]:
         """Some of the lines after `position`, and the position after them."""
-        end = self._runs[run].end
+        end = self._runs[run].end  # the drain may be writing lines behind it
         number, offset = position.number, position.offset
         lines: list[str] = []
         with self._events(run).open("rb") as file:
@@ -177,12 +179,17 @@ class Runs:
         """Those that are not in the file yet: a batch may come again, if the queue was not told to forget it."""
         path = self._events(run)
         state = self._runs.get(run)
+        # Somebody may have moved the file away, or a write that failed could not be undone.
         if state is None or not path.exists() or path.stat().st_size != state.end.offset:
             state = _load(run, path)
         names = [name for name, _ in events]
         fresh = events[names.index(state.newest) + 1 :] if state.newest in names else events
         at = datetime.now(UTC).isoformat()
-        lines = [_line(name, event, at) for name, event in fresh]
+        lines: list[bytes] = []
+        for name, event in fresh:
+            members = {key: _finite(value) for key, value in event.items() if key not in ("id", "at")}
+            text = json.dumps({"id": name, "at": at, **members}, allow_nan=False)  # in ASCII: nothing in it ends a line
+            lines.append(f"{text}\n".encode())
         if lines:
             _write(path, b"".join(lines), state.end.offset)
         for line in lines:
@@ -194,18 +201,12 @@ def is_run(name: str) -> bool:
     return _RUN.fullmatch(name) is not None
 
 
-def _line(name: str, event: Mapping[str, Any], at: str) -> bytes:
-    """In ASCII, so that nothing in it ends a line."""
-    own = {key: _finite(value) for key, value in event.items() if key not in ("id", "at")}
-    return f"{json.dumps({'id': name, 'at': at, **own}, allow_nan=False)}\n".encode()
-
-
 def _finite(value: Any) -> Any:
     """Python writes NaN into JSON and reads it back; nobody else does."""
     if isinstance(value, dict):
-        return {key: _finite(one) for key, one in cast(dict[str, Any], value).items()}
+        return {key: _finite(item) for key, item in cast(dict[str, Any], value).items()}
     if isinstance(value, list):
-        return [_finite(one) for one in cast(list[Any], value)]
+        return [_finite(item) for item in cast(list[Any], value)]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -222,7 +223,7 @@ def _write(path: Path, data: bytes, size: int) -> None:
         except OSError:
             file.truncate(size)
             raise
-    if size == 0:
+    if size == 0:  # a new file's name, and that of its new folder, must outlive a power cut as the events do
         for folder in (path.parent, path.parent.parent):
             sync(folder)
 
@@ -244,30 +245,32 @@ def _load(run: str, path: Path) -> _Run:
     return state
 
 
-class _Told(BaseModel):
+class _Loose(BaseModel):
+    """What is read of an event; the rest is for others, and trainers of other versions may write more."""
+
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class _Event(_Told):
+class _Event(_Loose):
     id: str
     at: AwareDatetime
     kind: Any = None
 
 
-class _RunEvent(_Told):
+class _RunEvent(_Loose):
     state: str
     name: str = ""
     branches: dict[str, int] = {}
 
 
-class _StepEvent(_Told):
+class _StepEvent(_Loose):
     branch: str
     step: int
     metrics: dict[str, float | None] = {}
 
 
 def _after(state: _Run, line: bytes) -> _Run:
-    """The state when one more line is in the file. One that says nothing is counted all the same."""
+    """The state when another line is in the file. A line that says nothing is counted all the same."""
     end = Position(state.end.number + 1, state.end.offset + len(line))
     info = state.info.model_copy(update={"num_events": end.number})
     newest = state.newest
@@ -277,26 +280,21 @@ def _after(state: _Run, line: bytes) -> _Run:
         newest = event.id
         info = info.model_copy(update={"updated": event.at, "started": info.started if end.number > 1 else event.at})
         if event.kind == "run":
-            info = _after_run(info, _RunEvent.model_validate(members))
+            run = _RunEvent.model_validate(members)
+            # Heads and rewards stay: a run that goes on tells its plan again.
+            plan = {name: _branch(info, name).model_copy(update={"last": last}) for name, last in run.branches.items()}
+            update = {"state": run.state, "name": run.name or info.name, "branches": {**info.branches, **plan}}
+            info = info.model_copy(update=update)
         elif event.kind == "step":
-            info = _after_step(info, _StepEvent.model_validate(members))
-    except ValueError as error:  # pydantic's errors are such, too
+            step = _StepEvent.model_validate(members)
+            branch = _branch(info, step.branch)
+            if step.step >= branch.head:  # an older one is told late, or again: a head never goes back
+                branch = branch.model_copy(update={"head": step.step, "reward": step.metrics.get(REWARD)})
+                info = info.model_copy(update={"branches": {**info.branches, step.branch: branch}})
+    except ValueError as error:  # pydantic's errors are such, too; one bad event must not keep a service from starting
         log.warning("%s: event %d cannot be understood: %s", info.id, end.number, shown(str(error)))
     return _Run(end, newest, info)
 
 
-def _after_run(info: RunInfo, told: _RunEvent) -> RunInfo:
-    branches = {
-        name: info.branches.get(name, RunBranch(head=0)).model_copy(update={"last": last})
-        for name, last in told.branches.items()
-    }
-    update = {"state": told.state, "name": told.name or info.name, "branches": {**info.branches, **branches}}
-    return info.model_copy(update=update)
-
-
-def _after_step(info: RunInfo, told: _StepEvent) -> RunInfo:
-    branch = info.branches.get(told.branch, RunBranch(head=0))
-    if told.step < branch.head:
-        return info
-    branch = branch.model_copy(update={"head": told.step, "reward": told.metrics.get(REWARD)})
-    return info.model_copy(update={"branches": {**info.branches, told.branch: branch}})
+def _branch(info: RunInfo, name: str) -> RunBranch:
+    return info.branches.get(name, RunBranch(head=0))

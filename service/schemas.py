@@ -10,8 +10,9 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 SAFETENSORS = "application/vnd.safetensors"
 
-CANARY_PROMPT, CANARY_COMPLETION = tuple(range(8)), tuple(range(8, 24))  # ids that every tokenizer has
-"""What publisher and engine both score when a revision is published, to see that they mean the same model."""
+# Publisher and engine both score these when a revision is published, to see that they mean the same model. Ids and not
+# a text, so that it needs no tokenizer; every vocabulary has these.
+CANARY_PROMPT, CANARY_COMPLETION = tuple(range(8)), tuple(range(8, 24))
 
 Base64 = Annotated[str, Field(description="the bytes of a file, base64; or sha256:HEX of one that was PUT to /media")]
 TokenId = Annotated[int, Field(ge=0)]
@@ -66,12 +67,12 @@ class Sequence(Body):
     """For each position of the completion the ids to score there, beside the completion's own."""
 
 
-_ASKED: dict[str, Any] = {"messages": [{"role": "user", "content": "37+2*4?"}]}
+_QUESTION: dict[str, Any] = {"messages": [{"role": "user", "content": "37+2*4?"}]}
 
 
 class LogprobsRequest(Body):
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"sequences": [{"prompt": _ASKED, "completion": "plain2*4=8;37+8=45"}]}]}
+        json_schema_extra={"examples": [{"sequences": [{"prompt": _QUESTION, "completion": "plain2*4=8;37+8=45"}]}]}
     )
 
     sequences: list[Sequence] = Field(min_length=1)
@@ -95,7 +96,7 @@ class AdapterScores(Body):
     adapter: str
     revision: int
     digest: str
-    """Of the adapter's files; of the base for `base`."""
+    """The digest of the adapter's files; for `base`, of the base's."""
     sequences: list[ScoredSequence]
 
 
@@ -107,13 +108,13 @@ class Prompt(Body):
     prompt: list[TokenId] | Chat
     images: list[Base64] = []
     videos: list[Base64] = []
-    seed: int | None = Field(default=None, ge=0, lt=2**62)
-    """Of the first completion; the others take the numbers after it."""
+    seed: int | None = Field(default=None, ge=0, lt=2**62)  # vLLM takes 64 signed bits, and adds n to it
+    """The first completion's; the next ones take the numbers after it."""
 
 
 class GenerateRequest(Body):
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"prompts": [{"prompt": _ASKED, "seed": 1}], "n": 2, "max_tokens": 40}]}
+        json_schema_extra={"examples": [{"prompts": [{"prompt": _QUESTION, "seed": 1}], "n": 2, "max_tokens": 40}]}
     )
 
     prompts: list[Prompt] = Field(min_length=1)
@@ -218,13 +219,13 @@ class RunBranch(Body):
     last: int | None = None
     """The last step of its plan."""
     reward: float | None = None
-    """Of the newest step, on the branch's own capabilities."""
+    """The newest step's, on the branch's own capabilities."""
 
 
 class RunInfo(Body):
     id: str
     name: str
-    """Of its recipe."""
+    """The name in its recipe."""
     state: str
     """`running` or `finished`."""
     branches: dict[str, RunBranch]
@@ -233,12 +234,12 @@ class RunInfo(Body):
     started: AwareDatetime
     """When the first event was written down, by the service's clock."""
     updated: AwareDatetime
-    """And the newest."""
+    """And when the newest was."""
 
 
 class RunsResponse(Body):
     runs: list[RunInfo]
-    """The one that was heard of last comes first."""
+    """The run that was heard of last comes first."""
 
 
 class RecordedCompletion(Body):

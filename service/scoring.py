@@ -28,12 +28,12 @@ class Scoring:
 
     def key(self, digest: str, top_k: int) -> str:
         names = [name for name, _ in (*self.media.images, *self.media.videos)]
-        what = json.dumps([digest, top_k, self.prompt, self.completion, self.token_ids, names])
-        return hashlib.sha256(what.encode()).hexdigest()
+        text = json.dumps([digest, top_k, self.prompt, self.completion, self.token_ids, names])
+        return hashlib.sha256(text.encode()).hexdigest()  # a hash, since thousands of keys of whole texts are kept
 
 
 class Scorer:
-    """Scores through the engine, remembering the last `keep` results. What is asked twice at once is computed once."""
+    """Scores through the engine, remembering the last `keep` results. What is wanted twice at once is computed once."""
 
     def __init__(self, engine: Engine, metrics: Metrics, keep: int = 8192) -> None:
         self._engine = engine
@@ -46,26 +46,27 @@ class Scorer:
         self, sequences: Sequence[Scoring], adapter: LoadedAdapter | None, digest: str, top_k: int
     ) -> list[EngineScores]:
         """In the order of `sequences`; `digest` names the weights that answer."""
-        return await gather_or_cancel(self._one(sequence, adapter, digest, top_k) for sequence in sequences)
+        return await gather_or_cancel(self._score(sequence, adapter, digest, top_k) for sequence in sequences)
 
-    async def _one(self, sequence: Scoring, adapter: LoadedAdapter | None, digest: str, top_k: int) -> EngineScores:
+    async def _score(self, sequence: Scoring, adapter: LoadedAdapter | None, digest: str, top_k: int) -> EngineScores:
         key = sequence.key(digest, top_k)
         if key in self._known:
             self._metrics.cache_hits.inc()
             self._known.move_to_end(key)
             return self._known[key]
-        place = (key, adapter)  # who joins holds the adapter too: it stays loaded if the first one hangs up
-        flight = self._flying.get(place)
+        # The adapter is part of the key: who joins holds it too, so it stays loaded if the first caller hangs up.
+        flight_key = (key, adapter)
+        flight = self._flying.get(flight_key)
         if flight is None or flight.over:
             self._metrics.cache_misses.inc()
-            flight = self._flying[place] = SingleFlight(self._compute(key, sequence, adapter, top_k))
+            flight = self._flying[flight_key] = SingleFlight(self._compute(key, sequence, adapter, top_k))
         else:
             self._metrics.cache_hits.inc()
         try:
             return await flight.result()
         finally:
-            if flight.over and self._flying.get(place) is flight:
-                del self._flying[place]
+            if flight.over and self._flying.get(flight_key) is flight:  # a new flight may have its key by now
+                del self._flying[flight_key]
 
     async def _compute(self, key: str, sequence: Scoring, adapter: LoadedAdapter | None, top_k: int) -> EngineScores:
         scores = await self._engine.score(
@@ -97,7 +98,7 @@ class SingleFlight:
     async def result(self) -> EngineScores:
         self._waiting += 1
         try:
-            return await asyncio.shield(self._task)
+            return await asyncio.shield(self._task)  # a caller that is cancelled leaves the task to the others
         finally:
             self._waiting -= 1
             if not self._waiting and not self._task.done():

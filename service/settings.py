@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails
 
 from adapters.errors import UserError
 
@@ -41,7 +40,7 @@ class EngineNumbers(_Frozen):
     """What the engine may hold."""
 
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    """Of the base and of the served copies of the adapters; auto is bfloat16 where the processor multiplies it."""
+    """The type of the base and of the served copies of the adapters; auto is bfloat16 where the processor has it."""
     max_model_len: int = Field(default=2048, ge=2)
     """Tokens of a prompt, expanded, and its completion together, plus one."""
     max_num_seqs: int = Field(default=64, ge=1)
@@ -121,13 +120,13 @@ class Settings(_Frozen):
     api_key: Annotated[SecretStr, AfterValidator(_check_key)] | None = None
     """Asked for on every route but /healthz."""
     redis_url: SecretStr | None = None
-    """Of the queue; without one, publishes are fenced in this process. Holds a password."""
+    """The queue; without one, publishes are fenced in this process. Holds a password."""
     engine: EngineNumbers = EngineNumbers()
     media: MediaNumbers = MediaNumbers()
 
 
 SECTIONS: Mapping[str, type[BaseModel]] = {"engine": EngineNumbers, "media": MediaNumbers}
-"""Settings of settings: their names are flags and variables like all others."""
+"""Settings of settings: their names are flags and variables like all others, without the section's name."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -159,8 +158,13 @@ def read(flags: Mapping[str, Any], environ: Mapping[str, str], recipe: Mapping[s
     try:
         return Settings(**given, **cast(Any, sections))
     except ValidationError as error:
-        wrong = (_describe(one, origins) for one in error.errors(include_url=False, include_input=False))
-        raise SettingsError("; ".join(wrong)) from None
+        # Without the input, which may be a secret.
+        lines: list[str] = []
+        for item in error.errors(include_url=False, include_input=False):
+            name = next(str(part) for part in item["loc"] if part not in SECTIONS)
+            message = item["msg"].removeprefix("Value error, ")
+            lines.append(f"{origins[name]}: {message[:1].lower()}{message[1:]}")
+        raise SettingsError("; ".join(lines)) from None
 
 
 def _fields() -> Iterator[tuple[str, FieldInfo]]:
@@ -175,9 +179,3 @@ def _flag(name: str) -> str:
 
 def _variable(name: str) -> str:
     return f"{PREFIX}{name.upper()}"
-
-
-def _describe(error: ErrorDetails, origins: Mapping[str, str]) -> str:
-    name = next(str(part) for part in error["loc"] if part not in SECTIONS)
-    message = error["msg"].removeprefix("Value error, ")
-    return f"{origins[name]}: {message[:1].lower()}{message[1:]}"

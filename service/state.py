@@ -1,13 +1,15 @@
 """What the routes work with: the engine, what it holds, and what guards it. Built once, when the service starts."""
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
 
 from adapters.store import Store
 from service.engine.vllm import Engine, LoadedAdapter
 from service.http.admission import Admission
 from service.http.metrics import Metrics
-from service.inputs import Decoder, Vocabulary
-from service.media import Pixels
+from service.inputs import Decoder
 from service.mediastore import MediaStore
 from service.publishing.publisher import Publisher
 from service.publishing.registry import Registry, Served
@@ -15,7 +17,8 @@ from service.runs import Runs
 from service.scoring import Scorer
 from service.settings import Settings
 
-MEDIA_TOKENS = 1024  # what one image or video is taken for before it is decoded
+# What one image or video is taken for before it is decoded. Only admission counts with it, so a guess is enough.
+MEDIA_TOKENS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +30,19 @@ class ServiceState:
     publisher: Publisher
     runs: Runs
     scorer: Scorer
-    pixels: Pixels
     decoder: Decoder
-    vocabulary: Vocabulary
     media: MediaStore
     admission: Admission
     metrics: Metrics
-    base_name: str
-    base_digest: str
+
+
+async def state_of(request: Request) -> ServiceState:
+    # async, though it waits for nothing: FastAPI takes a plain function to a thread, for every request.
+    return request.app.state.service
+
+
+State = Annotated[ServiceState, Depends(state_of)]
+"""The argument of a route that gets the state."""
 
 
 def adapter_of(served: Served) -> LoadedAdapter | None:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from service.faults import RESTARTS_VARIABLE
 from service.processes import die_with_parent
 
-ENGINE_DIED = 70
+ENGINE_DIED = 70  # EX_SOFTWARE of sysexits.h; nothing else in the child ends with it
 
 _FORWARDED = (signal.SIGTERM, signal.SIGINT)
 
@@ -40,7 +40,7 @@ def supervise(
 
 
 class _Budget:
-    """So many restarts in a window of time."""
+    """So many restarts in a window of time. An engine that dies once a day is restarted for ever."""
 
     def __init__(self, restarts: int, window_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._restarts = restarts
@@ -82,7 +82,7 @@ class _Supervisor:
             if not self._budget.take():
                 _say(f"the service ended {tries + 1} times in a short while, last {_words(status)}; giving up")
                 return ENGINE_DIED
-            pause_s = self._backoff_s * 2**tries
+            pause_s = self._backoff_s * 2**tries  # 1, 2, 4 s: what made it die may still be there
             _say(f"the service ended, {_words(status)}; starting it again in {pause_s:g} s")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
@@ -94,7 +94,7 @@ class _Supervisor:
             *die_with_parent(self._command),
             env=os.environ | {RESTARTS_VARIABLE: str(self._budget.spent())},
             stdin=asyncio.subprocess.DEVNULL,
-            start_new_session=True,
+            start_new_session=True,  # a group of its own, which Ctrl-C in a terminal does not reach
         )
         if self._stop.is_set():  # it came while the child was being made
             child.send_signal(self._signal)
@@ -104,7 +104,9 @@ class _Supervisor:
         finally:
             self._child = None
             stopping.cancel()
-            _kill_group(child.pid)
+            # Right after the leader has gone: the group's number is still its own, or nobody's yet.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
 
     def _on_signal(self, number: signal.Signals) -> None:
         self._signal = number
@@ -120,15 +122,8 @@ class _Supervisor:
         child.kill()
 
 
-def _kill_group(group: int) -> None:
-    """Right after its leader has gone: the number is still the group's, or nobody's yet."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(group, signal.SIGKILL)
-
-
 def _exit_status(status: int) -> int:
-    """A death by a signal as shells tell it."""
-    return status if status >= 0 else 128 - status
+    return status if status >= 0 else 128 - status  # a death by signal n: asyncio says -n, shells say 128 + n
 
 
 def _words(status: int) -> str:

@@ -9,7 +9,7 @@ Left out: log-probabilities that float32 cannot hold. The engine computes none.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, pairwise
 from typing import Any, Protocol, cast
 
@@ -52,32 +52,35 @@ class _Positions(Protocol):
 def encode_logprobs(answer: LogprobsResponse) -> bytes:
     """Every adapter scored the same sequences, so their ids travel once."""
     first = answer.adapters[0].sequences
-    arrays: Arrays = {"offsets": _offsets(len(one.token_ids) for one in first), "token_ids": _flat_ids(first)}
+    arrays: Arrays = {"offsets": _offsets(len(sequence.token_ids) for sequence in first), "token_ids": _flat_ids(first)}
     heads: list[dict[str, Any]] = []
     for number, scores in enumerate(answer.adapters):
-        assert [one.token_ids for one in scores.sequences] == [one.token_ids for one in first]
-        assert [one.prompt_tokens for one in scores.sequences] == [one.prompt_tokens for one in first]
+        assert [sequence.token_ids for sequence in scores.sequences] == [sequence.token_ids for sequence in first]
+        assert [s.prompt_tokens for s in scores.sequences] == [s.prompt_tokens for s in first]
         arrays |= _pack(f"{number}.", scores.sequences)
         heads.append(scores.model_dump(exclude={"sequences"}) | {"top": _with_top(scores.sequences)})
-    rest = {"adapters": heads, "prompt_tokens": [one.prompt_tokens for one in first]}
+    rest = {"adapters": heads, "prompt_tokens": [sequence.prompt_tokens for sequence in first]}
     return save(arrays, {_ANSWER: json.dumps(rest)})
 
 
 def decode_logprobs(body: bytes) -> LogprobsResponse:
     try:
         arrays, rest = _open(body)
-        return LogprobsResponse(
-            adapters=[_scores(arrays, number, head, rest["prompt_tokens"]) for number, head in _heads(rest)]
-        )
-    except (ValueError, KeyError, TypeError, IndexError, SafetensorError):
+        adapters: list[AdapterScores] = []
+        for number, head in enumerate(cast(list[dict[str, Any]], rest["adapters"])):
+            positions = zip(_unpack(arrays, f"{number}.", head.pop("top")), rest["prompt_tokens"], strict=True)
+            sequences = [ScoredSequence(**members, prompt_tokens=tokens) for members, tokens in positions]
+            adapters.append(AdapterScores(**head, sequences=sequences))
+        return LogprobsResponse(adapters=adapters)
+    except (ValueError, KeyError, TypeError, IndexError, SafetensorError):  # whatever a damaged body leads to
         raise WireError("not the safetensors body of a /logprobs answer") from None
 
 
 def encode_generated(answer: GenerateResponse) -> bytes:
-    completions = [one for prompt in answer.prompts for one in prompt.completions]
-    with_logprobs = any(one.logprobs for one in completions)
+    completions = [completion for prompt in answer.prompts for completion in prompt.completions]
+    with_logprobs = any(completion.logprobs for completion in completions)
     arrays: Arrays = {
-        "offsets": _offsets(len(one.token_ids) for one in completions),
+        "offsets": _offsets(len(completion.token_ids) for completion in completions),
         "token_ids": _flat_ids(completions),
         "prompt_offsets": _offsets(len(prompt.prompt_token_ids) for prompt in answer.prompts),
         "prompt_token_ids": np.array([*chain(*(prompt.prompt_token_ids for prompt in answer.prompts))], np.int32),
@@ -85,7 +88,7 @@ def encode_generated(answer: GenerateResponse) -> bytes:
     }
     rest = answer.model_dump(exclude={"prompts"}) | {
         "completions": [len(prompt.completions) for prompt in answer.prompts],
-        "finish_reasons": [one.finish_reason for one in completions],
+        "finish_reasons": [completion.finish_reason for completion in completions],
         "top": _with_top(completions),
         "with_logprobs": with_logprobs,
     }
@@ -95,9 +98,11 @@ def encode_generated(answer: GenerateResponse) -> bytes:
 def decode_generated(body: bytes) -> GenerateResponse:
     try:
         arrays, rest = _open(body)
-        slices = _unpack(arrays, "", rest.pop("top"), with_logprobs=rest.pop("with_logprobs"))
+        positions = _unpack(arrays, "", rest.pop("top"), with_logprobs=rest.pop("with_logprobs"))
         reasons = rest.pop("finish_reasons")
-        completions = [Completion(**one, finish_reason=why) for one, why in zip(slices, reasons, strict=True)]
+        completions = [
+            Completion(**members, finish_reason=reason) for members, reason in zip(positions, reasons, strict=True)
+        ]
         groups = _cut(completions, _offsets(rest.pop("completions")))
         prompts = _cut(arrays["prompt_token_ids"].tolist(), arrays["prompt_offsets"])
         generated = [Generated(prompt_token_ids=a, completions=b) for a, b in zip(prompts, groups, strict=True)]
@@ -106,19 +111,10 @@ def decode_generated(body: bytes) -> GenerateResponse:
         raise WireError("not the safetensors body of a /generate answer") from None
 
 
-def _heads(rest: Mapping[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
-    return enumerate(cast(list[dict[str, Any]], rest["adapters"]))
-
-
-def _scores(arrays: Arrays, number: int, head: dict[str, Any], prompt_tokens: list[int]) -> AdapterScores:
-    slices = _unpack(arrays, f"{number}.", head.pop("top"))
-    sequences = [ScoredSequence(**one, prompt_tokens=n) for one, n in zip(slices, prompt_tokens, strict=True)]
-    return AdapterScores(**head, sequences=sequences)
-
-
 def _open(body: bytes) -> tuple[Arrays, dict[str, Any]]:
     """safetensors checks the header and the bounds of the arrays; its `load` does not hand out the metadata."""
     arrays = load(body)
+    # The format: the header's length in 8 bytes, little-endian, then the header as JSON.
     header = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])
     return arrays, json.loads(header["__metadata__"][_ANSWER])
 
@@ -128,23 +124,28 @@ def _offsets(lengths: Iterable[int]) -> NDArray[np.int64]:
 
 
 def _flat_ids(sequences: Sequence[_Positions]) -> NDArray[np.int32]:
-    return np.array([*chain(*(one.token_ids for one in sequences))], np.int32)
+    return np.array([*chain(*(sequence.token_ids for sequence in sequences))], np.int32)
 
 
 def _with_top(sequences: Sequence[_Positions]) -> list[bool]:
-    return [one.top_ids is not None for one in sequences]
+    return [sequence.top_ids is not None for sequence in sequences]
 
 
 def _pack(prefix: str, sequences: Sequence[_Positions], *, with_logprobs: bool = True) -> Arrays:
-    for one in sequences:
-        assert len(one.logprobs) == (len(one.token_ids) if with_logprobs else 0)
-        assert (one.top_ids is None) == (one.top_logprobs is None)
-    logprobs = [*chain(*(one.logprobs for one in sequences))]
+    logprobs: list[float] = []
+    ids: list[list[int]] = []
+    rows: list[list[float]] = []
+    for sequence in sequences:
+        tokens = len(sequence.token_ids)
+        assert len(sequence.logprobs) == (tokens if with_logprobs else 0)
+        assert (sequence.top_ids is None) == (sequence.top_logprobs is None)
+        logprobs += sequence.logprobs
+        # Empty rows stand for a sequence without any, so that `offsets` cuts these arrays, too.
+        ids += [[]] * tokens if sequence.top_ids is None else sequence.top_ids
+        rows += [[]] * tokens if sequence.top_logprobs is None else sequence.top_logprobs
     packed: Arrays = {f"{prefix}logprobs": np.array(logprobs, np.float32)} if with_logprobs else {}
     if not any(_with_top(sequences)):
         return packed
-    ids = [*chain(*(one.top_ids if one.top_ids is not None else [[]] * len(one.token_ids) for one in sequences))]
-    rows = [*chain(*(one.top_logprobs or [[]] * len(one.token_ids) for one in sequences))]
     lengths = [len(row) for row in ids]
     assert lengths == [len(row) for row in rows]
     ragged = len(set(lengths)) > 1
@@ -159,28 +160,23 @@ def _pack(prefix: str, sequences: Sequence[_Positions], *, with_logprobs: bool =
 def _unpack(
     arrays: Arrays, prefix: str, with_top: list[bool], *, with_logprobs: bool = True
 ) -> Iterator[dict[str, Any]]:
-    offsets = arrays["offsets"]
-    ids = _cut(arrays["token_ids"].tolist(), offsets)
-    logprobs = _cut(arrays[f"{prefix}logprobs"].tolist(), offsets) if with_logprobs else [[]] * len(ids)
-    plain = [{"token_ids": a, "logprobs": b} for a, b in zip(ids, logprobs, strict=True)]
-    if not any(with_top):
-        return iter(plain)
-    tops = zip(*(_cut(_rows(arrays, prefix, name), offsets) for name in ("top_ids", "top_logprobs")), strict=True)
-    return (
-        one | {"top_ids": a, "top_logprobs": b} if has else one
-        for one, (a, b), has in zip(plain, tops, with_top, strict=True)
-    )
+    """The members of each sequence, or completion, that stand in arrays."""
 
+    def top(name: str) -> list[list[Any]]:
+        values, offsets = arrays[f"{prefix}{name}"].tolist(), arrays.get(f"{prefix}top_offsets")
+        return _cut(values if offsets is None else _cut(values, offsets), arrays["offsets"])
 
-def _rows(arrays: Arrays, prefix: str, name: str) -> list[list[Any]]:
-    values = arrays[f"{prefix}{name}"].tolist()
-    offsets = arrays.get(f"{prefix}top_offsets")
-    return values if offsets is None else _cut(values, offsets)
+    ids = _cut(arrays["token_ids"].tolist(), arrays["offsets"])
+    logprobs = _cut(arrays[f"{prefix}logprobs"].tolist(), arrays["offsets"]) if with_logprobs else [[]] * len(ids)
+    # All None where nobody has any: such a body has no arrays for them.
+    tops = zip(top("top_ids"), top("top_logprobs"), strict=True) if any(with_top) else [(None, None)] * len(ids)
+    for a, b, (c, d), has_top in zip(ids, logprobs, tops, with_top, strict=True):
+        yield {"token_ids": a, "logprobs": b} | ({"top_ids": c, "top_logprobs": d} if has_top else {})
 
 
 def _cut(values: list[Any], offsets: NDArray[Any]) -> list[list[Any]]:
-    """A cut that does not use every value is damage."""
-    places = offsets.tolist()
-    if places[0] != 0 or places[-1] != len(values) or places != sorted(places):
+    bounds = offsets.tolist()
+    # Slices forgive every offset, so look here: a cut that does not use every value is damage.
+    if bounds[0] != 0 or bounds[-1] != len(values) or bounds != sorted(bounds):
         raise WireError("offsets do not fit")
-    return [values[start:end] for start, end in pairwise(places)]
+    return [values[start:end] for start, end in pairwise(bounds)]

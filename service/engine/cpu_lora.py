@@ -14,21 +14,21 @@ from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
 
 @dataclass(frozen=True, slots=True)
-class _Present:
+class _StepSlots:
     """The slots of a step's tokens."""
 
     slots: Tensor | slice
-    own_TK: Tensor | None
+    mask_TK: Tensor | None
     """[tokens, slots * rank]: 1 where the column belongs to the token's slot; None where all do."""
 
 
 class CpuLora(PunicaWrapperCPU):
-    """Loaded by name inside the engine; the name is given in `engine.prepare_cpu`."""
+    """Loaded by name inside the engine; the name is given in `vllm.prepare_cpu`."""
 
-    _steps: dict[tuple[int, int, torch.dtype], _Present]
+    _steps: dict[tuple[int, int, torch.dtype], _StepSlots]
 
     def update_metadata(self, *args: Any, **kwargs: Any) -> None:
-        self._steps = {}
+        self._steps = {}  # vLLM calls this when a step begins: from here on tokens have other slots
         super().update_metadata(*args, **kwargs)
 
     def add_lora_linear(
@@ -48,27 +48,24 @@ class CpuLora(PunicaWrapperCPU):
         y_TO, x_TI = y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1])
         start = 0
         for a_S1RI, b_S1OR, width in zip(lora_a_stacked, lora_b_stacked, output_slices, strict=True):
-            here = self._present(len(x_TI), a_S1RI.shape[2], x.dtype)
-            inner_TK = x_TI @ a_S1RI[here.slots, 0].flatten(0, 1).T
-            if here.own_TK is not None:
-                inner_TK *= here.own_TK
-            b_KO = b_S1OR[here.slots, 0].mT.flatten(0, 1)
+            key = (len(x_TI), a_S1RI.shape[2], x.dtype)
+            if key not in self._steps:  # the same for all layers of a step, so it is made once
+                self._steps[key] = _step_slots(self.token_lora_indices[: len(x_TI)], *key[1:])
+            step = self._steps[key]
+            # y += scale * ((x A^T) * mask) B^T, where A and B are those of all slots of the step side by side.
+            inner_TK = x_TI @ a_S1RI[step.slots, 0].flatten(0, 1).T
+            if step.mask_TK is not None:
+                inner_TK *= step.mask_TK
+            b_KO = b_S1OR[step.slots, 0].mT.flatten(0, 1)
             y_TO[:, start : start + width].addmm_(inner_TK, b_KO, alpha=scale)
             start += width
 
-    def _present(self, tokens: int, rank: int, dtype: torch.dtype) -> _Present:
-        """The same for all layers of a step."""
-        key = (tokens, rank, dtype)
-        if key not in self._steps:
-            self._steps[key] = _present(self.token_lora_indices[:tokens], rank, dtype)
-        return self._steps[key]
 
-
-def _present(slot_T: Tensor, rank: int, dtype: torch.dtype) -> _Present:
-    found = slot_T.unique()
-    if len(found) == 1 and found[0] >= 0:
-        slot = int(found)
-        return _Present(slice(slot, slot + 1), None)
-    slots_P = found[found >= 0]
-    own_TP = slot_T[:, None] == slots_P
-    return _Present(slots_P, own_TP.to(dtype).repeat_interleave(rank, dim=1))
+def _step_slots(slot_T: Tensor, rank: int, dtype: torch.dtype) -> _StepSlots:
+    present = slot_T.unique()
+    if len(present) == 1 and present[0] >= 0:
+        slot = int(present)
+        return _StepSlots(slice(slot, slot + 1), None)  # a slice is a view: nothing is copied
+    slots_P = present[present >= 0]  # -1 is the base: it has no weights, so all of its mask is 0
+    mask_TP = slot_T[:, None] == slots_P
+    return _StepSlots(slots_P, mask_TP.to(dtype).repeat_interleave(rank, dim=1))

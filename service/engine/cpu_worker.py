@@ -5,8 +5,6 @@ turns a seeded request's generator back. Generators on CPU do not turn back, and
 sampled without their generators, which then are where they were.
 """
 
-from collections.abc import Generator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,17 +15,11 @@ class CpuWorker(CPUWorker):
     """Loaded by name inside the engine (`--worker-cls`)."""
 
     def sample_tokens(self, grammar_output: Any) -> Any:
-        with _left_out(self.model_runner):
+        batch: Any = self.model_runner.input_batch
+        # True for rows whose prompt is not whole: their token is thrown away.
+        unfinished = np.nonzero(self.model_runner.discard_request_mask.np[: batch.num_reqs])[0]
+        withheld = {row: batch.generators.pop(row) for row in map(int, unfinished) if row in batch.generators}
+        try:
             return super().sample_tokens(grammar_output)
-
-
-@contextmanager
-def _left_out(runner: Any) -> Generator[None]:
-    """The generators of the step's unfinished prompts."""
-    generators: dict[int, Any] = runner.input_batch.generators
-    unfinished = np.nonzero(runner.discard_request_mask.np[: runner.input_batch.num_reqs])[0]
-    kept = {row: generators.pop(row) for row in map(int, unfinished) if row in generators}
-    try:
-        yield
-    finally:
-        generators.update(kept)
+        finally:
+            batch.generators.update(withheld)

@@ -13,18 +13,18 @@ _OPERATORS = (
     "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 )
 
-
 _library: object = None  # a Library withdraws its operators when it is collected
 
 
 def declare() -> None:
     """Declare torchvision's operators where its own compiled library cannot."""
-    import torch
+    import torch  # not at the top: torch loads this module, so whoever imported it first would come in a circle
 
     global _library
     spec = find_spec("torchvision")
     if torch.version.cuda is not None or spec is None or spec.origin is None:
         return
+    # Asked of the file, since importing torchvision is what does not work yet.
     if "+cu" not in Path(spec.origin).with_name("version.py").read_text():
         return  # a CPU build loads its own library
     library = torch.library.Library("torchvision", "FRAGMENT")

@@ -11,6 +11,8 @@ The rest of the service knows `Engine` and its plain types. What this file relie
 * On CPU vLLM applies the last adapter's weights to the base's rows of a mixed batch. `CpuLora` replaces that kernel.
 * On CPU seeded requests whose prompts come in pieces kill it. `CpuWorker` mends that.
 
+vLLM is imported inside functions: its import takes seconds, and reads variables that `start_engine` sets first.
+
 Left out: which revision is which (`registry`), limits of requests (`admission`), several engines.
 """
 
@@ -32,34 +34,21 @@ from PIL.Image import Image
 from adapters.errors import UserError
 from service.media import Video
 from service.publishing.registry import AdapterLoadError, Dtype
+from service.settings import EngineNumbers, MediaNumbers
 
 LORA_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+CACHED_ADAPTERS = 32
+"""Adapters that the engine keeps, in its slots and beside them in memory; the registry's capacity too, so that vLLM
+does not evict what the registry takes for loaded."""
 # `media` has sized the pixels and chosen the frames; the processor only cuts patches.
 PROCESSING = {
     "images_kwargs": {"do_resize": False},
     "videos_kwargs": {"do_resize": False, "do_sample_frames": False, "cap_pixels_per_frame": False},
 }
 SOCKET_FOLDER_LENGTH = 70  # the system takes 107 bytes, and vLLM names a socket with 36
-NOTHING = -100.0  # added to the logit of a banned token
-
-
-@dataclass(frozen=True, slots=True)
-class EngineSettings:
-    """What the engine may hold. Plain numbers: `settings` reads and checks them."""
-
-    base: Path
-    dtype: Dtype = "bfloat16"
-    max_model_len: int = 2048
-    max_num_seqs: int = 64
-    max_num_batched_tokens: int = 4096
-    block_size: int = 32
-    kv_cache_gib: float = 1.0
-    max_loras: int = 8
-    max_cpu_loras: int = 32
-    max_lora_rank: int = 64
-    top_k: int = 20
-    max_images: int = 8
-    max_videos: int = 1
+# Added to the logit of a banned token. vLLM takes biases of -100 to 100 only; e**-100 is never sampled.
+BAN = -100.0
+FIRST_ADAPTER_NUMBER = 100_000  # vLLM's own counter starts at 1, and one number must never mean two adapters
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +70,7 @@ class EngineMedia:
 
 @dataclass(frozen=True, slots=True)
 class EngineScores:
-    """Log-probabilities of a completion's tokens [C], and of the likeliest ones or those asked for [C, k]."""
+    """Log-probabilities of a completion's tokens [C], and of the likeliest tokens or the requested ids [C, k]."""
 
     prompt_tokens: int
     logprobs_C: NDArray[np.float32]
@@ -109,24 +98,26 @@ class EngineDiedError(Exception):
 class Engine:
     """One frozen base in vLLM."""
 
-    def __init__(self, client: Any, openai: Any, settings: EngineSettings) -> None:
+    def __init__(self, client: Any, openai: Any, settings: EngineNumbers, dtype: Dtype) -> None:
         self._client: Any = client
         self.openai: Any = openai
         """vLLM's own application, for its OpenAI-compatible routes."""
         self._requests = itertools.count()
-        self._numbers = itertools.count(100_000)  # vLLM's own counter starts at 1
+        self._numbers = itertools.count(FIRST_ADAPTER_NUMBER)
         self.settings = settings
+        self.dtype: Dtype = dtype
+        """What `settings.dtype` is on this machine."""
         self.tokenizer: Any = client.get_tokenizer()
         self.eos_id: int = self.tokenizer.eos_token_id
         config = client.model_config.hf_config
         self.pads: dict[str, int] = {"image": config.image_token_id, "video": config.video_token_id}
+        """The pad token of each kind of media."""
         self.vocabulary_size: int = config.text_config.vocab_size
-        self._banned = dict.fromkeys(self._unspeakable(config.text_config.vocab_size), NOTHING)
-
-    def _unspeakable(self, vocabulary: int) -> list[int]:
-        """Every special token but the end mark, and the rows beyond the tokenizer."""
-        special = set(self.tokenizer.all_special_ids) | set(self.pads.values())
-        return sorted((special | set(range(len(self.tokenizer), vocabulary))) - {self.eos_id})
+        # The model has more rows than the tokenizer has tokens: such an id could be sampled and never be decoded. Pad
+        # tokens in a completion could not be scored afterwards, since the engine would expand them.
+        undecodable = range(len(self.tokenizer), self.vocabulary_size)
+        banned = {*self.tokenizer.all_special_ids, *self.pads.values(), *undecodable} - {self.eos_id}
+        self._banned = dict.fromkeys(sorted(banned), BAN)
 
     @property
     def special_ids(self) -> frozenset[int]:
@@ -153,6 +144,7 @@ class Engine:
         try:
             await self._client.add_lora(_lora_request(adapter))
         except Exception as error:
+            # A dead engine fails every call with an error of its own choice, so ask it instead of the error.
             if self.dead:
                 raise EngineDiedError from None
             raise AdapterLoadError(f"{name}: the engine refused it; its log says why") from error
@@ -160,7 +152,7 @@ class Engine:
 
     async def unload(self, handle: object) -> None:
         assert isinstance(handle, LoadedAdapter)
-        self._openai_models().pop(handle.name, None)
+        self._openai_models().pop(handle.name, None)  # first: its routes must not name what is going
         await self._client.remove_lora(handle.number)
 
     def name_model(self, name: str, adapter: LoadedAdapter | None) -> None:
@@ -206,8 +198,8 @@ class Engine:
             stop=list(stop) or None,
             stop_token_ids=[self.eos_id],
             logit_bias=self._banned,
-            flat_logprobs=True,
-            detokenize=bool(stop),
+            flat_logprobs=True,  # else an object for every position and token, which costs more than the sampling
+            detokenize=bool(stop),  # stop strings are looked for in the text
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         output = await self._run(rendered, params, adapter)
@@ -229,48 +221,40 @@ class Engine:
         rendered["cache_salt"] = "scores"  # what was sampled is in the cache to its end, and would be met too far
         prompt_tokens = len(rendered["prompt_token_ids"]) - len(completion)
         cached = cached and prompt_tokens > self.settings.block_size  # a hit could only be one block too far
-        width = -1 if token_ids is not None else top_k
+        width = -1 if token_ids is not None else top_k  # vLLM cannot be asked for single ids, only for whole rows
         output = await self._run(rendered, _scoring_params(width, skip_cache=not cached), adapter)
+        # The row of a token comes from the position before it, so the first row needs position prompt_tokens - 1.
         rescored = cached and (output.num_cached_tokens or 0) > prompt_tokens - 1
         if rescored:
             output = await self._run(rendered, _scoring_params(width, skip_cache=True), adapter)
         assert output.prompt_token_ids[prompt_tokens:] == list(completion), "expansion moved into the completion"
         rows = _last_rows(output.prompt_logprobs, len(completion))
         if token_ids is not None:
-            chosen = [_chosen(row, ids) for row, ids in zip(rows, token_ids, strict=True)]
+            known = (dict(zip(row.ids, row.logprobs, strict=True)) for row in rows)
+            top = [([*ids], [row[id] for id in ids]) for row, ids in zip(known, token_ids, strict=True)]
         else:
-            chosen = [row.rest(top_k) for row in rows]
-        own = np.array([row.own for row in rows], np.float32)
-        return EngineScores(prompt_tokens, own, *_columns(chosen), rescored)
+            top = [row.likeliest(top_k) for row in rows]
+        return EngineScores(prompt_tokens, _logprobs(rows), *_columns(top), rescored)
 
     async def _render(self, prompt: Sequence[int], media: EngineMedia) -> Any:
         """vLLM's input with media expanded. Media are known by id, so that a second rendering costs no processing."""
-        tokens: dict[str, Any] = {"prompt_token_ids": list(prompt)}
-        if media.images or media.videos:
-            tokens["multi_modal_data"] = {
-                kind: items
-                for kind, items in (
-                    ("image", [image for _, image in media.images]),
-                    ("video", [(v.frames_THWC, v.metadata() | {"do_sample_frames": False}) for _, v in media.videos]),
-                )
-                if items
-            }
-            tokens["multi_modal_uuids"] = {
-                kind: [name for name, _ in items]
-                for kind, items in (("image", media.images), ("video", media.videos))
-                if items
-            }
+        tokens: dict[str, Any] = {"prompt_token_ids": list(prompt), "multi_modal_data": {}, "multi_modal_uuids": {}}
+        if media.images:
+            tokens["multi_modal_data"]["image"] = [image for _, image in media.images]
+            tokens["multi_modal_uuids"]["image"] = [name for name, _ in media.images]
+        if media.videos:
+            clips = [(v.frames_THWC, v.metadata() | {"do_sample_frames": False}) for _, v in media.videos]
+            tokens["multi_modal_data"]["video"] = clips
+            tokens["multi_modal_uuids"]["video"] = [name for name, _ in media.videos]
+        room = self.settings.max_model_len - 1  # vLLM always samples one token more, even when it only scores
+        message = f"the prompt with its media and the completion do not fit into the model's {room} tokens"
         try:
             (rendered,) = await self._client.renderer.render_cmpl_async([tokens])
         except ValueError as error:  # vLLM's word for what is too long before or after expansion
-            raise self._too_long() from error
-        if len(rendered["prompt_token_ids"]) >= self.settings.max_model_len:
-            raise self._too_long()
+            raise UserError(message) from error
+        if len(rendered["prompt_token_ids"]) > room:
+            raise UserError(message)
         return rendered
-
-    def _too_long(self) -> UserError:
-        room = self.settings.max_model_len - 1
-        return UserError(f"the prompt with its media and the completion do not fit into the model's {room} tokens")
 
     async def _run(self, rendered: Any, params: Any, adapter: LoadedAdapter | None) -> Any:
         """The finished output; cancelling the caller aborts the request."""
@@ -328,16 +312,12 @@ def _scoring_params(width: int, *, skip_cache: bool) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """One position: the actual token first, then the likeliest."""
+    """One position as vLLM gives it: the actual token first, then the likeliest."""
 
     ids: list[int]
     logprobs: list[float]
 
-    @property
-    def own(self) -> float:
-        return self.logprobs[0]
-
-    def rest(self, count: int) -> tuple[list[int], list[float]]:
+    def likeliest(self, count: int) -> tuple[list[int], list[float]]:
         return self.ids[1 : 1 + count], self.logprobs[1 : 1 + count]
 
 
@@ -346,52 +326,46 @@ def _last_rows(flat: Any, count: int) -> list[_Row]:
     return [_Row(flat.token_ids[start:end], flat.logprobs[start:end]) for start, end in bounds]
 
 
-def _chosen(row: _Row, ids: Sequence[int]) -> tuple[list[int], list[float]]:
-    known = dict(zip(row.ids, row.logprobs, strict=True))
-    return list(ids), [known[token] for token in ids]
+def _logprobs(rows: Sequence[_Row]) -> NDArray[np.float32]:
+    return np.array([row.logprobs[0] for row in rows], np.float32)
 
 
-def _columns(rows: Sequence[tuple[list[int], list[float]]]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    return np.array([ids for ids, _ in rows], np.int32), np.array([values for _, values in rows], np.float32)
+def _columns(top: Sequence[tuple[list[int], list[float]]]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    return np.array([ids for ids, _ in top], np.int32), np.array([values for _, values in top], np.float32)
 
 
 def _sampled(completion: Any) -> Sampled:
     rows = _last_rows(completion.logprobs, len(completion.token_ids)) if completion.logprobs is not None else []
-    own = np.array([row.own for row in rows], np.float32)
-    chosen = [row.rest(len(row.ids) - 1) for row in rows]
-    return Sampled(tuple(completion.token_ids), own, *_columns(chosen), str(completion.finish_reason))
+    top = [row.likeliest(len(row.ids) - 1) for row in rows]
+    return Sampled(tuple(completion.token_ids), _logprobs(rows), *_columns(top), str(completion.finish_reason))
 
 
 # ---- starting ----
 
 
 @asynccontextmanager
-async def start_engine(settings: EngineSettings) -> AsyncGenerator[Engine]:
+async def start_engine(base: Path, settings: EngineNumbers, media: MediaNumbers) -> AsyncGenerator[Engine]:
     """The engine, in processes of its own that end with the block."""
-    for name, value in _environment(settings).items():
-        os.environ.setdefault(name, value)
+    for name, value in _environment(settings.kv_cache_gib).items():
+        os.environ.setdefault(name, value)  # whoever set it himself knows better
+    from vllm.entrypoints.launchers.api_server.app_state import init_app_state
     from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client
+    from vllm.entrypoints.launchers.app import build_app
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    args: Any = make_arg_parser(FlexibleArgumentParser()).parse_args(_arguments(settings))
+    dtype = dtype_of(settings.dtype)
+    args: Any = make_arg_parser(FlexibleArgumentParser()).parse_args(_arguments(base, dtype, settings, media))
     async with build_async_engine_client(args) as client:
-        engine = Engine(client, await _openai_app(client, args), settings)
+        tasks = await client.get_supported_tasks()
+        app: Any = build_app(args, tasks, client.model_config)
+        await init_app_state(client, app.state, args, tasks)
+        app.state.server = SimpleNamespace(should_exit=False)  # its handlers of a dead engine set this
+        engine = Engine(client, app, settings, dtype)
         try:
             yield engine
         finally:
             engine.drop()
-
-
-async def _openai_app(client: Any, args: Any) -> Any:
-    from vllm.entrypoints.launchers.api_server.app_state import init_app_state
-    from vllm.entrypoints.launchers.app import build_app
-
-    tasks = await client.get_supported_tasks()
-    app: Any = build_app(args, tasks, client.model_config)
-    await init_app_state(client, app.state, args, tasks)
-    app.state.server = SimpleNamespace(should_exit=False)  # its handlers of a dead engine set this
-    return app
 
 
 def on_cpu() -> bool:
@@ -400,17 +374,17 @@ def on_cpu() -> bool:
     return not torch.cuda.is_available()
 
 
-def dtype_of(asked: Literal["auto"] | Dtype) -> Dtype:
+def dtype_of(setting: Literal["auto"] | Dtype) -> Dtype:
     """Auto: a processor without instructions for bfloat16 multiplies it many times slower than float32."""
     import torch
 
-    if asked != "auto":
-        return asked
+    if setting != "auto":
+        return setting
     mkldnn: Any = torch.ops.mkldnn
     return "bfloat16" if not on_cpu() or mkldnn._is_mkldnn_bf16_supported() else "float32"
 
 
-def _environment(settings: EngineSettings) -> dict[str, str]:
+def _environment(kv_cache_gib: float) -> dict[str, str]:
     shared = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_HOST_IP": "127.0.0.1"}
     if len(os.fsencode(tempfile.gettempdir())) > SOCKET_FOLDER_LENGTH:
         shared["VLLM_RPC_BASE_PATH"] = "/tmp"
@@ -420,26 +394,26 @@ def _environment(settings: EngineSettings) -> dict[str, str]:
         "OMP_NUM_THREADS": "1",  # on shared cores a second thread that spins costs a factor of twenty
         "TORCHDYNAMO_DISABLE": "1",  # else the first log-probabilities compile for 12 s
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(settings.kv_cache_gib))),
+        "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(kv_cache_gib))),  # whole GiB only; on a GPU it is bytes, below
     }
 
 
-def _arguments(settings: EngineSettings) -> list[str]:
-    limits = {"image": settings.max_images, "video": settings.max_videos}
+def _arguments(base: Path, dtype: Dtype, settings: EngineNumbers, media: MediaNumbers) -> list[str]:
     arguments: dict[str, object] = {
-        "model": settings.base,
+        "model": base,
         "served-model-name": "base",
-        "dtype": settings.dtype,
+        "dtype": dtype,
         "max-model-len": settings.max_model_len,
         "max-num-seqs": settings.max_num_seqs,
+        # vLLM bounds the media tokens of a prompt by it as well, and a prompt may be all media.
         "max-num-batched-tokens": max(settings.max_num_batched_tokens, settings.max_model_len),
         "block-size": settings.block_size,
         "max-loras": settings.max_loras,
-        "max-cpu-loras": max(settings.max_loras, settings.max_cpu_loras),
+        "max-cpu-loras": max(settings.max_loras, CACHED_ADAPTERS),
         "max-lora-rank": settings.max_lora_rank,
         "max-logprobs": -1 if on_cpu() else settings.top_k,  # fixed token ids take the whole row there
         "generation-config": "vllm",  # defaults come from the request, never from the checkpoint
-        "limit-mm-per-prompt": json.dumps(limits),
+        "limit-mm-per-prompt": json.dumps({"image": media.max_images, "video": media.max_videos}),
         "mm-processor-kwargs": json.dumps(PROCESSING),
         "seed": 0,
     }

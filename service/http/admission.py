@@ -16,10 +16,9 @@ from dataclasses import dataclass, field
 from service.http.problems import ProblemError
 from service.schemas import Chat, GenerateRequest, LogprobsRequest, TextPart
 
-_TEXT_BYTES_PER_TOKEN = 3
-"""A guess on the high side of the token count for natural language; ids are counted exactly."""
-_MEMORY = 0.9
-"""The weight of the past in the mean time that a request takes."""
+_TEXT_BYTES_PER_TOKEN = 3  # a guess on the high side of the token count for natural language; ids are counted exactly
+_MARKS_OF_A_MESSAGE = 8  # tokens of the chat template around a message, about
+_MEMORY = 0.9  # the weight of the past in the mean time that a request takes
 
 
 @dataclass(eq=False, slots=True)
@@ -36,12 +35,12 @@ class Admission:
         self._max_waiting = max_waiting
         self._max_wait_s = max_wait_s
         self._waiters: deque[_Waiter] = deque()
-        self._mean_s = 1.0
+        self._mean_s = 1.0  # a guess, until requests have ended
         self._last_finish = 0.0
         self.requests = 0
-        """In the engine."""
+        """Those that are in the engine."""
         self.tokens = 0
-        """In the engine."""
+        """And their tokens."""
 
     @property
     def waiting(self) -> int:
@@ -56,7 +55,7 @@ class Admission:
     @asynccontextmanager
     async def admit(self, tokens: int) -> AsyncGenerator[None]:
         """Room for a request of about so many tokens, for as long as the block lasts; 429 when it takes too long."""
-        tokens = min(tokens, self._max_tokens)
+        tokens = min(tokens, self._max_tokens)  # a larger request fits only when there is no other: it runs alone
         await self._enter(tokens)
         began = time.monotonic()
         try:
@@ -67,7 +66,7 @@ class Admission:
             self._leave(tokens)
 
     async def _enter(self, tokens: int) -> None:
-        if not self._waiters and self._fits(tokens):
+        if not self._waiters and self._fits(tokens):  # a small request does not pass those that wait
             self._take(tokens)
             return
         if len(self._waiters) >= self._max_waiting:
@@ -77,8 +76,12 @@ class Admission:
         try:
             async with asyncio.timeout(self._max_wait_s):
                 await waiter.granted
-        except BaseException as error:
-            self._forget(waiter)
+        except BaseException as error:  # the time is over, or the caller has hung up
+            if waiter.granted.done() and not waiter.granted.cancelled():
+                self._leave(tokens)  # granted in the same turn of the event loop in which it gave up
+            elif waiter in self._waiters:
+                self._waiters.remove(waiter)
+                self._grant()  # it may have been the head that did not fit
             if isinstance(error, TimeoutError):
                 raise self._busy(f"no room within {self._max_wait_s:g} s") from None
             raise
@@ -106,16 +109,8 @@ class Admission:
                 head.granted.set_result(None)
             self._waiters.popleft()
 
-    def _forget(self, waiter: _Waiter) -> None:
-        """It gave up: before it was granted, or in the same turn of the event loop."""
-        if waiter.granted.done() and not waiter.granted.cancelled():
-            self._leave(waiter.tokens)
-        elif waiter in self._waiters:
-            self._waiters.remove(waiter)
-            self._grant()  # it may have been the head that did not fit
-
     def _busy(self, why: str) -> ProblemError:
-        """The wait told is about the time until those in line now are through."""
+        # About the time until those in line now are through: they go in turns of `max_requests` at a time.
         turns = 1 + self.waiting / self._max_requests
         wait_s = min(self._mean_s * turns, self._max_wait_s)
         return ProblemError("busy", 429, f"{why}; ask again later", retry_after_s=wait_s)
@@ -123,42 +118,34 @@ class Admission:
 
 def tokens_of_scoring(request: LogprobsRequest, adapters: int, *, media_tokens: int, max_model_len: int) -> int:
     """Every adapter reads every sequence once."""
-    return adapters * sum(
-        min(
-            _prompt(one.prompt) + _completion(one.completion) + media_tokens * (len(one.images) + len(one.videos)),
-            max_model_len,
-        )
-        for one in request.sequences
-    )
+    total = 0
+    for sequence in request.sequences:
+        completion = sequence.completion
+        tokens = _prompt(sequence.prompt) + (_text(completion) if isinstance(completion, str) else len(completion))
+        media = media_tokens * (len(sequence.images) + len(sequence.videos))
+        total += min(tokens + media, max_model_len)
+    return adapters * total
 
 
 def tokens_of_generation(request: GenerateRequest, *, media_tokens: int, max_model_len: int) -> int:
     """The completions of a prompt share its cache, so it counts once."""
     total = 0
-    for one in request.prompts:
-        prompt = min(_prompt(one.prompt) + media_tokens * (len(one.images) + len(one.videos)), max_model_len)
-        room = max(max_model_len - prompt, 1)
-        total += prompt + request.n * (room if request.max_tokens is None else min(request.max_tokens, room))
+    for prompt in request.prompts:
+        media = media_tokens * (len(prompt.images) + len(prompt.videos))
+        tokens = min(_prompt(prompt.prompt) + media, max_model_len)
+        room = max(max_model_len - tokens, 1)
+        total += tokens + request.n * (room if request.max_tokens is None else min(request.max_tokens, room))
     return total
 
 
 def _prompt(prompt: list[int] | Chat) -> int:
     if isinstance(prompt, list):
         return len(prompt)
-    texts = [
-        text
-        for message in prompt.messages
-        for text in (
-            [message.content]
-            if isinstance(message.content, str)
-            else [part.text for part in message.content if isinstance(part, TextPart)]
-        )
-    ]
-    return sum(_text(text) for text in texts) + 8 * len(prompt.messages)  # the template's marks around a message
-
-
-def _completion(completion: list[int] | str) -> int:
-    return _text(completion) if isinstance(completion, str) else len(completion)
+    total = 0
+    for message in prompt.messages:
+        parts = [TextPart(type="text", text=message.content)] if isinstance(message.content, str) else message.content
+        total += _MARKS_OF_A_MESSAGE + sum(_text(part.text) for part in parts if isinstance(part, TextPart))
+    return total
 
 
 def _text(text: str) -> int:

@@ -8,18 +8,18 @@ import asyncio
 import hashlib
 import hmac
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from pydantic import SecretStr
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.http.problems import http_response
+from service.http.problems import http_problem, response
 
-OPEN_PATHS = frozenset({"/healthz"})
+OPEN_PATHS = frozenset({"/healthz"})  # asked by what starts and watches containers, which has no key
 
 _GRACE_S = 30.0
-_SLOWEST_BYTES_PER_S = 16 * 1024
+_SLOWEST_BYTES_PER_S = 16 * 1024  # an adapter of 200 MiB may take three and a half hours, a drip of bytes may not
 
 
 class ApiKey:
@@ -31,33 +31,31 @@ class ApiKey:
         self._open = frozenset(open_paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or self._may_enter(scope):
+        if (
+            scope["type"] == "lifespan"
+            or self._digest is None
+            or scope["path"] in self._open
+            # Digests have one length, so the comparison tells nothing about the key's.
+            or any(hmac.compare_digest(_digest(key), self._digest) for key in _keys(scope["headers"]))
+        ):
             await self._app(scope, receive, send)
         elif scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008})
+            await send({"type": "websocket.close", "code": 1008})  # policy violation; a socket has no status 401
         else:
-            await http_response(401, {"www-authenticate": "Bearer"})(scope, receive, send)
-
-    def _may_enter(self, scope: Scope) -> bool:
-        if self._digest is None or scope["path"] in self._open:
-            return True
-        # Digests have one length, so the comparison tells nothing about the key's.
-        return any(hmac.compare_digest(_digest(key), self._digest) for key in _keys(scope["headers"]))
+            await response(http_problem(401, {"www-authenticate": "Bearer"}))(scope, receive, send)
 
 
 def _digest(key: bytes) -> bytes:
     return hashlib.sha256(key).digest()
 
 
-def _keys(headers: Iterable[tuple[bytes, bytes]]) -> list[bytes]:
-    found: list[bytes] = []
+def _keys(headers: Iterable[tuple[bytes, bytes]]) -> Iterator[bytes]:
     for name, value in headers:
         if name == b"x-api-key":
-            found.append(value)
-        scheme, _, rest = value.partition(b" ")
+            yield value
+        scheme, _, key = value.partition(b" ")
         if name == b"authorization" and scheme.lower() == b"bearer":
-            found.append(rest.strip())
-    return found
+            yield key.strip()
 
 
 class BodyLimit:
@@ -77,20 +75,17 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        limit = self._limit_of(scope)
+        limit = self._limit
+        if scope["method"] == "PUT":
+            limit = next((n for path, n in self._uploads.items() if scope["path"].startswith(path)), limit)
         stated = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
         if int(stated) > limit:  # the server has checked that it is a number
-            await http_response(413)(scope, receive, send)
+            await response(http_problem(413))(scope, receive, send)
             return
-        await self._app(scope, _Counted(receive, limit, self._grace_s).receive, send)
-
-    def _limit_of(self, scope: Scope) -> int:
-        if scope["method"] != "PUT":
-            return self._limit
-        return next((n for path, n in self._uploads.items() if scope["path"].startswith(path)), self._limit)
+        await self._app(scope, _CountedBody(receive, limit, self._grace_s).receive, send)
 
 
-class _Counted:
+class _CountedBody:
     """The body of one request. Its errors are HTTPExceptions, which every framework's handlers let through."""
 
     def __init__(self, receive: Receive, limit: int, grace_s: float) -> None:
@@ -102,10 +97,11 @@ class _Counted:
         self._complete = False
 
     async def receive(self) -> Message:
-        if self._complete:
+        if self._complete:  # from here on a route waits for the caller to hang up, however long that takes
             return await self._receive()
+        left_s = self._grace_s + self._bytes / _SLOWEST_BYTES_PER_S - (time.monotonic() - self._began)
         try:
-            async with asyncio.timeout(self._patience_s()):
+            async with asyncio.timeout(left_s):
                 message = await self._receive()
         except TimeoutError:
             raise HTTPException(408) from None
@@ -114,6 +110,3 @@ class _Counted:
         if self._bytes > self._limit:
             raise HTTPException(413)
         return message
-
-    def _patience_s(self) -> float:
-        return self._grace_s + self._bytes / _SLOWEST_BYTES_PER_S - (time.monotonic() - self._began)

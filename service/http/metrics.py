@@ -21,13 +21,13 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 TokenKind = Literal["prompt", "generated", "scored"]
 
-_MOST_BRANCHES = 100
-_OTHER = "other"
-_SECONDS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_MOST_BRANCHES = 100  # Prometheus keeps every label's series for ever, and anybody with the key can begin branches
+_REST = "other"
+_SECONDS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)  # to the request's time limit
 
 
 class Metrics:
-    """One of a service, in a registry of its own."""
+    """A service's numbers, in a registry of its own: vLLM fills the default one, and tests have several services."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
@@ -87,11 +87,10 @@ class Metrics:
         return generate_latest(self.registry) + generate_latest(REGISTRY)
 
     def _branch(self, name: str) -> str:
-        """`image@17` is counted under `image`."""
-        branch = name.partition("@")[0]
+        branch = name.partition("@")[0]  # a label for every revision would never end
         if len(self._branches) < _MOST_BRANCHES:
             self._branches.add(branch)
-        return branch if branch in self._branches else _OTHER
+        return branch if branch in self._branches else _REST
 
 
 class Timed:
@@ -108,7 +107,7 @@ class Timed:
         status = 500  # what the server answers when nothing was sent
         is_problem = False
 
-        async def noting(message: Message) -> None:
+        async def noted(message: Message) -> None:
             nonlocal status, is_problem
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -119,7 +118,7 @@ class Timed:
 
         began = time.monotonic()
         try:
-            await self._app(scope, receive, noting)
+            await self._app(scope, receive, noted)
         finally:
-            route = getattr(scope.get("route"), "path", _OTHER)  # the router puts it there; unknown paths have none
+            route = getattr(scope.get("route"), "path", _REST)  # the router puts it there; unknown paths have none
             self._metrics.observe(route, status, time.monotonic() - began)

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from python_multipart.exceptions import MultipartParseError
@@ -10,12 +11,12 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from service.http.problems import ProblemError
 
-MAX_HEADER_BYTES = 4096
+MAX_HEADER_BYTES = 4096  # of a name or a value, which stay in memory
 
 
 @dataclass(frozen=True, slots=True)
 class FormPart:
-    """One field; read `chunks` to their end before the next part is asked for."""
+    """A field; read `chunks` to their end before the next part is asked for."""
 
     name: str
     chunks: AsyncGenerator[bytes]
@@ -23,7 +24,11 @@ class FormPart:
 
 async def read_parts(content_type: str, body: AsyncIterator[bytes]) -> AsyncGenerator[FormPart]:
     """The parts of a body in their order."""
-    stream = _Stream(_boundary(content_type), body)
+    kind, options = parse_options_header(content_type)
+    boundary = options.get(b"boundary")
+    if kind != b"multipart/form-data" or not boundary:
+        raise _unreadable()
+    stream = _Stream(boundary, body)
     while (name := await stream.next_name()) is not None:
         chunks = stream.chunks()
         yield FormPart(name, chunks)
@@ -43,28 +48,38 @@ async def read_text(part: FormPart, limit: int) -> str:
         raise ProblemError("invalid", 422, f"{part.name}: not UTF-8") from None
 
 
-def _boundary(content_type: str) -> bytes:
-    kind, options = parse_options_header(content_type)
-    boundary = options.get(b"boundary")
-    if kind != b"multipart/form-data" or not boundary:
-        raise _unreadable()
-    return boundary
-
-
 class _Stream:
     """The parser calls back with slices of what it is fed; here they become events that can be waited for."""
 
     def __init__(self, boundary: bytes, body: AsyncIterator[bytes]) -> None:
         self._body = body
         self._events: deque[tuple[str, bytes]] = deque()
-        self._name = self._value = b""
-        self._headers: dict[bytes, bytes] = {}
+        name, value, headers = bytearray(), bytearray(), dict[bytes, bytes]()
+
+        def collect(target: bytearray, data: bytes, start: int, end: int) -> None:
+            target += data[start:end]  # a header may come in several slices
+            if len(name) + len(value) > MAX_HEADER_BYTES:
+                raise _unreadable()
+
+        def end_header() -> None:
+            headers[bytes(name).lower()] = bytes(value)
+            name.clear()
+            value.clear()
+
+        def begin_part() -> None:
+            _, options = parse_options_header(headers.pop(b"content-disposition", b""))
+            headers.clear()
+            self._events.append(("begin", options.get(b"name", b"")))
+
+        def add_data(data: bytes, start: int, end: int) -> None:
+            self._events.append(("data", data[start:end]))
+
         callbacks: Any = {
-            "on_header_field": self._on_name,
-            "on_header_value": self._on_value,
-            "on_header_end": self._on_header_end,
-            "on_headers_finished": lambda: self._events.append(("begin", self._field())),
-            "on_part_data": self._on_data,
+            "on_header_field": partial(collect, name),
+            "on_header_value": partial(collect, value),
+            "on_header_end": end_header,
+            "on_headers_finished": begin_part,
+            "on_part_data": add_data,
             "on_part_end": lambda: self._events.append(("end", b"")),
         }
         self._parser = MultipartParser(boundary, callbacks)
@@ -89,30 +104,6 @@ class _Stream:
             except MultipartParseError:
                 raise _unreadable() from None
         return self._events.popleft()
-
-    def _on_name(self, data: bytes, start: int, end: int) -> None:
-        self._name += data[start:end]
-        self._check()
-
-    def _on_value(self, data: bytes, start: int, end: int) -> None:
-        self._value += data[start:end]
-        self._check()
-
-    def _on_data(self, data: bytes, start: int, end: int) -> None:
-        self._events.append(("data", data[start:end]))
-
-    def _on_header_end(self) -> None:
-        self._headers[self._name.lower()] = self._value
-        self._name = self._value = b""
-
-    def _check(self) -> None:
-        if len(self._name) + len(self._value) > MAX_HEADER_BYTES:
-            raise _unreadable()
-
-    def _field(self) -> bytes:
-        _, options = parse_options_header(self._headers.pop(b"content-disposition", b""))
-        self._headers.clear()
-        return options.get(b"name", b"")
 
 
 def _unreadable() -> ProblemError:

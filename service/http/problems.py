@@ -6,9 +6,9 @@ exception goes on to the server, whose log holds the traceback.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -52,10 +52,10 @@ Slug = Literal[
     "unsupported-media",
 ]
 
-_MEDIA: dict[str, tuple[Slug, HTTPStatus]] = {
-    "unsupported": ("unsupported-media", HTTPStatus.UNSUPPORTED_MEDIA_TYPE),
-    "too-large": ("too-large", HTTPStatus.REQUEST_ENTITY_TOO_LARGE),
-    "damaged": ("damaged-media", HTTPStatus.UNPROCESSABLE_ENTITY),
+_MEDIA: dict[str, tuple[Slug, int]] = {
+    "unsupported": ("unsupported-media", 415),
+    "too-large": ("too-large", 413),
+    "damaged": ("damaged-media", 422),
 }
 _HTTP: dict[int, tuple[Slug, str]] = {
     400: ("bad-request", "the body cannot be read; send what the route's schema says"),
@@ -65,75 +65,79 @@ _HTTP: dict[int, tuple[Slug, str]] = {
     408: ("too-slow", "the body came too slowly"),
     413: ("too-large", "the body is larger than this route takes; /adapters tells the limits"),
 }
+# A body of a million bad ids has a million errors, and a misspelt key may be a whole text: an answer stays short.
 _MOST_ERRORS = 20
-_LONGEST_WORD = 64
+_LONGEST_KEY = 64
 _LONGEST_MESSAGE = 200
 
 
 class ProblemError(Exception):
     """An answer that is an error. `detail` is for people; `more` stands beside it, for programs."""
 
-    def __init__(self, type: Slug, status: int, detail: str, *, retry_after_s: float | None = None, **more: Any):
+    def __init__(
+        self,
+        type: Slug,
+        status: int,
+        detail: str,
+        *,
+        retry_after_s: float | None = None,
+        headers: Mapping[str, str] | None = None,
+        **more: Any,
+    ) -> None:
         super().__init__(f"{type}: {detail}")
         self.type: Slug = type
         self.status = status
         self.detail = detail
         self.retry_after_s = retry_after_s
+        self.headers = headers
         self.more = more
 
 
-def install(app: FastAPI) -> None:
-    """Every error of `app`'s routes as problem+json."""
-    app.add_exception_handler(ProblemError, _on_problem)
-    app.add_exception_handler(RequestValidationError, _on_invalid_request)
-    app.add_exception_handler(UserError, _on_user_error)
-    app.add_exception_handler(HTTPException, _on_http)
-    app.add_exception_handler(Exception, _on_bug)
+ProblemTable: TypeAlias = Mapping[type[Exception], Callable[[Any], ProblemError]]
+"""How kinds of errors are answered. A subclass is answered as the nearest class that the table has."""
+
+
+def install(app: FastAPI, more: ProblemTable | None = None) -> None:
+    """Every error of `app`'s routes as problem+json; `more` are the kinds that only the caller knows."""
+    table = {**_PROBLEMS, **(more or {})}
+
+    async def answer(_: Request, error: Exception) -> JSONResponse:
+        nearest = next(kind for kind in type(error).__mro__ if kind in table)
+        return response(table[nearest](error))
+
+    for kind in table:
+        app.add_exception_handler(kind, answer)
 
 
 def response(problem: ProblemError) -> JSONResponse:
-    """Retry-After is whole seconds, at least one."""
-    wait = problem.retry_after_s
-    headers = {} if wait is None else {"retry-after": str(max(1, math.ceil(wait)))}
-    return _json(problem.type, problem.status, problem.detail, headers, **problem.more)
+    title = HTTPStatus(problem.status).phrase
+    body = Problem(type=problem.type, title=title, status=problem.status, detail=problem.detail, **problem.more)
+    headers = dict(problem.headers or {})
+    if problem.retry_after_s is not None:  # HTTP has whole seconds only, and 0 would mean at once
+        headers["retry-after"] = str(max(1, math.ceil(problem.retry_after_s)))
+    return JSONResponse(body.model_dump(mode="json"), problem.status, headers, MEDIA_TYPE)
 
 
-def http_response(status: int, headers: Mapping[str, str] | None = None) -> JSONResponse:
+def http_problem(status: int, headers: Mapping[str, str] | None = None) -> ProblemError:
     """For a status alone, with the fixed sentence that goes with it."""
     slug, detail = _HTTP.get(status, ("bad-request" if status < 500 else "internal", HTTPStatus(status).description))
-    return _json(slug, status, detail, headers)
+    return ProblemError(slug, status, detail, headers=headers)
 
 
-def _json(type: Slug, status: int, detail: str, headers: Mapping[str, str] | None = None, **more: Any) -> JSONResponse:
-    problem = Problem(type=type, title=HTTPStatus(status).phrase, status=status, detail=detail, **more)
-    return JSONResponse(problem.model_dump(mode="json"), status, headers, MEDIA_TYPE)
-
-
-async def _on_problem(_: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, ProblemError)
-    return response(error)
-
-
-async def _on_user_error(_: Request, error: Exception) -> JSONResponse:
-    if isinstance(error, MediaError):
-        slug, status = _MEDIA[error.reason]
-        return _json(slug, status, str(error))
-    return _json("invalid", HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
-
-
-async def _on_invalid_request(_: Request, error: Exception) -> JSONResponse:
-    """Where and what, never the input; a body of a million bad ids does not make a million lines."""
-    assert isinstance(error, RequestValidationError)
-    found = error.errors()
-    told = [{"loc": [_word(part) for part in one["loc"]], "msg": _message(one)} for one in found[:_MOST_ERRORS]]
-    where = ".".join(str(part) for part in told[0]["loc"])
-    also = f", and {len(found) - 1} more" if len(found) > 1 else ""
-    return _json("invalid", HTTPStatus.UNPROCESSABLE_ENTITY, f"{where}: {told[0]['msg']}{also}", errors=told)
-
-
-def _word(part: str | int) -> str | int:
-    """A misspelt key is told, a text that was put there is not."""
-    return part if isinstance(part, int) else "".join(c if c.isprintable() else "?" for c in part[:_LONGEST_WORD])
+def _invalid_request(error: RequestValidationError) -> ProblemError:
+    """Where and what, never the input."""
+    all_errors = error.errors()
+    errors: list[dict[str, Any]] = []
+    for item in all_errors[:_MOST_ERRORS]:
+        location: list[str | int] = []
+        for part in item["loc"]:
+            if isinstance(part, str):  # a misspelt key is told, a text that was put there is not
+                part = "".join(c if c.isprintable() else "?" for c in part[:_LONGEST_KEY])
+            location.append(part)
+        errors.append({"loc": location, "msg": _message(item)})
+    where = ".".join(str(part) for part in errors[0]["loc"])
+    rest = f", and {len(all_errors) - 1} more" if len(all_errors) > 1 else ""
+    return ProblemError("invalid", 422, f"{where}: {errors[0]['msg']}{rest}", errors=errors)
 
 
 def _message(error: Mapping[str, Any]) -> str:
@@ -143,10 +147,12 @@ def _message(error: Mapping[str, Any]) -> str:
     return str(error["msg"])[:_LONGEST_MESSAGE]
 
 
-async def _on_http(_: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, HTTPException)
-    return http_response(error.status_code, error.headers)
-
-
-async def _on_bug(_: Request, error: Exception) -> JSONResponse:
-    return _json("internal", HTTPStatus.INTERNAL_SERVER_ERROR, "the service failed; its log says why")
+_PROBLEMS: ProblemTable = {
+    ProblemError: lambda error: error,
+    RequestValidationError: _invalid_request,
+    MediaError: lambda error: ProblemError(*_MEDIA[error.reason], str(error)),
+    UserError: lambda error: ProblemError("invalid", 422, str(error)),
+    HTTPException: lambda error: http_problem(error.status_code, error.headers),
+    # Starlette sends this answer and raises the error again, so the server's log has the traceback.
+    Exception: lambda _: ProblemError("internal", 500, "the service failed; its log says why"),
+}

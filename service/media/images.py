@@ -30,7 +30,7 @@ def decode_image(data: bytes, limits: Limits, sizing: Sizing | None = None) -> I
     opened = _open_image(io.BytesIO(data), limits)
     with damaged("the image is damaged or cut off: store it again"):
         opened.load()
-        image = _upright(_rgb(opened), _orientation(opened))
+        image = _upright(_rgb(opened), opened)
     image.info = {}
     return image if sizing is None else resized(image, *fitting_size(image.height, image.width, sizing))
 
@@ -49,11 +49,11 @@ def resized(image: Image.Image, height: int, width: int) -> Image.Image:
 
 
 def _open_image(file: BinaryIO, limits: Limits) -> Image.Image:
-    found = image_format(check_bytes("image", file, limits.image_bytes))
-    if found is None or found not in limits.image_formats:
+    format = image_format(check_bytes("image", file, limits.image_bytes))
+    if format is None or format not in limits.image_formats:
         raise MediaError(f"not a {one_of(limits.image_formats)} image: convert it", "unsupported")
     try:
-        image = Image.open(file, formats=(found,))
+        image = Image.open(file, formats=(format,))  # reads the header; pixels are decoded by `load`
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         message = f"the image has more than the {limits.image_pixels} pixels allowed: make it smaller"
         raise MediaError(message, "too-large") from None
@@ -69,12 +69,13 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey: Pillow would clip it to white
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
-        clear = image.convert("RGBA")
+        clear = image.convert("RGBA")  # a palette's transparent entry, too
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), clear).convert("RGB")
     return image.convert("RGB")
 
 
-_TURNS = {
+_ORIENTATION = 0x0112  # the EXIF tag
+_TURNS = {  # by its value; 1 is upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -85,12 +86,10 @@ _TURNS = {
 }
 
 
-def _orientation(image: Image.Image) -> int:
+def _upright(image: Image.Image, opened: Image.Image) -> Image.Image:
+    """`image` turned as the EXIF block of `opened` says."""
     try:
-        return int(image.getexif().get(0x0112, 1))
-    except Exception:
-        return 1  # the pixels are whole, and an unreadable EXIF block says nothing about them
-
-
-def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+        turn = _TURNS.get(int(opened.getexif().get(_ORIENTATION, 1)))
+    except Exception:  # the pixels are whole, and an unreadable EXIF block says nothing about them
+        turn = None
+    return image if turn is None else image.transpose(turn)

@@ -31,7 +31,7 @@ class Sizing(BaseModel):
 
     min_pixels: int = Field(gt=0)
     max_pixels: int = Field(gt=0)
-    """Of one image, of one frame."""
+    """Both bounds are for an image or for a single frame."""
     factor: int = Field(default=32, gt=0)
     """Patch size times merge size of the vision tower: sides are multiples of it."""
 
@@ -42,7 +42,7 @@ class Pixels:
 
     images: Sizing
     videos: Sizing
-    """Of one frame."""
+    """For each frame by itself."""
     sampling: Sampling = field(default_factory=Sampling)
     limits: Limits = field(default_factory=Limits)
 
@@ -50,21 +50,23 @@ class Pixels:
 def sample(total: int, fps: float, sampling: Sampling) -> tuple[int, ...]:
     """The indices taken of `total` frames at `fps`: evenly spread from the first to the last, both included.
 
-    Two differences from `Qwen3VLVideoProcessor.sample_frames`: a clip that is not faster than the rate asked for is
-    taken whole (there, rounding may lose a frame), and a single frame is taken twice (there, it is refused later: the
-    model sees frames in pairs).
+    The rule is `Qwen3VLVideoProcessor.sample_frames` with two differences, which stand at their lines.
     """
+    # A clip that is not faster than the wanted rate is taken whole; there, rounding may lose a frame.
     count = total if fps <= sampling.fps else int(total / fps * sampling.fps)
+    # A single frame is taken twice; there, it is refused later, because the model sees frames in pairs.
     count = max(2, min(max(count, sampling.min_frames), sampling.max_frames, total))
     return tuple(int(index) for index in np.linspace(0, total - 1, count).round())
 
 
 def fitting_size(height: int, width: int, sizing: Sizing) -> tuple[int, int]:
     """The (height, width) nearest in shape whose area lies between the bounds."""
-    if max(height, width) / min(height, width) > 200:
+    if max(height, width) / min(height, width) > 200:  # the processor's own limit
         raise MediaError(f"{width} x {height} pixels: one side is over 200 times the other; crop it", "unsupported")
     factor = sizing.factor
     rounded = round(height / factor) * factor, round(width / factor) * factor
+    # Areas go with the square of the sides. Rounding away from the bound keeps the area on its right side; a narrow
+    # image still has one factor across.
     if math.prod(rounded) > sizing.max_pixels:
         shrink = math.sqrt(height * width / sizing.max_pixels)
         return _floor(height / shrink, factor), _floor(width / shrink, factor)

@@ -38,9 +38,9 @@ from adapters.validate import BaseShape, InvalidAdapterError, check_adapter, upl
 from service.faults import fault
 from service.publishing.registry import AdapterLoadError, Registry, UnavailableError
 
-MAX_CANARY_DIFFERENCE = 0.1
-META_BYTES = 2**16
-_CHUNK = 2**20
+MAX_CANARY_DIFFERENCE = 0.1  # in nats a token, on average
+META_BYTES = 2**16  # the most of any text field of an upload; these are held in memory, files are not
+_CHUNK = 2**20  # bytes that are gathered before a thread is asked to write them; the network's pieces are far smaller
 
 Kind = Literal[
     "invalid",  # 422
@@ -94,6 +94,7 @@ class LocalFence:
         self._see(manifest)
 
     def _see(self, manifest: Manifest) -> None:
+        # Not the last but the largest: a retry announces an old revision again.
         self._tokens[manifest.branch] = max(manifest.token or 0, self._tokens.get(manifest.branch, 0))
 
 
@@ -116,7 +117,7 @@ class Published:
     is_new: bool
     """False: it was there already, with the same files (200 and not 201)."""
     canary_difference: float | None = None
-    """The largest, where the publisher sent its own numbers; worth a metric."""
+    """The mean, where the publisher sent its own numbers; worth a metric."""
 
 
 def parse_meta(text: str) -> dict[str, JsonValue]:
@@ -127,7 +128,7 @@ def parse_meta(text: str) -> dict[str, JsonValue]:
         meta = TypeAdapter(dict[str, JsonValue]).validate_json(text)
     except ValidationError:
         raise PublishRefusedError("invalid", "meta: no JSON object") from None
-    if _has_odd_number(meta):
+    if _has_infinity(meta):  # Python writes such a number into JSON, and no other reader takes the manifest then
         raise PublishRefusedError("invalid", "meta: holds a number that is not finite; leave it out or write null")
     return meta
 
@@ -140,10 +141,11 @@ def decide(
     A branch that nobody has heard of begins at the base, so its head is 0.
     """
     head = max(branch.live, default=0)
-    there = branch.manifest(revision)
-    if there is not None and there.digest == digest:
-        return there
-    if there is not None:
+    known = branch.manifest(revision)
+    # Before the fence: a publisher whose lease ended after the commit is told that its revision is there.
+    if known is not None and known.digest == digest:
+        return known
+    if known is not None:
         return PublishRefusedError(
             "revision-exists", f"revision {revision} is there with other files; the head is {head}", head=head
         )
@@ -159,7 +161,7 @@ def decide(
 
 
 class Sink:
-    """One file of an upload, written and hashed in a thread a megabyte at a time."""
+    """A file of an upload, written and hashed in a thread a megabyte at a time."""
 
     def __init__(self, path: Path, limit: int) -> None:
         self._name = path.name
@@ -189,7 +191,7 @@ class Sink:
         with memoryview(self._waiting) as waiting:
             self._hash.update(waiting)
             written = 0
-            while written < len(waiting):
+            while written < len(waiting):  # an unbuffered file may take a part only
                 written += self._file.write(waiting[written:])
         self._waiting = bytearray()
 
@@ -204,7 +206,7 @@ class Stage:
         self._limits = limits
 
     async def receive(self, name: str, chunks: AsyncIterable[bytes]) -> FileEntry:
-        """One file, from first to last byte; refused by its name, as a second one of that name, or by its size."""
+        """A file, from first to last byte; refused by its name, as the second of that name, or by its size."""
         if name not in self._limits:
             allowed = ", ".join(self._limits)
             raise PublishRefusedError("invalid", f"{shown(name)} is no file of an adapter; send {allowed}")
@@ -259,7 +261,7 @@ class Publisher:
         """The staged files as a revision; RefusedError if they become none."""
         check_branch(upload.ref.branch)
         assert upload.ref.revision is not None
-        stage.is_taken = True
+        stage.is_taken = True  # here and not in the task: `stage` must not delete the folder when the caller hangs up
         return await self._to_the_end(self._publish(stage, upload))
 
     async def fork(self, branch: str, origin: str) -> Published:
@@ -280,6 +282,8 @@ class Publisher:
             await asyncio.to_thread(self._check, stage, upload.base, meta)
             digest = adapter_digest(stage.files)
             fault("after-stage")
+            # From the decision to the announcement nobody else decides about the branch: of two publishers of the
+            # same revision the second meets the first one's.
             async with self._locks[ref.branch]:
                 is_current = await self._fence.is_current(ref.branch, upload.token)
                 branch = self._store.branch(ref.branch)
@@ -288,7 +292,7 @@ class Publisher:
                 if isinstance(decision, PublishRefusedError):
                     raise decision
                 if decision is not None:
-                    await self._announce(decision)
+                    await self._announce(decision)  # the first try may have died between commit and advance
                     return Published(decision, is_new=False)
                 manifest = Manifest(
                     branch=ref.branch,
@@ -310,27 +314,34 @@ class Publisher:
             await asyncio.to_thread(shutil.rmtree, stage.folder, ignore_errors=True)
 
     async def _load_and_commit(self, stage: Stage, manifest: Manifest) -> float | None:
+        """Steps 3 and 4. Loaded first, so that nothing is a revision that the engine cannot serve."""
+
+        def commit() -> None:
+            if manifest.branch not in self._store.branches:
+                self._store.start(manifest.branch)
+            self._store.commit(stage.folder, manifest)
+
         try:
             async with self._registry.trial(manifest.ref, manifest.digest, stage.folder) as served:
                 difference = canary_difference(await self._canary(served.handle), manifest.meta.get("canary"))
                 fault("after-load")
                 with disk_full_as_user_error("the store"):
-                    await asyncio.to_thread(self._commit, stage.folder, manifest)
+                    await asyncio.to_thread(commit)
                 fault("after-commit")
                 return difference
         except AdapterLoadError as error:
             raise PublishRefusedError("invalid", f"the engine does not take it: {error}") from None
 
     async def _announce(self, manifest: Manifest) -> None:
-        """Step 5. Of a head only: what came before it was announced before it, or needs it no more."""
+        """Step 5, for a head only: what came before it was announced before it, or needs it no more."""
         if manifest.revision == max(self._store.branch(manifest.branch).live, default=None):
             self._registry.flip(manifest.ref)  # whatever the queue says: who hears of it later must find it
             await self._fence.advance(manifest)
 
     async def _fork(self, name: str, origin: Ref) -> Published:
         async with AsyncExitStack() as locks:
-            for held in sorted({name, origin.branch}):  # in one order, or two forks could wait for each other
-                await locks.enter_async_context(self._locks[held])
+            for locked in sorted({name, origin.branch}):  # in one order, or two forks could wait for each other
+                await locks.enter_async_context(self._locks[locked])
             branch = self._store.branch(name)
             if branch.live or branch.retired:
                 first, head = branch.manifest(0), max(branch.live, default=0)
@@ -340,10 +351,12 @@ class Publisher:
                     )
                 await self._announce(first)
                 return Published(first, is_new=False)
-            if origin.branch != BASE:
-                self._registry.find(origin)
             with disk_full_as_user_error("the store"):
-                manifest = await asyncio.to_thread(self._begin, name, origin)
+                if origin.branch == BASE:
+                    manifest = await asyncio.to_thread(self._store.start, name)
+                else:
+                    self._registry.find(origin)  # raises where there is no such revision
+                    manifest = await asyncio.to_thread(self._store.fork, name, origin)
             await self._announce(manifest)
             return Published(manifest, is_new=True)
 
@@ -358,18 +371,19 @@ class Publisher:
                 )
             if ref.revision not in branch.live:
                 raise UnavailableError("unknown-adapter", f"{ref}: there is no such revision")
-            await self._registry.retire(ref)
+            await self._registry.retire(ref)  # first: a load that is under way still reads the files
             with disk_full_as_user_error("the store"):
                 await asyncio.to_thread(self._store.retire, ref)
 
     async def _to_the_end(self, work: Coroutine[Any, Any, T]) -> T:
         """A caller that hangs up stops waiting and nothing else: half a publish is none that could be retried."""
         task = asyncio.create_task(work)
-        self._tasks.add(task)
+        self._tasks.add(task)  # the event loop itself holds tasks weakly
         task.add_done_callback(self._tasks.discard)
         return await asyncio.shield(task)
 
     def _check(self, stage: Stage, base: str | None, meta: Mapping[str, JsonValue]) -> None:
+        """Step 1, second half. All problems at once, so that a publisher mends them in one go."""
         kind: Kind = "invalid"
         problems: list[str] = []
         if base not in (None, self._store.base):
@@ -386,28 +400,19 @@ class Publisher:
                 kind, str(InvalidAdapterError(problems)), problems=cast(list[JsonValue], problems)
             )
 
-    def _commit(self, staged: Path, manifest: Manifest) -> None:
-        if manifest.branch not in self._store.branches:
-            self._store.start(manifest.branch)
-        self._store.commit(staged, manifest)
 
-    def _begin(self, name: str, origin: Ref) -> Manifest:
-        return self._store.start(name) if origin.branch == BASE else self._store.fork(name, origin)
-
-
-def canary_difference(ours: Sequence[float], theirs: JsonValue) -> float | None:
-    """The mean between the engine's numbers and the publisher's, who may have sent none. Refused above the limit.
-
-    The mean and not the largest: in bfloat16 one token of text that the model finds absurd can differ by 0.1 alone.
-    """
-    if not _is_numbers(list(ours)):
+def canary_difference(engine_logprobs: Sequence[float], meta_canary: JsonValue) -> float | None:
+    """The mean between the engine's numbers and the publisher's, who may have sent none. Refused above the limit."""
+    if not _is_numbers(list(engine_logprobs)):
         raise PublishRefusedError("canary", "the engine's log-probabilities are not finite with this adapter")
-    if theirs is None:
+    if meta_canary is None:
         return None
-    wanted = cast(list[float], theirs)
-    if len(wanted) != len(ours):
-        raise PublishRefusedError("canary", f"meta.canary has {len(wanted)} numbers, the canary has {len(ours)} tokens")
-    difference = sum(abs(a - b) for a, b in zip(ours, wanted, strict=True)) / len(ours)
+    logprobs = cast(list[float], meta_canary)  # `_check` has seen that it is
+    tokens = len(engine_logprobs)
+    if len(logprobs) != tokens:
+        raise PublishRefusedError("canary", f"meta.canary has {len(logprobs)} numbers, the canary has {tokens} tokens")
+    # The mean and not the largest: in bfloat16 one token of text that the model finds absurd can differ by 0.1 alone.
+    difference = sum(abs(a - b) for a, b in zip(engine_logprobs, logprobs, strict=True)) / tokens
     if difference > MAX_CANARY_DIFFERENCE:
         raise PublishRefusedError(
             "canary",
@@ -425,9 +430,10 @@ def _is_numbers(value: object) -> bool:
     )
 
 
-def _has_odd_number(value: JsonValue) -> bool:
+def _has_infinity(value: JsonValue) -> bool:
+    """Or a NaN."""
     if isinstance(value, dict):
-        return any(map(_has_odd_number, value.values()))
+        return any(map(_has_infinity, value.values()))
     if isinstance(value, list):
-        return any(map(_has_odd_number, value))
+        return any(map(_has_infinity, value))
     return isinstance(value, float) and not math.isfinite(value)

@@ -31,6 +31,7 @@ from adapters.validate import served_copy
 
 Dtype = Literal["bfloat16", "float32"]
 
+# The folders that a registry makes in its cache, and nothing else that may lie there.
 _CACHED = re.compile(r"[a-z][a-z0-9_-]{0,47}@[0-9]{1,9}(~[0-9]+)?(\.tmp)?")
 
 log = logging.getLogger(__name__)
@@ -107,9 +108,9 @@ class Registry:
         self._cache = cache
         self._dtype: Dtype = dtype
         self._capacity = capacity
-        self._entries: OrderedDict[Ref, _Entry] = OrderedDict()  # the one asked for longest ago is first
+        self._entries: OrderedDict[Ref, _Entry] = OrderedDict()  # the entry asked for longest ago is first
         self._leaving: dict[str, asyncio.Task[None]] = {}
-        self._retired: set[Ref] = set()
+        self._retired: set[Ref] = set()  # before the store knows: it is told when nothing is read from it any more
         self._digests: dict[Ref, list[str]] = {}
         cache.mkdir(parents=True, exist_ok=True)
         for folder in cache.iterdir():
@@ -118,7 +119,7 @@ class Registry:
 
     @property
     def users(self) -> Mapping[Ref, int]:
-        """Of every adapter that the engine holds."""
+        """How many use each adapter that the engine holds."""
         return {ref: entry.num_users for ref, entry in self._entries.items()}
 
     def find(self, ref: Ref) -> Manifest:
@@ -142,16 +143,16 @@ class Registry:
             yield Served(BASE, 0, self._store.base, None)
             return
         if (extra := self.extras.get(ref.branch)) is not None and not ref.revision:
-            kept, digest, folder, files = Ref(ref.branch, 0), extra.digest, extra.folder, {}
+            ref, digest, folder, files = Ref(ref.branch, 0), extra.digest, extra.folder, {}
         else:
             manifest = self.find(ref)
-            if not manifest.files:
+            if not manifest.files:  # revision 0 of a branch that began at the base: it has no weights of its own
                 yield Served(manifest.branch, manifest.revision, manifest.digest, None)
                 return
-            kept, digest, files = manifest.ref, manifest.digest, manifest.adapter_files
-            folder = self._store.folder(kept)
-        entry = self._entries.get(kept) or self._enter(kept, digest, folder, files)
-        self._entries.move_to_end(kept)
+            ref, digest, files = manifest.ref, manifest.digest, manifest.adapter_files
+            folder = self._store.folder(ref)
+        entry = self._entries.get(ref) or self._enter(ref, digest, folder, files)
+        self._entries.move_to_end(ref)
         async with self._using(entry) as served:
             yield served
 
@@ -165,11 +166,13 @@ class Registry:
         finally:
             if ref.revision not in self._store.branch(ref.branch).live:
                 self._remove(entry)
+                # The caller deletes the staging folder next, and the next trial of this revision may come at once.
                 await asyncio.gather(*filter(None, [self._leaving.get(entry.name)]), return_exceptions=True)
 
     def flip(self, ref: Ref) -> None:
         """From here on the branch's name means this revision."""
         assert ref.revision is not None
+        # Never backwards: a retry may announce a revision when a later one is the head.
         self.heads[ref.branch] = max(ref.revision, self.heads.get(ref.branch, 0))
 
     async def retire(self, ref: Ref) -> None:
@@ -196,28 +199,38 @@ class Registry:
             self._tidy()
 
     def _enter(self, ref: Ref, digest: str, source: Path, files: Mapping[str, FileEntry]) -> _Entry:
-        name = self._name(ref, digest)
-        served = self._load(name, ref, digest, source, files)
-        entry = _Entry(ref, name, self._cache / name, asyncio.create_task(served, name=f"load {name}"))
-        entry.loading.add_done_callback(lambda task: self._loaded(entry, task))
-        self._entries[ref] = entry
-        self._tidy()
-        return entry
-
-    def _name(self, ref: Ref, digest: str) -> str:
-        """`image@17`; `image@17~2` for other content after a first `image@17` was refused or found damaged."""
+        # `image@17`; `image@17~2` for other content after a first `image@17` was refused or found damaged.
         digests = self._digests.setdefault(ref, [])
         if digest not in digests:
             digests.append(digest)
         number = digests.index(digest) + 1
-        return str(ref) if number == 1 else f"{ref}~{number}"
+        name = str(ref) if number == 1 else f"{ref}~{number}"
+
+        def forget_failure(task: asyncio.Task[Served]) -> None:
+            # The next user tries again. It may have done so already, so look whether the entry is still this one.
+            if (task.cancelled() or task.exception() is not None) and self._entries.get(ref) is entry:
+                del self._entries[ref]
+            self._tidy()
+
+        served = self._load(name, ref, digest, source, files)
+        entry = _Entry(ref, name, self._cache / name, asyncio.create_task(served, name=f"load {name}"))
+        entry.loading.add_done_callback(forget_failure)
+        self._entries[ref] = entry
+        self._tidy()
+        return entry
 
     async def _load(self, name: str, ref: Ref, digest: str, source: Path, files: Mapping[str, FileEntry]) -> Served:
-        if name in self._leaving:
-            await self._leaving[name]
         folder = self._cache / name
+
+        def copy() -> None:
+            verify(source, files)
+            with disk_full_as_user_error("the adapter cache"):
+                served_copy(source, folder, self._dtype)
+
+        if name in self._leaving:  # its folder would be deleted under the new copy
+            await self._leaving[name]
         try:
-            await asyncio.to_thread(_copy, source, folder, files, self._dtype)
+            await asyncio.to_thread(copy)
             handle = await self._loader.load(name, folder)
         except BaseException:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
@@ -225,40 +238,29 @@ class Registry:
         assert ref.revision is not None
         return Served(ref.branch, ref.revision, digest, handle)
 
-    def _loaded(self, entry: _Entry, task: asyncio.Task[Served]) -> None:
-        """A load that failed is forgotten, so that the next user tries again."""
-        if (task.cancelled() or task.exception() is not None) and self._entries.get(entry.ref) is entry:
-            del self._entries[entry.ref]
-        self._tidy()
-
     def _tidy(self) -> None:
-        """Of what nobody uses, the retired leave, and then the oldest until the others fit."""
+        """Unloads the retired that nobody uses, and then the oldest that nobody uses until the rest fits."""
         idle = [entry for entry in self._entries.values() if entry.num_users == 0 and entry.loading.done()]
-        for entry in idle:
+        for entry in idle:  # the oldest first
             if entry.ref in self._retired or len(self._entries) > self._capacity:
                 self._remove(entry)
 
     def _remove(self, entry: _Entry) -> None:
-        if self._entries.get(entry.ref) is not entry:
+        if self._entries.get(entry.ref) is not entry:  # its load has failed, and perhaps another has begun
             return
         del self._entries[entry.ref]
+
+        def note_end(task: asyncio.Task[None]) -> None:
+            del self._leaving[entry.name]
+            if not task.cancelled() and (error := task.exception()) is not None:
+                log.error("%s could not be unloaded: %s", entry.name, error)
+
         task = asyncio.create_task(self._unload(entry), name=f"unload {entry.name}")
         self._leaving[entry.name] = task
-        task.add_done_callback(lambda task: self._left(entry, task))
+        task.add_done_callback(note_end)
 
     async def _unload(self, entry: _Entry) -> None:
         await asyncio.wait([entry.loading])
         if entry.loading.exception() is None:
             await self._loader.unload(entry.loading.result().handle)
             await asyncio.to_thread(shutil.rmtree, entry.folder)
-
-    def _left(self, entry: _Entry, task: asyncio.Task[None]) -> None:
-        del self._leaving[entry.name]
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("%s could not be unloaded: %s", entry.name, error)
-
-
-def _copy(source: Path, target: Path, files: Mapping[str, FileEntry], dtype: Dtype) -> None:
-    verify(source, files)
-    with disk_full_as_user_error("the adapter cache"):
-        served_copy(source, target, dtype)

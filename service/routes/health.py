@@ -2,17 +2,17 @@
 
 import asyncio
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter
 from starlette.responses import PlainTextResponse, Response
 
 from service.health import ask_canary
 from service.http.metrics import CONTENT_TYPE
 from service.http.problems import ProblemError
-from service.state import ServiceState
+from service.state import State
 
 router = APIRouter(tags=["health"])
 
-CANARY_S = 5.0
+CANARY_S = 5.0  # a canary that waits longer says nothing yet: the engine may be busy
 
 
 @router.get("/healthz")
@@ -22,14 +22,14 @@ async def healthz() -> Response:
 
 
 @router.get("/readyz")
-async def readyz(request: Request) -> Response:
+async def readyz(state: State) -> Response:
     """The engine scores a canary, past the queue."""
-    door: ServiceState = request.app.state.door
-    if door.engine.dead:
+    if state.engine.dead:
         raise ProblemError("not-ready", 503, "the engine is dead", retry_after_s=5)
-    if door.admission.stalled_s() > door.settings.frozen_s:
+    # The engine may answer pings and compute nothing: then its requests tell.
+    if state.admission.stalled_s() > state.settings.frozen_s:
         raise ProblemError("not-ready", 503, "requests wait and nothing finishes", retry_after_s=5)
-    canary, ping = asyncio.create_task(ask_canary(door)), asyncio.create_task(door.engine.ping())
+    canary, ping = asyncio.create_task(ask_canary(state.engine)), asyncio.create_task(state.engine.ping())
     try:
         async with asyncio.timeout(CANARY_S):
             await canary
@@ -42,8 +42,7 @@ async def readyz(request: Request) -> Response:
 
 
 @router.get("/metrics")
-async def metrics(request: Request) -> Response:
+async def metrics(state: State) -> Response:
     """For Prometheus."""
-    door: ServiceState = request.app.state.door
-    door.metrics.resident.set(len(door.registry.users))
-    return Response(door.metrics.render(), media_type=CONTENT_TYPE)
+    state.metrics.resident.set(len(state.registry.users))
+    return Response(state.metrics.render(), media_type=CONTENT_TYPE)

@@ -3,13 +3,12 @@
 from fastapi import APIRouter, Request
 
 from service.schemas import MediaResponse
-from service.state import ServiceState
+from service.state import State
 
 router = APIRouter(tags=["media"])
 
 
 @router.put("/media")
-async def put_media(request: Request) -> MediaResponse:
+async def put_media(request: Request, state: State) -> MediaResponse:
     """The body is the file. The least recently used go above a limit; an unknown id is answered 404."""
-    door: ServiceState = request.app.state.door
-    return MediaResponse(id=await door.media.put(request.stream()))
+    return MediaResponse(id=await state.media.put(request.stream()))

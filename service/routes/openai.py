@@ -1,7 +1,7 @@
-"""The OpenAI-compatible door: chat, completions and the list of models, by vLLM's own routes.
+"""OpenAI-compatible routes: chat, completions and the list of models, by vLLM's own routes.
 
-`model` is `base`, a branch (its head) or `branch@revision`. What is asked for is pinned until the answer ends, and
-named to vLLM as the revision it is, so that the answer says which one spoke. Images are data URLs; nothing is
+`model` is `base`, a branch (its head) or `branch@revision`. The revision is pinned until the answer ends, and
+named to vLLM as what it is, so that the answer says which revision spoke. Images are data URLs; nothing is
 fetched. Left out: every other route of vLLM's.
 """
 
@@ -14,100 +14,92 @@ from starlette.types import Message, Receive, Scope, Send
 
 from adapters.names import BASE
 from service.http.problems import ProblemError
-from service.publishing.registry import Served
-from service.state import MEDIA_TOKENS, ServiceState, adapter_of
+from service.state import MEDIA_TOKENS, ServiceState, State, adapter_of
 
 router = APIRouter(tags=["OpenAI-compatible"])
 
 
+_MEDIA_KEYS = frozenset({"url", "image_url", "video_url", "audio_url", "input_audio"})
+# Tensors, pickled or not, and arguments of the processor: these reach code that trusts whoever sends them.
+_REFUSED_KEYS = frozenset(
+    {"prompt_embeds", "image_embeds", "mm_processor_kwargs", "media_io_kwargs", "kv_transfer_params"}
+)
+
+
 @router.get("/v1/models")
-async def models(request: Request) -> Response:
+async def models(state: State) -> Response:
     """The base and the head of every branch."""
-    door: ServiceState = request.app.state.door
-    names = [BASE, *sorted(door.registry.heads), *sorted(door.registry.extras)]
+    names = [BASE, *sorted(state.registry.heads), *sorted(state.registry.extras)]
     cards = [{"id": name, "object": "model", "created": 0, "owned_by": "coevo"} for name in names]
     return JSONResponse({"object": "list", "data": cards})
 
 
 @router.post("/v1/chat/completions")
-async def chat(request: Request) -> Response:
+async def chat(request: Request, state: State) -> Response:
     """Chat, streaming too; see OpenAI's reference for the body."""
-    return await _pass_on(request)
+    return await _pass_on(request, state)
 
 
 @router.post("/v1/completions")
-async def complete(request: Request) -> Response:
+async def complete(request: Request, state: State) -> Response:
     """Completions, streaming too; see OpenAI's reference for the body."""
-    return await _pass_on(request)
+    return await _pass_on(request, state)
 
 
-async def _pass_on(request: Request) -> Response:
-    door: ServiceState = request.app.state.door
+async def _pass_on(request: Request, state: ServiceState) -> Response:
     try:
         body = json.loads(await request.body())
     except (ValueError, RecursionError):
         raise ProblemError("bad-request", 400, "the body is not JSON, or too deep") from None
+    # vLLM checks the rest; these are read here, before it sees them.
     if not isinstance(body, dict) or not isinstance(body.get("model", BASE), str):
         raise ProblemError("invalid", 422, "the body is an object whose model is a text")
     for name in ("max_tokens", "max_completion_tokens", "n"):
         if not isinstance(body.get(name), int | None):
             raise ProblemError("invalid", 422, f"{name} is a number")
     _refuse_references(body)
-    return _Forwarded(door, body)
+    return _Forwarded(state, body)
 
 
 def _refuse_references(value: Any) -> None:
     """Media may be data URLs; a URL to fetch or a path to open is refused wherever it stands."""
     if isinstance(value, list):
-        for one in value:
-            _refuse_references(one)
+        for item in value:
+            _refuse_references(item)
     elif isinstance(value, dict):
-        for key, one in value.items():
-            if key in ("url", "image_url", "video_url", "audio_url", "input_audio") and isinstance(one, str):
-                if not one.startswith("data:"):
+        for key, item in value.items():
+            if key in _MEDIA_KEYS and isinstance(item, str):
+                if not item.startswith("data:"):
                     raise ProblemError("media-reference", 422, "media travel as data URLs; nothing is fetched here")
-            elif key in (
-                "prompt_embeds",
-                "image_embeds",
-                "mm_processor_kwargs",
-                "media_io_kwargs",
-                "kv_transfer_params",
-            ):
+            elif key in _REFUSED_KEYS:
                 raise ProblemError("invalid", 422, f"{key} is not taken here")
             else:
-                _refuse_references(one)
+                _refuse_references(item)
 
 
 class _Forwarded(Response):
     """vLLM's answer to the body, streamed as it comes; the adapter stays loaded until it ends."""
 
-    def __init__(self, door: ServiceState, body: dict[str, Any]) -> None:
+    def __init__(self, state: ServiceState, body: dict[str, Any]) -> None:
         super().__init__()
-        self._door = door
+        self._state = state
         self._body = body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        door, body = self._door, self._body
+        state, body = self._state, self._body
+        # For admission only, and rough: three bytes a token, and a body of pictures in base64 counts as one picture.
         tokens = min(len(json.dumps(body)) // 3, MEDIA_TOKENS) + int(body.get("max_tokens") or MEDIA_TOKENS)
-        async with door.admission.admit(tokens), door.registry.acquire(body.get("model", BASE)) as served:
-            name = _model_name(served)
-            door.engine.name_model(name, adapter_of(served))
-            sent = json.dumps(body | {"model": name}).encode()
+        async with state.admission.admit(tokens), state.registry.acquire(body.get("model", BASE)) as served:
+            # To vLLM a branch that is still at the base is the base.
+            name = BASE if served.handle is None else f"{served.branch}@{served.revision}"
+            state.engine.name_model(name, adapter_of(served))
+            forwarded = json.dumps(body | {"model": name}).encode()
             headers = [(key, value) for key, value in scope["headers"] if key != b"content-length"]
-            headers.append((b"content-length", str(len(sent)).encode()))
-            await door.engine.openai({**scope, "headers": headers}, _replayed(sent, receive), send)
+            headers.append((b"content-length", str(len(forwarded)).encode()))
+            messages: list[Message] = [{"type": "http.request", "body": forwarded, "more_body": False}]
 
+            async def replay() -> Message:
+                # The body once, then whatever the connection says: that the caller has hung up.
+                return messages.pop() if messages else await receive()
 
-def _model_name(served: Served) -> str:
-    """To vLLM a branch that is still at the base is the base."""
-    return BASE if served.handle is None else f"{served.branch}@{served.revision}"
-
-
-def _replayed(body: bytes, receive: Receive) -> Receive:
-    """The body once, then whatever the connection says."""
-    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def replay() -> Message:
-        return messages.pop() if messages else await receive()
-
-    return replay
+            await state.engine.openai({**scope, "headers": headers}, replay, send)

@@ -16,7 +16,7 @@ from service import schemas
 from service.http.problems import ProblemError
 from service.routes.adapters import Branch, Revision
 from service.runs import RUN_PATTERN, Runs
-from service.state import ServiceState
+from service.state import State
 
 router = APIRouter(tags=["runs"])
 
@@ -24,9 +24,9 @@ Run = Annotated[str, PathParameter(pattern=RUN_PATTERN)]
 After = Annotated[int, Query(ge=0, le=2**53)]
 LastEventId = Annotated[int | None, Header(ge=0, le=2**53)]
 
-KEEP_ALIVE_S = 15.0
-_PACKING = 1  # a step's rollouts are packed while somebody waits
-_GZIP = 16 + zlib.MAX_WBITS
+KEEP_ALIVE_S = 15.0  # proxies close connections that are silent for a minute, some earlier
+_COMPRESSION = 1  # the fastest: a step's rollouts are packed while somebody waits
+_GZIP = 16 + zlib.MAX_WBITS  # zlib's way to say gzip's header and not its own
 
 _ROLLOUTS_BODY: dict[str, Any] = {
     "requestBody": {
@@ -37,28 +37,26 @@ _ROLLOUTS_BODY: dict[str, Any] = {
 
 
 @router.get("/runs")
-async def runs(request: Request) -> schemas.RunsResponse:
+async def runs(state: State) -> schemas.RunsResponse:
     """Every run that has told something."""
-    door: ServiceState = request.app.state.door
-    return schemas.RunsResponse(runs=door.runs.infos())
+    return schemas.RunsResponse(runs=state.runs.infos())
 
 
 @router.get("/runs/{run}")
-async def run(run: Run, request: Request) -> schemas.RunInfo:
-    """One run."""
-    return _known(request.app.state.door.runs, run)
+async def run(run: Run, state: State) -> schemas.RunInfo:
+    """A run: how far it is."""
+    return _known(state.runs, run)
 
 
 @router.get("/runs/{run}/events", response_class=StreamingResponse)
-async def events(run: Run, request: Request, after: After = 0, last_event_id: LastEventId = None) -> Response:
+async def events(run: Run, state: State, after: After = 0, last_event_id: LastEventId = None) -> Response:
     """What the run has told, and then what it tells, as server-sent events numbered from 1. `Last-Event-ID`, or else
     `after`, says which was the last that the caller has seen."""
-    door: ServiceState = request.app.state.door
-    _known(door.runs, run)
+    _known(state.runs, run)
     # A browser that comes back sends the header beside the address that it began with.
-    told = follow(door.runs, run, after if last_event_id is None else last_event_id)
-    headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-    return StreamingResponse(told, headers=headers, media_type="text/event-stream")
+    lines = follow(state.runs, run, after if last_event_id is None else last_event_id)
+    headers = {"cache-control": "no-store", "x-accel-buffering": "no"}  # nginx would hold events back otherwise
+    return StreamingResponse(lines, headers=headers, media_type="text/event-stream")
 
 
 async def follow(runs: Runs, run: str, after: int, *, keep_alive_s: float = KEEP_ALIVE_S) -> AsyncGenerator[str]:
@@ -79,23 +77,21 @@ async def follow(runs: Runs, run: str, after: int, *, keep_alive_s: float = KEEP
 
 
 @router.put("/runs/{run}/rollouts/{branch}/{step}", status_code=204, openapi_extra=_ROLLOUTS_BODY)
-async def put_rollouts(run: Run, branch: Branch, step: Revision, request: Request) -> Response:
+async def put_rollouts(run: Run, branch: Branch, step: Revision, request: Request, state: State) -> Response:
     """Keep a step's rollouts. The body may be packed (`Content-Encoding: gzip`); sent again, it replaces the first."""
-    door: ServiceState = request.app.state.door
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("identity", "gzip"):
         raise ProblemError("invalid", 422, "Content-Encoding: send gzip, or none")
     body = await request.body()
-    packed = await asyncio.to_thread(_check, body, encoding == "gzip", door.settings.body_bytes, (run, branch, step))
-    await asyncio.to_thread(door.runs.put_rollouts, run, branch, step, packed)
+    packed = await asyncio.to_thread(_check, body, encoding == "gzip", state.settings.body_bytes, (run, branch, step))
+    await asyncio.to_thread(state.runs.put_rollouts, run, branch, step, packed)
     return Response(status_code=204)
 
 
 @router.get("/runs/{run}/rollouts/{branch}/{step}", responses={200: {"model": schemas.StepRollouts}})
-async def rollouts(run: Run, branch: Branch, step: Revision, request: Request) -> Response:
+async def rollouts(run: Run, branch: Branch, step: Revision, request: Request, state: State) -> Response:
     """A step's rollouts."""
-    door: ServiceState = request.app.state.door
-    packed = await asyncio.to_thread(door.runs.rollouts, run, branch, step)
+    packed = await asyncio.to_thread(state.runs.rollouts, run, branch, step)
     if packed is None:
         raise ProblemError("unknown-run", 404, f"{run} has no rollouts of step {step} of {branch}")
     headers = {"vary": "Accept-Encoding"}
@@ -115,17 +111,18 @@ def _check(body: bytes, is_packed: bool, limit: int, name: tuple[str, str, int])
     """The body as it is kept, when it is what the schema says and of the step that the path names."""
     plain = _unpack(body, limit) if is_packed else body
     try:
-        told = schemas.StepRollouts.model_validate_json(plain, strict=True)
+        rollouts = schemas.StepRollouts.model_validate_json(plain, strict=True)
     except ValidationError as error:
-        found = error.errors(include_url=False, include_context=False, include_input=False)
-        raise RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in found]) from None
-    if (told.run, told.branch, told.step) != name:
+        errors = error.errors(include_url=False, include_context=False, include_input=False)
+        # As FastAPI does for a body that it reads itself.
+        raise RequestValidationError([{**item, "loc": ("body", *item["loc"])} for item in errors]) from None
+    if (rollouts.run, rollouts.branch, rollouts.step) != name:
         raise ProblemError("invalid", 422, "run, branch, step: not those of the path")
-    return body if is_packed else gzip.compress(plain, _PACKING)
+    return body if is_packed else gzip.compress(plain, _COMPRESSION)
 
 
 def _unpack(body: bytes, limit: int) -> bytes:
-    """One gzip file, inflated no further than to the limit."""
+    """A single gzip file, inflated no further than to the limit."""
     inflater = zlib.decompressobj(_GZIP)
     try:
         plain = inflater.decompress(body, limit + 1)
@@ -133,15 +130,15 @@ def _unpack(body: bytes, limit: int) -> bytes:
         raise ProblemError("bad-request", 400, "the body is not gzip, but Content-Encoding says so") from None
     if len(plain) > limit:
         raise ProblemError("too-large", 413, f"the body unpacked is larger than {limit} bytes")
-    if not inflater.eof or inflater.unused_data:
+    if not inflater.eof or inflater.unused_data:  # a second file behind it would be read by some and not by others
         raise ProblemError("bad-request", 400, "the body is not one whole gzip file")
     return plain
 
 
 def _takes_gzip(accepted: str) -> bool:
     """`gzip;q=0` is a no."""
-    for one in accepted.lower().split(","):
-        coding, _, quality = one.replace(" ", "").partition(";")
+    for item in accepted.lower().split(","):
+        coding, _, quality = item.replace(" ", "").partition(";")
         if coding in ("gzip", "*") and quality not in ("q=0", "q=0.0", "q=0.00", "q=0.000"):
             return True
     return False

@@ -256,7 +256,7 @@ def test_with_a_full_disk_events_stay_in_the_queue(queue, small_disk):
 @pytest.fixture
 def app(runs):
     app = FastAPI()
-    app.state.door = SimpleNamespace(runs=runs, settings=SimpleNamespace(body_bytes=LIMIT))
+    app.state.service = SimpleNamespace(runs=runs, settings=SimpleNamespace(body_bytes=LIMIT))
     problems.install(app)
     app.include_router(routes_runs.router)
     return BodyLimit(app, LIMIT, {})
