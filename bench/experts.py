@@ -85,18 +85,15 @@ def _context(client: Any, pool: Any, seed: int, recipe: Any) -> Any:
 
 
 async def _train(context: Any, learner: Any, turn: asyncio.Lock, name: str, branch: str, steps: int) -> list[float]:
-    from trainer.loop import gather, publish
+    from trainer.loop import train_step
     from trainer.plan.steps import Step
 
     await context.client.fork(branch, "base")
     rewards: list[float] = []
     for number in range(1, steps + 1):
         step = Step(branch, number, capabilities=(name,))
-        batch = await gather(step, context)
-        async with turn:
-            await learner.prepare(step.parent, context.client)
-            update = await asyncio.to_thread(learner.learn, branch, batch.parts)
-            await publish(step, context, learner, batch, update)
+        result = await train_step(step, context, learner, slot=lambda: turn)
+        batch, update = result.batch, result.update
         rewards.append(batch.metrics["native/reward"])
         if number % 10 == 0:
             metrics = {key: round(value, 4) for key, value in {**batch.metrics, **update.metrics}.items()}

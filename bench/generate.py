@@ -19,7 +19,9 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
 
 from adapters.base import locate
 from bench.score import ENVIRONMENT, save_adapters
@@ -28,6 +30,7 @@ from trainer.evaluation.exams import Exam, decoder, examine, exams
 from trainer.recipe import Recipe
 from trainer.recipe.file import load
 
+T = TypeVar("T", bound=BaseModel)
 RECIPE = Path("recipes/miniature.toml")
 ADAPTERS = 3
 STD = 0.004
@@ -113,18 +116,20 @@ async def _engine(folder: Path, questions: int) -> None:
     from vllm.lora.request import LoRARequest
     from vllm.sampling_params import RequestOutputKind
 
-    from service.engine.vllm import EngineSettings, dtype_of, start_engine
+    from service.engine.vllm import start_engine
     from service.inputs import Decoder
+    from service.settings import EngineNumbers, MediaNumbers
     from trainer.data.lengths import pixels_of
     from trainer.recipe.serving import service_numbers
 
     recipe = recipe_of(questions)
     numbers = service_numbers(recipe)
-    names = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "max_loras", "max_lora_rank", "kv_cache_gib")
-    sizes: Any = {name: numbers[name] for name in names}
-    dtype: Any = numbers["dtype"]
+
+    def numbers_of(model: type[T]) -> T:
+        return model.model_validate({name: value for name, value in numbers.items() if name in model.model_fields})
+
     decode = Decoder(pixels_of(recipe.media), keep=4 * questions)
-    async with start_engine(EngineSettings(base=locate("miniature"), dtype=dtype_of(dtype), **sizes)) as engine:
+    async with start_engine(locate("miniature"), numbers_of(EngineNumbers), numbers_of(MediaNumbers)) as engine:
         client: Any = engine._client
         requests = [None, *(LoRARequest(f"a{n}", n + 1, str(folder / f"a{n}")) for n in range(ADAPTERS))]
         for request in requests[1:]:

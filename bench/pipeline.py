@@ -65,9 +65,7 @@ async def _once(
     name: str, prefetch: int, client: Any, queue_url: str, pool: Any, base: Path, digest: str, folder: Path
 ) -> float:
     import time
-    from functools import partial
 
-    from trainer.loop import gather
     from trainer.orchestration.coordinator import Coordinator
     from trainer.orchestration.heartbeat import Heartbeat
     from trainer.orchestration.scheduler import Run, StepScheduler
@@ -78,18 +76,25 @@ async def _once(
     from trainer.update.ranks import SINGLE_PROCESS
 
     recipe = _recipe(name, prefetch, folder)
-    plan, queue, id = make_plan(recipe), Queue(queue_url), run_id(recipe)
-    coordinating = asyncio.create_task(Coordinator(id, recipe, plan, queue, client).coordinate())
+    queue, id = Queue(queue_url), run_id(recipe)
+    coordinating = asyncio.create_task(Coordinator(id, recipe, queue, client).coordinate())
     context = make_context(recipe, base, client, pool, open_training_sets(recipe, base, recipe.capabilities))
     learner = make_learner(recipe, base, digest, "cpu", SINGLE_PROCESS)
     while not await asyncio.to_thread(queue.runs):
         await asyncio.sleep(0.1)
     heartbeat = Heartbeat(Queue(queue_url), name)
     heartbeat.start()
-    scheduler = StepScheduler(Run(id, recipe, plan), list(recipe.branches), name=name, queue=queue, pulse=heartbeat,
-                          arena=context, learner=learner, gather=partial(gather, arena=context))  # fmt: skip
+    scheduler = StepScheduler(
+        Run(id, recipe, make_plan(recipe)),
+        list(recipe.branches),
+        name=name,
+        queue=queue,
+        heartbeat=heartbeat,
+        context=context,
+        learner=learner,
+    )
     began = time.monotonic()
-    await scheduler.work()
+    await scheduler.run()
     took = time.monotonic() - began
     heartbeat.end()
     await coordinating

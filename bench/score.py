@@ -145,15 +145,15 @@ def run_hf(folders: Sequence[Path], rounds: int) -> dict[str, float]:
 
 def run_engine(folders: Sequence[Path], rounds: int) -> dict[str, float]:
     """No checks, no second pass, no HTTP."""
-    from service.engine.vllm import EngineSettings, dtype_of, start_engine
+    from service.engine.vllm import start_engine
+    from service.settings import EngineNumbers, MediaNumbers
 
     async def measure() -> list[float]:
         from vllm import SamplingParams
         from vllm.lora.request import LoRARequest
 
-        sizes = {"max_model_len": LENGTH, "max_lora_rank": 16, "max_loras": MOST}
-        settings = EngineSettings(base=locate("miniature"), dtype=dtype_of("auto"), **sizes)
-        async with start_engine(settings) as engine:
+        numbers = EngineNumbers(max_model_len=LENGTH, max_lora_rank=16, max_loras=MOST)
+        async with start_engine(locate("miniature"), numbers, MediaNumbers()) as engine:
             client: Any = engine._client
             prompt = engine.chat_ids(messages())
             requests = [LoRARequest(f"a{n}", n + 1, str(folder)) for n, folder in enumerate(folders[:ADAPTERS])]

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -150,7 +150,7 @@ async def _rounds(
             medians[case] = lab.medians(times[1:])
         if "copd_step" in cases:
             numbers = range(2 + rounds, 2 + 2 * rounds)
-            times = [await _round(together(number), context, Turns(learner), watch) for number in numbers]
+            times = [await _round(together(number), context, learner, watch, at_once=True) for number in numbers]
             medians["copd_step_at_once"] = lab.medians(times)
     return medians
 
@@ -167,40 +167,23 @@ def _watch() -> lab.Watch:
     return watch
 
 
-class Turns:
-    """A learner for steps that run at once: from its weights to its revision, one after another."""
-
-    def __init__(self, learner: Learner) -> None:
-        self._learner, self._turn = learner, asyncio.Lock()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._learner, name)
-
-    async def prepare(self, *arguments: Any) -> None:
-        await self._turn.acquire()
-        await self._learner.prepare(*arguments)
-
-    def advance(self, *arguments: Any) -> None:
-        self._learner.advance(*arguments)
-        self._turn.release()
-
-
 async def _round(
-    steps: Iterator[Step], context: StepContext, learner: Learner | Turns, watch: lab.Watch
+    steps: Iterator[Step], context: StepContext, learner: Learner, watch: lab.Watch, *, at_once: bool = False
 ) -> lab.Seconds:
+    turn = asyncio.Lock()  # what a worker does as well: rollouts go on while another branch learns
     watch.start()
-    if isinstance(learner, Turns):
-        results = await asyncio.gather(*(train_step(step, context, cast(Learner, learner)) for step in steps))
+    if at_once:
+        results = await asyncio.gather(*(train_step(step, context, learner, slot=lambda: turn) for step in steps))
     else:
         results = [await train_step(step, context, learner) for step in steps]
     seconds = watch.stop()
     assert not any(result.update.skipped for result in results)
-    answers = [answer for result in results for lessons in result.batch.lessons.values() for lesson in lessons
-               for answer in lesson.rollout.completions]  # fmt: skip
-    decided = [value for result in results for name, value in result.batch.metrics.items() if name == "native/decided"]
+    completions = [completion for result in results for rollouts in result.batch.rollouts.values()
+                   for rollout in rollouts for completion in rollout.completions]  # fmt: skip
+    decided = [result.batch.metrics["native/decided"] for result in results]
     return seconds | {
-        "length": float(np.mean([len(answer.ids_C) for answer in answers])),
-        "rollouts": len(answers),
+        "length": float(np.mean([len(completion.ids_C) for completion in completions])),
+        "rollouts": len(completions),
         "decided": float(np.mean(decided)),
     }
 

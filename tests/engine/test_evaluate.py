@@ -15,6 +15,7 @@ from adapters.base import locate
 from adapters.errors import UserError
 from adapters.manifest import WEIGHTS
 from clients.client import AsyncClient
+from service.concurrency import Stopped
 from tests.engine.load import running
 from tests.engine.service_process import ServiceProcess
 from trainer.commands.eval import add_arguments, run
@@ -22,7 +23,7 @@ from trainer.data.generated import prompts
 from trainer.evaluation.exams import decoder, examine, exams, pinned
 from trainer.evaluation.overlap import Overlaps, alarms, measure_overlap
 from trainer.local.examiner import Examiner
-from trainer.local.processes import ProcessGroup, Stopped
+from trainer.local.processes import ProcessGroup
 from trainer.recipe.file import load
 from trainer.rewards import exact_reward
 from trainer.rewards.pool import RewardPool

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,8 +18,10 @@ from adapters.base import locate
 from adapters.manifest import OPTIMISER, WEIGHTS, base_digest
 from adapters.names import Ref
 from clients.client import AsyncClient, RefusedError
+from tests.trainer.update.packs import advantages_of, with_advantage
 from trainer.data.generated import prompts
-from trainer.loop import StepContext, TrainingSet, gather, publish, train_step
+from trainer.loop import StepContext, TrainingSet, gather_batch, publish, train_step
+from trainer.parts import Completion, LossTerm, Rollout
 from trainer.plan.steps import Step, Teacher
 from trainer.recipe import LoraConfig, LossConfig, OptimiserConfig, RolloutConfig
 from trainer.rewards import Rule
@@ -78,16 +79,13 @@ def test_steps_of_both_phases_end_in_revisions_that_say_their_origin(service, po
                 "image", 2, ("image",), (Teacher(Ref("text", 1), "text", 1.0), Teacher(Ref("video", 1), "video", 2.0))
             )
             result = await train_step(step, context, learner)
-            assert [part.name for part in result.batch.parts] == ["native", "text", "video"]
+            assert [term.name for term in result.batch.terms] == ["native", "text", "video"]
             assert result.manifest.meta["teachers"] == ["text@1", "video@1"]
             assert result.batch.metrics["text/self_delta"] < 0.01
             assert result.batch.metrics["text/delta_abs"] > 10 * result.batch.metrics["text/self_delta"]
-            assert result.manifest.meta["metrics"].keys() >= {
-                "native/reward",
-                "text/gap",
-                "video/grad_norm",
-                "grad_norm",
-            }
+            metrics = result.manifest.meta["metrics"]
+            assert isinstance(metrics, dict)
+            assert metrics.keys() >= {"native/reward", "text/gap", "video/grad_norm", "grad_norm"}
             assert set(result.manifest.files) >= {WEIGHTS, OPTIMISER}
 
     asyncio.run(run())
@@ -101,8 +99,8 @@ def test_a_teacher_that_is_the_student_itself_teaches_nothing(service, pool) -> 
             step = Step("narcissus", 1, teachers=(Teacher(Ref("narcissus", 0), "image", 1.0),))
             result = await train_step(step, context, learner)
             assert result.update.metrics["grad_norm"] == 0
-            (part,) = result.batch.parts
-            assert not any(target.advantages_C.any() for group in part.groups for target in group.targets)
+            (term,) = result.batch.terms
+            assert not any(advantages_of(completion).any() for completion in completions_of(term))
 
     asyncio.run(run())
 
@@ -118,8 +116,10 @@ def test_a_teachers_likeliest_tokens_can_teach(service, pool) -> None:
             result = await train_step(
                 Step("pupil", 1, teachers=(Teacher(Ref("master", 1), "text", 1.0),)), context, learner
             )
-            (part,) = result.batch.parts
-            assert {target.bins.ids_Ck.shape[1] for group in part.groups for target in group.targets} == {5}
+            (term,) = result.batch.terms
+            top_ks = [completion.top_k for completion in completions_of(term)]
+            assert {top_k.ids_Ck.shape[1] for top_k in top_ks if top_k is not None} == {5}
+            assert None not in top_ks
             assert result.update.metrics["master-text/kl"] > 0
             assert result.update.metrics["grad_norm"] > 0
 
@@ -131,12 +131,12 @@ def test_the_control_without_a_teacher_pushes_unlikely_tokens_down(service, pool
         async with AsyncClient(service.url) as client:
             context = make_context(client, pool)
             await client.fork("control", "base")
-            batch = await gather(Step("control", 1, negative=("text",)), context)
-            (part,) = batch.parts
-            for group in part.groups:
-                for target in group.targets:
-                    unlikely = target.engine_logprobs_C < np.log(0.1)
-                    assert np.array_equal(target.advantages_C, np.where(unlikely, np.float32(-0.1), np.float32(0)))
+            batch = await gather_batch(Step("control", 1, negative=("text",)), context)
+            (term,) = batch.terms
+            for completion in completions_of(term):
+                unlikely_C = completion.logprobs_C < np.log(0.1)
+                expected_C = np.where(unlikely_C, np.float32(-0.1), np.float32(0))
+                assert np.array_equal(advantages_of(completion), expected_C)
 
     asyncio.run(run())
 
@@ -148,8 +148,8 @@ def test_a_step_that_is_skipped_publishes_the_weights_of_its_parent(service, poo
             await client.fork("lame", "base")
             await train_step(Step("lame", 1, capabilities=("text",)), context, learner)
             step = Step("lame", 2, capabilities=("text",))
-            batch = await gather(step, context)
-            broken = replace(batch.parts[0], groups=tuple(_with_nan(group) for group in batch.parts[0].groups))
+            batch = await gather_batch(step, context)
+            broken = LossTerm("native", tuple(without_numbers(rollout) for rollout in batch.terms[0].rollouts))
             await learner.prepare(step.parent, client)
             update = learner.learn("lame", [broken])
             assert update.skipped
@@ -161,9 +161,12 @@ def test_a_step_that_is_skipped_publishes_the_weights_of_its_parent(service, poo
     asyncio.run(run())
 
 
-def _with_nan(group):
-    targets = [replace(target, advantages_C=np.full_like(target.advantages_C, np.nan)) for target in group.targets]
-    return replace(group, targets=tuple(targets))
+def completions_of(term: LossTerm) -> list[Completion]:
+    return [completion for rollout in term.rollouts for completion in rollout.completions]
+
+
+def without_numbers(rollout: Rollout) -> Rollout:
+    return rollout.only(with_advantage(completion, np.nan) for completion in rollout.completions)
 
 
 def test_what_was_learnt_but_not_published_is_forgotten(service, pool) -> None:

@@ -1,7 +1,6 @@
 """A merged checkpoint in real vLLM answers as the base with the stacked adapter does."""
 
 import asyncio
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ from adapters.base import locate
 from adapters.merge import fold, make_merge_plan, write_adapter
 from adapters.merge_inputs import open_base, open_folder
 from service.engine.vllm import EngineMedia
-from tests.engine.conftest import EngineThread, settings
+from tests.engine.conftest import EngineThread
 from tests.engine.test_scores import picture, random_ids, user
 
 pytestmark = pytest.mark.engine
@@ -27,7 +26,7 @@ def test_the_checkpoint_and_the_stacked_adapter_score_alike(engine_thread, adapt
         (engine_thread.engine.chat_ids(user("37+2*4?")), EngineMedia()),
         (engine_thread.engine.chat_ids(user("image", "37+red?")), EngineMedia(images=(picture(1),))),
     ]
-    merged = EngineThread(replace(settings("float32"), base=tmp_path / "merged"))
+    merged = EngineThread("float32", tmp_path / "merged")
     try:
         scores_merged = scores(merged, None, prompts)
     finally:

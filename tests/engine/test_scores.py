@@ -11,9 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
+from adapters.base import locate
 from service.engine.vllm import EngineMedia
 from service.media import Video
-from tests.engine.conftest import EngineThread, settings
+from tests.engine.conftest import EngineThread
 from tests.engine.reference import Reference
 from tests.engine.test_miniature import media_of
 from trainer.miniature.capabilities import CAPABILITIES
@@ -187,7 +188,7 @@ def test_adapters_differ_from_each_other_and_from_the_base(engine_thread, loaded
 )  # vLLM leaves its sockets to the collector
 def test_bfloat16_stays_near(reference, adapter_folders) -> None:
     """On what is scored in practice: the answers that the model gives to its questions."""
-    thread = EngineThread(settings("bfloat16"))
+    thread = EngineThread("bfloat16", locate("miniature"))
     engine = thread.engine
     loaded = {name: thread.run(engine.load(f"{name}@1", path)) for name, path in adapter_folders.items()}
     errors = []
