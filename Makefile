@@ -33,6 +33,8 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	$(BIN)/pyright --project tests
+	$(BIN)/python -m tests.readability --check
 
 ci: lint test
 

@@ -121,12 +121,32 @@ def chain(calls: dict[str, set[str]], first: str, last: str) -> list[str]:
     return []
 
 
+def called_names(function: Function, modules: set[str]) -> set[str]:
+    """Names that a function may call: neither its own variables, nor what a module such as asyncio has."""
+    bound = modules | {name for name, _ in bindings(function)}
+    names: set[str] = set()
+    for node in ast.walk(function):
+        match node:
+            case ast.Attribute(value=ast.Name(id=module)) if module in modules:
+                pass
+            case ast.Attribute(attr=name):
+                names.add(name)
+            case ast.Name(id=name, ctx=ast.Load()) if name not in bound:
+                names.add(name)
+            case _:
+                pass
+    return names
+
+
 def frames_to_backward(trees: Trees) -> list[str]:
     """Our functions on the stack while a worker's step runs backward, from `main` on. Another way than by
     `train_step` does not count: that is the function that tells the method."""
     calls: dict[str, set[str]] = {}
-    for function in functions({path: trees[path] for path in (f"trainer/{name}" for name in STEP)}):
-        calls.setdefault(function.name, set()).update(used_names(function))
+    for path in (f"trainer/{name}" for name in STEP):
+        imports = [node for node in trees[path].body if isinstance(node, ast.Import)]
+        modules = {alias.name for node in imports for alias in node.names}
+        for function in functions({path: trees[path]}):
+            calls.setdefault(function.name, set()).update(called_names(function, modules))
     above, below = chain(calls, "main", "train_step"), chain(calls, "train_step", "backward")
     return above + below[1:-1] if above and below else []
 
@@ -145,7 +165,7 @@ class Measure:
         limits = [("<=", self.at_most), (">=", self.at_least)]
         limit = "".join(f"{sign} {bound:,}" for sign, bound in limits if math.isfinite(bound))
         miss = "" if self.at_least <= self.value <= self.at_most else "missed"
-        value = f"{self.value:,.1f}" if isinstance(self.value, float) else f"{self.value:,}"
+        value = f"{self.value:,.2f}" if isinstance(self.value, float) else f"{self.value:,}"
         return f"{self.name:56}{value:>9}  {limit:10}{miss}".rstrip()
 
 
@@ -193,8 +213,8 @@ def check(trees: Trees) -> int:
     names = placeholders(trees)
     print(*names, sep="\n", end="\n" if names else "")
     print(f"placeholder names in sources: {len(names)}")
-    folders = Counter(str(Path(name).parent) for name in placeholders(parsed("tests")))
-    print("in tests:", ", ".join(f"{folder} {count}" for folder, count in sorted(folders.items())) or "none")
+    folders = Counter(str(Path(name).parent) for name in placeholders(parsed("bench", "tests")))
+    print("elsewhere:", ", ".join(f"{folder} {count}" for folder, count in sorted(folders.items())) or "none")
     return 1 if names else 0
 
 

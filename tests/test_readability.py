@@ -37,3 +37,10 @@ def test_a_private_helper_counts_where_its_module_uses_it_once() -> None:
 def test_the_chain_is_the_shortest_and_empty_where_there_is_none() -> None:
     assert readability.chain(CALLS, "main", "train_step") == ["main", "work", "train_step"]
     assert readability.chain(CALLS, "train_step", "main") == []
+
+
+def test_variables_and_functions_of_modules_are_no_calls_of_ours() -> None:
+    (function,) = ast.parse("def work(learner):\n    update = learner.learn()\n    asyncio.run(follow(update))\n").body
+    assert isinstance(function, ast.FunctionDef)
+
+    assert readability.called_names(function, {"asyncio"}) == {"learn", "follow"}

@@ -189,7 +189,7 @@ def sampled_rollouts(model, prompts_BP, samples, generator):
 
 def _completion(row):
     ids, logprobs = zip(*row, strict=True)
-    return Completion(np.array(ids), np.array(logprobs, "f4"))
+    return Completion(np.array(ids), np.array(logprobs, "f4"), advantages_C=np.zeros(len(ids), "f4"))
 
 
 @torch.no_grad()
