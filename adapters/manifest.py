@@ -93,9 +93,8 @@ class Manifest(Frozen):
     @field_validator("meta")
     @classmethod
     def _meta_is_json(cls, meta: dict[str, JsonValue]) -> dict[str, JsonValue]:
-        json.dumps(
-            meta, allow_nan=False
-        )  # pydantic lets NaN through in a JsonValue, and no other reader of JSON knows it
+        # pydantic lets NaN through in a JsonValue, and no other reader of JSON knows it.
+        json.dumps(meta, allow_nan=False)
         return meta
 
     @model_validator(mode="after")

@@ -11,9 +11,7 @@ the size of the base.
 
 PEFT's `combination_type="linear"` is none of these: it sums the factors, and its product holds every A with every B.
 
-Left out: which scale and weights are best (that takes scores), and serving the result.
-
-Axes: O outputs, I inputs, r a branch's rank, R the merged rank, K branches.
+Left out: which scale and weights are best (that takes scores), and serving the result. Axes are those of `merge_math`.
 """
 
 import itertools
@@ -28,10 +26,8 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from adapters.errors import UserError
 from adapters.manifest import CONFIG, WEIGHTS
@@ -46,6 +42,7 @@ from adapters.merge_inputs import (
     layer_of,
     projections,
 )
+from adapters.merge_math import inner_products, ties, trim_threshold, truncated
 from adapters.merge_record import RECORD, BranchRecord, Method, Record, write_card
 from adapters.names import shown
 from adapters.store import disk_full_as_user_error, sync
@@ -92,7 +89,7 @@ class FoldStats:
         self.squared_norms = [0.0] * self.num_layers
 
     def count(self, projection: str, weight: Tensor, delta: Tensor, exact: Tensor, folded: Tensor) -> None:
-        """`exact` is overwritten."""
+        """Counts some rows of a projection. `exact` is overwritten."""
         error = exact.sub_(folded)
         self.num_changed += int((folded != weight).sum())
         self.num_weights += folded.numel()
@@ -144,7 +141,7 @@ def fold(base: MergeBase, plan: MergePlan, target: Path) -> Record:
                 shutil.copyfile(path, draft / path.name)
         for shard in base.shards:
             _fold_shard(shard, base.shape, plan, draft / shard.path.name, stats)
-        # Nothing is left of the draft then: an infinite weight makes every answer of a model NaN.
+        # The draft goes with this error: one infinite weight makes a model answer nothing but NaN.
         if not math.isfinite(stats.largest_error):
             raise UserError(f"{target}: weights beyond the range of the base's dtype; take a lower --scale")
         record = _record(base, plan, stats)
@@ -188,55 +185,8 @@ def merged_factors(plan: MergePlan, projection: str) -> tuple[Tensor, Tensor]:
     return (up_OR, down_RI) if plan.rank is None else truncated(up_OR, down_RI, plan.rank)
 
 
-def truncated(up_OR: Tensor, down_RI: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The nearest product of a rank, by the singular values of a small matrix between two orthonormal ones."""
-    # B A = Q_B (R_B R_A^T) Q_A^T, and the middle is R by R: the delta itself, O by I, is never decomposed. In
-    # float64, so that the factors are exact to float32.
-    left_OR, up_RR = torch.linalg.qr(up_OR.double())
-    right_IR, down_RR = torch.linalg.qr(down_RI.double().T)
-    left_RR, values_R, right_RR = torch.linalg.svd(up_RR @ down_RR.T, full_matrices=False)
-    root_r = values_R[:rank].sqrt()  # half of each value to B and half to A, so that both are of one size
-    up_Or = left_OR @ (left_RR[:, :rank] * root_r)
-    down_rI = (root_r[:, None] * right_RR[:rank]) @ right_IR.T
-    short = rank - values_R[:rank].numel()  # a projection may be smaller than the rank
-    return pad(up_Or, (0, short)).float(), pad(down_rI, (0, 0, 0, short)).float()
-
-
-def ties(deltas: Sequence[Tensor], thresholds: Sequence[float], shares: Sequence[float]) -> Tensor:
-    """Trim below the thresholds, elect a sign, and take the weighted mean of those that have it. Of any rows alike."""
-    trimmed = [delta * (delta.abs() >= threshold) for delta, threshold in zip(deltas, thresholds, strict=True)]
-    vote, total, weight = (torch.zeros_like(deltas[0]) for _ in range(3))
-    # sign = sign(sum_k w_k delta_k): large entries have more of a vote than small ones, as in the paper.
-    for delta, share in zip(trimmed, shares, strict=True):
-        vote.add_(delta, alpha=share)
-    vote.sign_()
-    # sum of w_k delta_k over the agreeing k, divided by the sum of their w_k: the others do not thin the mean out.
-    for delta, share in zip(trimmed, shares, strict=True):
-        agrees = (delta.sign() == vote).to(delta.dtype)
-        total.addcmul_(delta, agrees, value=share)
-        weight.add_(agrees, alpha=share)
-    return total / weight.where(weight > 0, 1)  # where nobody agrees, the total is 0
-
-
-def trim_threshold(delta: Tensor, density: float) -> float:
-    """The least size of the largest entries, of which there are `density` of all."""
-    index = delta.numel() - max(1, int(density * delta.numel()))
-    # A partition finds one place in linear time; a projection of the 8B base has 50 million entries to sort.
-    return float(np.partition(delta.abs().flatten().numpy(), index)[index])
-
-
-def inner_products(pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    """<B_j A_j, B_k A_k> for all branches [K, K], from products of rank by rank: no delta is made."""
-    up_OR = torch.cat([up for up, _ in pairs], dim=1).double()
-    down_RI = torch.cat([down for _, down in pairs]).double()
-    # <B_j A_j, B_k A_k> = trace(A_j^T B_j^T B_k A_k) = sum over (r, s) of (B_j^T B_k) * (A_j A_k^T)
-    product_RR = (up_OR.T @ up_OR) * (down_RI @ down_RI.T)
-    ranks = [down.shape[0] for _, down in pairs]
-    return torch.stack([torch.stack([b.sum() for b in a.split(ranks, 1)]) for a in product_RR.split(ranks)])
-
-
 def cosines(base: MergeBase, branches: Sequence[MergeInput]) -> dict[str, float | None]:
-    """Between branches' deltas, all projections as one vector."""
+    """The cosines between branches' deltas, all projections as one vector."""
     product_KK = torch.zeros(len(branches), len(branches), dtype=torch.float64)
     for projection in projections(base.shape):
         product_KK += inner_products([branch.factors(projection) for branch in branches])

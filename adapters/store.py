@@ -36,15 +36,7 @@ from types import TracebackType
 from typing import Self
 
 from adapters.errors import UserError
-from adapters.manifest import (
-    MANIFEST,
-    OPTIMISER,
-    DamagedError,
-    Manifest,
-    read_manifest,
-    verify,
-    write_manifest,
-)
+from adapters.manifest import MANIFEST, OPTIMISER, DamagedError, Manifest, read_manifest, verify, write_manifest
 from adapters.names import RESERVED, Ref, check_branch, is_name, is_revision
 
 FORMAT = 1
@@ -107,6 +99,7 @@ class Store:
         self.base = base
         self.rejected: list[str] = []
         """Why each damaged revision was moved away when the store was opened, one line for each."""
+        self._staging, self._rejected = root / ".staging", root / ".rejected"
         self._branches: dict[str, StoredBranch] = {}
         self._mutex = threading.Lock()
         _check_is_store(root)  # before anything is touched: a home folder given by mistake must not be tidied up
@@ -169,9 +162,9 @@ class Store:
             sync(self.root)
         staged.rename(branch / str(manifest.revision))  # an error where the number exists: its folder is not empty
         with self._mutex:
-            before = self.branch(manifest.branch)
-            live = {**before.live, manifest.revision: manifest}
-            self._branches[manifest.branch] = replace(before, live=live)
+            stored = self.branch(manifest.branch)
+            live = {**stored.live, manifest.revision: manifest}
+            self._branches[manifest.branch] = replace(stored, live=live)
         sync(branch)
         # Moments are two thirds of a revision, and only the newest are ever continued from.
         for revision in sorted(live)[:-_KEPT_OPTIMISERS]:
@@ -218,27 +211,18 @@ class Store:
 
     def retire(self, ref: Ref) -> None:
         """Delete a live revision's files, not its manifest. The mark comes first: opening ends what a crash cut off."""
-        branch = self.branch(ref.branch)
-        if ref.revision == branch.head:
+        if ref.revision == self.branch(ref.branch).head:
             raise UserError(f"{ref} is the head of {ref.branch}; only older revisions can be retired")
         folder = self.folder(ref)
         assert ref.revision is not None
         (folder / RETIRED).touch()
         sync(folder)  # before the first file goes: without the mark the revision would be damaged, not retired
         with self._mutex:
-            before = self.branch(ref.branch)
-            live = dict(before.live)
-            retired = {**before.retired, ref.revision: live.pop(ref.revision)}
+            stored = self.branch(ref.branch)
+            live = dict(stored.live)
+            retired = {**stored.retired, ref.revision: live.pop(ref.revision)}
             self._branches[ref.branch] = StoredBranch(live, retired)
         _delete_files(folder)
-
-    @property
-    def _staging(self) -> Path:
-        return self.root / ".staging"
-
-    @property
-    def _rejected(self) -> Path:
-        return self.root / ".rejected"
 
     @contextmanager
     def _staged(self) -> Generator[Path]:

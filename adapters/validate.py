@@ -175,7 +175,6 @@ def _write_bfloat16(source: Path, target: Path) -> None:
     import torch  # here, as checking an adapter needs none, and its import takes seconds
 
     # Tensor by tensor: safetensors' own writers hold the interpreter's lock, and the whole file in memory.
-
     with safe_open(source, framework="pt") as masters, target.open("wb") as file:
         shapes: dict[str, Shape] = {key: tuple(masters.get_slice(key).get_shape()) for key in sorted(masters.keys())}
         file.write(safetensors_header(shapes, "BF16"))
@@ -286,7 +285,7 @@ def _key_problems(keys: Collection[str], base: BaseShape) -> Iterator[str]:
 
 def _value_problems(path: Path) -> Iterator[str]:
     with safe_open(path, framework="numpy") as file:
-        # Only float32: NumPy has no bfloat16 to look into, and the wrong dtype has been told already.
+        # Only float32: NumPy has no bfloat16 to look into, and the wrong dtype is a problem of its own.
         keys = [key for key in sorted(file.keys()) if file.get_slice(key).get_dtype() == "F32"]
         bad = [key for key in keys if not np.isfinite(file.get_tensor(key)).all()]
     yield from _few(f"{path.name}: {shown(key)} holds a value that is not finite" for key in bad)

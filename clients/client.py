@@ -209,9 +209,8 @@ class AsyncClient:
             names = ", ".join(manifest.files) or "none"
             raise error_of("not-found", None, f"{branch}@{revision} has no {file}; its files are {names}")
         target = DownloadTarget(to, manifest.files[file].sha256)
-        await self._finish(
-            Call("GET", path_of("adapters", branch, revision, file), _read_nothing, target=target), deadline
-        )
+        path = path_of("adapters", branch, revision, file)
+        await self._finish(Call("GET", path, _read_nothing, target=target), deadline)
         return to
 
     async def put_rollouts(self, run: str, branch: str, step: int, rollouts: StepRollouts) -> None:
@@ -231,7 +230,7 @@ class AsyncClient:
         return await self._run(Call("GET", "/runs", lambda response: read_json(response, RunsResponse).runs))
 
     async def ready(self) -> bool:
-        """Whether the service is ready now: asked once, never again."""
+        """Whether the service is ready now: one try, without waiting."""
         try:
             await self._send(_READY, _CONNECT_S, self._pools[0])
         except httpx.TransportError:

@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from adapters.base import locate
 from adapters.errors import UserError
 from adapters.manifest import CONFIG, WEIGHTS
-from adapters.merge import fold, inner_products, make_merge_plan, ties, trim_threshold, truncated, write_adapter
+from adapters.merge import fold, make_merge_plan, write_adapter
 from adapters.merge_inputs import open_base, open_folder, open_revision
+from adapters.merge_math import inner_products, ties, trim_threshold, truncated
 from adapters.merge_record import RECORD
 from adapters.names import Ref
 from adapters.store import DiskFullError
