@@ -51,9 +51,9 @@ def test_the_command_merges_revisions_and_folders(store, folders, tmp_path, caps
     assert "| merged | 0.500 | 0.810 |" in card
     assert "| base | - | 0.250 |" in card
     assert (adapter / CONFIG).is_file()
-    told = capsys.readouterr().out
-    assert "cosine of text new: 1.000" in told
-    assert str(out) in told
+    output = capsys.readouterr().out
+    assert "cosine of text new: 1.000" in output
+    assert str(out) in output
 
 
 def test_of_a_run_every_branch_is_merged_as_it_is_newest(store, tmp_path) -> None:
@@ -61,7 +61,10 @@ def test_of_a_run_every_branch_is_merged_as_it_is_newest(store, tmp_path) -> Non
         out = tmp_path / f"out{number}"
         assert command(name, "--base=miniature", f"--out={out}", "--weights=text=3,image=1") == 0
         record = json.loads((out / RECORD).read_text())
-        assert [(one["source"], one["share"]) for one in record["branches"]] == [("image@1", 0.25), ("text@2", 0.75)]
+        assert [(branch["source"], branch["share"]) for branch in record["branches"]] == [
+            ("image@1", 0.25),
+            ("text@2", 0.75),
+        ]
 
 
 @pytest.mark.parametrize(
@@ -103,17 +106,17 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), HubHandler)
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.refusal = refusal
-        self.made, self.files, self.tokens = [], {}, set()
+        self.repositories, self.files, self.tokens = [], {}, set()
 
-    def make(self, asked):
+    def make(self, repository):
         if self.refusal:
             return 403, {"error": self.refusal}
-        self.made.append(asked)
-        return 200, {"url": f"{self.url}/{asked['organization'] or 'me'}/{asked['name']}"}
+        self.repositories.append(repository)
+        return 200, {"url": f"{self.url}/{repository['organization'] or 'me'}/{repository['name']}"}
 
-    def look(self, asked):
+    def look(self, upload):
         usual = {"uploadMode": "regular", "shouldIgnore": False}
-        return 200, {"files": [{"path": file["path"]} | usual for file in asked["files"]]}
+        return 200, {"files": [{"path": file["path"]} | usual for file in upload["files"]]}
 
     def commit(self, *lines):
         files = [line["value"] for line in lines if line["key"] == "file"]
@@ -122,6 +125,8 @@ class Hub(ThreadingHTTPServer):
 
 
 class HubHandler(BaseHTTPRequestHandler):
+    server: Hub
+
     def do_GET(self):
         self.answer(404, {"error": "Not found"})
 
@@ -136,8 +141,8 @@ class HubHandler(BaseHTTPRequestHandler):
         self.server.tokens.add(self.headers["authorization"])
         self.answer(*routes[self.path](*map(json.loads, body.splitlines())))
 
-    def answer(self, status, found):
-        data = json.dumps(found).encode()
+    def answer(self, status, content):
+        data = json.dumps(content).encode()
         self.send_response(status)
         self.send_header("content-type", "application/json")
         self.send_header("content-length", str(len(data)))
@@ -166,11 +171,11 @@ def push(folders, tmp_path):
 
     def run(name, **variables):
         words = [folders["text"], folders["image"], "--base=miniature", f"--out={tmp_path / 'out'}", f"--push={name}"]
-        kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING_FACE_"))}
+        environ = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING_FACE_"))}
         usual = {"HF_HOME": str(tmp_path / "home"), "HF_TOKEN": "hf_mine"}
         return subprocess.run(
             [sys.executable, "-m", "clients.cli", "merge", *map(str, words)],
-            env=kept | usual | variables, capture_output=True, text=True, check=False,
+            env=environ | usual | variables, capture_output=True, text=True, check=False,
         )  # fmt: skip
 
     return run
@@ -182,7 +187,9 @@ def test_a_push_sends_the_whole_checkpoint_to_a_private_repository(name, push, t
         done = push(name, HF_ENDPOINT=hub.url)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == f"pushed: {hub.url}/me/merged"
-    assert [(one["name"], one["visibility"]) for one in hub.made] == [("merged", "private")]
+    assert [(repository["name"], repository["visibility"]) for repository in hub.repositories] == [
+        ("merged", "private")
+    ]
     assert hub.files == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     assert {"model.safetensors", "config.json", "README.md", RECORD} < hub.files.keys()
     assert hub.tokens == {"Bearer hf_mine"}

@@ -1,54 +1,59 @@
 """Numbers of a run in TensorBoard's own files, read back by TensorBoard."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from adapters.errors import UserError
-from tests.trainer.orchestration import told
+from tests.trainer.orchestration import run_events
 from trainer.orchestration.tracking import Trackers, check_trackers, numbers_of
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    found = EventAccumulator(str(folder))
-    found.Reload()
+    accumulator = EventAccumulator(str(folder))
+    accumulator.Reload()
     return {
-        name: [(point.step, round(point.value, 4)) for point in found.Scalars(name)]
-        for name in found.Tags()["scalars"]
-    }  # fmt: skip
+        name: [(point.step, round(point.value, 4)) for point in accumulator.Scalars(name)]
+        for name in accumulator.Tags()["scalars"]
+    }
 
 
 def test_every_number_of_a_run_is_in_tensorboard_at_its_step(tmp_path: Path) -> None:
     trackers = Trackers(["tensorboard"], project="coevo", run="small-1", recipe={}, folder=tmp_path)
-    for event in told.EVENTS:
+    for event in run_events.EVENTS:
         trackers.write(event)
     trackers.close()
-    found = scalars(tmp_path / "tensorboard/coevo/small-1")
-    assert found["text/native/reward"] == [(1, 0.5), (2, 0.75), (3, 0.75)]
-    assert found["image/seconds/learn"] == [(1, 0.5), (2, 0.5), (3, 0.5)]
-    assert found["overlap/text-image/image"] == [(3, 0.94)]
-    assert found["kl/image-base/text"] == [(3, 0.02)]
-    assert found["text/accuracy/mean/greedy"] == [(3, 0.625)]
+    series = scalars(tmp_path / "tensorboard/coevo/small-1")
+    assert series["text/native/reward"] == [(1, 0.5), (2, 0.75), (3, 0.75)]
+    assert series["image/seconds/learn"] == [(1, 0.5), (2, 0.5), (3, 0.5)]
+    assert series["overlap/text-image/image"] == [(3, 0.94)]
+    assert series["kl/image-base/text"] == [(3, 0.02)]
+    assert series["text/accuracy/mean/greedy"] == [(3, 0.625)]
 
 
 def test_what_has_no_number_is_left_out() -> None:
-    event = told.step("text", 1, 0.5)
+    event = run_events.step("text", 1, 0.5)
     event["metrics"]["native/kl"] = None
     ((number, numbers),) = numbers_of(event)
     assert number == 1
     assert "text/native/kl" not in numbers
-    assert list(numbers_of(told.run("running"))) == []
+    assert list(numbers_of(run_events.run("running"))) == []
 
 
 def test_a_tracker_that_fails_is_told_once_and_gets_no_more(tmp_path: Path, caplog) -> None:
     trackers = Trackers(["tensorboard"], project="coevo", run="small-1", recipe={}, folder=tmp_path)
     trackers.close()
-    trackers._writers["broken"] = (lambda step, numbers: 1 / 0, lambda: None)
+
+    def write(step: int, numbers: Mapping[str, float]) -> None:
+        raise ZeroDivisionError("division by zero")
+
+    trackers._writers["broken"] = (write, lambda: None)
     with caplog.at_level(logging.WARNING, "coordinator"):
-        for event in told.EVENTS:
+        for event in run_events.EVENTS:
             trackers.write(event)
     assert [record.getMessage() for record in caplog.records if "broken" in record.getMessage()] == [
         "broken takes no more numbers: ZeroDivisionError: division by zero"

@@ -2,8 +2,10 @@
 
 from collections.abc import Generator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 import redis
@@ -200,13 +202,15 @@ def clients() -> Generator[tuple[Queue, redis.Redis]]:
 
 
 def test_the_queue_does_what_the_model_does(clients: tuple[Queue, redis.Redis]) -> None:
+    machine: Any = partial(Machine, *clients)
+    checks: Any = list(HealthCheck)
     run_state_machine_as_test(
-        lambda: Machine(*clients),
+        machine,
         settings=settings(
             max_examples=60,
             stateful_step_count=40,
             deadline=None,
             derandomize=True,
-            suppress_health_check=list(HealthCheck),
+            suppress_health_check=checks,
         ),
     )

@@ -95,6 +95,7 @@ def test_a_server_ends_with_the_process_that_started_it(tmp_path):
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as starter:
+        assert starter.stdout is not None
         server = psutil.Process(int(starter.stdout.readline()))
         starter.send_signal(signal.SIGKILL)
     deadline = time.monotonic() + 30

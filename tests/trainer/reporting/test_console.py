@@ -5,7 +5,7 @@ from pathlib import Path
 from rich.console import Console as Terminal
 
 from tests.faults.recipes import small
-from tests.trainer.orchestration import told
+from tests.trainer.orchestration import run_events
 from trainer.reporting.console import Console
 
 RECIPE = small("method.cycles=1", "rollout.prompts=2", "rollout.group_size=4")
@@ -15,14 +15,14 @@ def test_without_a_terminal_each_event_is_a_line_once(tmp_path: Path, capsys) ->
     path = tmp_path / "events.jsonl"
     with Console(RECIPE, path, "http://here") as console:
         console.look()
-        told.write(path, told.EVENTS[:3])
+        run_events.write(path, run_events.EVENTS[:3])
         console.look()
         console.look()
         assert capsys.readouterr().out.splitlines() == [
             "text@1 of 3: reward 0.5, length 20, 1.8 s",
             "image@1 of 3: reward 0.25, length 20, 1.8 s",
         ]
-        told.write(path)
+        run_events.write(path)
         console.look()
     lines = capsys.readouterr().out.splitlines()
     assert lines[2] == "image@3 of 3: reward 0.5, length 20 taught by text@2, 1.8 s"
@@ -34,19 +34,21 @@ def test_without_a_terminal_each_event_is_a_line_once(tmp_path: Path, capsys) ->
 
 
 def test_a_run_that_goes_on_tells_what_is_new_and_knows_the_rest(tmp_path: Path, capsys) -> None:
-    path = told.write(tmp_path / "events.jsonl", told.EVENTS[:3])
+    path = run_events.write(tmp_path / "events.jsonl", run_events.EVENTS[:3])
     with Console(RECIPE, path, "http://here") as console:
         console.look()
         assert capsys.readouterr().out == ""
         assert (console._head("text"), console._head("image")) == (1, 1)
-        told.write(path)
+        run_events.write(path)
         console.look()
     assert "image@1 " not in (out := capsys.readouterr().out)
     assert "image@3 of 3" in out
 
 
 def test_on_a_terminal_it_is_a_table_that_says_who_waits_for_whom(tmp_path: Path) -> None:
-    path = told.write(tmp_path / "events.jsonl", [*told.EVENTS[:4], told.overlap(2, "text@2", "image@2")])
+    path = run_events.write(
+        tmp_path / "events.jsonl", [*run_events.EVENTS[:4], run_events.overlap(2, "text@2", "image@2")]
+    )
     console = Console(RECIPE, path, "http://here")
     console.look()
     terminal = Terminal(width=160, record=True)
