@@ -34,6 +34,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/pyright --project tests
+	$(BIN)/lint-imports
 	$(BIN)/python -m tests.readability --check
 
 ci: lint test

@@ -119,10 +119,10 @@ async def train_step(
     slot: Slot = nullcontext,
     lease: Lease | None = None,
 ) -> StepResult:
-    """One step of one branch. The scheduler's leases, timings, faults and cancellation are hooks around it."""
-    # 1. The network: sample, judge, score. No weights are needed, so it runs while another branch learns.
+    """One step of one branch. Leases, timings, faults and cancellation are hooks around it."""
+    # 1. The network: sample, judge, score. It needs no weights, so another branch may learn.
     batch = await gather(step, context)
-    # 2. The weights: one update for all terms together. One branch at a time, they share one copy of the base.
+    # 2. The weights: one update for all terms. Branches take turns, they share one base.
     async with slot():
         await learner.prepare(step.parent, context.client)
         update = await asyncio.to_thread(learner.learn, step.branch, batch.terms)
