@@ -16,7 +16,7 @@ from clients.client import AsyncClient, ServiceError, from_environment
 from service.schemas import RunInfo
 from trainer.plan.make import make_plan
 from trainer.plan.rhythm import decided
-from trainer.plan.steps import Plan, is_there
+from trainer.plan.steps import Plan, missing_teachers
 from trainer.queue.client import Queue
 from trainer.queue.server import URL_VARIABLE
 from trainer.recipe import Recipe
@@ -50,9 +50,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _read_runs() -> list[RunInfo]:
-    service = from_environment(os.environ)
     # Ten seconds, not the client's ten minutes: a person waits for this.
-    async with AsyncClient(str(service["url"]), api_key=service["api_key"], timeout_s=10) as client:
+    async with AsyncClient(**from_environment(os.environ), timeout_s=10) as client:
         return await client.runs()
 
 
@@ -64,7 +63,8 @@ def rows(run: RunInfo, queue: Queue | None) -> Iterator[tuple[str, ...]]:
         reward = "-" if branch.reward is None else f"{branch.reward:.3f}"
         last = "?" if branch.last is None else str(branch.last)
         worker = (waiting[name].worker if name in waiting else None) or "-"
-        missing = ", ".join(map(str, missing_refs(plan, name, heads))) if plan else ""
+        next_steps = [step for step in plan.steps if step.makes == Ref(name, branch.head + 1)] if plan else []
+        missing = ", ".join(str(ref) for step in next_steps for ref in missing_teachers(step, heads))
         yield run.id, name, f"{branch.head}/{last}", reward, worker, missing or "-"
 
 
@@ -76,9 +76,3 @@ def _plan_of(queue: Queue, run: str) -> Plan | None:
     recipe = Recipe.model_validate(record["recipe"])
     is_adaptive = recipe.method.rhythm == "adaptive"
     return make_plan(recipe, decided(queue.agreed(run), recipe.method.rlvr_steps) if is_adaptive else ())
-
-
-def missing_refs(plan: Plan, branch: str, heads: Mapping[str, int]) -> list[Ref]:
-    """Revisions that the branch's next step reads and that nobody has made."""
-    step = next((step for step in plan.steps if step.branch == branch and step.number == heads[branch] + 1), None)
-    return [teacher.ref for teacher in step.teachers if not is_there(teacher.ref, heads)] if step else []
