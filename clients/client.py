@@ -17,7 +17,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypedDict, TypeVar
 
 import httpx
 
@@ -38,7 +38,7 @@ from service.schemas import (
 )
 from service.wire import decode_generated, decode_logprobs
 
-__all__ = ["AsyncClient", "RefusedError", "ServiceError", "from_environment", "media_id"]
+__all__ = ["AsyncClient", "RefusedError", "ServiceAddress", "ServiceError", "from_environment", "media_id"]
 
 URL_VARIABLE = "COEVO_SERVICE_URL"
 KEY_VARIABLE = "COEVO_API_KEY"
@@ -55,8 +55,14 @@ _POOL = 8
 ends."""
 
 
-def from_environment(environ: Mapping[str, str]) -> dict[str, str | None]:
-    """`url` and `api_key` for a client."""
+class ServiceAddress(TypedDict):
+    """Where the service is: `AsyncClient(**address)`."""
+
+    url: str
+    api_key: str | None
+
+
+def from_environment(environ: Mapping[str, str]) -> ServiceAddress:
     return {"url": environ.get(URL_VARIABLE) or "http://127.0.0.1:8000", "api_key": environ.get(KEY_VARIABLE) or None}
 
 

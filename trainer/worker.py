@@ -111,8 +111,7 @@ async def work(arguments: argparse.Namespace, name: str, url: str, ranks: Ranks)
         ranks.from_first(recipe.model_dump_json())
         learner = make_learner(recipe, base, digest, arguments.device, ranks)
 
-        service = from_environment(os.environ)
-        async with AsyncClient(str(service["url"]), api_key=service["api_key"], base=digest) as client:
+        async with AsyncClient(**from_environment(os.environ), base=digest) as client:
             check_service(await client.adapters(), recipe)
             # A connection of its own: the thread renews leases while the queue's other calls wait.
             heartbeat = Heartbeat(Queue(url, lease_s=arguments.lease), name)

@@ -42,13 +42,13 @@ def run(arguments: argparse.Namespace) -> int:
 async def _run(recipe: Recipe, url: str, folder: Path) -> int:
     service = from_environment(os.environ)
     run = run_id(recipe)
-    async with AsyncClient(str(service["url"]), api_key=service["api_key"]) as client:
+    async with AsyncClient(**service) as client:
         # A task of its own, so that a signal ends it where it waits and this function still closes what is open.
         task = asyncio.create_task(Coordinator(run, recipe, Queue(url), client).coordinate())
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, task.cancel)
         log.info("coordinates %s", run)
-        tracking = asyncio.create_task(track(recipe, str(service["url"]), service["api_key"], folder))
+        tracking = asyncio.create_task(track(recipe, service["url"], service["api_key"], folder))
         try:
             await task
             await asyncio.wait([tracking], timeout=_TRACKED_S)

@@ -11,7 +11,7 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from adapters.base import locate
 from adapters.errors import UserError
 from adapters.manifest import base_digest
 from adapters.names import BASE, MERGED, Ref
-from clients.client import AsyncClient, ServiceError, from_environment
+from clients.client import AsyncClient, ServiceAddress, ServiceError, from_environment
 from trainer.evaluation.exams import ExamAnswer, ExamResult, decoder, exam_results, examine, exams, mean_results, pinned
 from trainer.local.examiner import flags_of, stacked_rank
 from trainer.local.finish import ADAPTER
@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _service(folder: Path | None) -> Generator[Mapping[str, str | None]]:
+def _service(folder: Path | None) -> Generator[ServiceAddress]:
     """A service that runs; of a run's folder its own, for as long as the block."""
     if folder is None:
         yield from_environment(os.environ)
@@ -96,10 +96,10 @@ async def _measure(
     names: Sequence[str],
     arguments: argparse.Namespace,
     pool: RewardPool,
-    service: Mapping[str, str | None],
+    service: ServiceAddress,
 ) -> tuple[list[ExamResult], list[ExamAnswer]]:
     digest = await asyncio.to_thread(base_digest, locate(recipe.base.name))
-    async with AsyncClient(str(service["url"]), api_key=service["api_key"], base=digest) as client:
+    async with AsyncClient(**service, base=digest) as client:
         # Pinned: a branch that learns meanwhile is measured as it is now, in all exams alike.
         models = await pinned(client, names)
         # In a thread: a data set may take a minute to open, and the client looks after its connections meanwhile.

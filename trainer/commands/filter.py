@@ -172,8 +172,7 @@ async def _model(base: str, adapter: str) -> str:
 
 
 def _client(base: str) -> AsyncClient:
-    service = from_environment(os.environ)
-    return AsyncClient(str(service["url"]), api_key=service["api_key"], base=base)
+    return AsyncClient(**from_environment(os.environ), base=base)
 
 
 async def _ask(

@@ -79,8 +79,7 @@ def _from_folder(folder: Path, arguments: argparse.Namespace) -> tuple[StepRollo
 
 def _from_service(arguments: argparse.Namespace) -> tuple[StepRollouts, str]:
     async def read() -> tuple[StepRollouts, str]:
-        service = from_environment(os.environ)
-        async with AsyncClient(str(service["url"]), api_key=service["api_key"], timeout_s=30) as client:
+        async with AsyncClient(**from_environment(os.environ), timeout_s=30) as client:
             rollouts = await client.rollouts(arguments.run, arguments.branch, arguments.step)
             return rollouts, (await client.adapters()).base.name
 
