@@ -10,36 +10,32 @@ rank-stabilised scaling (set `lora.alpha`) and the choice of target modules (`TA
 others rightly).
 """
 
-import difflib
-from collections.abc import Iterator, Sequence
 from typing import Any, Self, cast
 
 from pydantic import Field, model_validator
 
-from adapters.names import RESERVED
+from trainer.recipe import checks
+from trainer.recipe.capabilities import CapabilityConfig, Columns, DatasetData, MiniatureData, RewardConfig
 from trainer.recipe.measuring import AnswersConfig, ComparisonConfig, EvaluationConfig, EvaluationSet
 from trainer.recipe.method import Edge, MethodConfig, edges
 from trainer.recipe.parts import (
     TARGET_MODULES,
     BaseConfig,
-    BranchConfig,
-    BudgetConfig,
-    CapabilityConfig,
-    Columns,
-    DatasetData,
     EngineConfig,
     LoraConfig,
-    LossConfig,
     MediaConfig,
-    MergeConfig,
-    MiniatureData,
     Name,
-    OptimiserConfig,
-    RewardConfig,
-    RolloutConfig,
     Section,
-    TrackingConfig,
     engine_rank,
+)
+from trainer.recipe.training import (
+    BranchConfig,
+    BudgetConfig,
+    LossConfig,
+    MergeConfig,
+    OptimiserConfig,
+    RolloutConfig,
+    TrackingConfig,
 )
 
 __all__ = [
@@ -77,17 +73,18 @@ class Recipe(Section):
     """A whole run."""
 
     name: Name
-    """Of the run, in files and in the report."""
+    """The name of the run, in files and in the report."""
     seed: int = Field(default=0, ge=0)
-    """Decides prompts, samples and the first A; every stream of chance is derived from it."""
+    """The number that every stream of chance is derived from: prompts, samples, the first A. Another one is another
+    run of the same recipe."""
     base: BaseConfig
     lora: LoraConfig = LoraConfig()
     engine: EngineConfig = EngineConfig()
     media: MediaConfig = MediaConfig()
     capabilities: dict[Name, CapabilityConfig] = Field(min_length=1)
-    """What there is to get good at, by name."""
+    """The skills that there are to get good at, by name."""
     branches: dict[Name, BranchConfig] = Field(min_length=1)
-    """Left out: one for each capability, with its name."""
+    """The adapters that are trained, by name. Left out: one for each capability, with its name."""
     method: MethodConfig = MethodConfig()
     merge: MergeConfig = MergeConfig()
     loss: LossConfig = LossConfig()
@@ -97,11 +94,11 @@ class Recipe(Section):
     budget: BudgetConfig = BudgetConfig()
     tracking: TrackingConfig = TrackingConfig()
     comparison: ComparisonConfig | None = None
-    """Many systems and seeds in one run, instead of `method.kind` alone: what `coevo compare` makes of a recipe."""
+    """The systems and seeds of one run, instead of `method.kind` alone: what `coevo compare` makes of a recipe."""
 
     @property
     def max_lora_rank(self) -> int:
-        """The engine's: it knows a few sizes only."""
+        """The rank that the engine makes room for: it knows a few sizes only."""
         return engine_rank(self.lora.rank)
 
     @model_validator(mode="before")
@@ -111,15 +108,17 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        branches = tuple(self.branches)
+        # All of them, not the first: who mends a recipe wants to mend it once.
         problems = [
-            *_unknown_capabilities(self.branches, self.capabilities, self.evaluation),
-            *_unknown_branches(self.method, self.merge, tuple(self.branches)),
-            *_reserved_names(tuple(self.branches)),
-            *_too_few_branches(self.method, tuple(self.branches)),
-            *_limit_problems(self.rollout, self.budget, self.engine, self.loss, self.evaluation),
-            *_media_problems(self.media, self.capabilities),
-            *_rhythm_problems(self.method, self.evaluation),
-            *_mix_problems(self.branches, self.rollout),
+            *checks.unknown_capabilities(self.branches, self.capabilities, self.evaluation),
+            *checks.unknown_branches(self.method, self.merge, branches),
+            *checks.reserved_names(branches),
+            *checks.too_few_branches(self.method, branches),
+            *checks.limit_problems(self.rollout, self.budget, self.engine, self.loss, self.evaluation),
+            *checks.media_problems(self.media, self.capabilities),
+            *checks.rhythm_problems(self.method, self.evaluation),
+            *checks.mix_problems(self.branches, self.rollout),
         ]
         if problems:
             raise ValueError("\n".join(problems))
@@ -127,103 +126,8 @@ class Recipe(Section):
 
 
 def with_branches(tree: dict[str, Any]) -> dict[str, Any]:
-    """A recipe as read; where it names no branches, with one for each capability."""
+    """A recipe as it was read; where it names no branches, with one for each capability."""
     capabilities = tree.get("capabilities")
     if "branches" in tree or not isinstance(capabilities, dict):
         return tree
     return {**tree, "branches": {name: {"capabilities": [name]} for name in cast(dict[str, Any], capabilities)}}
-
-
-def _unknown(path: str, value: str, known: Sequence[str], what: str) -> Iterator[str]:
-    """Nothing if `value` is known; else one message with the nearest name."""
-    if value not in known:
-        near = difflib.get_close_matches(value, known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
-        yield f"{path}: {value!r} is no {what}; {hint}"
-
-
-def _unknown_capabilities(
-    branches: dict[str, BranchConfig], capabilities: dict[str, CapabilityConfig], evaluation: EvaluationConfig
-) -> Iterator[str]:
-    known = tuple(capabilities)
-    for name, branch in branches.items():
-        for capability in branch.capabilities:
-            yield from _unknown(f"branches.{name}.capabilities", capability, known, "capability")
-        if len(set(branch.capabilities)) < len(branch.capabilities):
-            yield f"branches.{name}.capabilities: one is there twice; name each once, method.mix sets proportions"
-    for name, benchmark in evaluation.sets.items():
-        yield from _unknown(f"evaluation.sets.{name}.capability", benchmark.capability, known, "capability")
-    used = {capability for branch in branches.values() for capability in branch.capabilities}
-    for name in known:
-        if name not in used:
-            yield f"capabilities.{name}: no branch uses it; add it to a branch's capabilities or remove it"
-
-
-def _unknown_branches(method: MethodConfig, merge: MergeConfig, branches: Sequence[str]) -> Iterator[str]:
-    for number, edge in enumerate(method.edges):
-        yield from _unknown(f"method.edges.{number}", edge.student, branches, "branch")
-        yield from _unknown(f"method.edges.{number}", edge.teacher, branches, "branch")
-    for path, name in (("method.hub", method.hub), ("method.student", method.student)):
-        if name is not None:
-            yield from _unknown(path, name, branches, "branch")
-    for name in merge.weights:
-        yield from _unknown(f"merge.weights.{name}", name, branches, "branch")
-
-
-def _reserved_names(branches: Sequence[str]) -> Iterator[str]:
-    for name in branches:
-        if name in RESERVED:
-            yield f"branches.{name}: the name is reserved; take another"
-
-
-def _too_few_branches(method: MethodConfig, branches: Sequence[str]) -> Iterator[str]:
-    if method.kind not in ("base", "rlvr") and len(branches) < 2:
-        yield (
-            f"method.kind: {method.kind} needs at least 2 branches, there is {len(branches)}; "
-            'add a capability with its branch, or take kind = "rlvr"'
-        )
-
-
-def _limit_problems(
-    rollout: RolloutConfig, budget: BudgetConfig, engine: EngineConfig, loss: LossConfig, evaluation: EvaluationConfig
-) -> Iterator[str]:
-    sequence = rollout.max_prompt_tokens + rollout.max_completion_tokens
-    if budget.tokens_per_micro_batch < sequence:
-        yield (
-            f"budget.tokens_per_micro_batch: {budget.tokens_per_micro_batch} does not hold one sequence of "
-            f"max_prompt_tokens + max_completion_tokens; raise it to {sequence}, or lower those"
-        )
-    for path, top_k in (
-        ("loss.teacher_top_k", loss.teacher_top_k),
-        ("evaluation.overlap_top_k", evaluation.overlap_top_k),
-    ):
-        if top_k > engine.top_k:
-            yield f"{path}: {top_k} is above engine.top_k = {engine.top_k}; raise engine.top_k to {top_k}"
-    if evaluation.overlap_prompts > evaluation.questions:
-        yield (
-            f"evaluation.overlap_prompts: {evaluation.overlap_prompts} of {evaluation.questions} held-out questions; "
-            f"raise evaluation.questions to {evaluation.overlap_prompts}"
-        )
-
-
-def _mix_problems(branches: dict[str, BranchConfig], rollout: RolloutConfig) -> Iterator[str]:
-    for name, branch in branches.items():
-        if rollout.prompts < len(branch.capabilities):
-            yield (
-                f"rollout.prompts: {rollout.prompts} are fewer than the {len(branch.capabilities)} capabilities of "
-                f"{name}; take one for each at least"
-            )
-
-
-def _rhythm_problems(method: MethodConfig, evaluation: EvaluationConfig) -> Iterator[str]:
-    if method.rhythm == "adaptive" and evaluation.overlap_prompts == 0:
-        yield "evaluation.overlap_prompts: rhythm adaptive goes by the overlap; set it to 16 or more"
-
-
-def _media_problems(media: MediaConfig, capabilities: dict[str, CapabilityConfig]) -> Iterator[str]:
-    for name, capability in capabilities.items():
-        if not isinstance(capability.data, DatasetData):
-            continue
-        for kind, limit in (("images", media.max_images), ("videos", media.max_videos)):
-            if getattr(capability.data.columns, kind) and limit == 0:
-                yield f"capabilities.{name}.data.columns.{kind}: media.max_{kind} is 0; raise it or remove the column"

@@ -7,20 +7,22 @@ from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
-from trainer.recipe.parts import Data, Name, RewardConfig, Section
+from trainer.recipe.capabilities import Data, RewardConfig
+from trainer.recipe.parts import Name, Section
 
 
 class AnswersConfig(Section):
     """How a question is answered when measuring."""
 
     greedy: bool = True
-    """The one most likely answer."""
+    """The greedy answer: at each token the likeliest. false = sampled answers only."""
     samples: int = Field(default=0, ge=0)
-    """Sampled answers of each question; their mean is avg@n."""
+    """The number of sampled answers of each question; their mean is avg@n. 0 = none."""
     temperature: float = Field(default=1.0, gt=0, le=2)
-    """Of the sampled answers."""
+    """The temperature of the sampled answers. 1 is how training samples; a lower one is nearer to the greedy
+    answer."""
     top_p: float = Field(default=1.0, gt=0, le=1)
-    """Of the sampled answers."""
+    """The probability that tokens of the sampled answers are taken from."""
 
     @model_validator(mode="after")
     def _answers_at_all(self) -> Self:
@@ -33,7 +35,7 @@ class EvaluationSet(Section):
     """A benchmark."""
 
     capability: str
-    """In whose average it counts."""
+    """The capability in whose average it counts."""
     data: Data
     reward: RewardConfig
     answers: AnswersConfig = AnswersConfig()
@@ -43,17 +45,20 @@ class EvaluationConfig(Section):
     """What is measured, beside what training itself shows."""
 
     every: int = Field(default=0, ge=0)
-    """Cycles between measurements of accuracy, or segments of that length where there are none; 0 = only at the end."""
+    """The cycles between measurements of accuracy, or segments of that length where there are none; 0 = only at the
+    end, because each takes its time."""
     questions: int = Field(default=256, ge=1)
-    """Held-out questions of each capability."""
+    """The number of held-out questions of each capability. More narrow the intervals, and leave fewer rows to train
+    on."""
     answers: AnswersConfig = AnswersConfig(samples=4)
-    """How those are answered."""
+    """The answers to those questions: greedy and sampled."""
     overlap_prompts: int = Field(default=64, ge=0)
-    """How many of those overlap and KL of the branches are measured on, at the end of each phase; 0 = never."""
+    """The number of those questions that overlap and KL of the branches are measured on, at the end of each phase; 0 =
+    never."""
     overlap_top_k: int = Field(default=10, ge=1)
-    """Tokens in the overlap of two branches."""
+    """The likeliest tokens of each branch that the overlap compares."""
     sets: dict[Name, EvaluationSet] = Field(default={})
-    """Benchmarks, by name."""
+    """The benchmarks, by name."""
 
 
 Papers = Literal[
@@ -67,11 +72,11 @@ class ComparisonConfig(Section):
     """Systems side by side (`trainer.plan.comparison` says what each is), beside the experts."""
 
     systems: tuple[Compared, ...] = get_args(Papers)
-    """Beside the experts and their merges, which every one of them is compared with."""
+    """The systems, beside the experts and their merges, which all of them are compared with."""
     seeds: int = Field(default=5, ge=1)
-    """How many; each trains everything."""
+    """The number of seeds; each trains everything. More narrow the intervals."""
     first_seed: int = Field(default=0, ge=0)
-    """The others follow."""
+    """The lowest seed; the others follow."""
     scales: tuple[Annotated[float, Field(gt=0)], ...] = ()
-    """Of each merge the one that answers validation questions best: the miniature's own split of that name. None: all
-    have `merge.scale`."""
+    """The scales that are tried for each merge; the one that answers validation questions best is taken (the
+    miniature's own split of that name). Empty = all merges have `merge.scale`."""

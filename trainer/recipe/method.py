@@ -24,11 +24,11 @@ class ExplicitEdge(Section):
     """An edge as written: `"text <- image"`, or a table with its own beta."""
 
     student: str
-    """Who learns."""
+    """The branch that learns."""
     teacher: str
-    """From whom."""
+    """The branch that it learns from."""
     beta: float | None = Field(default=None, gt=0)
-    """null = `method.beta`."""
+    """The weight of the teacher's signal; null = `method.beta`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -45,50 +45,54 @@ class Negative(Section):
     """`negative`: what stands in for the teacher."""
 
     advantage: float = Field(default=0.1, gt=0)
-    """Taken from each token that the student itself finds unlikely."""
+    """The amount taken from each token that the student itself finds unlikely."""
     probability: float = Field(default=0.1, gt=0, lt=1)
-    """Unlikely = below this probability under the student."""
+    """The probability under the student below which a token is unlikely."""
 
 
 class MethodConfig(Section):
     """The system: which steps are made in which order, and who learns from whom."""
 
     kind: Literal["base", "rlvr", "static-opd", "mopd", "copd", "pilot", "negative"] = "copd"
-    """base: no training. rlvr: each branch on its own data (experts; a branch with several capabilities is mixed RLVR;
-    several branches that are merged are the merge of experts). static-opd: experts first, then each edge's student
-    learns from its frozen teacher. mopd: experts first, then `student` learns from all. copd: mutual, in cycles.
-    pilot: experts first, then a fresh `student` for each of their checkpoints. negative: copd's steps, no teachers."""
+    """The kind of system. base: no training. rlvr: each branch on its own data; these are the experts, a branch with
+    several capabilities is mixed RLVR, and several branches that are merged are the merge of experts. static-opd:
+    experts first, then each edge's student learns from its frozen teacher. mopd: experts first, then `student` learns
+    from all. copd: mutual, in cycles. pilot: experts first, then a fresh `student` for each of their checkpoints.
+    negative: copd's steps, no teachers."""
     cycles: int = Field(default=8, ge=1)
-    """copd, negative: rounds of both phases."""
+    """The rounds of RLVR and then mutual distillation, in copd and negative."""
     rlvr_steps: int = Field(default=3, ge=0)
-    """Steps of GRPO in a cycle."""
+    """The steps of GRPO in a cycle."""
     opd_steps: int = Field(default=2, ge=0)
-    """Steps of mutual distillation in a cycle."""
+    """The steps of mutual distillation in a cycle."""
     steps: int | None = Field(default=None, ge=1)
-    """Steps of one expert, where there are no cycles; null = cycles x (rlvr_steps + opd_steps), for a fair table."""
+    """The steps of one expert, where there are no cycles; null = cycles x (rlvr_steps + opd_steps), for a fair
+    table."""
     topology: Literal["pairwise", "hub", "ring", "explicit"] = "pairwise"
-    """pairwise: all from all. hub: `hub` and the others from each other. ring: each from the one before. explicit:
-    `edges`."""
+    """The edges of mutual distillation. pairwise: all from all. hub: `hub` and all others from each other. ring: each
+    from the one before. explicit: `edges`."""
     hub: str | None = None
     """The branch in the middle of topology hub."""
     edges: tuple[ExplicitEdge, ...] = ()
-    """The edges of topology explicit; leaving one out is the ablation of it."""
+    """The edges of topology explicit, such as "text <- image". Leaving an edge out is the ablation of it."""
     beta: float = Field(default=1.0, gt=0)
-    """Weight of a teacher's signal on an edge without its own."""
+    """The weight of a teacher's signal, on an edge without its own. At 2 a teacher counts twice."""
     student: str | None = None
-    """mopd, pilot: the fresh branch that learns from the experts."""
+    """The fresh branch that learns from the experts, in mopd and pilot."""
     checkpoints: int = Field(default=5, ge=1)
-    """pilot: revisions of each expert that teach."""
+    """The number of revisions of each expert that teach, in pilot."""
     negative: Negative = Negative()
     sync: Literal["step", "phase"] = "step"
-    """Teachers as they were before this step (live), or at the start of the phase (frozen)."""
+    """The age of teachers. step: as they were before this step (live). phase: as at the start of the phase
+    (frozen)."""
     rule: Literal["paper", "equal"] = "paper"
-    """How steps are matched between systems: as the paper's table does, or to an equal total."""
+    """The matching of steps between systems: as the paper's table does, or to an equal total."""
     rhythm: Literal["fixed", "adaptive"] = "fixed"
-    """adaptive: after each cycle, where the lowest overlap of a student with its teacher is below 0.90, three quarters
-    of the RLVR steps, and where it is above 0.97, five quarters; a cycle's length stays. For copd."""
+    """The share of RLVR steps in a cycle. adaptive: after each cycle, where the lowest overlap of a student
+    with its teacher is below 0.90, three quarters of the RLVR steps, and where it is above 0.97, five quarters; a
+    cycle's length stays. For copd."""
     mix: Mix = "equal"
-    """Prompts of a mixed branch: equal numbers from each capability, or as many as it has."""
+    """The prompts of a mixed branch. equal: as many from each capability. proportional: by how many each has."""
 
     @property
     def expert_steps(self) -> int:
@@ -116,6 +120,7 @@ def _topology_problems(method: MethodConfig) -> Iterator[str]:
         yield 'topology hub has no hub; set hub = "BRANCH"'
     if method.hub is not None and method.topology != "hub":
         yield f'hub is given, but topology is {method.topology}; set topology = "hub" or remove hub'
+    # Twice the same edge would be two teachers in one, with the sum of their betas: nobody means that.
     pairs = [(edge.student, edge.teacher) for edge in method.edges]
     for student, teacher in dict.fromkeys(pairs):
         if student == teacher:
@@ -142,7 +147,7 @@ def _kind_problems(method: MethodConfig) -> Iterator[str]:
 
 
 def edges(method: MethodConfig, branches: Sequence[str]) -> tuple[Edge, ...]:
-    """Who learns from whom, whichever way the recipe says it."""
+    """The edges between branches, whichever way the recipe says it."""
     if method.kind in ("base", "rlvr"):
         return ()
     if method.kind in ("mopd", "pilot"):
@@ -152,15 +157,15 @@ def edges(method: MethodConfig, branches: Sequence[str]) -> tuple[Edge, ...]:
     if method.topology == "explicit":
         return tuple(Edge(e.student, e.teacher, method.beta if e.beta is None else e.beta) for e in method.edges)
     if method.topology == "ring":
-        pairs = [(student, branches[number - 1]) for number, student in enumerate(branches)]
+        pairs = [(student, branches[number - 1]) for number, student in enumerate(branches)]  # the first from the last
     else:
         pairs = [(student, teacher) for student in branches for teacher in branches]
     return tuple(Edge(student, teacher, method.beta) for student, teacher in pairs if student != teacher)
 
 
 def _between(centre: str | None, branches: Sequence[str], *, both_ways: bool, beta: float) -> tuple[Edge, ...]:
-    """From all others to the centre, and back if asked."""
+    """The edges from all branches around the centre to it, and back if both ways are wanted."""
     assert centre is not None, "a valid method names it"
-    others = [branch for branch in branches if branch != centre]
-    inward = [Edge(centre, other, beta) for other in others]
-    return (*inward, *(Edge(other, centre, beta) for other in others)) if both_ways else tuple(inward)
+    outer = [branch for branch in branches if branch != centre]
+    inward = [Edge(centre, branch, beta) for branch in outer]
+    return (*inward, *(Edge(branch, centre, beta) for branch in outer)) if both_ways else tuple(inward)

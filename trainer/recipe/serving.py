@@ -3,14 +3,13 @@
 Left out: where it listens and keeps its files, which changes nothing that is computed.
 """
 
-from collections.abc import Iterator
-
 from adapters.errors import UserError
 from service.schemas import AdaptersResponse
 from trainer.recipe import Recipe
 
 
 def service_numbers(recipe: Recipe) -> dict[str, object]:
+    """The settings of a service that works for the recipe."""
     engine, media = recipe.engine, recipe.media
     return {
         "base": recipe.base.name,
@@ -27,21 +26,19 @@ def service_numbers(recipe: Recipe) -> dict[str, object]:
     }
 
 
-def check_service(found: AdaptersResponse, recipe: Recipe) -> None:
+def check_service(service: AdaptersResponse, recipe: Recipe) -> None:
     """A UserError if the run would compute something else there, or cannot go on at all."""
-    problems = list(_problems(found, recipe))
-    if problems:
-        raise UserError(f"the service is not the recipe's: {'; '.join(problems)}; start it with: coevo serve RECIPE")
-
-
-def _problems(found: AdaptersResponse, recipe: Recipe) -> Iterator[str]:
+    problems: list[str] = []
+    # Other pixels are another prompt, so these must be equal; of the limits more will do.
     for name, wanted in recipe.media.model_dump().items():
-        if (value := getattr(found.media, name)) != wanted:
-            yield f"its {name} is {value:g}, media.{name} is {wanted:g}"
+        if (value := getattr(service.media, name)) != wanted:
+            problems.append(f"its {name} is {value:g}, media.{name} is {wanted:g}")
     for name, value, wanted in (
-        ("max_model_len", found.limits.max_model_len, recipe.rollout.max_model_len),
-        ("max_lora_rank", found.limits.rank, recipe.lora.rank),
-        ("top_k", found.limits.top_k, recipe.engine.top_k),
+        ("max_model_len", service.limits.max_model_len, recipe.rollout.max_model_len),
+        ("max_lora_rank", service.limits.rank, recipe.lora.rank),
+        ("top_k", service.limits.top_k, recipe.engine.top_k),
     ):
         if value < wanted:
-            yield f"its {name} is {value}, {wanted} are needed"
+            problems.append(f"its {name} is {value}, {wanted} are needed")
+    if problems:
+        raise UserError(f"the service is not the recipe's: {'; '.join(problems)}; start it with: coevo serve RECIPE")

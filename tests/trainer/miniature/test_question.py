@@ -30,7 +30,7 @@ from trainer.rewards.mathematics import math_reward
 
 NAMES = sorted(CAPABILITIES)
 LOOKING = [name for name in NAMES if CAPABILITIES[name].media != "none"]
-SPLITS = [split for split, _ in SPLIT_SHARES]
+SPLITS: list[Split] = [split for split, _ in SPLIT_SHARES]
 Pixels = NDArray[np.uint8]
 
 

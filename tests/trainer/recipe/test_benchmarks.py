@@ -35,7 +35,7 @@ from trainer.rewards import load as load_reward
 
 RECIPE = load(Path(__file__).parents[3] / "recipes" / "paper-copd3-benchmarks.toml")
 SETS = RECIPE.evaluation.sets
-LOCAL = {name: one for name, one in SETS.items() if one.data.name.startswith("data/benchmarks/")}
+LOCAL = {name: benchmark for name, benchmark in SETS.items() if benchmark.data.name.startswith("data/benchmarks/")}
 
 RED, BLUE = (encode_image(np.full((8, 12, 3), colour, np.uint8)) for colour in ((255, 0, 0), (0, 0, 255)))
 CLIP = encode_video(np.zeros((4, 8, 12, 3), np.uint8), 2.0)
@@ -43,6 +43,12 @@ CLIP = encode_video(np.zeros((4, 8, 12, 3), np.uint8), 2.0)
 
 def picture(data: bytes = RED) -> dict:
     return {"bytes": data, "path": "any.png"}
+
+
+def data_of(name: str) -> DatasetData:
+    data = SETS[name].data
+    assert isinstance(data, DatasetData)
+    return data
 
 
 def text_of(prompt) -> str:
@@ -53,8 +59,11 @@ def text_of(prompt) -> str:
 
 
 def test_every_benchmark_of_the_paper_counts_for_its_capability():
-    found = {kind: [name for name, one in SETS.items() if one.capability == kind] for kind in RECIPE.capabilities}
-    assert found == {
+    names = {
+        capability: [name for name, benchmark in SETS.items() if benchmark.capability == capability]
+        for capability in RECIPE.capabilities
+    }
+    assert names == {
         "text": ["aime24", "aime25", "hmmt25", "math500", "minerva"],
         "image": ["mmmu", "mmmu-pro", "mathvista", "mathvision", "zerobench-sub", "wemath", "mathverse"],
         "video": ["video-holmes", "mvbench", "mmvu", "videomathqa"],
@@ -62,24 +71,25 @@ def test_every_benchmark_of_the_paper_counts_for_its_capability():
 
 
 def test_answers_are_as_many_as_the_paper_says_and_the_greedy_one():
-    sampled = {name: one.answers.samples for name, one in SETS.items() if one.answers.samples}
+    sampled = {name: benchmark.answers.samples for name, benchmark in SETS.items() if benchmark.answers.samples}
     assert sampled == {"aime24": 16, "aime25": 16, "hmmt25": 16, "minerva": 4}
-    assert all(one.answers.greedy for one in SETS.values())
+    assert all(benchmark.answers.greedy for benchmark in SETS.values())
 
 
 def test_every_prompt_asks_for_a_box_and_where_needed_a_letter():
-    for one in SETS.values():
-        assert r"\boxed{}" in one.data.suffix
-        assert one.reward.kind in ("math", "choice")
-        assert one.reward.kind != "choice" or "the letter of the right option" in one.data.suffix
+    for name, benchmark in SETS.items():
+        assert r"\boxed{}" in data_of(name).suffix
+        assert benchmark.reward.kind in ("math", "choice")
+        assert benchmark.reward.kind != "choice" or "the letter of the right option" in data_of(name).suffix
 
 
 def test_what_has_no_columns_for_the_recipe_is_prepared_and_nothing_else():
-    assert {name: one.data.name for name, one in LOCAL.items()} == {
+    assert {name: benchmark.data.name for name, benchmark in LOCAL.items()} == {
         name: f"data/benchmarks/{name}.jsonl" for name in BENCHMARKS
     }
-    for one in LOCAL.values():
-        assert (one.data.columns.prompt, one.data.columns.answer) == ("prompt", "answer")
+    for name in LOCAL:
+        columns = data_of(name).columns
+        assert (columns.prompt, columns.answer) == ("prompt", "answer")
 
 
 def test_a_video_of_the_most_frames_fits_with_its_question():
@@ -115,10 +125,10 @@ def test_rows_of_the_hub_are_read_through_the_columns_of_their_set(name, tmp_pat
     row, answer = DIRECT[name]
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps(row) + "\n")
-    data = SETS[name].data.model_copy(update={"name": str(file), "split": "train"})
+    data = data_of(name).model_copy(update={"name": str(file), "split": "train"})
     (prompt,) = open_prompts(name, data, seed=0, limits=Limits())
     assert prompt.answer == answer
-    assert text_of(prompt).endswith(SETS[name].data.suffix)
+    assert text_of(prompt).endswith(data.suffix)
     assert_judged(name, answer)
 
 
@@ -345,12 +355,12 @@ def rows_of(file: Path) -> list[dict]:
 
 
 def test_pictures_are_written_once_and_the_file_is_what_the_set_reads(tmp_path):
-    asked = [mmmu_pro(MMMU_PRO), mmmu_pro(MMMU_PRO | {"question": "And which is not?", "answer": "A"})]
-    assert write("mmmu-pro", asked, tmp_path) == (2, 0)
+    rows = [mmmu_pro(MMMU_PRO), mmmu_pro(MMMU_PRO | {"question": "And which is not?", "answer": "A"})]
+    assert write("mmmu-pro", rows, tmp_path) == (2, 0)
     assert len(list((tmp_path / "mmmu-pro").iterdir())) == 2
-    data = SETS["mmmu-pro"].data.model_copy(update={"name": str(tmp_path / "mmmu-pro.jsonl")})
+    data = data_of("mmmu-pro").model_copy(update={"name": str(tmp_path / "mmmu-pro.jsonl")})
     prompts = open_prompts("mmmu-pro", data, seed=0, limits=Limits())
-    assert [prompts[place].answer for place in range(2)] == ["J", "A"]
+    assert [prompts[index].answer for index in range(2)] == ["J", "A"]
     assert prompts[0].images == (RED, BLUE)
     assert text_of(prompts[0]).startswith("<image><image>Which is hers?\nA. <image 2>\nB. <image 1>")
     assert text_of(prompts[0]).endswith(data.suffix)
@@ -360,8 +370,8 @@ def test_questions_without_their_video_are_left_out_and_counted(tmp_path):
     folder = tmp_path / "videomathqa" / "videos"
     folder.mkdir(parents=True)
     (folder / "abc-1.mkv").write_bytes(CLIP)
-    asked = [videomathqa(VIDEOMATHQA), videomathqa(VIDEOMATHQA | {"videoID": "abc"})]
-    assert write("videomathqa", asked, tmp_path) == (1, 1)
+    rows = [videomathqa(VIDEOMATHQA), videomathqa(VIDEOMATHQA | {"videoID": "abc"})]
+    assert write("videomathqa", rows, tmp_path) == (1, 1)
     assert [row["videos"] for row in rows_of(tmp_path / "videomathqa.jsonl")] == [["videomathqa/videos/abc-1.mkv"]]
     data = SETS["videomathqa"].data.model_copy(update={"name": str(tmp_path / "videomathqa.jsonl")})
     (prompt,) = open_prompts("videomathqa", data, seed=0, limits=Limits())
@@ -407,8 +417,8 @@ def test_the_command_counts_questions_and_names_what_cannot_be_had(tmp_path, mon
     here = {"path": "json", "data_files": str(rows), "split": "train"}
     monkeypatch.setitem(BENCHMARKS, "videomathqa", [Part(here, videomathqa)])
     main(["videomathqa", "--out", str(tmp_path)])
-    told = f"{tmp_path}/videomathqa.jsonl: 0 questions, 1 left out: no video of theirs in {tmp_path}/videomathqa\n"
-    assert capsys.readouterr().out == told
+    line = f"{tmp_path}/videomathqa.jsonl: 0 questions, 1 left out: no video of theirs in {tmp_path}/videomathqa\n"
+    assert capsys.readouterr().out == line
     monkeypatch.setitem(BENCHMARKS, "wemath", [Part(here | {"data_files": str(tmp_path / "none.jsonl")}, wemath)])
     with pytest.raises(SystemExit, match=r"^wemath: Unable to find .*none\.jsonl"):
         main(["wemath", "--out", str(tmp_path)])

@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ RECIPE = load(Path("recipes/miniature.toml"))
 
 def served(**changes) -> AdaptersResponse:
     """What a service that was started with the recipe says, but for some numbers."""
-    numbers = service_numbers(RECIPE) | changes
+    numbers: dict[str, Any] = service_numbers(RECIPE) | changes
     media = MediaInfo.model_validate({name: numbers[name] for name in MediaInfo.model_fields})
     limits = LimitsInfo(
         rank=numbers["max_lora_rank"],
