@@ -1,10 +1,10 @@
 """Images and videos that were sent once and are named by `sha256:HEX` from then on.
 
-A cache on disk, in `store/media/`: the least recently used go above a limit, and whoever names one that is gone is
-told so and sends it again. A file appears under its name complete or not at all. Also the one place that turns what
-stands in a request into bytes: base64 or such a name, and nothing that is fetched or opened.
+A cache on disk, in the store's folder `.media`: the least recently used go above a limit, and whoever names a file that
+is gone is told so and sends it again. A file appears under its name complete or not at all.
 
-Left out: decoding beyond the header (`media` does that when the bytes are used), and a second process.
+Also the only module that turns what stands in a request into bytes: base64 or such a name, and nothing that is fetched
+or opened. Only headers are looked at here; `media` decodes the bytes when they are used.
 """
 
 import asyncio

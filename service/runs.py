@@ -7,8 +7,7 @@ Events come out of the queue once each: a batch is on the disk before the queue 
 both places is known by its name. Line numbers never change, so whoever follows a run goes on after the last he has
 seen. Summaries are made of the files again at each start.
 
-Functions that touch the disk block: call them in threads. One thread drains. Left out: HTTP (`routes.runs`), and what
-rollouts look like (`schemas.StepRollouts`).
+Functions that touch the disk block: call them in threads. One thread drains.
 """
 
 import asyncio

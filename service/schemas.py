@@ -1,7 +1,6 @@
 """What travels over HTTP: one frozen model for each request and each answer, shared with the client.
 
 Arrays of an answer may travel as one safetensors body instead (`Accept: application/vnd.safetensors`, see `wire`).
-Left out: the OpenAI-compatible routes, whose shapes are theirs.
 """
 
 from typing import Annotated, Any, Literal

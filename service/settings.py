@@ -1,8 +1,7 @@
 """What a service is started with: flags before `COEVO_...` variables before a recipe's numbers before the defaults.
 
 Secrets come from the environment only, because every user of a machine can read the flags of its processes. A wrong
-value is told in one line that names where it came from. Left out: where a base of a name lies, and what the machine
-can hold.
+value is told in one line that names where it came from.
 """
 
 import argparse

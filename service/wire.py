@@ -4,8 +4,6 @@
 there are `a.logprobs`, and `a.top_ids` with `a.top_logprobs` where they were asked for: [tokens, K], or flat with
 `a.top_offsets` [tokens+1] where positions differ in length. Completions may have neither. `token_ids` [tokens] are the
 same for every adapter. What is no array lies as JSON under `answer` in the header's metadata.
-
-Left out: log-probabilities that float32 cannot hold. The engine computes none.
 """
 
 import json

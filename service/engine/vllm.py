@@ -12,8 +12,6 @@ The rest of the service knows `Engine` and its plain types. What this file relie
 * On CPU seeded requests whose prompts come in pieces kill it. `CpuWorker` mends that.
 
 vLLM is imported inside functions: its import takes seconds, and reads variables that `start_engine` sets first.
-
-Left out: which revision is which (`registry`), limits of requests (`admission`), several engines.
 """
 
 import itertools

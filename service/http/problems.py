@@ -69,6 +69,8 @@ _HTTP: dict[int, tuple[Slug, str]] = {
 _MOST_ERRORS = 20
 _LONGEST_KEY = 64
 _LONGEST_MESSAGE = 200
+# Messages of pydantic's own types are fixed sentences; a parser's or a validator's may quote what was sent.
+_FIXED_MESSAGES = {"json_invalid": "not valid JSON", "value_error": "not a valid value"}
 
 
 class ProblemError(Exception):
@@ -134,17 +136,11 @@ def _invalid_request(error: RequestValidationError) -> ProblemError:
             if isinstance(part, str):  # a misspelt key is told, a text that was put there is not
                 part = "".join(c if c.isprintable() else "?" for c in part[:_LONGEST_KEY])
             location.append(part)
-        errors.append({"loc": location, "msg": _message(item)})
+        message = _FIXED_MESSAGES.get(item["type"], str(item["msg"])[:_LONGEST_MESSAGE])
+        errors.append({"loc": location, "msg": message})
     where = ".".join(str(part) for part in errors[0]["loc"])
     rest = f", and {len(all_errors) - 1} more" if len(all_errors) > 1 else ""
     return ProblemError("invalid", 422, f"{where}: {errors[0]['msg']}{rest}", errors=errors)
-
-
-def _message(error: Mapping[str, Any]) -> str:
-    """Messages of pydantic's own types are fixed sentences; those of a parser may quote."""
-    if error["type"] in ("json_invalid", "value_error"):
-        return "not valid JSON" if error["type"] == "json_invalid" else "not a valid value"
-    return str(error["msg"])[:_LONGEST_MESSAGE]
 
 
 _PROBLEMS: ProblemTable = {

@@ -3,8 +3,6 @@
 The queue is an index of the store, so it is told the whole store whenever it may know less: when the service starts,
 when the server was emptied or restarted without its data, and after a revision that it could not be told. While it is
 away, publishes are answered 503 and everything else goes on.
-
-Left out: what events say (`runs`).
 """
 
 import asyncio

@@ -11,8 +11,6 @@ first try would have been. A revision is published even if its publisher hangs u
 
 A test can end the process after a step (`service.faults`: after-stage, after-decide, after-load, after-commit,
 after-advance).
-
-Left out: HTTP (the routes feed `Stage` and translate `PublishRefusedError`), and the queue, which is a `Fence`.
 """
 
 import asyncio

@@ -8,8 +8,7 @@ are more than `capacity`. What is in use never leaves: a request ends on the rev
 revision goes when its last request ends, and above the capacity are only adapters in use. One name of the engine
 never means two contents, since the engine's caches go by the name.
 
-Everything here runs on one event loop; files are touched in threads. Left out: the engine itself (`Loader`), and what
-may become a revision (`publish`).
+Everything here runs on one event loop; files are touched in threads.
 """
 
 import asyncio

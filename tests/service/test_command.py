@@ -3,7 +3,7 @@ import socket
 from service.command import _listen
 
 
-def test_answers_leave_at_once_and_not_when_the_caller_has_acknowledged_a_piece() -> None:
+def test_answers_leave_before_the_caller_has_acknowledged_a_piece() -> None:
     with _listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
         accepted, _ = listener.accept()
         with accepted:

@@ -43,7 +43,7 @@ def files(tmp_path):
     return sorted(path.name for path in (tmp_path / "media").iterdir())
 
 
-def test_what_was_put_is_got_by_the_hash_of_its_bytes(store):
+def test_a_file_comes_back_by_the_hash_of_its_bytes(store):
     video = encode_video(np.zeros((4, 16, 16, 3), np.uint8), 2.0)
     for data in (image(1), video):
         assert put(store, data) == id_of(data)
@@ -75,39 +75,39 @@ def test_a_file_that_was_removed_by_hand_is_unknown(store, tmp_path):
 
 
 def test_all_unknown_ids_of_a_request_are_told_at_once(store):
-    other = f"sha256:{'1' * 64}"
+    second = f"sha256:{'1' * 64}"
     known = put(store, image(1))
     with pytest.raises(ProblemError) as caught:
-        store.check_known([UNKNOWN, known, "aGVsbG8=", other, UNKNOWN])
-    assert caught.value.more == {"ids": [UNKNOWN, other]}
+        store.check_known([UNKNOWN, known, "aGVsbG8=", second, UNKNOWN])
+    assert caught.value.more == {"ids": [UNKNOWN, second]}
     store.check_known([known, "aGVsbG8="])
 
 
 def test_the_least_recently_used_go(tmp_path):
-    one, two, three = (image(shade) for shade in range(3))
-    store = MediaStore(tmp_path / "media", len(one) + len(two) + len(three) - 1, LIMITS)
-    put(store, one)
-    put(store, two)
-    store.get(id_of(one))
-    put(store, three)
-    assert store.get(id_of(one)) == one
-    assert store.stored_bytes == len(one) + len(three)
+    black, grey, white = (image(shade) for shade in (0, 128, 255))
+    store = MediaStore(tmp_path / "media", len(black) + len(grey) + len(white) - 1, LIMITS)
+    put(store, black)
+    put(store, grey)
+    store.get(id_of(black))
+    put(store, white)
+    assert store.get(id_of(black)) == black
+    assert store.stored_bytes == len(black) + len(white)
     with pytest.raises(ProblemError, match="unknown-media"):
-        store.get(id_of(two))
+        store.get(id_of(grey))
 
 
 def test_the_order_of_use_outlives_the_process(tmp_path):
-    one, two = image(1), image(2)
+    black, white = image(0), image(255)
     store = MediaStore(tmp_path / "media", 10**6, LIMITS)
-    put(store, one)
-    put(store, two)
-    for age_s, data in ((10, two), (5, one)):
+    put(store, black)
+    put(store, white)
+    for age_s, data in ((10, white), (5, black)):
         path = tmp_path / "media" / id_of(data).removeprefix("sha256:")
         os.utime(path, (path.stat().st_atime, path.stat().st_mtime - age_s))
-    again = MediaStore(tmp_path / "media", len(one), LIMITS)
-    assert again.get(id_of(one)) == one
+    again = MediaStore(tmp_path / "media", len(black), LIMITS)
+    assert again.get(id_of(black)) == black
     with pytest.raises(ProblemError, match="unknown-media"):
-        again.get(id_of(two))
+        again.get(id_of(white))
 
 
 def test_what_a_crash_left_is_removed_and_foreign_files_are_let_be(tmp_path):

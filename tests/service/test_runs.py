@@ -63,11 +63,17 @@ class CutOff:
     def __init__(self, queue):
         self._queue = queue
 
-    def events(self, most):
+    def events(self, most=MOST_AT_ONCE):
         return self._queue.events(most)
 
     def forget(self, names):
         raise ConnectionError
+
+
+def info_of(runs, run="first"):
+    info = runs.info(run)
+    assert info is not None
+    return info
 
 
 def lines(folder, run="first"):
@@ -108,13 +114,13 @@ def test_runs_are_summed_up_and_again_after_a_start(queue, runs, folder):
     runs.drain(queue)
     queue.tell("second", "run", state="finished", name="single", branches={})
     runs.drain(queue)
-    for one in (runs, Runs(folder)):
-        second, first = one.infos()
+    for opened in (runs, Runs(folder)):
+        second, first = opened.infos()
         assert (second.id, second.state, second.name, second.branches) == ("second", "finished", "single", {})
         assert (first.id, first.state, first.name, first.num_events) == ("first", "running", "mutual", 7)
         assert first.branches["image"].model_dump() == {"head": 2, "last": 9, "reward": 0.2}
         assert first.branches["text"].model_dump() == {"head": 1, "last": 8, "reward": None}
-        assert (first.started, second.updated) == (runs.info("first").started, runs.info("second").updated)
+        assert (first.started, second.updated) == (info_of(runs).started, info_of(runs, "second").updated)
         assert first.started <= first.updated < second.started
 
 
@@ -124,9 +130,9 @@ def test_a_batch_that_was_not_forgotten_is_not_written_again(queue, runs, folder
     with pytest.raises(ConnectionError):
         runs.drain(CutOff(queue))
     tell_steps(queue, 3)
-    for one in (runs, Runs(folder)):
+    for opened in (runs, Runs(folder)):
         with pytest.raises(ConnectionError):
-            one.drain(CutOff(queue))
+            opened.drain(CutOff(queue))
         assert (steps(folder), steps(folder, "second")) == ([1, 2, 3], [7])
     tell_steps(queue, 4)
     Runs(folder).drain(queue)
@@ -147,7 +153,7 @@ def test_a_line_that_was_cut_off_is_written_again(queue, runs, folder, cut):
     (folder / "second" / "events.jsonl").unlink()
     again = Runs(folder)
     assert steps(folder) == [1, 2]
-    assert again.info("first").num_events == 2
+    assert info_of(again).num_events == 2
     again.drain(queue)
     assert (steps(folder), steps(folder, "second")) == ([1, 2, 3], [7])
 
@@ -207,7 +213,7 @@ def test_a_damaged_line_is_passed_over(queue, runs, folder):
     path = folder / "first" / "events.jsonl"
     first, second, third = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(first + second.replace(b"{", b"\0") + third)
-    info = Runs(folder).info("first")
+    info = info_of(Runs(folder))
     assert (info.num_events, info.branches["image"].head) == (3, 3)
 
 
@@ -219,7 +225,7 @@ def test_a_runs_folder_that_is_deleted_begins_again(queue, runs, folder):
     tell_steps(queue, 3)
     runs.drain(queue)
     assert steps(folder) == [3]
-    assert runs.info("first").num_events == 1
+    assert info_of(runs).num_events == 1
 
 
 @pytest.fixture
@@ -239,7 +245,7 @@ def test_with_a_full_disk_events_stay_in_the_queue(queue, small_disk):
         runs.drain(queue)
     assert len(queue.events()) == 48
     assert steps(small_disk / "runs") == [1]
-    assert runs.info("first").num_events == 1
+    assert info_of(runs).num_events == 1
     with pytest.raises(DiskFullError):
         runs.put_rollouts("first", "image", 3, bytes(5000))
     assert [path for path in (small_disk / "runs").rglob("*") if path.is_file()] == [
@@ -288,12 +294,12 @@ async def test_names_that_cannot_be_are_invalid(app, path):
 
 
 class Following:
-    """A caller of the events' route as a server sees him; `text` is what he has got."""
+    """A caller of the events' route as a server sees him; `text` is what has come so far."""
 
     def __init__(self, app, path, query="", **headers):
         self.text, self.status = "", None
         self._gone = asyncio.Event()
-        self._asked = False
+        self._is_read = False
         scope = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},  # as uvicorn has it
@@ -309,8 +315,8 @@ class Following:
         self.task = asyncio.create_task(app(scope, self._receive, self._send))
 
     async def _receive(self):
-        if not self._asked:
-            self._asked = True
+        if not self._is_read:
+            self._is_read = True
             return {"type": "http.request", "body": b"", "more_body": False}
         await self._gone.wait()
         return {"type": "http.disconnect"}
@@ -324,10 +330,10 @@ class Following:
         await asyncio.wait_for(self.task, PATIENCE_S)
 
     @property
-    def got(self):
-        """Numbers and steps of the events."""
-        blocks = [dict(line.split(": ", 1) for line in one.splitlines()) for one in self.text.split("\n\n") if one]
-        return [(int(one["id"]), json.loads(one["data"])["step"]) for one in blocks]
+    def events(self):
+        """Their numbers and steps."""
+        blocks = [dict(line.split(": ", 1) for line in text.splitlines()) for text in self.text.split("\n\n") if text]
+        return [(int(block["id"]), json.loads(block["data"])["step"]) for block in blocks]
 
 
 async def until(condition):
@@ -352,13 +358,13 @@ async def test_who_follows_a_run_goes_on_where_he_was(app, queue, runs, query, h
     tell_steps(queue, 10, 20, 30)
     runs.drain(queue)
     following = Following(app, "/runs/first/events", query, **headers)
-    await until(lambda: len(following.got) == 4 - first)
+    await until(lambda: len(following.events) == 4 - first)
     tell_steps(queue, 40)
     tell_steps(queue, 99, run="second")
     runs.drain(queue)
     runs.announce()
-    await until(lambda: len(following.got) == 5 - first)
-    assert following.got == [(1, 10), (2, 20), (3, 30), (4, 40)][first - 1 :]
+    await until(lambda: len(following.events) == 5 - first)
+    assert following.events == [(1, 10), (2, 20), (3, 30), (4, 40)][first - 1 :]
     assert following.status == 200
     await following.leave()
 
@@ -376,8 +382,8 @@ async def test_many_events_come_whole_and_in_order(app, queue, runs, monkeypatch
     tell_steps(queue, *range(1, 101))
     runs.drain(queue)
     following = Following(app, "/runs/first/events")
-    await until(lambda: len(following.got) == 100)
-    assert following.got == [(number, number) for number in range(1, 101)]
+    await until(lambda: len(following.events) == 100)
+    assert following.events == [(number, number) for number in range(1, 101)]
     await following.leave()
 
 
@@ -385,7 +391,7 @@ async def test_the_stream_ends_when_the_service_stops(app, queue, runs):
     tell_steps(queue, 1)
     runs.drain(queue)
     following = Following(app, "/runs/first/events")
-    await until(lambda: following.got)
+    await until(lambda: following.events)
     runs.close()
     await asyncio.wait_for(following.task, PATIENCE_S)
 
@@ -393,9 +399,9 @@ async def test_the_stream_ends_when_the_service_stops(app, queue, runs):
 async def test_a_stream_without_events_is_kept_alive(queue, runs):
     tell_steps(queue, 1)
     runs.drain(queue)
-    told = follow(runs, "first", 1, keep_alive_s=0.01)
-    assert [await anext(told), await anext(told)] == [": nothing new\n\n"] * 2
-    await told.aclose()
+    stream = follow(runs, "first", 1, keep_alive_s=0.01)
+    assert [await anext(stream), await anext(stream)] == [": nothing new\n\n"] * 2
+    await stream.aclose()
 
 
 def recorded(step=3, text="8", advantages=(0.5, 0.5), **more):

@@ -101,7 +101,7 @@ def test_a_killed_child_is_started_again(supervised):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_is_passed_on_and_the_child_ends_in_its_own_way(supervised, number):
+def test_a_signal_is_passed_on_and_the_child_decides_its_end(supervised, number):
     process = supervised("""
 signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
 signal.signal(signal.SIGINT, lambda number, frame: sys.exit(0))

@@ -48,7 +48,7 @@ def expected(y_TO, x_TI, a, b, adapters, scale=1.0):
     for y_O, x_I, adapter in zip(y_TO.double(), x_TI.double(), adapters, strict=True):
         if adapter:
             slot = NUMBERS.index(adapter)
-            pairs = [(one_a[slot, 0].double(), one_b[slot, 0].double()) for one_a, one_b in zip(a, b, strict=True)]
+            pairs = [(a_S1RI[slot, 0].double(), b_S1OR[slot, 0].double()) for a_S1RI, b_S1OR in zip(a, b, strict=True)]
             y_O = y_O + scale * torch.cat([b_OR @ (a_RI @ x_I) for a_RI, b_OR in pairs])
         rows.append(y_O)
     return torch.stack(rows)
@@ -80,8 +80,8 @@ def test_weights_of_absent_slots_are_not_read(batch) -> None:
     (a, b), x, y = weights(), tensor(TOKENS, WIDTH), tensor(TOKENS, sum(SLICES))
     for slot, number in enumerate(NUMBERS):
         if number not in adapters:
-            for one in (*a, *b):
-                one[slot] = torch.nan
+            for weight in (*a, *b):
+                weight[slot] = torch.nan
     kernel(adapters).add_lora_linear(y, x, a, b, 1.0, SLICES)
     assert y.isfinite().all()
 
@@ -104,7 +104,7 @@ def test_layers_of_other_ranks_and_a_next_step_see_their_own_slots() -> None:
         tell(lora, BATCHES[batch])
         for rank in (RANK, 2):
             a, b = weights()
-            a, b = tuple(one[:, :, :rank] for one in a), tuple(one[..., :rank] for one in b)
+            a, b = tuple(a_S1RI[:, :, :rank] for a_S1RI in a), tuple(b_S1OR[..., :rank] for b_S1OR in b)
             x, y = tensor(TOKENS, WIDTH), tensor(TOKENS, sum(SLICES))
             wanted = expected(y, x, a, b, BATCHES[batch])
             lora.add_lora_linear(y, x, a, b, 1.0, SLICES)

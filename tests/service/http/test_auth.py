@@ -86,11 +86,14 @@ def test_without_a_key_set_everything_is_open(routes):
 def test_a_websocket_without_the_key_is_closed(routes):
     sent = []
 
+    async def receive():
+        pytest.fail("nothing is read from it")
+
     async def send(message):
         sent.append(message)
 
     scope = {"type": "websocket", "path": "/adapters", "headers": []}
-    asyncio.run(ApiKey(routes, SecretStr(KEY))(scope, None, send))
+    asyncio.run(ApiKey(routes, SecretStr(KEY))(scope, receive, send))
     assert sent == [{"type": "websocket.close", "code": 1008}]
 
 

@@ -56,10 +56,10 @@ def test_the_queue_is_shown_as_it_is_when_asked(metrics):
 
 
 def test_two_services_in_one_process_do_not_meet(metrics):
-    other = Metrics()
+    second = Metrics()
     metrics.cache_hits.inc()
     assert value(metrics, "coevo_score_cache_hits_total") == 1
-    assert value(other, "coevo_score_cache_hits_total") == 0
+    assert value(second, "coevo_score_cache_hits_total") == 0
 
 
 def ask(app, *paths):

@@ -34,9 +34,7 @@ def test_an_image_gets_the_size_that_transformers_gives_it(height, width, bounds
 
 
 @given(sides, sides, bounds, factors, st.integers(1, 64).map(lambda pairs: 2 * pairs))
-def test_a_frame_gets_the_size_that_transformers_gives_a_clip_with_that_much_for_each_frame(
-    height, width, bounds, factor, frames
-):
+def test_a_frame_gets_the_size_that_transformers_gives_it_in_a_clip(height, width, bounds, factor, frames):
     assume(min(height, width) >= factor and max(height, width) <= 200 * min(height, width))
     low, high = bounds
     expected = resize_clip(frames, height, width, 2, factor, frames * low, frames * high)

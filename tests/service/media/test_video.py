@@ -4,8 +4,10 @@ import io
 import struct
 from contextlib import suppress
 from fractions import Fraction
+from typing import Any, cast
 
 import av
+import av.logging
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -40,6 +42,7 @@ def written(frames_THWC, codec="libx264", form="mp4", *, rate=24, times=None, pi
     file = io.BytesIO()
     with av.open(file, "w", format=form, options=options) as container:
         stream = container.add_stream(codec, rate=rate)
+        assert isinstance(stream, av.VideoStream)
         stream.height, stream.width = frames_THWC.shape[1:3]
         stream.pix_fmt = pixels
         stream.thread_count = 1
@@ -56,8 +59,8 @@ def written(frames_THWC, codec="libx264", form="mp4", *, rate=24, times=None, pi
 
 def with_duration(webm: bytes, milliseconds: float) -> bytes:
     """The same file with another duration in its header."""
-    place = webm.index(b"\x44\x89\x88") + 3
-    return webm[:place] + struct.pack(">d", milliseconds) + webm[place + 8 :]
+    start = webm.index(b"\x44\x89\x88") + 3  # the element Duration, a double
+    return webm[:start] + struct.pack(">d", milliseconds) + webm[start + 8 :]
 
 
 def levels(video) -> list[int]:
@@ -145,7 +148,9 @@ def test_times_are_those_that_transformers_computes():
     video = decode_video(written(shades(25)), LIMITS, Sampling(fps=5.0))
     metadata = VideoMetadata(**video.metadata())
     assert metadata.timestamps == [index / 24 for index in video.indices]
-    pairs = Qwen3VLProcessor._calculate_timestamps(None, metadata.frames_indices, metadata.fps, 2)
+    assert metadata.frames_indices is not None
+    assert metadata.fps is not None
+    pairs = Qwen3VLProcessor._calculate_timestamps(cast(Any, None), metadata.frames_indices, metadata.fps, 2)
     assert pairs == [(0 + 6 / 24) / 2, (12 / 24 + 18 / 24) / 2, 24 / 24]
     assert len(video.metadata()["frames_indices"]) == 5  # transformers padded its own copy
 
@@ -191,13 +196,15 @@ def live() -> bytes:
 def of_two_sizes() -> bytes:
     """A stream whose frames grow on the way, as a call does when the connection gets better."""
     small, large = (written(shades(3, side, side), "libvpx", "webm") for side in (32, 64))
-    with av.open(io.BytesIO(small)) as first, av.open(io.BytesIO(large)) as second:
+    with av.open(io.BytesIO(small), "r") as first, av.open(io.BytesIO(large), "r") as second:
         file = io.BytesIO()
         with av.open(file, "w", format="webm") as container:
             stream = container.add_stream_from_template(first.streams.video[0])
             for offset, source in ((0, first), (3000, second)):
                 for packet in source.demux(video=0):
                     if packet.size:
+                        assert packet.pts is not None
+                        assert packet.dts is not None
                         packet.stream, packet.pts, packet.dts = stream, packet.pts + offset, packet.dts + offset
                         container.mux(packet)
         return file.getvalue()
@@ -306,8 +313,8 @@ def test_sound_beside_the_video_is_ignored():
 @given(st.sampled_from(CODECS), st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=20))
 def test_damage_anywhere_is_refused_or_decoded_but_never_another_error(files, codec, bytes_changed):
     data = bytearray(files[codec])
-    for place, value in bytes_changed:
-        data[int(place * (len(data) - 1))] = value
+    for share, value in bytes_changed:
+        data[int(share * (len(data) - 1))] = value
     with suppress(MediaError):
         video = decode_video(bytes(data), LIMITS, EVERY)
         assert len(video.frames_THWC) == len(video.indices)

@@ -1,4 +1,4 @@
-"""One publish in a process of its own, which a test kills: STORE ADAPTER REVISION TOKEN.
+"""A publish in a process of its own, which a test kills: STORE ADAPTER REVISION TOKEN.
 
 Prints what came of it; COEVO_FAULT says where it dies.
 """
@@ -25,9 +25,9 @@ async def chunks(path, size=1000):
         yield data[start : start + size]
 
 
-def make_publisher(store, loader, cache, **changes):
+def make_publisher(store, loader, cache, *, canary=canary, fence=None):
     registry = Registry(store, loader, cache, dtype="float32", capacity=4)
-    return registry, Publisher(store, registry, SHAPE, max_rank=8, **({"canary": canary} | changes))
+    return registry, Publisher(store, registry, SHAPE, max_rank=8, canary=canary, fence=fence)
 
 
 async def publish(publisher, folder, upload):

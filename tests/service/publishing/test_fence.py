@@ -46,7 +46,7 @@ def shared(tmp_path_factory):
 
 @pytest.fixture
 def server(shared):
-    """One for all tests, emptied for each."""
+    """The same for all tests, emptied for each."""
     with redis.Redis.from_url(shared.url) as client:
         client.flushall()
     return shared
@@ -81,14 +81,14 @@ async def opened():
     """Opens fences that are closed after the test; `opened(url, store)`."""
     async with AsyncExitStack() as stack:
 
-        async def one(url, store, runs=None):
+        async def open_fence(url, store, runs=None):
             if runs is not None:
                 return await stack.enter_async_context(fenced_by_queue(url, store, runs, **QUICK))
             fence = QueueFence(url, store, timeout_s=QUICK["timeout_s"])
             stack.push_async_callback(fence.close)
             return fence
 
-        yield one
+        yield open_fence
 
 
 def publisher_of(store, tmp_path, fence):
@@ -118,7 +118,7 @@ async def test_a_publish_needs_the_token_of_the_lease(opened, server, store, tmp
     assert await fence.is_current("image", None)
     queue = Queue(server.url)
     token = token_of(queue, "image")
-    assert [await fence.is_current("image", one) for one in (token - 1, token, token + 1)] == [False, True, True]
+    assert [await fence.is_current("image", number) for number in (token - 1, token, token + 1)] == [False, True, True]
     assert not await fence.is_current("image", None)  # somebody works on it
     for wrong in (token - 1, None):
         with pytest.raises(PublishRefusedError) as refused:
@@ -139,7 +139,7 @@ async def test_the_queue_hears_of_forks(opened, server, store, tmp_path, adapter
     queue.close()
 
 
-async def test_a_fork_that_the_queue_could_not_be_told_is_told_by_the_retry(opened, own_server, store, tmp_path):
+async def test_a_fork_that_the_queue_missed_is_told_by_the_retry(opened, own_server, store, tmp_path):
     _, publisher = publisher_of(store, tmp_path, await opened(own_server.url, store))
     own_server.process.send_signal(signal.SIGSTOP)
     with pytest.raises(ProblemError, match="queue-away"):
@@ -191,9 +191,7 @@ async def test_without_the_queue_a_publish_is_told_to_come_again(
         assert served.revision == 1
 
 
-async def test_what_was_committed_while_the_queue_went_away_is_told_by_the_retry(
-    opened, own_server, store, tmp_path, adapter
-):
+async def test_a_commit_that_the_queue_missed_is_told_by_the_retry(opened, own_server, store, tmp_path, adapter):
     async def canary(handle):
         own_server.process.send_signal(signal.SIGSTOP)
         return [-1.0]
@@ -236,14 +234,14 @@ async def test_an_emptied_server_is_told_what_is_on_the_disk(opened, server, sto
     await publish(publisher, adapter, replace(FIRST, token=token))
     await publisher.fork("video", "image@1")
     emptied(server)
-    await until(lambda: queue.told()[0] == store.id)
+    await until(lambda: queue.identity()[0] == store.id)
     assert queue.heads() == {"image": 1, "video": 0}
-    assert [await fence.is_current("image", one) for one in (token - 1, token)] == [False, True]
+    assert [await fence.is_current("image", number) for number in (token - 1, token)] == [False, True]
     assert token_of(queue, "image", 1) > token
     queue.close()
 
 
-async def test_a_server_that_came_back_without_its_last_second_is_told_it_again(opened, store, runs, tmp_path, adapter):
+async def test_a_server_that_lost_its_last_second_is_told_it_again(opened, store, runs, tmp_path, adapter):
     """Its mark is there, so nothing looks lost: but it is another life of the server."""
     with QueueProcess(tmp_path / "queue") as server:
         fence = await opened(server.url, store, runs)
@@ -274,7 +272,7 @@ async def test_a_publish_does_not_wait_for_the_watcher(opened, server, store, tm
     assert [await fence.is_current("image", token) for token in (8, 9)] == [False, True]
 
 
-async def test_heads_of_a_queue_that_knows_the_store_are_made_right_at_the_start(opened, server, store, runs, adapter):
+async def test_wrong_heads_of_the_queue_are_made_right_at_the_start(opened, server, store, runs, adapter):
     queue = Queue(server.url)
     queue.reconcile(store.id, {"image": (7, 3), "gone": (1, 1)})
     await opened(server.url, store, runs)

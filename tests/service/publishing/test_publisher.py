@@ -16,7 +16,15 @@ from adapters.errors import UserError
 from adapters.manifest import CONFIG, OPTIMISER, WEIGHTS, FileEntry, Manifest, adapter_digest
 from adapters.names import Ref
 from adapters.store import DiskFullError, Store, StoredBranch
-from service.publishing.publisher import META_BYTES, LocalFence, PublishRefusedError, Upload, decide, parse_meta
+from service.publishing.publisher import (
+    META_BYTES,
+    LocalFence,
+    Published,
+    PublishRefusedError,
+    Upload,
+    decide,
+    parse_meta,
+)
 from service.publishing.registry import UnavailableError
 from tests import disks
 from tests.adapters.files import BASE, write_adapter
@@ -67,8 +75,8 @@ def adapter(tmp_path):
 
 
 @pytest.fixture
-def other(tmp_path):
-    return write_adapter(tmp_path / "other", 2)
+def second_adapter(tmp_path):
+    return write_adapter(tmp_path / "second", 2)
 
 
 async def refusal(publisher, folder, upload):
@@ -109,11 +117,11 @@ async def test_an_upload_becomes_a_revision_that_is_served(publisher, registry, 
     assert nothing_on_its_way(store)
 
 
-async def test_the_same_upload_again_is_answered_the_same(publisher, registry, loader, adapter, other):
+async def test_the_same_upload_again_is_answered_the_same(publisher, registry, loader, adapter, second_adapter):
     first = await publish(publisher, adapter, FIRST)
     again = await publish(publisher, adapter, FIRST)
     assert (again.manifest, again.is_new) == (first.manifest, False)
-    await publish(publisher, other, SECOND)
+    await publish(publisher, second_adapter, SECOND)
     assert not (await publish(publisher, adapter, FIRST)).is_new
     assert await head_of(registry) == 2
     assert loader.log == ["load image@1", "load image@2"]
@@ -129,20 +137,20 @@ async def test_of_many_different_uploads_at_once_one_wins(publisher, store, tmp_
     folders = [write_adapter(tmp_path / str(number), number) for number in range(5)]
     results = await asyncio.gather(*(publish(publisher, folder, FIRST) for folder in folders), return_exceptions=True)
     refused = [result for result in results if isinstance(result, PublishRefusedError)]
-    (won,) = [result for result in results if not isinstance(result, PublishRefusedError)]
+    (won,) = [result for result in results if isinstance(result, Published)]
     assert [result.kind for result in refused] == ["revision-exists"] * 4
     assert store.branch("image").live[1] == won.manifest
     assert nothing_on_its_way(store)
 
 
-async def test_each_refusal_tells_the_head(publisher, store, adapter, other):
+async def test_each_refusal_tells_the_head(publisher, store, adapter, second_adapter):
     await publish(publisher, adapter, replace(FIRST, token=5))
     table = [
-        (other, FIRST, "revision-exists"),
-        (other, Upload(Ref("image", 3), 2), "stale-parent"),
-        (other, Upload(Ref("image", 2), 0), "stale-parent"),
-        (other, Upload(Ref("image", 3), 1), "stale-parent"),
-        (other, replace(SECOND, token=4), "fenced"),
+        (second_adapter, FIRST, "revision-exists"),
+        (second_adapter, Upload(Ref("image", 3), 2), "stale-parent"),
+        (second_adapter, Upload(Ref("image", 2), 0), "stale-parent"),
+        (second_adapter, Upload(Ref("image", 3), 1), "stale-parent"),
+        (second_adapter, replace(SECOND, token=4), "fenced"),
     ]
     for folder, upload, kind in table:
         error = await refusal(publisher, folder, upload)
@@ -156,7 +164,9 @@ async def test_another_bases_adapter_and_every_other_fault_are_told_at_once(publ
     upload = replace(FIRST, base="sha256:" + "1" * 64, meta={"canary": ["x"]})
     error = await refusal(publisher, adapter, upload)
     assert error.kind == "other-base"
-    assert len(error.members["problems"]) >= 4
+    problems = error.members["problems"]
+    assert isinstance(problems, list)
+    assert len(problems) >= 4
     assert (await refusal(publisher, adapter, FIRST)).kind == "invalid"
     assert store.branches == {}
     assert loader.log == []
@@ -220,7 +230,7 @@ async def test_an_upload_that_breaks_off_leaves_nothing(publisher, store, adapte
     ],
 )
 async def test_an_adapter_whose_numbers_are_other_is_refused_and_not_kept(
-    store, loader, adapter, other, tmp_path, engine, publishers, says
+    store, loader, adapter, second_adapter, tmp_path, engine, publishers, says
 ):
     answers = [engine, [-1.0, -2.0]]
 
@@ -238,7 +248,7 @@ async def test_an_adapter_whose_numbers_are_other_is_refused_and_not_kept(
     assert registry.heads == {}
     assert list((tmp_path / "cache").iterdir()) == []
     assert nothing_on_its_way(store)
-    await publish(publisher, other, FIRST)
+    await publish(publisher, second_adapter, FIRST)
     assert list(loader.loaded) == ["image@1~2"]
 
 
@@ -295,7 +305,7 @@ async def test_tokens_that_are_older_than_one_on_the_disk_are_fenced(publisher, 
     assert await fence.is_current("text", 0)
 
 
-async def test_forks(publisher, registry, store, adapter, other):
+async def test_forks(publisher, registry, store, adapter, second_adapter):
     await publish(publisher, adapter, replace(FIRST, ref=Ref("expert", 1)))
     forked = await publisher.fork("image", "expert@1")
     assert (forked.is_new, forked.manifest.origin) == (True, "expert@1")
@@ -305,7 +315,7 @@ async def test_forks(publisher, registry, store, adapter, other):
     assert await head_of(registry, "text") == 0
     async with registry.acquire("image") as served:
         assert (served.digest, served.handle) == (store.branch("expert").live[1].digest, "image@0")
-    assert (await publish(publisher, other, FIRST)).manifest.parent == 0
+    assert (await publish(publisher, second_adapter, FIRST)).manifest.parent == 0
     with pytest.raises(PublishRefusedError, match="there already; its head is 1"):
         await publisher.fork("image", "base")
     for origin, kind in (("expert@9", "unknown-adapter"), ("nobody@1", "unknown-adapter")):
@@ -322,14 +332,15 @@ async def test_forks(publisher, registry, store, adapter, other):
 async def test_forks_of_each_other_do_not_wait_for_each_other(publisher, adapter):
     await publish(publisher, adapter, replace(FIRST, ref=Ref("a", 1)))
     await publish(publisher, adapter, replace(FIRST, ref=Ref("b", 1)))
-    work = [publisher.fork("a", "b@1"), publisher.fork("b", "a@1")] * 1
-    results = await asyncio.gather(*work, return_exceptions=True)
-    assert [result.kind for result in results] == ["branch-exists"] * 2
+    results = await asyncio.gather(publisher.fork("a", "b@1"), publisher.fork("b", "a@1"), return_exceptions=True)
+    assert [isinstance(error, PublishRefusedError) and error.kind for error in results] == ["branch-exists"] * 2
 
 
-async def test_a_retired_revision_is_gone_and_its_number_stays_taken(publisher, registry, store, adapter, other):
+async def test_a_retired_revision_is_gone_and_its_number_stays_taken(
+    publisher, registry, store, adapter, second_adapter
+):
     await publish(publisher, adapter, FIRST)
-    await publish(publisher, other, SECOND)
+    await publish(publisher, second_adapter, SECOND)
     with pytest.raises(PublishRefusedError, match="is the head"):
         await publisher.retire(Ref("image", 2))
     with pytest.raises(UnavailableError):
@@ -338,7 +349,7 @@ async def test_a_retired_revision_is_gone_and_its_number_stays_taken(publisher, 
     await publisher.retire(Ref("image", 1))
     with pytest.raises(UnavailableError, match="was retired"):
         await head_of(registry, "image@1")
-    assert (await refusal(publisher, other, FIRST)).kind == "revision-exists"
+    assert (await refusal(publisher, second_adapter, FIRST)).kind == "revision-exists"
     assert not (await publish(publisher, adapter, FIRST)).is_new
     assert await head_of(registry) == 2
 
@@ -366,13 +377,11 @@ async def test_meta_is_read_up_to_its_limit():
 
 
 @pytest.mark.parametrize("point", POINTS)
-async def test_a_kill_after_any_step_leaves_all_or_nothing_and_the_retry_agrees(
-    point, tmp_path, loader, adapter, other
-):
+async def test_a_kill_leaves_all_or_nothing_and_the_retry_agrees(point, tmp_path, loader, adapter, second_adapter):
     root = tmp_path / "store"
     with Store(root, BASE) as store:
         _, publisher = make_publisher(store, loader, tmp_path / "cache")
-        await publish(publisher, other, replace(FIRST, token=1))
+        await publish(publisher, second_adapter, replace(FIRST, token=1))
     command = [sys.executable, "-m", "tests.service.publishing.publish_once", str(root), str(adapter), "2", "2"]
     killed = subprocess.run(
         command, env=os.environ | {"COEVO_FAULT": point}, cwd=ROOT, capture_output=True, check=False
@@ -390,7 +399,7 @@ async def test_a_kill_after_any_step_leaves_all_or_nothing_and_the_retry_agrees(
         retried = await publish(publisher, adapter, replace(SECOND, token=2))
         assert retried.is_new is not is_committed
         assert await head_of(registry) == store.branch("image").head == 2
-        assert (await refusal(publisher, other, replace(SECOND, token=1))).kind == "revision-exists"
+        assert (await refusal(publisher, second_adapter, replace(SECOND, token=1))).kind == "revision-exists"
         manifests = dict(store.branch("image").live)
     with Store(root, BASE) as store:
         assert store.branch("image").live == manifests
@@ -405,7 +414,9 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.parametrize("full", ["store", "cache"])
-async def test_a_full_disk_is_one_clear_error_and_leaves_nothing(small_disk, tmp_path, loader, adapter, other, full):
+async def test_a_full_disk_is_one_clear_error_and_leaves_nothing(
+    small_disk, tmp_path, loader, adapter, second_adapter, full
+):
     """With a page more room each time, so that every write of a publish is the one that fails."""
     folders = {"store": tmp_path / "store", "cache": tmp_path / "cache"} | {full: small_disk / full}
     num_failures = 0
@@ -415,7 +426,7 @@ async def test_a_full_disk_is_one_clear_error_and_leaves_nothing(small_disk, tmp
         while store.branch("image").head == 1:
             disks.fill(small_disk, leave=num_failures * 4096)
             try:
-                await publish(publisher, other, SECOND)
+                await publish(publisher, second_adapter, SECOND)
             except DiskFullError:
                 num_failures += 1
                 assert [path.name for path in folders["cache"].iterdir()] == ["image@1"]
