@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json and not arguments.json.absolute().parent.is_dir():
         raise UserError(f"{arguments.json}: there is no folder {arguments.json.parent}; make it first")
     out = arguments.out or Path("out") / f"compare-{recipe.name}"
-    check_folder(out, recipe, resume=arguments.resume)
+    check_folder(out, recipe, resume=arguments.resume)  # seeds and systems are no part of what it compares
     assert recipe.comparison is not None
     try:
         _make(recipe, out, arguments.together)
@@ -106,6 +106,7 @@ def _make(recipe: Recipe, out: Path, together: int) -> None:
     assert recipe.comparison is not None
     started, first = time.monotonic(), recipe.comparison.first_seed
     last = first + recipe.comparison.seeds - 1
+    # By the answers in the folder: a seed that was stopped between its training and its exam is examined now.
     missing = {seed: results for seed in range(first, last + 1) if (results := unanswered(recipe, out, seed))}
     for group in groups(missing, together):
         minutes = (time.monotonic() - started) / 60

@@ -22,6 +22,7 @@ def closure(refs: Iterable[Ref], plan: Plan) -> list[Step]:
     """Every step without which these revisions would not be, in no order."""
     steps = {step.makes: step for step in plan.steps}
     origins = {Ref(start.branch, 0): Ref.parse(start.origin) for start in plan.starts if start.origin != BASE}
+    # A walk backwards over what each step reads: the branch's revision before, and its teachers' revisions.
     needed = dict[Ref, Step]()
     pending = list(refs)
     while pending:
@@ -35,22 +36,24 @@ def closure(refs: Iterable[Ref], plan: Plan) -> list[Step]:
 
 
 def cost_by_step(events: Sequence[Event], amounts: RolloutConfig) -> dict[Ref, Cost]:
-    return {Ref(event["branch"], event["step"]): _cost(event, amounts) for event in events if event["kind"] == "step"}
-
-
-def _cost(event: Event, amounts: RolloutConfig) -> Cost:
-    metrics: Mapping[str, Any] = event["metrics"]
     native_count, (prompts, group_size) = amounts.prompts * amounts.group_size, amounts.opd_batch
-    cost = Cost(steps=1, seconds=sum(event["seconds"].values()))
-    for term in (key.removesuffix("/length") for key in metrics if key.endswith("/length")):
-        count = native_count if term == NATIVE else prompts * group_size
-        tokens = metrics[f"{term}/length"] * count  # the metric is a mean over completions
-        # Teacher and student score each token once. The control's terms have no delta: nobody scores them.
-        scored = 2 * tokens if f"{term}/delta" in metrics else 0
-        # Prompts whose completions all got the same reward leave the update; only rewards can decide a prompt so.
-        trained = (1 - metrics.get(f"{term}/decided", 0.0)) * tokens if term == NATIVE else tokens
-        cost += Cost(0, count, tokens, scored, trained)
-    return cost
+    costs: dict[Ref, Cost] = {}
+    for event in events:
+        if event["kind"] != "step":
+            continue
+        metrics: Mapping[str, Any] = event["metrics"]
+        cost = Cost(steps=1, seconds=sum(event["seconds"].values()))
+        for term in (key.removesuffix("/length") for key in metrics if key.endswith("/length")):
+            count = native_count if term == NATIVE else prompts * group_size
+            tokens = metrics[f"{term}/length"] * count  # the metric is a mean over completions
+            # Teacher and student score each token once. The control's terms have no delta: nobody scores them.
+            scored = 2 * tokens if f"{term}/delta" in metrics else 0
+            # Prompts whose completions all got the same reward leave the update; teachers have a word on every token.
+            trained = (1 - metrics.get(f"{term}/decided", 0.0)) * tokens if term == NATIVE else tokens
+            cost += Cost(0, count, tokens, scored, trained)
+        # A step that was made twice, after an interruption, counts once: the later event stands.
+        costs[Ref(event["branch"], event["step"])] = cost
+    return costs
 
 
 def cost_of(refs: Iterable[Ref], plan: Plan, cost_by_step: Mapping[Ref, Cost]) -> Cost:

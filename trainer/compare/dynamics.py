@@ -61,6 +61,7 @@ def series(events: Sequence[Event], branches: Branches) -> list[DynamicsPoint]:
         if len(names) < 2 or segment is None:
             continue
         capabilities = overlaps.capabilities
+        # Both ways: an overlap is measured on what its student sampled, so it is not the same the other way.
         pairs = [overlaps.at(a, b, c) for a in names for b in names if a != b for c in capabilities]
         points.append(
             DynamicsPoint(
@@ -96,7 +97,7 @@ def pulls(events: Sequence[Event], branches: Branches) -> Iterator[Pull]:
         if event["kind"] == "step" and (segment := branches.get(event["branch"])):
             for name, value in event["metrics"].items():
                 if name.startswith(f"{NATIVE}/{COSINE}:"):
-                    pair = " - ".join(name.split(":")[1:])
+                    pair = " - ".join(name.split(":")[1:])  # cosine:text:image
                     yield Pull(segment.system, segment.seed, event["step"], pair, value)
 
 
@@ -132,6 +133,7 @@ def students(standings: Standings, events: Sequence[Event], branches: Branches, 
             teachers.setdefault(segment.row, {})[segment.seed] = segment.steps[0].teachers[0]
     points: list[Student] = []
     for row, by_seed in teachers.items():
+        # Rows have the same teacher at every seed, but for the seed in its branch's name.
         ref, capability = next((teacher.ref, teacher.capability) for teacher in by_seed.values())
         assert ref.revision is not None
         lines = Line("base", BASE), Line(row, PILOT, row), Line(row, EXPERTS, f"{capability}@{ref.revision}")
@@ -140,6 +142,7 @@ def students(standings: Standings, events: Sequence[Event], branches: Branches, 
         before, after, ahead = (standings.by_seed(line, [capability], way) for line in lines)
         for seed in after:
             overlap = overlap_with_base.get((str(by_seed[seed].ref), capability))
+            # The overlap was measured when the teacher ended its segment, if overlap is measured at all.
             if overlap is not None and seed in ahead:
                 gain, lead = after[seed] - before[seed], ahead[seed] - before[seed]
                 points.append(Student(seed, capability, ref.revision, overlap, gain, gain / lead if lead > 0 else None))

@@ -58,9 +58,10 @@ def grid(results: Results, table: Table, way: str) -> Grid:
     rows: list[tuple[str, ...]] = [("", *table.exams, MEAN, "over the base", "seeds", *COSTS)]
     if any(exam in results.blind for exam in table.exams):
         levels = [percent(results.blind[exam]) if exam in results.blind else "" for exam in table.exams]
-        rows.append(("best blind answer", *levels, *[""] * (3 + len(COSTS))))
+        rows.append(("best blind answer", *levels, *[""] * (3 + len(COSTS))))  # no mean, gain, seeds and costs
     base = next((line for line in table.lines if line.system == "base"), None)
     for line in table.lines:
+        # Each exam alone, then all of them.
         means = [standings.accuracy(line, exams, way) for exams in (*zip(table.exams), table.exams)]
         gain = ""
         if base is not None and line != base:
@@ -177,6 +178,7 @@ def _grid_as_html(rows: Grid, caption: str) -> Iterator[str]:
         tag = "th" if number == 0 else "td"
         cells: list[str] = []
         for text in row:
+            # The only cells with such a word are verdicts.
             colour = f" class={text}" if text in ("holds", "fails", "undecided") else ""
             cells.append(f"<{tag}{colour}>{html.escape(text)}</{tag}>")
         yield f"<tr>{''.join(cells)}</tr>"

@@ -68,7 +68,7 @@ def results_of(
     # Of all systems, whichever the recipe asks for now: what was asked for before has been answered as well.
     plans = {seed: make_plan(of_seeds(recipe, seed, seed, tuple(BUILD))) for seed in standings.seeds}
     branches = {segment.branch: segment for plan in plans.values() for segment in plan.segments}
-    way = standings.ways[0]
+    way = standings.ways[0]  # greedy, wherever both are asked
     return Results(
         recipe.name,
         method.expert_steps,

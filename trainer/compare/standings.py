@@ -12,7 +12,7 @@ Left out: where answers come from (`answers`), and how it is shown (`report`).
 Axes: S seeds, Q questions.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,6 +64,7 @@ class Verdict:
     @property
     def word(self) -> str:
         low, high = self.difference.low, self.difference.high
+        # Without an end there is one value, which says nothing of how far it may be off.
         if low is None or high is None or low <= 0 <= high:
             return "undecided"
         return "holds" if low > 0 else "fails"
@@ -98,6 +99,7 @@ class Standings:
     def by_seed(self, line: Line, exams: Sequence[str], way: str) -> dict[int, float]:
         """The mean over exams, for each seed that the line has."""
         seeds = self.seeds_of(line)
+        # Here seeds stand beside each other, so a question that nobody could judge leaves at its own seed only.
         means = [np.nanmean(self._stacked(line, exam, way, seeds), axis=1) for exam in exams]
         return dict(zip(seeds, np.mean(means, axis=0).tolist(), strict=True))
 
@@ -135,7 +137,11 @@ def tables(method: MethodConfig, capabilities: Sequence[str], standings: Standin
     shares = sweep_shares(method)
     swept = {name: shares[name] for name in standings.systems if name in shares}
     answered: list[Table] = []
-    for table in (_two(pair), _all(hub_first), _ablations(pair), _shares(hub_first, swept)):
+    copd = Line("CoPD", "copd3", MERGED)
+    by_share = tuple(Line(f"CoPD, {rlvr} : {opd}", name, MERGED) for name, (rlvr, opd) in swept.items())
+    share_claims = tuple(Claim(copd, line) for line in by_share)
+    sweep = Table("RLVR : distillation steps in a cycle", hub_first, (*by_share, copd), share_claims)
+    for table in (_two(pair), _all(hub_first), _ablations(pair), sweep):
         lines = tuple(line for line in table.lines if standings.has(line))
         claims = tuple(claim for claim in table.claims if claim.ahead in lines and claim.behind in lines)
         if claims:
@@ -152,11 +158,14 @@ def _two(pair: tuple[str, str]) -> Table:
     t2v = Line(f"static OPD {hub} -> {spoke}", "static_t2v")
     merge = Line("merge of experts", "merge2", MERGED)
     branches = tuple(Line(f"CoPD, {name} branch", "copd2", name) for name in pair)
+    # In the order of the paper's columns.
     rivals = (base, home[spoke], home[hub], mixed, v2t, t2v)
     lines = (*rivals, merge, *branches, copd)
     claims = (
         *(Claim(copd, rival) for rival in rivals),
+        # The paper merges no finished experts. Without that line nobody knows what teaching adds to merging.
         Claim(copd, merge, is_papers=False),
+        # At home an expert has had all its steps for this exam; a merge should not lose that.
         *(Claim(copd, home[name], name) for name in pair),
         Claim(home[hub], mixed),
     )
@@ -176,6 +185,7 @@ def _all(exams: tuple[str, ...]) -> Table:
         *(Claim(copd, rival) for rival in rivals),
         Claim(copd, merge, is_papers=False),
         Claim(copd, control, is_papers=False),
+        # By the paper's rule MOPD has more steps than CoPD; here it has as many.
         Claim(copd, equal, is_papers=False),
         *(Claim(copd, home[name], name) for name in exams),
         Claim(mopd, mixed),
@@ -186,7 +196,7 @@ def _all(exams: tuple[str, ...]) -> Table:
 
 
 def _ablations(pair: tuple[str, str]) -> Table:
-    hub, spoke = pair
+    hub, spoke = pair  # in the systems' names, as in the paper: text and image
     copd = Line("CoPD", "copd2", MERGED)
     lines = (
         Line(f"without what {spoke} teaches", "no_image_edge", MERGED),
@@ -195,13 +205,6 @@ def _ablations(pair: tuple[str, str]) -> Table:
         Line(f"{spoke} branch alone", "copd2", spoke),
     )
     return Table("what each part gives", pair, (*lines, copd), tuple(Claim(copd, line) for line in lines))
-
-
-def _shares(exams: tuple[str, ...], shares: Mapping[str, tuple[int, int]]) -> Table:
-    copd = Line("CoPD", "copd3", MERGED)
-    lines = tuple(Line(f"CoPD, {rlvr} : {opd}", name, MERGED) for name, (rlvr, opd) in shares.items())
-    claims = tuple(Claim(copd, line) for line in lines)
-    return Table("RLVR : distillation steps in a cycle", exams, (*lines, copd), claims)
 
 
 def verdicts(standings: Standings, table: Table, way: str) -> list[Verdict]:
@@ -220,5 +223,6 @@ def verdicts(standings: Standings, table: Table, way: str) -> list[Verdict]:
 def absorption(standings: Standings, exam: str, student: Line, before: Line, teacher: Line, way: str) -> float | None:
     """The student's gain as a share of what its teacher was ahead, of its own seeds; None where that is nothing."""
     seeds = standings.seeds_of(student)
+    # A share, so that students of teachers that are ahead by more do not look better for that alone.
     start, end, goal = (standings.accuracy(line, [exam], way, seeds).mean for line in (before, student, teacher))
     return (end - start) / (goal - start) if goal > start else None

@@ -171,6 +171,7 @@ def _exam(
     ways = [Decoding("greedy", 1, 0.0, 1.0)] if answers.greedy else []
     if answers.samples:
         ways.append(Decoding(f"avg@{answers.samples}", answers.samples, answers.temperature, answers.top_p))
+    # Only generated questions have endless others to fit a blind answer to.
     blind = blind_level(data, len(prompts), draw) if isinstance(data, MiniatureData) else None
     return Exam(name, capability, prompts, answer_rule(reward), reward.deadline_s, tuple(ways), blind)
 
@@ -310,23 +311,17 @@ def exam_results(answers: Iterable[ExamAnswer], exams: Sequence[Exam]) -> list[E
         for way in exam.ways:
             by_model = groups[exam.name, way.name]
             values = {model: question_means(of_model, len(exam.prompts)) for model, of_model in by_model.items()}
-            first = next(iter(values.values()))
+            first = next(iter(values.values()))  # the model that was named first: gains are over it
             results += [
                 ExamResult(
-                    model,
-                    exam.name,
-                    exam.capability,
-                    way.name,
-                    interval(values[model]),
-                    interval(values[model] - first),
-                    exam.blind,
-                    len(exam.prompts),
+                    model, exam.name, exam.capability, way.name, interval(values[model]),
+                    interval(values[model] - first), exam.blind, len(exam.prompts),
                     float(np.mean([answer.reward is None for answer in of_model])),
                     float(np.mean([answer.is_cut_off for answer in of_model])),
                     float(np.mean([answer.tokens for answer in of_model])),
                 )
                 for model, of_model in by_model.items()
-            ]
+            ]  # fmt: skip
     return results
 
 

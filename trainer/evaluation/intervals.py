@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 _LEVEL = 0.95
 _GRID = 20_001
+"""Points that the density of t is summed over: the quantile is right to 1e-4, as the printed table is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +46,10 @@ class Interval:
 
 
 def interval(values: NDArray[np.float64]) -> Interval:
-    """Of values [Q], or [S, Q] where seeds have the same questions, or as many of their own. NaN, nobody judged it,
-    leaves its question."""
+    """The mean of values [Q], or [S, Q] where seeds have the same questions, or as many of their own. A question that
+    nobody could judge, NaN, is left out."""
     values_SQ = np.atleast_2d(values)
+    # For all seeds: the two-way layout has no holes.
     values_SQ = values_SQ[:, ~np.isnan(values_SQ).any(axis=0)]
     S, Q = values_SQ.shape
     if Q == 0:
@@ -61,16 +63,20 @@ def interval(values: NDArray[np.float64]) -> Interval:
 
 
 def _two_way(values_SQ: NDArray[np.float64], mean: float) -> Interval:
-    """The mean squares of seeds and of questions each hold that of the rest, so it is taken off once."""
+    # Mean squares of the layout x_sq = mean + seed_s + question_q + rest_sq, all three of them random. What they are
+    # on average, with variances v:    M_s = Q v_s + v_rest,    M_q = S v_q + v_rest,    M_rest = v_rest.
     S, Q = values_SQ.shape
     seeds, questions = values_SQ.mean(axis=1), values_SQ.mean(axis=0)
     rest = values_SQ - seeds[:, None] - questions[None, :] + mean
     by_seed = Q * float(((seeds - mean) ** 2).sum()) / (S - 1)
     by_question = S * float(((questions - mean) ** 2).sum()) / (Q - 1)
     by_rest = float((rest**2).sum()) / ((S - 1) * (Q - 1))
+    # The mean has the variance v_s / S + v_q / Q + v_rest / (S Q) = (M_s + M_q - M_rest) / (S Q). By chance an estimate
+    # comes out below 0 and counts as 0: without v_q this is M_s / (S Q), without v_s it is M_q / (S Q).
     square = max(by_seed + by_question - by_rest, by_seed, by_question)
     if square == 0:
         return Interval(mean, 0.0)
+    # Satterthwaite: the degrees of freedom of a sum of mean squares, (sum M)^2 / sum (M^2 / freedom of M).
     spread = by_seed**2 / (S - 1) + by_question**2 / (Q - 1) + by_rest**2 / ((S - 1) * (Q - 1))
     return Interval(mean, math.sqrt(square / (S * Q)), max(1.0, square**2 / spread))
 
@@ -83,6 +89,7 @@ def average(parts: Sequence[Interval]) -> Interval:
         return Interval(mean, None)
     if not any(squares):
         return Interval(mean, 0.0)
+    # Variances of independent means add up, and Satterthwaite's freedom as above.
     spread = sum(square**2 / part.freedom for square, part in zip(squares, parts, strict=True))
     freedom = sum(squares) ** 2 / spread if spread else math.inf
     return Interval(mean, math.sqrt(sum(squares)) / len(parts), freedom)
@@ -90,8 +97,11 @@ def average(parts: Sequence[Interval]) -> Interval:
 
 def student_t(freedom: float) -> float:
     """The two-sided 95 % quantile: with t = sqrt(f) tan(a), the density of the angle a is that of cos(a) ** (f - 1)."""
-    freedom = min(freedom, 1e6)
+    freedom = min(freedom, 1e6)  # the normal distribution to more digits than the grid has
+    # For many degrees of freedom all of the density is near angle 0, where it is normal: nothing is left beyond 12.
     angles = np.linspace(0.0, min(math.pi / 2, 12 / math.sqrt(freedom)), _GRID)
     density = np.cos(angles) ** (freedom - 1)
+    # Trapezoids; a constant factor is left out, as the last sum stands for 1.
     below = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
+    # The density on one side of 0 up to the 95 % point: both sides are alike.
     return math.sqrt(freedom) * math.tan(float(np.interp(_LEVEL * below[-1], below, angles)))

@@ -6,7 +6,7 @@
 For every pair of branches on every capability, from one completion of each held-out prompt by each branch at
 temperature 1, which all branches score in one call. Every token counts alike. Equal seeds give equal numbers.
 
-Left out: which prompts (`evaluate.exams`), and what is done about branches that drift apart.
+Left out: which prompts (`trainer.evaluation.exams`), and what is done about branches that drift apart.
 
 Axes: M branches, N completions, C tokens of a completion, k likeliest tokens.
 """
@@ -14,6 +14,7 @@ Axes: M branches, N completions, C tokens of a completion, k likeliest tokens.
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,19 +28,20 @@ from trainer.recipe import BranchConfig, Edge
 from trainer.rollout.sample import MAX_CALLS, Scores, sample, score, seeds
 
 ALARM = 0.90
+"""Below it a student is out of a teacher's reach: the paper's CoPD stays above, its static pipeline falls below."""
 
 Matrix = tuple[tuple[tuple[float, ...], ...], ...]  # [student][teacher][capability]
 
 
 @dataclass(frozen=True, slots=True)
 class Overlaps:
-    """Of every branch with every branch."""
+    """Every branch with every branch, on every capability."""
 
     branches: tuple[str, ...]
     capabilities: tuple[str, ...]
     top_k: int
     prompts: int
-    """Of each capability, at most."""
+    """How many of each capability, at most."""
     overlap: Matrix
     kl: Matrix
     """Symmetric, in nats a token. Sampled, so it may fall a little below 0."""
@@ -71,70 +73,79 @@ async def measure_overlap(
     decode: Callable[[Sequence[int]], str],
 ) -> Overlaps:
     """Between `branches`, each named with its revision, on the prompts of each capability."""
-    room = asyncio.Semaphore(MAX_CALLS)
+    calls = asyncio.Semaphore(MAX_CALLS)
 
     async def scored(student: str, prompt: Prompt, seed: int) -> list[Scores]:
-        async with room:
+        """The scores of one completion by each branch."""
+        # Sampled and scored under one permit: otherwise all are sampled before any is scored, and held meanwhile.
+        async with calls:
             rollouts = await sample(
                 client, student, [prompt], n=1, max_tokens=max_tokens, seeds=[seed], decode=decode
             )  # fmt: skip
-            found = await score(client, branches, rollouts, top_k=top_k)
-        return [answer for of_branch in found for rollout in of_branch for answer in rollout]
+            by_branch = await score(client, branches, rollouts, top_k=top_k)
+        return [scores for of_branch in by_branch for of_rollout in of_branch for scores in of_rollout]
 
-    async def asked(student: str, capability: str) -> list[list[Scores]]:
-        own = prompts[capability]
-        chance = seeds(len(own), seed, "overlap", capability, student)
-        found = await gather_or_cancel(scored(student, prompt, one) for prompt, one in zip(own, chance, strict=True))
-        return [list(of_branch) for of_branch in zip(*found, strict=True)]
+    async def scores_of(student: str, capability: str) -> list[list[Scores]]:
+        questions = prompts[capability]
+        prompt_seeds = seeds(len(questions), seed, "overlap", capability, student)
+        by_prompt = await gather_or_cancel(map(partial(scored, student), questions, prompt_seeds))
+        return [list(of_branch) for of_branch in zip(*by_prompt, strict=True)]
 
     pairs = [(student, capability) for student in branches for capability in prompts]
-    answers = dict(zip(pairs, await gather_or_cancel(asked(*pair) for pair in pairs), strict=True))
-    return compare(branches, answers, tuple(prompts), top_k=top_k, prompts=max(map(len, prompts.values())))
+    scores = dict(zip(pairs, await gather_or_cancel(scores_of(*pair) for pair in pairs), strict=True))
+    return compare(branches, scores, tuple(prompts), top_k=top_k, prompts=max(map(len, prompts.values())))
 
 
 def compare(
     branches: Sequence[str],
-    answers: Mapping[tuple[str, str], Sequence[Sequence[Scores]]],
+    scores: Mapping[tuple[str, str], Sequence[Sequence[Scores]]],
     capabilities: Sequence[str],
     *,
     top_k: int,
     prompts: int,
 ) -> Overlaps:
-    """From the scores [branch][completion] of what each student sampled on each capability."""
+    """The overlaps by the scores [branch][completion] of what each student sampled on each capability."""
     numbers = range(len(branches))
 
     def of_pair(a: int, b: int, capability: str) -> tuple[float, float]:
-        mine, theirs = answers[branches[a], capability], answers[branches[b], capability]
-        top_a, top_b = (np.concatenate([one.top_ids_Ck for one in mine[number]]) for number in (a, b))
-        return overlap(top_a, top_b), symmetric_kl(_logs(mine, a), _logs(mine, b), _logs(theirs, a), _logs(theirs, b))
+        of_a, of_b = scores[branches[a], capability], scores[branches[b], capability]  # what a, and what b, sampled
+        top_a, top_b = (np.concatenate([scored.top_ids_Ck for scored in of_a[number]]) for number in (a, b))
+        a_of_a, b_of_a, a_of_b, b_of_b = (
+            np.concatenate([scored.logprobs_C for scored in sampled[number]])
+            for sampled in (of_a, of_b)
+            for number in (a, b)
+        )
+        return overlap(top_a, top_b), symmetric_kl(a_of_a, b_of_a, a_of_b, b_of_b)
 
-    found = [[[of_pair(a, b, capability) for capability in capabilities] for b in numbers] for a in numbers]
-    first, second = (
-        tuple(tuple(tuple(values[which] for values in row) for row in rows) for rows in found) for which in (0, 1)
-    )
-    return Overlaps(tuple(branches), tuple(capabilities), top_k, prompts, first, second)
+    # The diagonal too, though it is 1 and 0: an event's matrices have a row and a column for each branch.
+    cells = [[[of_pair(a, b, capability) for capability in capabilities] for b in numbers] for a in numbers]
+    overlaps = tuple(tuple(tuple(overlap for overlap, _ in row) for row in rows) for rows in cells)
+    kls = tuple(tuple(tuple(kl for _, kl in row) for row in rows) for rows in cells)
+    return Overlaps(tuple(branches), tuple(capabilities), top_k, prompts, overlaps, kls)
 
 
 def overlap(student_Nk: Ids, teacher_Nk: Ids) -> float:
     """The mean share of a position's likeliest tokens that are the other's as well."""
+    # Each of k against each of k. A position's tokens differ, so the mean over N and k is the mean of |both| / k.
     is_shared = (student_Nk[:, :, None] == teacher_Nk[:, None, :]).any(axis=2)
     return float(is_shared.mean())
 
 
 def symmetric_kl(a_of_a: Floats, b_of_a: Floats, a_of_b: Floats, b_of_b: Floats) -> float:
     """From log-probabilities: `b_of_a` are those that b gives to the tokens that a sampled."""
+    # In 64 bits: differences of a few thousandths are summed over many thousand tokens.
     forward = np.mean(a_of_a - b_of_a, dtype=np.float64)
     backward = np.mean(b_of_b - a_of_b, dtype=np.float64)
     return float(forward + backward) / 2
 
 
-def alarms(found: Overlaps, least: float = ALARM) -> Iterator[str]:
+def alarms(overlaps: Overlaps, least: float = ALARM) -> Iterator[str]:
     """A line for people about every student that has left a teacher's reach. The base teaches nobody."""
-    for student in found.branches:
-        for teacher in found.branches:
+    for student in overlaps.branches:
+        for teacher in overlaps.branches:
             if student == teacher or BASE in (student, teacher):
                 continue
-            value, capability = min((found.at(student, teacher, name)[0], name) for name in found.capabilities)
+            value, capability = min((overlaps.at(student, teacher, name)[0], name) for name in overlaps.capabilities)
             if value < least:
                 yield (
                     f"overlap of {student} with {teacher} is {value:.3f} on {capability}, below {least:.2f}: its "
@@ -142,16 +153,13 @@ def alarms(found: Overlaps, least: float = ALARM) -> Iterator[str]:
                 )
 
 
-def _logs(scores: Sequence[Sequence[Scores]], branch: int) -> Floats:
-    return np.concatenate([one.logprobs_C for one in scores[branch]])
-
-
 def lowest_overlap(
-    found: Overlaps, revisions: Mapping[str, str], edges: Sequence[Edge], branches: Mapping[str, BranchConfig]
+    overlaps: Overlaps, revisions: Mapping[str, str], edges: Sequence[Edge], branches: Mapping[str, BranchConfig]
 ) -> float:
-    """Over all edges, on each capability of the teacher. `revisions`: the names of the branches in `found`."""
+    """Over all edges, on each capability of the teacher. `revisions`: the names of the branches in `overlaps`."""
+    # A teacher teaches by prompts of its own capabilities: elsewhere the two may differ as they like.
     return min(
-        found.at(revisions[edge.student], revisions[edge.teacher], capability)[0]
+        overlaps.at(revisions[edge.student], revisions[edge.teacher], capability)[0]
         for edge in edges
         for capability in branches[edge.teacher].capabilities
     )

@@ -115,6 +115,7 @@ class Result:
 
 def planned_results(plan: Plan) -> Iterator[Result]:
     """The results of a plan of `comparison`: in its order, seed by seed. With the pilot, its teachers as they were."""
+    # The first segment of a branch stands for it: system and row are the same in all of them.
     groups: dict[str, dict[str, Segment]] = {}
     for segment in plan.segments:
         groups.setdefault(segment.group, {}).setdefault(segment.branch, segment)
@@ -128,6 +129,7 @@ def planned_results(plan: Plan) -> Iterator[Result]:
         if system not in SINGLE_BRANCH_SYSTEMS:
             yield _merge(system, heads)
         if system == EXPERTS:
+            # The pilot reads its students' gains against what their teachers knew at that age.
             for ref in teachers:
                 if ref.branch in branches:
                     assert ref.revision is not None
@@ -270,6 +272,7 @@ BUILD: Mapping[str, Callable[[SeedPlan], Plan]] = {
     "no_image_edge": lambda s: _mutual(s, "no_image_edge", s.pair, "explicit", [(s.pair[1], s.pair[0])]),
     "no_text_edge": lambda s: _mutual(s, "no_text_edge", s.pair, "explicit", [s.pair]),
     "mixed3": lambda s: _mixed(s, "mixed3", s.capabilities),
+    # By the rule of the recipe, and by the equal one whatever the recipe says.
     "mopd": lambda s: _mopd(s, "mopd", s.method),
     "mopd-equal": lambda s: _mopd(s, "mopd-equal", _equal(s.method)),
     "copd3": lambda s: _mutual(s, "copd3", s.capabilities, "hub"),

@@ -14,7 +14,7 @@ class Cost:
     trained: float = 0
     """Tokens that an update learns from: not those of prompts whose completions all get the same."""
     seconds: float = 0
-    """Of the worker; a plan knows none."""
+    """The worker's; a plan knows none."""
 
     def __add__(self, cost: "Cost") -> "Cost":
         return Cost(*(a + b for a, b in zip(astuple(self), astuple(cost), strict=True)))

@@ -94,6 +94,7 @@ class Segment:
 
     @property
     def id(self) -> str:
+        # Segments of a branch do not overlap, so where it begins is enough. What comes after may still change (rhythm).
         return f"{self.branch}:{self.first}"
 
 
@@ -125,13 +126,19 @@ class Plan:
 def is_there(ref: Ref, heads: Mapping[str, int]) -> bool:
     """Whether a revision is published, going by the branches' heads."""
     assert ref.revision is not None
+    # Revisions are published in order, so whatever is below a head was there.
     return heads.get(ref.branch, -1) >= ref.revision
+
+
+def missing_teachers(step: Step, heads: Mapping[str, int]) -> list[Ref]:
+    """The teachers' revisions that a step reads and that nobody has published yet."""
+    return [teacher.ref for teacher in step.teachers if not is_there(teacher.ref, heads)]
 
 
 def impossible(plan: Plan, existing: Sequence[Ref] = ()) -> Iterator[str]:
     """Why a plan cannot be made, in words; nothing if it can. `existing` revisions are in the store already."""
     revisions = {Ref(start.branch, 0) for start in plan.starts} | {step.makes for step in plan.steps} | set(existing)
-    heads = {start.branch: 0 for start in plan.starts}
+    heads = {start.branch: 0 for start in plan.starts}  # revision 0 is the fresh adapter
     for start in plan.starts:
         if start.origin != "base" and Ref.parse(start.origin) not in revisions:
             yield f"{start.branch} starts from {start.origin}, which nothing makes"

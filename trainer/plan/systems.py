@@ -61,6 +61,7 @@ def base(method: MethodConfig, branches: Branches) -> Plan:
 
 def rlvr(method: MethodConfig, branches: Branches) -> Plan:
     # The paper's experts have one capability each. Its mixed RLVR is one branch on the union of all data: K S steps.
+    # S steps for each capability, so that mixing costs no capability a step.
     counts = {name: method.expert_steps * len(branch.capabilities) for name, branch in branches.items()}
     return Plan(_starts(branches), tuple(alone(method, branches, counts)))
 
@@ -153,6 +154,7 @@ def alone(
     method: MethodConfig, branches: Branches, counts: Mapping[str, int], ends: Collection[int] = ()
 ) -> Iterator[Segment]:
     """Experts, in segments of a cycle's length, turn by turn; a new segment begins after each of `ends`."""
+    # Of a cycle's length, so that experts can be held against CoPD's branches at the ends of its cycles.
     length = max(1, method.rlvr_steps + method.opd_steps)
     for first in range(0, max(counts.values(), default=0), length):
         for name, branch in branches.items():

@@ -1,48 +1,50 @@
 """What a person sees of a run while it goes on: a table that keeps up, or plain lines where there is no terminal.
 
-It reads the run's events and nothing else; so an interrupted run that goes on is shown with what was before, of which
-no line is told again. Left out: what a run ends with.
+It reads the run's events and nothing else; so a run that goes on after an interruption is shown with what was before,
+of which no line is printed again. Left out: what a run ends with (`tables`, `curves`).
 """
 
 import json
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from rich.console import Console as Terminal
 from rich.live import Live
 from rich.table import Table
 
 from trainer.plan.make import make_plan
-from trainer.plan.steps import Step, is_there
+from trainer.plan.steps import missing_teachers
 from trainer.recipe import Recipe
-from trainer.reporting.events import overlap_lines
+from trainer.reporting.events import Event, overlap_lines
+from trainer.reporting.percent import percent
 
 _SMOOTH = 20
-"""Steps whose time makes the estimate."""
+"""Steps whose time makes the estimate. Of late only: those of the second phase take longer than those of the first."""
 
 
 class Console:
     def __init__(self, recipe: Recipe, events: Path, url: str) -> None:
-        made = make_plan(recipe)
+        plan = make_plan(recipe)
         self._title = f"{recipe.name}: {url}"
-        self._steps = {(step.branch, step.number): step for step in made.steps}
-        self._ends = {start.branch: made.head(start.branch) for start in made.starts}
-        self._newest: dict[str, Mapping[str, Any]] = {}
+        self._steps = {(step.branch, step.number): step for step in plan.steps}
+        self._ends = {start.branch: plan.head(start.branch) for start in plan.starts}
+        self._newest: dict[str, Event] = {}
         self._notes: deque[str] = deque(maxlen=3)
         self._times: deque[float] = deque(maxlen=_SMOOTH)
         self._tokens: deque[float] = deque(maxlen=_SMOOTH)
         self._overlap = ""
         self._recipe = recipe
-        self._events, self._offset = events, 0
+        self._events, self._offset = events, 0  # bytes of the file that were read
         self._terminal = Terminal()
         self._live = Live(console=self._terminal, auto_refresh=False) if self._terminal.is_terminal else None
 
     def __enter__(self) -> Self:
         for event in self._fresh():
             self._take(event)
+        # Of what was before, only the state counts: its steps were not made in the moment in which they were read.
         for recent in (self._notes, self._times, self._tokens):
             recent.clear()
         if self._live:
@@ -60,27 +62,27 @@ class Console:
             if line and not self._live:
                 print(line, flush=True)
         if self._live:
-            self._live.update(self._table(), refresh=True)
+            self._live.update(self.table(), refresh=True)
 
-    def _fresh(self) -> Iterator[Mapping[str, Any]]:
+    def _fresh(self) -> Iterator[Event]:
         if not self._events.exists():
             return
         with self._events.open("rb") as file:
             file.seek(self._offset)
             for line in file:
-                if not line.endswith(b"\n"):
+                if not line.endswith(b"\n"):  # it is still being written: again at the next look
                     break
                 self._offset += len(line)
                 yield json.loads(line)
 
-    def _take(self, event: Mapping[str, Any]) -> str:
+    def _take(self, event: Event) -> str:
         """The event as a line; empty if it is of no interest."""
         match event["kind"]:
             case "step":
                 self._newest[event["branch"]] = event
                 self._times.append(time.monotonic())
                 self._tokens.append(self._sampled(event))
-                return f"{event['branch']}@{event['step']} of {self._ends.get(event['branch'])}: {_told(event)}"
+                return f"{event['branch']}@{event['step']} of {self._ends.get(event['branch'])}: {_step_line(event)}"
             case "failed" | "dead" | "waiting":
                 self._notes.append(f"{event['branch']}: {event.get('error') or event.get('text')}")
                 return self._notes[-1]
@@ -89,8 +91,8 @@ class Console:
                 return f"{event['phase']} {event['step']}: {self._overlap}"
             case "accuracy":
                 rows = [row for row in event["rows"] if row["exam"] == "mean"] or event["rows"]
-                told = (f"{row['model']} {row['way']} {100 * row['accuracy']:.1f} %" for row in rows)
-                return f"accuracy: {', '.join(told)}"
+                cells = (f"{row['model']} {row['way']} {percent(row['accuracy'])} %" for row in rows)
+                return f"accuracy: {', '.join(cells)}"
             case "rhythm":
                 self._notes.append(
                     f"cycle {event['cycle'] + 1}: {event['rlvr_steps']} RLVR steps, {event['opd_steps']} of OPD"
@@ -99,76 +101,63 @@ class Console:
             case _:
                 return ""
 
-    def _sampled(self, event: Mapping[str, Any]) -> float:
-        """Tokens that a step's rollouts have."""
-        amounts, metrics = self._recipe.rollout, event["metrics"]
-        own = amounts.prompts * amounts.group_size
-        prompts, group_size = amounts.opd_batch
+    def _sampled(self, event: Event) -> float:
+        """The tokens of a step's rollouts: of each term the mean length times its completions."""
+        amounts = self._recipe.rollout
+        native_count, (prompts, group_size) = amounts.prompts * amounts.group_size, amounts.opd_batch
         return sum(
-            value * (own if name == "native/length" else prompts * group_size)
-            for name, value in metrics.items()
+            value * (native_count if name == "native/length" else prompts * group_size)
+            for name, value in event["metrics"].items()
             if name.endswith("/length")
         )
 
-    def _pace(self) -> tuple[float, float] | None:
-        """Seconds a step, and sampled tokens a second, of late."""
-        if len(self._times) < 2 or self._times[-1] == self._times[0]:
-            return None
-        seconds = self._times[-1] - self._times[0]
-        return seconds / (len(self._times) - 1), sum(list(self._tokens)[1:]) / seconds
+    def heads(self) -> dict[str, int]:
+        """How many steps of each branch are made."""
+        return {branch: int(self._newest[branch]["step"]) if branch in self._newest else 0 for branch in self._ends}
 
-    def _left_s(self) -> float | None:
-        """Until the end, at the pace of the last steps."""
-        pace = self._pace()
-        return None if pace is None else pace[0] * sum(end - self._head(branch) for branch, end in self._ends.items())
-
-    def _head(self, branch: str) -> int:
-        return int(self._newest[branch]["step"]) if branch in self._newest else 0
-
-    def _table(self) -> Table:
-        table = Table(title=self._title, caption="\n".join(self._below()))
+    def table(self) -> Table:
+        heads = self.heads()
+        table = Table(title=self._title, caption="\n".join(self._caption(heads)))
         for name in ("branch", "step", "phase", "reward", "length", "entropy", "next waits for"):
             table.add_column(name)
         for branch, end in self._ends.items():
             event = self._newest.get(branch)
             metrics = event["metrics"] if event else {}
+            step = self._steps.get((branch, heads[branch] + 1))  # none after the last
             table.add_row(
                 branch,
-                f"{self._head(branch)} / {end}",
+                f"{heads[branch]} / {end}",
                 event["phase"] if event else "",
                 *(_number(metrics.get(f"native/{name}")) for name in ("reward", "length", "entropy")),
-                ", ".join(self._missing(branch)),
+                ", ".join(map(str, missing_teachers(step, heads))) if step else "",
             )
         return table
 
-    def _below(self) -> Iterator[str]:
-        left, pace = self._left_s(), self._pace()
-        length = self._recipe.method.rlvr_steps + self._recipe.method.opd_steps
-        if self._recipe.method.cyclic:
-            slowest = min(map(self._head, self._ends), default=0)
-            yield f"cycle {min(slowest // length + 1, self._recipe.method.cycles)} of {self._recipe.method.cycles}"
-        if left is not None and pace is not None:
-            yield f"{pace[1]:,.0f} sampled tokens a second; {_duration(left)} to the last step"
+    def _caption(self, heads: dict[str, int]) -> Iterator[str]:
+        method = self._recipe.method
+        if method.cyclic:
+            cycle = min(heads.values(), default=0) // (method.rlvr_steps + method.opd_steps) + 1
+            yield f"cycle {min(cycle, method.cycles)} of {method.cycles}"
+        # One time says nothing of a pace, and several can be equal: events that were read at once.
+        if len(self._times) > 1 and (elapsed_s := self._times[-1] - self._times[0]) > 0:
+            # n times have n - 1 steps between them: the first step's tokens were sampled before the first time.
+            pace_s, tokens = elapsed_s / (len(self._times) - 1), sum(list(self._tokens)[1:])
+            left_s = pace_s * sum(end - heads[branch] for branch, end in self._ends.items())
+            yield f"{tokens / elapsed_s:,.0f} sampled tokens a second; {_duration(left_s)} to the last step"
         if self._overlap:
             yield self._overlap
         yield from self._notes
 
-    def _missing(self, branch: str) -> list[str]:
-        """Revisions that the branch's next step reads and that nobody has made."""
-        step: Step | None = self._steps.get((branch, self._head(branch) + 1))
-        refs = [teacher.ref for teacher in step.teachers] if step else []
-        heads = {branch: self._head(branch) for branch in self._ends}
-        return [str(ref) for ref in refs if not is_there(ref, heads)]
 
-
-def _told(event: Mapping[str, Any]) -> str:
+def _step_line(event: Event) -> str:
     metrics = event["metrics"]
+    words = [
+        f"{name} {_number(metrics[f'native/{name}'])}" for name in ("reward", "length") if f"native/{name}" in metrics
+    ]
     teachers = f" taught by {', '.join(event['teachers'])}" if event["teachers"] else ""
-    seconds = sum(event["seconds"].values())
-    words = [f"{name} {_number(metrics[f'native/{name}'])}" for name in ("reward", "length")
-             if f"native/{name}" in metrics]  # fmt: skip
     skipped = f", skipped: {event['skipped']}" if event["skipped"] else ""
-    return f"{', '.join(words) or event['phase']}{teachers}, {seconds:.1f} s{skipped}"
+    # A student that only listens has no reward of its own to show.
+    return f"{', '.join(words) or event['phase']}{teachers}, {sum(event['seconds'].values()):.1f} s{skipped}"
 
 
 def _duration(seconds: float) -> str:

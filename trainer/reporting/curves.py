@@ -1,4 +1,4 @@
-"""A run as a picture: rewards of its steps, overlap and KL of its branches at the phase ends, accuracy on the way."""
+"""A run as a picture: rewards of its steps, overlap and KL of its branches at the phase ends."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -10,14 +10,15 @@ import numpy as np
 from adapters.names import BASE, Ref
 from trainer.reporting.events import Event, overlaps_of
 
-_SMOOTH = 5  # steps
+_SMOOTH = 5
+"""Steps in a moving mean: a step has few prompts, and its reward is mostly which ones they were."""
 
 
 def curves(events: Sequence[Event], path: Path) -> Path:
-    """Drawn into the file."""
+    """Draws them into the file."""
     import matplotlib
 
-    matplotlib.use("Agg")
+    matplotlib.use("Agg")  # a run may be on a machine without a display
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(1, 3, figsize=(13, 3.6), constrained_layout=True)
@@ -41,40 +42,34 @@ def _draw_rewards(panel: Any, events: Sequence[Event]) -> None:
     for branch, by_step in rewards.items():
         steps = sorted(by_step)
         values = np.array([by_step[step] for step in steps])
+        # The mean of the last few as a difference of sums; the first points have fewer.
+        sums = np.cumsum(np.insert(values, 0, 0.0))
+        ends = np.arange(1, len(values) + 1)
+        begins = np.maximum(ends - _SMOOTH, 0)
         (line,) = panel.plot(steps, values, alpha=0.25)
-        panel.plot(steps, _smooth(values), color=line.get_color(), label=branch)
+        panel.plot(steps, (sums[ends] - sums[begins]) / (ends - begins), color=line.get_color(), label=branch)
     _finish(panel, "reward of a step's rollouts")
 
 
-def _draw_pairs(panel: Any, events: Sequence[Event], which: int, title: str) -> None:
-    """Mean over capabilities and both directions of each pair; the base's dashed."""
+def _draw_pairs(panel: Any, events: Sequence[Event], measure: int, title: str) -> None:
+    """Mean over capabilities and both directions of each pair, of the overlap (0) or KL (1); the base's dashed."""
     from matplotlib import colormaps
 
     series: dict[str, dict[int, float]] = defaultdict(dict)
-    for event, found in overlaps_of(events):
-        names = list(found.branches)
+    for event, overlaps in overlaps_of(events):
+        names = list(overlaps.branches)
         for number, a in enumerate(names):
             for b in names[number + 1 :]:
-                both = [found.at(x, y, c)[which] for x, y in ((a, b), (b, a)) for c in found.capabilities]
-                series[" - ".join(_branch(name) for name in (a, b))][event["step"]] = float(np.mean(both))
+                values = [overlaps.at(x, y, c)[measure] for x, y in ((a, b), (b, a)) for c in overlaps.capabilities]
+                # By branch and not by revision: a pair is one line over all phase ends.
+                pair = " - ".join(Ref.parse(name).branch for name in (a, b))
+                series[pair][event["step"]] = float(np.mean(values))
     colours = colormaps["turbo"](np.linspace(0.05, 0.95, len(series)))  # as many as there are pairs
     for (pair, by_step), colour in zip(series.items(), colours, strict=True):
         steps = sorted(by_step)
         style = "--" if pair.endswith(BASE) else "-"
         panel.plot(steps, [by_step[step] for step in steps], style, color=colour, marker=".", label=pair)
     _finish(panel, title)
-
-
-def _branch(name: str) -> str:
-    return Ref.parse(name).branch
-
-
-def _smooth(values: Any) -> Any:
-    """The mean of the last few."""
-    sums = np.cumsum(np.insert(values, 0, 0.0))
-    ends = np.arange(1, len(values) + 1)
-    begins = np.maximum(ends - _SMOOTH, 0)
-    return (sums[ends] - sums[begins]) / (ends - begins)
 
 
 def _finish(panel: Any, title: str) -> None:

@@ -1,4 +1,4 @@
-"""What a run has told, read from its file: `runs/ID/events.jsonl`."""
+"""What a run has reported, read from its file: `runs/ID/events.jsonl`."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,28 +21,26 @@ def read_events(path: Path) -> list[Event]:
 def overlaps_of(events: Sequence[Event]) -> Iterator[tuple[Event, Overlaps]]:
     for event in events:
         if event["kind"] == "overlap":
+            # The event has other fields too: its kind, system, phase and step, and the alarms.
             fields = {name: event[name] for name in Overlaps.__dataclass_fields__}
             yield event, Overlaps.from_json(fields)
 
 
 def overlap_lines(events: Sequence[Event]) -> Iterator[str]:
-    """Of the last time that branches were compared: each pair, and each branch with the base."""
-    found = list(overlaps_of(events))
-    if not found:
+    """The last time that branches were compared: each pair, and each branch with the base."""
+    measured = list(overlaps_of(events))
+    if not measured:
         return
-    _, last = found[-1]
-    names = [name for name in last.branches if name != BASE]
-    pairs = [(a, b) for number, a in enumerate(names) for b in names[number + 1 :]]
-    for title, compared in (("overlap", pairs), ("overlap with the base", [(name, BASE) for name in names])):
-        cells = [f"{_label(a, b)} {_both_ways(last, a, b)}" for a, b in compared]
+    _, last = measured[-1]
+    branches = {name: Ref.parse(name).branch for name in last.branches if name != BASE}
+    names = list(branches)
+    pairs = {(a, b): f"{branches[a]}-{branches[b]}" for number, a in enumerate(names) for b in names[number + 1 :]}
+    with_base = {(name, BASE): branch for name, branch in branches.items()}
+    for title, compared in (("overlap", pairs), ("overlap with the base", with_base)):
+        cells: list[str] = []
+        for (a, b), label in compared.items():
+            # Both ways, as either may be the student; the lowest, as that one is the first out of reach.
+            lowest = min(last.at(x, y, capability)[0] for x, y in ((a, b), (b, a)) for capability in last.capabilities)
+            cells.append(f"{label} {lowest:.3f}")
         if cells:
             yield f"{title} (top {last.top_k}, lowest over the capabilities): {', '.join(cells)}"
-
-
-def _label(a: str, b: str) -> str:
-    return Ref.parse(a).branch if b == BASE else f"{Ref.parse(a).branch}-{Ref.parse(b).branch}"
-
-
-def _both_ways(found: Overlaps, a: str, b: str) -> str:
-    lowest = min(found.at(x, y, capability)[0] for x, y in ((a, b), (b, a)) for capability in found.capabilities)
-    return f"{lowest:.3f}"

@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.trainer.orchestration.told import overlap, step
+from tests.trainer.orchestration.run_events import overlap, step
 from trainer.compare.answers import ResultAnswers
 from trainer.compare.dynamics import correlation, pulls, series, students, sweep
 from trainer.compare.standings import Standings

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.trainer.orchestration.told import overlap, step
+from tests.trainer.orchestration.run_events import overlap, step
 from trainer.compare.answers import MergedModel, ResultAnswers
 from trainer.compare.report import grid, markdown, write_report
 from trainer.compare.results import Results, as_json, results_of

@@ -1,4 +1,4 @@
-"""What is asked and what is made of the answers, without a service."""
+"""Which questions an exam has, and what its answers say, without a service."""
 
 import json
 import math
@@ -84,26 +84,26 @@ def test_too_few_rows_to_hold_any_out_is_one_line(tmp_path: Path) -> None:
 
 def test_data_of_its_own_leaves_all_rows_to_train_on(tmp_path: Path) -> None:
     capability = file_of(20, tmp_path)
-    own = capability.model_copy(update={"held_out": MiniatureData(type="miniature", name="text", size=7)})
-    assert len(training_prompts("sums", own, 5, seed=0, limits=Limits())) == 20
-    assert len(held_out_prompts("sums", own, 5, limits=Limits())) == 5
-    assert len(held_out_prompts("sums", own, 500, limits=Limits())) == 7
+    with_data = capability.model_copy(update={"held_out": MiniatureData(type="miniature", name="text", size=7)})
+    assert len(training_prompts("sums", with_data, 5, seed=0, limits=Limits())) == 20
+    assert len(held_out_prompts("sums", with_data, 5, limits=Limits())) == 5
+    assert len(held_out_prompts("sums", with_data, 500, limits=Limits())) == 7
 
 
 def test_the_miniature_is_measured_on_its_validation_split_whatever_the_seed() -> None:
-    (one,), (other,) = (exams(recipe(seed=seed)) for seed in (1, 2))
-    assert ids(one.prompts) == ids(other.prompts)
-    assert ids(one.prompts) == ids(prompts("text", label="text", split="validation", size=20, seed=1000))
-    assert [way.name for way in one.ways] == ["greedy", "avg@4"]
+    (exam,), (of_other_seed,) = (exams(recipe(seed=seed)) for seed in (1, 2))
+    assert ids(exam.prompts) == ids(of_other_seed.prompts)
+    assert ids(exam.prompts) == ids(prompts("text", label="text", split="validation", size=20, seed=1000))
+    assert [way.name for way in exam.ways] == ["greedy", "avg@4"]
     (few,) = exams(recipe(), 3)
-    assert ids(few.prompts) == ids(one.prompts)[:3]
+    assert ids(few.prompts) == ids(exam.prompts)[:3]
 
 
-def test_the_miniature_makes_up_other_questions_for_another_draw_and_a_data_set_asks_the_same(tmp_path: Path) -> None:
-    (first,), (other,), (again,) = (exams(recipe(), draw=draw) for draw in (0, 1, 1))
+def test_another_draw_has_other_questions_of_the_miniature_alone(tmp_path: Path) -> None:
+    (first,), (second,), (again,) = (exams(recipe(), draw=draw) for draw in (0, 1, 1))
     assert ids(first.prompts) == ids(exams(recipe())[0].prompts)
-    assert ids(other.prompts) == ids(again.prompts)
-    assert not set(ids(first.prompts)) & set(ids(other.prompts))
+    assert ids(second.prompts) == ids(again.prompts)
+    assert not set(ids(first.prompts)) & set(ids(second.prompts))
     capability = file_of(20, tmp_path)
     assert ids(held_out_prompts("sums", capability, 12, limits=Limits(), draw=1)) == ids(
         held_out_prompts("sums", capability, 12, limits=Limits())
@@ -112,21 +112,22 @@ def test_the_miniature_makes_up_other_questions_for_another_draw_and_a_data_set_
 
 def test_the_miniature_is_not_measured_on_the_split_that_it_is_trained_on() -> None:
     data = {"type": "miniature", "name": "text", "split": "validation"}
-    (one,) = exams(recipe(capabilities={"text": MINIATURE | {"data": data}}))
-    assert ids(one.prompts) == ids(prompts("text", label="text", split="test", size=20, seed=1000))
+    (exam,) = exams(recipe(capabilities={"text": MINIATURE | {"data": data}}))
+    assert ids(exam.prompts) == ids(prompts("text", label="text", split="test", size=20, seed=1000))
 
 
 def test_the_form_of_an_answer_does_not_count() -> None:
-    (one,) = exams(recipe())
-    assert one.rule.format_share == 0
+    (exam,) = exams(recipe())
+    assert exam.rule.format_share == 0
 
 
 def test_a_benchmark_is_an_exam_of_its_own() -> None:
     sets = {"hard": {"capability": "text", "data": {"type": "miniature", "name": "text", "level": 2, "size": 9},
                      "reward": {"kind": "exact"}, "answers": {"greedy": False, "samples": 2}}}  # fmt: skip
-    found = exams(recipe(evaluation={"questions": 4, "overlap_prompts": 4, "sets": sets}))
-    assert [(one.name, one.capability, len(one.prompts)) for one in found] == [("text", "text", 4), ("hard", "text", 9)]
-    assert [way.name for way in found[1].ways] == ["avg@2"]
+    plain, hard = exams(recipe(evaluation={"questions": 4, "overlap_prompts": 4, "sets": sets}))
+    assert (plain.name, plain.capability, len(plain.prompts)) == ("text", "text", 4)
+    assert (hard.name, hard.capability, len(hard.prompts)) == ("hard", "text", 9)
+    assert [way.name for way in hard.ways] == ["avg@2"]
     with pytest.raises(UserError, match=r"evaluation\.sets\.text: a capability has that name"):
         exams(recipe(evaluation={"questions": 4, "overlap_prompts": 4, "sets": {"text": sets["hard"]}}))
 
@@ -148,18 +149,18 @@ def exam(name: str, capability: str, *ways: Decoding) -> Exam:
 
 def answered(model: str, exam: str, way: str, *rewards: tuple[float | None, ...]) -> list[ExamAnswer]:
     return [
-        ExamAnswer(model, exam, way, place, f"q{place}", number, "text", reward, None, 5, False)
-        for place, own in enumerate(rewards)
-        for number, reward in enumerate(own)
+        ExamAnswer(model, exam, way, index, f"q{index}", number, "text", reward, None, 5, False)
+        for index, of_question in enumerate(rewards)
+        for number, reward in enumerate(of_question)
     ]
 
 
 def test_gains_are_paired_by_question() -> None:
-    items = [
+    answers = [
         *answered("base", "text", "greedy", (1.0,), (0.0,), (1.0,), (0.0,)),
         *answered("text@4", "text", "greedy", (1.0,), (1.0,), (1.0,), (0.0,)),
     ]
-    base, expert = exam_results(items, [exam("text", "text", GREEDY)])
+    base, expert = exam_results(answers, [exam("text", "text", GREEDY)])
     assert (base.accuracy.mean, expert.accuracy.mean) == (0.5, 0.75)
     assert expert.gain == interval(np.array([0.0, 1.0, 0.0, 0.0]))
     assert (base.gain.mean, base.gain.error) == (0.0, 0.0)
@@ -167,30 +168,37 @@ def test_gains_are_paired_by_question() -> None:
 
 
 def test_answers_that_nobody_judged_are_in_no_mean_and_are_counted() -> None:
-    items = answered("base", "text", "avg@2", (1.0, None), (0.0, 1.0), (None, None), (1.0, 1.0))
-    means = question_means(items, 4)
+    answers = answered("base", "text", "avg@2", (1.0, None), (0.0, 1.0), (None, None), (1.0, 1.0))
+    means = question_means(answers, 4)
     assert means[[0, 1, 3]].tolist() == [1.0, 0.5, 1.0]
     assert math.isnan(means[2])
-    (found,) = exam_results(items, [exam("text", "text", TWICE)])
-    assert found.accuracy.mean == pytest.approx(2.5 / 3)
-    assert found.unscorable == 3 / 8
+    (result,) = exam_results(answers, [exam("text", "text", TWICE)])
+    assert result.accuracy.mean == pytest.approx(2.5 / 3)
+    assert result.unscorable == 3 / 8
 
 
 def test_every_capability_counts_alike_in_the_mean() -> None:
-    asked = [exam("text", "text", GREEDY), exam("hard", "text", GREEDY), exam("image", "image", GREEDY, TWICE)]
-    items = [
+    graded = [exam("text", "text", GREEDY), exam("hard", "text", GREEDY), exam("image", "image", GREEDY, TWICE)]
+    answers = [
         *answered("base", "text", "greedy", *[(1.0,)] * 4),
         *answered("base", "hard", "greedy", *[(0.0,)] * 4),
         *answered("base", "image", "greedy", *[(0.0,)] * 4),
         *answered("base", "image", "avg@2", *[(1.0, 0.0)] * 4),
     ]
-    (row,) = mean_results(exam_results(items, asked))
+    (row,) = mean_results(exam_results(answers, graded))
     assert (row.model, row.way, row.accuracy.mean) == ("base", "greedy", 0.25)
 
 
 def test_lines_for_programs_have_as_many_cells_as_heads() -> None:
-    items = answered("base", "text", "greedy", (1.0,), (None,), (1.0,), (0.0,))
-    found = exam_results(items, [exam("text", "text", GREEDY)])
-    heads, *rows = lines(found, mean_results(found))
+    answers = answered("base", "text", "greedy", (1.0,), (None,), (1.0,), (0.0,))
+    results = exam_results(answers, [exam("text", "text", GREEDY)])
+    heads, *rows = lines(results, mean_results(results))
     assert [len(row) for row in rows] == [len(heads)] * 2
     assert rows[0][:4] == ("text", "greedy", "base", "0.6667")
+
+
+def test_an_answers_file_has_the_keys_that_scripts_read() -> None:
+    (answer,) = answered("base", "text", "greedy", (1.0,))
+    assert list(answer.to_json()) == [
+        "model", "exam", "way", "place", "question", "number", "text", "reward", "why", "tokens", "is_cut_off",
+    ]  # fmt: skip

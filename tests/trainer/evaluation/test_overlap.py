@@ -25,9 +25,9 @@ def test_the_kl_of_samples_is_that_of_the_distributions() -> None:
     exact = ((a * np.log(a / b)).sum() + (b * np.log(b / a)).sum()) / 2
     of_a, of_b = (rng.choice(6, 200_000, p=p) for p in (a, b))
     log_a, log_b = (np.log(p).astype(np.float32) for p in (a, b))
-    found = symmetric_kl(log_a[of_a], log_b[of_a], log_a[of_b], log_b[of_b])
-    assert found == pytest.approx(exact, rel=0.02)
-    assert symmetric_kl(log_b[of_b], log_a[of_b], log_b[of_a], log_a[of_a]) == pytest.approx(found)
+    kl = symmetric_kl(log_a[of_a], log_b[of_a], log_a[of_b], log_b[of_b])
+    assert kl == pytest.approx(exact, rel=0.02)
+    assert symmetric_kl(log_b[of_b], log_a[of_b], log_b[of_a], log_a[of_a]) == pytest.approx(kl)
 
 
 def scores(rng: np.random.RandomState, length: int) -> Scores:
@@ -42,23 +42,23 @@ def test_the_matrix_is_that_of_a_loop_over_tokens() -> None:
         for student in names
         for capability in ("sums", "counts")
     }
-    found = compare(names, answers, ("sums", "counts"), top_k=3, prompts=3)
+    overlaps = compare(names, answers, ("sums", "counts"), top_k=3, prompts=3)
     tokens = [(completion, token) for completion, length in enumerate(lengths) for token in range(length)]
     for a, student in enumerate(names):
         for b, teacher in enumerate(names):
             for capability in ("sums", "counts"):
-                mine, theirs = answers[student, capability], answers[teacher, capability]
+                of_a, of_b = answers[student, capability], answers[teacher, capability]
                 shared = [
-                    len(set(mine[a][c].top_ids_Ck[t].tolist()) & set(mine[b][c].top_ids_Ck[t].tolist())) / 3
+                    len(set(of_a[a][c].top_ids_Ck[t].tolist()) & set(of_a[b][c].top_ids_Ck[t].tolist())) / 3
                     for c, t in tokens
                 ]
-                forward = [float(mine[a][c].logprobs_C[t] - mine[b][c].logprobs_C[t]) for c, t in tokens]
-                backward = [float(theirs[b][c].logprobs_C[t] - theirs[a][c].logprobs_C[t]) for c, t in tokens]
-                value, kl = found.at(student, teacher, capability)
+                forward = [float(of_a[a][c].logprobs_C[t] - of_a[b][c].logprobs_C[t]) for c, t in tokens]
+                backward = [float(of_b[b][c].logprobs_C[t] - of_b[a][c].logprobs_C[t]) for c, t in tokens]
+                value, kl = overlaps.at(student, teacher, capability)
                 assert value == pytest.approx(np.mean(shared))
                 assert kl == pytest.approx((np.mean(forward) + np.mean(backward)) / 2, abs=1e-6)
-                assert kl == pytest.approx(found.at(teacher, student, capability)[1])
-    assert found.at("text", "text", "sums") == (1.0, 0.0)
+                assert kl == pytest.approx(overlaps.at(teacher, student, capability)[1])
+    assert overlaps.at("text", "text", "sums") == (1.0, 0.0)
 
 
 def some(image_from_text: float) -> Overlaps:
@@ -67,8 +67,8 @@ def some(image_from_text: float) -> Overlaps:
 
 
 def test_it_travels_as_json() -> None:
-    found = some(0.91)
-    assert Overlaps.from_json(json.loads(json.dumps(found.to_json()))) == found
+    overlaps = some(0.91)
+    assert Overlaps.from_json(json.loads(json.dumps(overlaps.to_json()))) == overlaps
 
 
 def test_the_alarm_is_a_line_for_each_student_out_of_a_teachers_reach() -> None:

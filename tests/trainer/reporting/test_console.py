@@ -38,7 +38,7 @@ def test_a_run_that_goes_on_tells_what_is_new_and_knows_the_rest(tmp_path: Path,
     with Console(RECIPE, path, "http://here") as console:
         console.look()
         assert capsys.readouterr().out == ""
-        assert (console._head("text"), console._head("image")) == (1, 1)
+        assert (console.heads()["text"], console.heads()["image"]) == (1, 1)
         run_events.write(path)
         console.look()
     assert "image@1 " not in (out := capsys.readouterr().out)
@@ -52,7 +52,7 @@ def test_on_a_terminal_it_is_a_table_that_says_who_waits_for_whom(tmp_path: Path
     console = Console(RECIPE, path, "http://here")
     console.look()
     terminal = Terminal(width=160, record=True)
-    terminal.print(console._table())
+    terminal.print(console.table())
     text = terminal.export_text()
     rows = {line.split("│")[1].strip(): line for line in text.splitlines() if line.count("│") > 3}
     assert "2 / 3" in rows["text"]
