@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from service.faults import RESTARTS_VARIABLE
 from service.processes import die_with_parent
 
-ENGINE_DIED = 70  # EX_SOFTWARE of sysexits.h; nothing else in the child ends with it
+ENGINE_DIED = 70  # EX_SOFTWARE of sysexits.h
 
 _FORWARDED = (signal.SIGTERM, signal.SIGINT)
 

@@ -80,7 +80,7 @@ class EngineScores:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """One completion; of its log-probabilities none where they were not asked for."""
+    """A completion; without log-probabilities where they were not asked for."""
 
     token_ids: tuple[int, ...]
     logprobs_C: NDArray[np.float32]
@@ -90,7 +90,7 @@ class Sampled:
 
 
 class EngineDiedError(Exception):
-    """What was asked is lost; the service is about to be started again."""
+    """The request is lost; the service is about to be started again."""
 
 
 class Engine:
@@ -196,7 +196,7 @@ class Engine:
             stop=list(stop) or None,
             stop_token_ids=[self.eos_id],
             logit_bias=self._banned,
-            flat_logprobs=True,  # else an object for every position and token, which costs more than the sampling
+            flat_logprobs=True,  # else vLLM makes an object for every position and token
             detokenize=bool(stop),  # stop strings are looked for in the text
             output_kind=RequestOutputKind.FINAL_ONLY,
         )

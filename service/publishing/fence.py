@@ -63,7 +63,7 @@ class QueueFence:
         self._queue = Queue(url, timeout_s=timeout_s)
         self._store = store
         self._informed_life: str | None = None
-        """The life of the server that has heard of every revision; a server that lost its data begins another."""
+        """The life of the server that has heard of every revision; a server that is restarted begins another."""
         self._informing = threading.Lock()
         self._threads = ThreadPoolExecutor(_THREADS, "queue")
         self._trouble: type[Exception] | None = None

@@ -1,8 +1,9 @@
 """OpenAI-compatible routes: chat, completions and the list of models, by vLLM's own routes.
 
-`model` is `base`, a branch (its head) or `branch@revision`. The revision is pinned until the answer ends, and
-named to vLLM as what it is, so that the answer says which revision spoke. Images are data URLs; nothing is
-fetched. Left out: every other route of vLLM's.
+`model` is `base`, a branch (its head) or `branch@revision`. The revision is pinned until the answer ends, and named to
+vLLM as what it is, so that the answer says which revision spoke. Images are data URLs; nothing is fetched.
+
+Left out: every other route of vLLM's.
 """
 
 import json
@@ -17,7 +18,6 @@ from service.http.problems import ProblemError
 from service.state import MEDIA_TOKENS, ServiceState, State, adapter_of
 
 router = APIRouter(tags=["OpenAI-compatible"])
-
 
 _MEDIA_KEYS = frozenset({"url", "image_url", "video_url", "audio_url", "input_audio"})
 # Tensors, pickled or not, and arguments of the processor: these reach code that trusts whoever sends them.
