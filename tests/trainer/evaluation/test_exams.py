@@ -110,7 +110,7 @@ def test_another_draw_has_other_questions_of_the_miniature_alone(tmp_path: Path)
     )
 
 
-def test_the_miniature_is_not_measured_on_the_split_that_it_is_trained_on() -> None:
+def test_the_miniature_is_not_measured_on_its_training_split() -> None:
     data = {"type": "miniature", "name": "text", "split": "validation"}
     (exam,) = exams(recipe(capabilities={"text": MINIATURE | {"data": data}}))
     assert ids(exam.prompts) == ids(prompts("text", label="text", split="test", size=20, seed=1000))

@@ -37,7 +37,7 @@ def test_one_seed_agrees_with_a_bootstrap() -> None:
 
 
 @pytest.mark.parametrize(("seeds", "questions"), [(0.0, 0.3), (0.1, 0.1), (0.05, 0.0)])
-def test_the_mean_of_all_seeds_and_questions_is_inside_19_times_of_20(seeds: float, questions: float) -> None:
+def test_the_true_mean_is_inside_19_times_of_20(seeds: float, questions: float) -> None:
     rng, inside, times = np.random.RandomState(2), 0, 1000
     for _ in range(times):
         values_SQ = (

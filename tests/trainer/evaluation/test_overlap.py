@@ -71,7 +71,7 @@ def test_it_travels_as_json() -> None:
     assert Overlaps.from_json(json.loads(json.dumps(overlaps.to_json()))) == overlaps
 
 
-def test_the_alarm_is_a_line_for_each_student_out_of_a_teachers_reach() -> None:
+def test_a_student_out_of_a_teachers_reach_is_an_alarm() -> None:
     assert list(alarms(some(0.91))) == []
     (line,) = alarms(some(0.88))
     assert line.startswith("overlap of image@3 with text@3 is 0.880 on sums, below 0.90")

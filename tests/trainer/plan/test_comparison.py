@@ -52,7 +52,7 @@ def test_every_system_can_be_made_for_several_seeds():
     assert {step.seed for step in plan.steps} == {3, 4}
 
 
-def test_a_segment_knows_its_seed_system_and_row_and_its_branch_is_named_after_them():
+def test_a_branch_is_named_after_its_segments_seed_system_and_row():
     plan = compared(systems=EVERYTHING, seeds=2)
     for segment in plan.segments:
         words = [f"s{segment.seed}", segment.system, *([segment.row] if segment.row else [])]
@@ -71,7 +71,7 @@ def test_branches_of_one_capability_draw_what_the_expert_draws(system: str):
         assert step.stream == (step.capabilities[0] if len(step.capabilities) == 1 else "mixed3")
 
 
-def test_static_students_go_on_from_their_expert_and_listen_to_the_other_as_it_was():
+def test_static_students_fork_their_expert_and_listen_to_the_frozen_other():
     plan = compared(systems=("static_v2t", "static_t2v"), seeds=1)
     origins = {start.branch: start.origin for start in plan.starts}
     assert origins["s0-static_v2t"] == "s0-experts-text@10"
@@ -104,7 +104,7 @@ def test_the_rule_of_equal_budgets_shortens_experts_that_teach():
     assert Ref("s0-experts-text", 6) in {step.makes for step in plan.steps if step.is_phase_end}
 
 
-def test_an_equal_student_listens_to_experts_as_they_were_while_they_go_on():
+def test_an_equal_student_listens_to_experts_at_an_earlier_revision():
     plan = compared(systems=("mopd", "mopd-equal"), seeds=1)
     ages = {
         name: {teacher.ref.revision for step in plan.steps if step.branch == name for teacher in step.teachers}

@@ -44,7 +44,7 @@ def test_decisions_are_read_in_order_up_to_the_first_gap() -> None:
     assert decided({}, 3) == (3,)
 
 
-def test_a_plan_with_decisions_has_cycles_of_one_length_and_can_be_made() -> None:
+def test_a_plan_with_decisions_has_cycles_of_one_length() -> None:
     recipe = small("method.cycles=4", "method.rlvr_steps=3", "method.opd_steps=2")
     plan = make_plan(recipe, (3, 2, 4))
     assert list(impossible(plan)) == []

@@ -33,7 +33,7 @@ def test_without_a_terminal_each_event_is_a_line_once(tmp_path: Path, capsys) ->
     ]
 
 
-def test_a_run_that_goes_on_tells_what_is_new_and_knows_the_rest(tmp_path: Path, capsys) -> None:
+def test_a_resumed_run_prints_what_is_new_and_knows_the_rest(tmp_path: Path, capsys) -> None:
     path = run_events.write(tmp_path / "events.jsonl", run_events.EVENTS[:3])
     with Console(RECIPE, path, "http://here") as console:
         console.look()
@@ -45,7 +45,7 @@ def test_a_run_that_goes_on_tells_what_is_new_and_knows_the_rest(tmp_path: Path,
     assert "image@3 of 3" in out
 
 
-def test_on_a_terminal_it_is_a_table_that_says_who_waits_for_whom(tmp_path: Path) -> None:
+def test_on_a_terminal_a_table_says_who_waits_for_whom(tmp_path: Path) -> None:
     path = run_events.write(
         tmp_path / "events.jsonl", [*run_events.EVENTS[:4], run_events.overlap(2, "text@2", "image@2")]
     )
