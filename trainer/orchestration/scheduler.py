@@ -109,8 +109,10 @@ class StepScheduler:
         finally:
             for lease in self._heartbeat.leases.values():
                 await self._give_back(lease)
-        for task in tasks:
-            task.result()  # raises what ended it, once every lease is given back
+        # Raised once every lease is given back. Several can have failed alike; the first stands for them.
+        failures = [error for task in tasks if (error := task.exception()) is not None]
+        if failures:
+            raise failures[0]
 
     async def _make_steps(self) -> None:
         """A step at a time, from its rollouts to its revision."""
