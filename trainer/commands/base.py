@@ -14,6 +14,7 @@ from adapters.errors import UserError
 from trainer.miniature.words import without_words
 
 THREADS = min(4, os.cpu_count() or 1)
+"""Torch would take all cores, for operations that are too small to share among many."""
 SHIPPED = ("text", "image", "video")
 """What the shipped base has learnt."""
 
@@ -48,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _build(arguments: argparse.Namespace) -> int:
-    import torch
+    import torch  # here, as in `_check`: `coevo base path` answers at once
 
     from trainer.miniature.build import Habits, Training, build, save
     from trainer.miniature.capabilities import capability
@@ -59,10 +60,12 @@ def _build(arguments: argparse.Namespace) -> int:
     if not 0 <= arguments.conflict <= 1:
         raise UserError(f"--conflict {arguments.conflict}: it is a number from 0 (none) to 1 (strong)")
     capabilities = [capability(name) for name in arguments.capabilities]
+    # Steps go round among the capabilities, so that more of them need more steps.
     steps = arguments.steps or round(Training().steps * len(capabilities) / len(SHIPPED))
     training = Training(seed=arguments.seed, steps=steps)
     torch.set_num_threads(THREADS)
     out.parent.mkdir(parents=True, exist_ok=True)
+    # Beside its place, where a rename is one move: a base that is there is whole.
     staging = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
         model, processor = build(
@@ -90,6 +93,7 @@ def _check(arguments: argparse.Namespace) -> int:
     if missing := without_words(folder, arguments.capabilities):
         raise UserError(f"--base {arguments.base} has no words for {', '.join(missing)}; take one built with them")
     torch.set_num_threads(THREADS)
+    # transformers and not vLLM: no engine is needed to see what a base can do.
     model = Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     processor = Qwen3VLProcessor.from_pretrained(folder)
     table = Table(

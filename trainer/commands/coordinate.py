@@ -36,10 +36,10 @@ def run(arguments: argparse.Namespace) -> int:
     url = url_from_environment(os.environ)
     recipe = load(arguments.recipe, arguments.set)
     check_trackers(recipe.tracking.to)
-    return asyncio.run(_run(recipe, url, arguments.tracking))
+    return asyncio.run(coordinate(recipe, url, arguments.tracking))
 
 
-async def _run(recipe: Recipe, url: str, folder: Path) -> int:
+async def coordinate(recipe: Recipe, url: str, folder: Path) -> int:
     service = from_environment(os.environ)
     run = run_id(recipe)
     async with AsyncClient(**service) as client:

@@ -51,6 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             shape = shape_of_base(recipe)
         except UserError as error:
+            # No failure: a base that was not downloaded yet is none.
             rows.append(MachineFact("WARN", "recipe fits", "unknown", str(error)))
         else:
             parts = parts_of(recipe, shape, on_gpu=bool(planned))

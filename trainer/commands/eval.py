@@ -59,6 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     for file in filter(None, (arguments.json, arguments.items)):
         if not file.absolute().parent.is_dir():
             raise UserError(f"{file}: there is no folder {file.parent}; make it first")
+    # Half the cores judge; the engine has the others.
     with RewardPool(num_children=HALF_THE_CORES) as pool, _service(folder) as service:
         try:
             results, items = asyncio.run(_measure(recipe, names, arguments, pool, service))

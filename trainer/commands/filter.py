@@ -87,8 +87,11 @@ def run(arguments: argparse.Namespace) -> int:
     base = base_of(recipe)
     digest = base_digest(base)
     with RewardPool(num_children=HALF_THE_CORES) as pool:
-        model = asyncio.run(_model(digest, arguments.adapter))
-        pool.check(rule)
+        try:
+            model = asyncio.run(_pinned_model(digest, arguments.adapter))
+        except ServiceError as error:
+            raise UserError(str(error)) from None
+        pool.check(rule)  # a rule that does not load is told now, not with the first answer
         prompts = fit(recipe, base)(name, open_prompts(name, data, seed=recipe.seed, limits=Limits()))
         rating = RateRequest(
             name, model, digest, prompts.fingerprint, recipe.seed, samples, temperature, rollout.top_p,
@@ -162,12 +165,10 @@ def _journal_path(out: Path, data: Data, *, resume: bool) -> Path:
 # ---- asking ----
 
 
-async def _model(base: str, adapter: str) -> str:
+async def _pinned_model(base: str, adapter: str) -> str:
+    """The revision that the adapter is now: all answers are one model's, and the journal names it."""
     async with _client(base) as client:
-        try:
-            (model,) = await pinned(client, [adapter])
-        except ServiceError as error:
-            raise UserError(str(error)) from None
+        (model,) = await pinned(client, [adapter])
     return model
 
 

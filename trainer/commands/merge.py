@@ -37,10 +37,12 @@ def run(arguments: argparse.Namespace) -> int:
         check_hub(arguments.push)
     scores = card_scores(arguments.scores) if arguments.scores else {}
     recipe = recipe_of(arguments.adapters)
+    # The command's own words come before the recipe's.
     name = arguments.base or (recipe.base.name if recipe else None)
     if name is None:
         raise UserError("--base: which one are they of? give miniature, a folder or a hub name")
     folder = locate(name)
+    # A card names the base: a folder's own name says more there than a path of this machine.
     base = open_base(folder, folder.name if Path(name).is_dir() else name)
     method = arguments.method or (recipe.merge.method if recipe and recipe.merge.method != "none" else "mean")
     branches = branches_of(arguments.adapters, arguments.store, base)
@@ -123,6 +125,7 @@ def push(folder: Path, name: str) -> str:
 def make(
     base: MergeBase, merge_plan: MergePlan, out: Path | None, adapter: Path | None, scores: dict[str, dict[str, float]]
 ) -> None:
+    # First the small one: what is wrong with the branches is seen before many GB are written.
     if adapter is not None:
         write_adapter(base, merge_plan, adapter)
         print(f"adapter: {adapter}")

@@ -53,6 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     tokenizer: Any = AutoTokenizer.from_pretrained(locate(arguments.base or base))
     console = Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
     console.print(Text(f"{rollouts.run}: {rollouts.branch}@{rollouts.step}", style="bold"))
+    # All parts, but few prompts of each: a step has hundreds of completions.
     for part in parts:
         for line in lines(part, tokenizer.decode, arguments.prompts, arguments.completions):
             # In a file a line stays a line, for who searches it.

@@ -30,8 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    async def read_runs() -> list[RunInfo]:
+        # Ten seconds, not the client's ten minutes: a person waits for this.
+        async with AsyncClient(**from_environment(os.environ), timeout_s=10) as client:
+            return await client.runs()
+
     try:
-        all_runs = asyncio.run(_read_runs())
+        all_runs = asyncio.run(read_runs())
     except ServiceError as error:
         raise UserError(str(error)) from None
     runs = [run for run in all_runs if arguments.run in (None, run.id)]
@@ -49,15 +54,10 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-async def _read_runs() -> list[RunInfo]:
-    # Ten seconds, not the client's ten minutes: a person waits for this.
-    async with AsyncClient(**from_environment(os.environ), timeout_s=10) as client:
-        return await client.runs()
-
-
 def rows(run: RunInfo, queue: Queue | None) -> Iterator[tuple[str, ...]]:
     heads = {name: branch.head for name, branch in run.branches.items()}
     waiting = queue.waiting(heads) if queue else {}
+    # The run's recipe is the queue's: the service knows what happened, not what is to come.
     plan = _plan_of(queue, run.id) if queue else None
     for name, branch in run.branches.items():
         reward = "-" if branch.reward is None else f"{branch.reward:.3f}"

@@ -100,7 +100,10 @@ class Coordinator:
         try:
             heads = await asyncio.to_thread(self._queue.heads)
             # 1. Branches that can start, and the run itself where the queue was emptied.
-            await self._start_branches(heads)
+            for start in self._plan.starts:
+                origin = Ref.parse(start.origin)
+                if start.branch not in heads and (origin.branch == BASE or is_there(origin, heads)):
+                    await self._client.fork(start.branch, start.origin)
             if not await asyncio.to_thread(self._queue.has_run, self._run):
                 await self._put("running")
             # 2. Jobs. First what is decided of an adaptive rhythm: jobs behind it may still change.
@@ -154,12 +157,6 @@ class Coordinator:
         problems = list(impossible(self._plan, existing))
         if problems:
             raise UserError(f"{problems[0]}; publish it in this store first, or change branches.*.init")
-
-    async def _start_branches(self, heads: Mapping[str, int]) -> None:
-        for start in self._plan.starts:
-            origin = Ref.parse(start.origin)
-            if start.branch not in heads and (origin.branch == BASE or is_there(origin, heads)):
-                await self._client.fork(start.branch, start.origin)
 
     async def _retire(self, heads: Mapping[str, int]) -> None:
         # By the service's list: the queue knows heads only.

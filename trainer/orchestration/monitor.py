@@ -92,7 +92,8 @@ class RunMonitor:
         """Begins what can be measured now. Whether nothing is left to measure."""
         if self._questions is None:
             # In a thread and before they are needed: data sets may take minutes to open.
-            self._questions = asyncio.create_task(asyncio.to_thread(_open_questions, self._recipe))
+            opened = asyncio.to_thread(lambda: (exams(self._recipe), decoder(self._recipe)))
+            self._questions = asyncio.create_task(opened)
         if self._questions.done():
             self._questions.result()  # questions that cannot be opened are told long before they are asked
         left = [
@@ -210,7 +211,3 @@ class RunMonitor:
 def first_prompts(exam: Exam, count: int) -> list[Prompt]:
     # By index: prompts are opened one by one, and a slice of all would open all.
     return [exam.prompts[index] for index in range(min(count, len(exam.prompts)))]
-
-
-def _open_questions(recipe: Recipe) -> tuple[list[Exam], Decode]:
-    return exams(recipe), decoder(recipe)

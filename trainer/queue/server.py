@@ -121,7 +121,11 @@ def start(folder: Path, port: int = 0) -> Generator[Server]:
                 yield server
                 return
         finally:
-            _stop(server.process)
+            server.process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                server.process.wait(_STOP_WITHIN_S)
+            server.process.kill()
+            server.process.wait()
         log = (folder / LOG).read_bytes()[log_start:].decode(errors="replace").strip()
         if "Address already in use" not in log:
             reason = log.splitlines()[-1] if log else f"exit status {server.process.returncode}"
@@ -220,12 +224,3 @@ def _is_ready(server: Server) -> bool:
                     return True
             time.sleep(0.01)
     return False
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(_STOP_WITHIN_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
