@@ -12,6 +12,7 @@ from rich.table import Table
 from adapters.base import locate
 from adapters.errors import UserError
 from trainer.miniature.words import without_words
+from trainer.reporting.percent import percent
 
 THREADS = min(4, os.cpu_count() or 1)
 """Torch would take all cores, for operations that are too small to share among many."""
@@ -107,6 +108,6 @@ def _check(arguments: argparse.Namespace) -> int:
     for row in rows:
         figures = (row.greedy, row.sampled, row.passed, row.swapped, row.guess, row.constant)
         name, level = (row.capability, str(row.level)) if row.level else (f"[bold]{row.capability}[/bold]", "all")
-        table.add_row(name, level, *(f"{100 * figure:.1f}" for figure in figures), end_section=not row.level)
+        table.add_row(name, level, *map(percent, figures), end_section=not row.level)
     Console().print(table)
     return 0

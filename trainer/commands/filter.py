@@ -48,6 +48,7 @@ from trainer.evaluation.pass_rates import (
 from trainer.recipe import CapabilityConfig, DatasetData, MiniatureData, Recipe
 from trainer.recipe.arguments import add_recipe_arguments
 from trainer.recipe.file import load
+from trainer.reporting.percent import percent
 from trainer.rewards.pool import HALF_THE_CORES, RewardPool
 
 _MOST_SAMPLES = 1024
@@ -230,9 +231,9 @@ def lines(name: str, rated: Sequence[PromptRate], bounds: Bounds, prompts: Promp
     cut_off_shares = [prompt.cut_off for prompt in rated if prompt.lost != "unreadable"]
     if cut_off_shares:
         cut_off = sum(cut_off_shares) / len(cut_off_shares)
-        yield f"{100 * cut_off:.1f} % of the answers were cut off"
+        yield f"{percent(cut_off)} % of the answers were cut off"
     bars = histogram((prompt.rate for prompt in rated if prompt.rate is not None), samples)
     most = max(count for _, count in bars) or 1  # no bar at all if no prompt has a rate
     yield "pass rate    rows"
     for share, count in bars:
-        yield f"{100 * share:7.1f} %{count:8,}  {'#' * math.ceil(_WIDTH * count / most)}".rstrip()
+        yield f"{percent(share):>7} %{count:8,}  {'#' * math.ceil(_WIDTH * count / most)}".rstrip()
