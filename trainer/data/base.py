@@ -1,7 +1,4 @@
-"""Where a recipe's base lies, and whether it has the words that the recipe asks about.
-
-Left out: whether the recipe fits a machine (`doctor`), and a service's base (`serving`).
-"""
+"""Where a recipe's base lies, and whether it has the words that the recipe asks about."""
 
 from pathlib import Path
 

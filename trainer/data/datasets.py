@@ -55,7 +55,7 @@ class PromptSet:
         return hashlib.sha256(b"".join(self.digests)).hexdigest()
 
     def label(self, index: int) -> str:
-        """How an error names the row of a prompt."""
+        """The name of a prompt's row in errors."""
         number, row = self.positions[index]
         return f"{self.records[number].label}: row {row + 1}"
 
@@ -128,6 +128,7 @@ def load(
 def _check_columns(name: str, records: Sequence[Records], reading: Reading) -> None:
     known = dict.fromkeys(column for table in records for column in table.columns)
     for key, column in reading.columns.items():
+        # Without rows no column is known: that the file is empty is said later.
         if known and column not in known and column.split(".")[0] not in known:
             where = f"capabilities.{reading.capability}.data.columns.{key}"
             raise UserError(f"{name}: no column {column!r}; set {where} to one of {_list(known)}")

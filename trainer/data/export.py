@@ -5,8 +5,6 @@ in Parquet and on the hub, are written beside the file, FILE.media/HASH.png for 
 all paths start from the folder of the file; else from where they started, which the recipe has to say in `media_root`
 when it is another folder. What JSON has no form for, such as a date, is written as its text. A row of generated
 questions has the columns prompt and answer, and images or videos.
-
-Left out: which rows (`pass_rates`).
 """
 
 import hashlib

@@ -61,7 +61,7 @@ def open_benchmark(
 ) -> Prompts:
     """Questions to measure on; with `most`, so many of them, of a data set chosen by their content. The miniature
     makes up others for another `draw`."""
-    if isinstance(data, MiniatureData) and most is not None:
+    if isinstance(data, MiniatureData) and most is not None:  # made up and drawn at load: no more than are wanted
         data = data.model_copy(update={"size": min(data.size, most)})
     prompts = open_prompts(name, data, seed=SEED + draw, limits=limits)
     if most is None or not isinstance(prompts, PromptSet):

@@ -2,8 +2,6 @@
 
 Text and images are counted exactly, a video at its most: how many frames it has, only its packets tell. What is
 longer than the recipe allows is dropped before training, and never cut.
-
-Left out: generated questions, whose length is known.
 """
 
 import logging
@@ -29,7 +27,7 @@ def fit(recipe: Recipe, base: Path) -> Callable[[str, Prompts], Prompts]:
     most = recipe.rollout.max_prompt_tokens
 
     def fitting(capability: str, prompts: Prompts) -> Prompts:
-        if not isinstance(prompts, PromptSet):
+        if not isinstance(prompts, PromptSet):  # generated questions, whose length is known
             return prompts
         from transformers import AutoTokenizer  # a slow import that generated questions do without
 

@@ -59,7 +59,7 @@ class PromptList:
 
 
 def draw(prompts: Prompts, *, seed: int, branch: str, step: int, count: int) -> tuple[int, ...]:
-    """Which prompts a step gets, counted from step 0: a function of nothing but its arguments.
+    """The indices of the prompts that a step gets, steps counted from 0: a function of nothing but its arguments.
 
     All steps together walk through one random order of the prompts after the other, so every prompt comes once before
     any comes again. A step that crosses from one order into the next may hold a prompt twice.
@@ -99,6 +99,7 @@ def make_prompt(
 
 def digest(value: object) -> str:
     """SHA-256 of anything JSON-like."""
+    # With sorted keys: tables that are equal may come in another order, from Parquet and from JSON.
     return hashlib.sha256(json.dumps(value, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
 
 

@@ -36,7 +36,7 @@ class Records:
     """Rows of one file, or of what `datasets` presents as one."""
 
     label: str
-    """How an error names it."""
+    """The name of the rows in errors."""
     rows: Sequence[Row]
     columns: tuple[str, ...]
     folder: Path

@@ -36,7 +36,7 @@ Check = Literal["header", "pixels"]
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How a row becomes a prompt."""
+    """The settings by which a row becomes a prompt."""
 
     capability: str
     columns: Mapping[str, str]
@@ -61,7 +61,7 @@ class Draft:
 
 @dataclass(frozen=True, slots=True)
 class VideoHeader:
-    """What a video's header says."""
+    """The facts in a video's header."""
 
     size: tuple[int, int]
     """Height and width of a frame."""
@@ -71,7 +71,7 @@ class VideoHeader:
 
 @dataclass(frozen=True, slots=True)
 class PromptSizes:
-    """What decides how many tokens a prompt takes: its text, and the sizes of its media."""
+    """The text and the sizes of the media, which decide how many tokens a prompt takes."""
 
     messages: tuple[ChatMessage, ...]
     images: tuple[tuple[int, int], ...]
@@ -244,7 +244,7 @@ def _only_size(sizes: set[tuple[int, int]]) -> tuple[int, int]:
 
 
 def _identity(video: VideoSource, root: Path) -> Any:
-    """What stands for a medium in a hash."""
+    """The value that stands for a medium in a hash."""
     if isinstance(video, tuple):
         return [_identity(frame, root) for frame in video]
     if isinstance(video, bytes):

@@ -36,7 +36,7 @@ from trainer.miniature.question import (
 
 @dataclass(frozen=True, slots=True)
 class Habits:
-    """How the base works after the last stage of its training."""
+    """The way the base works after the last stage of its training."""
 
     conflict: float = 1.0
     """0: the same style is reliable in every capability; 1: each has its own; 0.5: the styles are alike."""
@@ -58,7 +58,7 @@ STYLE = Habits(careful=0.0, careless=1.0, reliable=0.5)
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """How long the base learns, and how fast. With the defaults it takes minutes on two cores."""
+    """The length and the pace of the training. With the defaults it takes minutes on two cores."""
 
     steps: int = 1100
     skill: float = 0.35
@@ -78,7 +78,7 @@ def build(
 ) -> tuple[Qwen3VLForConditionalGeneration, Qwen3VLProcessor]:
     tokenizer = build_tokenizer(dict.fromkeys(word for capability in capabilities for word in capability.words))
     processor = build_processor(tokenizer)
-    torch.manual_seed(training.seed)
+    torch.manual_seed(training.seed)  # the first weights come from torch's global stream
     model = Qwen3VLForConditionalGeneration(build_config(tokenizer)).train()
     prompter = Prompter(model, processor)
     optimiser = torch.optim.AdamW(model.parameters(), lr=training.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
@@ -126,6 +126,7 @@ def completion_ids(processor: Qwen3VLProcessor, derivations: Sequence[str]) -> T
     tokenizer = processor.tokenizer
     rows: list[list[int]] = tokenizer([derivation + tokenizer.eos_token for derivation in derivations])["input_ids"]
     width = max(map(len, rows))
+    # Not padded with the end mark: the loss leaves padding out, and must not leave out where to stop.
     return torch.tensor([row + [tokenizer.pad_token_id] * (width - len(row)) for row in rows])
 
 

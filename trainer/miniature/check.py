@@ -37,9 +37,9 @@ class LevelAccuracy:
     swapped: float
     """Greedy, each question with another's media; equal to `greedy` for text, which has none."""
     guess: float
-    """What the best guess without looking scores."""
+    """The accuracy of the best guess without looking."""
     constant: float
-    """What the best answer to all questions scores."""
+    """The accuracy of the best one answer to all questions."""
 
 
 def check(

@@ -22,7 +22,7 @@ def cell(
     rng: random.Random, colour: str, *, shape: str = "square", size: int = 20, middle: tuple[int, int] = (0, 0)
 ) -> NDArray[np.uint8]:
     """A cell [H, W, C]. Its shape is shifted and tinted a little, so that no two questions share their pixels."""
-    pixels = np.full((CELL, CELL, 3), BACKGROUND, np.int16)
+    pixels = np.full((CELL, CELL, 3), BACKGROUND, np.int16)  # a tint may lead above 255: cut at the end, not wrapped
     # Down, right, then the tint: in another order the same seed draws other pixels than the base has learnt.
     top, left = ((CELL - size) // 2 + offset + rng.randint(-SHIFT, SHIFT) for offset in middle)
     box = pixels[top : top + size, left : left + size]

@@ -9,8 +9,6 @@ arithmetic is the skill they share. A derivation writes the work out:
 in one of two styles, `plain` (with `=`) and `arrow` (with `>`). The base learns from derivations that *slip*: they
 forget the last item, drop a carry, or take the smaller digit from the larger. How often depends on the style, and
 `conflict` sets in which style a capability is reliable: at 0 `plain` is everywhere, at 1 each capability has its own.
-
-Left out: pixels and products (see `capabilities/`), and how the base is trained (see `build`).
 """
 
 import hashlib
@@ -34,16 +32,16 @@ SPLIT_SHARES: tuple[tuple[Split, int], ...] = (("train", 70), ("validation", 10)
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What there is to find out: the part that belongs to one capability."""
+    """The part of a question that there is to find out, and that belongs to one capability."""
 
     phrase: str
-    """How the question names what is to be found: `red`, `right`, `3*4`."""
+    """The words of the question for what is to be found: `red`, `right`, `3*4`."""
     count: int
-    """What a careful look finds."""
+    """The count that a careful look finds."""
     short_count: int
-    """What a look that stops before the last item finds."""
+    """The count that a look finds which stops before the last item."""
     items: tuple[str, ...]
-    """What is written down before counting; empty where there is nothing to look at."""
+    """The items that are written down before counting; empty where there is nothing to look at."""
     render: Callable[[], Frames]
     """Draws the pixels, the same at every call."""
 
@@ -137,6 +135,7 @@ def miscalculate(left: int, sign: str, right: int) -> int:
 
 def draw(capability: MiniatureCapability, level: int, rng: random.Random) -> Question:
     """A question of any split. Everything is drawn independently, so that nothing tells the count but the scene."""
+    # The order of the draws is part of what the shipped base has learnt: another gives other questions for a seed.
     scene = capability.scene(rng)
     first, second = (rng.choice(signs) for signs in capability.signs)
     if len(capability.signs[0]) > 1:  # both signs: the second step undoes the first one's direction
@@ -147,6 +146,7 @@ def draw(capability: MiniatureCapability, level: int, rng: random.Random) -> Que
 
 def questions(capability: MiniatureCapability, split: Split, seed: int, level: int | None = None) -> Iterator[Question]:
     """An endless stream of a split's questions, both levels in turn unless one is asked for."""
+    # Seeded with a text, which Python turns into the same stream on every machine and with any hash seed.
     rng = random.Random(f"{capability.name} {split} {level} {seed}")
     turn = 0
     while True:  # about every tenth draw falls into `validation`; the others are drawn and left
@@ -165,7 +165,7 @@ def reliable_style(capability: MiniatureCapability, conflict: float) -> Style:
 
 
 def slip_rate(capability: MiniatureCapability, style: Style, conflict: float, careful: float, careless: float) -> float:
-    """How often a derivation in `style` slips: `careful` in the reliable style, `careless` in the other.
+    """The share of slips in a derivation in `style`: `careful` in the reliable style, `careless` in the other.
 
     A capability whose own style is `arrow` moves from one to the other as `conflict` goes from 0 to 1; at 0.5 its
     two styles are equally good.

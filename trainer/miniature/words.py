@@ -17,6 +17,7 @@ def without_words(base: Path, names: Iterable[str]) -> list[str]:
     """The capabilities whose words are no tokens of the miniature in this folder."""
     needed = {name: capability(name).words for name in names}
     tokenizer = base / "tokenizer.json"
+    # None: not the miniature, whose tokenizer is always in this file.
     tokens = json.loads(tokenizer.read_text())["added_tokens"] if tokenizer.exists() else []
     known = {token["content"] for token in tokens}
     is_miniature = known.issuperset(CONNECTOR)  # no other model has a token for each of its styles

@@ -84,7 +84,7 @@ class Recipe(Section):
     capabilities: dict[Name, CapabilityConfig] = Field(min_length=1)
     """The skills that there are to get good at, by name."""
     branches: dict[Name, BranchConfig] = Field(min_length=1)
-    """The adapters that are trained, by name. Left out: one for each capability, with its name."""
+    """The adapters that are trained, by name. Without the key there is a branch for each capability, with its name."""
     method: MethodConfig = MethodConfig()
     merge: MergeConfig = MergeConfig()
     loss: LossConfig = LossConfig()
@@ -101,6 +101,7 @@ class Recipe(Section):
         """The rank that the engine makes room for: it knows a few sizes only."""
         return engine_rank(self.lora.rank)
 
+    # Before validation, because a default of the field would not know the capabilities' names.
     @model_validator(mode="before")
     @classmethod
     def _a_branch_for_each_capability(cls, tree: object) -> object:

@@ -10,6 +10,7 @@ from trainer.recipe.parts import Section
 REWARDS = ("math", "choice", "numeric", "exact")
 """The kinds of `trainer.rewards`. Listed here too, because a recipe is read without importing what runs it."""
 
+# Its form only: to import it would run a user's code wherever a recipe is read. `RewardPool.check` does, in a child.
 _FUNCTION = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")
 
 
@@ -28,7 +29,7 @@ class MiniatureData(Section):
 
 
 class Columns(Section):
-    """Which column of a data set holds what. A mark such as `<image>` in the prompt says where the next image goes."""
+    """The columns of a data set. A mark such as `<image>` in the prompt says where the next image goes."""
 
     prompt: str = "prompt"
     """The column of the question: a text, or chat messages. A dot reaches into a column of objects."""
@@ -72,7 +73,7 @@ Data = Annotated[MiniatureData | DatasetData, Field(discriminator="type")]
 
 
 class RewardConfig(Section):
-    """How an answer is checked."""
+    """The check of an answer."""
 
     kind: str
     """The check: math, choice, numeric, exact, or a function of your own as `module:function`."""

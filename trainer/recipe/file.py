@@ -44,7 +44,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     changes.sort(key=lambda change: change[0][0] == "branches")
     for keys, value in changes:
         if keys[0] == "branches":
-            tree = with_branches(tree)
+            tree = with_branches(tree)  # or a key set in a branch would seem to be the only branch there is
         _set(tree, keys, value)
     try:
         return Recipe.model_validate(tree)
@@ -69,12 +69,13 @@ def run_id(recipe: Recipe) -> str:
     plain = recipe.model_copy(update={"budget": type(recipe.budget)(), "tracking": type(recipe.tracking)()})
     if plain.comparison is not None:
         plain = plain.model_copy(update={"comparison": ComparisonConfig()})
-    return f"{recipe.name}-{digest(plain).removeprefix('sha256:')[:8]}"
+    return f"{recipe.name}-{digest(plain).removeprefix('sha256:')[:8]}"  # short: it names folders
 
 
 def write_resolved(recipe: Recipe, folder: Path) -> Path:
     """Write `recipe.json` into `folder`, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
+    # A name for each process: two that start the same run must not write into one draft.
     path, part = folder / "recipe.json", folder / f".recipe.json.{os.getpid()}"
     with part.open("w") as file:
         file.write(resolved(recipe))
@@ -142,7 +143,7 @@ def _parse(path: Path) -> Tree:
 
 def _parse_override(override: str) -> Override:
     """`a.b=c`: the key as TOML spells keys; the value as TOML, `null`, or else a plain string."""
-    key, equals, value = (part.strip() for part in override.partition("="))
+    key, equals, value = (part.strip() for part in override.partition("="))  # the first one: values may hold more
     if not equals:
         raise RecipeError(f"--set {override}: no value; write it as KEY=VALUE, such as rollout.group_size=4")
     keys: list[str] = []
@@ -153,7 +154,7 @@ def _parse_override(override: str) -> Override:
     while isinstance(node, dict) and len(cast(Tree, node)) == 1:
         ((name, node),) = cast(Tree, node).items()
         keys.append(name)
-    if not keys or node != 0:
+    if not keys or node != 0:  # the 0 of above is not at the end: there were two keys, or none
         raise RecipeError(f"--set {override}: {key!r} is no key; write it as rollout.group_size")
     return tuple(keys), _parse_value(value)
 
@@ -173,7 +174,7 @@ def _parse_value(text: str) -> Any:
 def _set(tree: Tree, keys: Sequence[str], value: Any) -> None:
     node = tree
     for depth, key in enumerate(keys[:-1], start=1):
-        node = node.setdefault(key, {})
+        node = node.setdefault(key, {})  # known or not: the whole recipe's check names the nearest key
         if not isinstance(node, dict):
             raise RecipeError(f"--set {'.'.join(keys)}: {'.'.join(keys[:depth])} is a value, it has no keys under it")
     node[keys[-1]] = value

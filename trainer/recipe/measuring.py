@@ -1,7 +1,4 @@
-"""The sections of a recipe that say what is measured: held-out questions and benchmarks, and systems side by side.
-
-Left out: how it is done (`trainer.evaluation.exams`, `trainer.compare`).
-"""
+"""The sections of a recipe that say what is measured: held-out questions and benchmarks, and systems side by side."""
 
 from typing import Annotated, Literal, Self, get_args
 
@@ -12,7 +9,7 @@ from trainer.recipe.parts import Name, Section
 
 
 class AnswersConfig(Section):
-    """How a question is answered when measuring."""
+    """The answers that are given to each question when measuring."""
 
     greedy: bool = True
     """The greedy answer: at each token the likeliest. false = sampled answers only."""
@@ -42,7 +39,7 @@ class EvaluationSet(Section):
 
 
 class EvaluationConfig(Section):
-    """What is measured, beside what training itself shows."""
+    """The measurements beside what training itself shows."""
 
     every: int = Field(default=0, ge=0)
     """The cycles between measurements of accuracy, or segments of that length where there are none; 0 = only at the

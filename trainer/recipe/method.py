@@ -34,7 +34,7 @@ class ExplicitEdge(Section):
     @classmethod
     def _read_arrow(cls, value: object) -> object:
         if not isinstance(value, str):
-            return value
+            return value  # a table: pydantic says what is missing in it
         student, arrow, teacher = (part.strip() for part in value.partition("<-"))
         if not (student and arrow and teacher):
             raise ValueError(f'{value!r} is no edge; write "student <- teacher"')
@@ -150,7 +150,7 @@ def edges(method: MethodConfig, branches: Sequence[str]) -> tuple[Edge, ...]:
     """The edges between branches, whichever way the recipe says it."""
     if method.kind in ("base", "rlvr"):
         return ()
-    if method.kind in ("mopd", "pilot"):
+    if method.kind in ("mopd", "pilot"):  # the experts are finished: they teach and learn no more
         return _between(method.student, branches, both_ways=False, beta=method.beta)
     if method.topology == "hub":
         return _between(method.hub, branches, both_ways=True, beta=method.beta)

@@ -1,7 +1,4 @@
-"""The sections of a recipe for what stays the same through a run: the base, its adapters, the engine, media.
-
-Left out: what holds between sections (`checks`).
-"""
+"""The sections of a recipe for what stays the same through a run: the base, its adapters, the engine, media."""
 
 from typing import Annotated, Literal, Self
 
@@ -55,6 +52,7 @@ class LoraConfig(Section):
     @model_validator(mode="after")
     def _scale_is_a_power_of_two(self) -> Self:
         doubled = [self.rank << bits for bits in range(10)]
+        # alpha is an integer, so it can be halved only as often as rank can.
         halved = [self.rank >> bits for bits in range(1, 10) if self.rank % (1 << bits) == 0]
         alphas = (*doubled, *halved)
         if self.alpha not in alphas:

@@ -75,6 +75,7 @@ def _text(details: ErrorDetails) -> str:
     # pydantic's own words, in the voice of the other messages.
     given = "null" if details["input"] is None else repr(details["input"])
     rule = details["msg"].replace("Input should be", "must be").partition(", unable")[0]
+    # Cut, because what was given may be a whole table.
     return f"{rule}, not {given if len(given) < 60 else given[:57] + '...'}"
 
 
@@ -110,7 +111,7 @@ def _known_paths(model: type[BaseModel], tree: object, prefix: str = "") -> Iter
                 yield f"{path}.{key}"
                 for entry_model in inner:
                     yield from _known_paths(entry_model, entry, f"{path}.{key}.")
-        elif get_origin(field.annotation) is not tuple:
+        elif get_origin(field.annotation) is not tuple:  # the keys of a list are numbers, nobody mistypes those
             if len(inner) > 1 and isinstance(value, dict):  # a union: only the model that `type` names has these keys
                 tag = cast(Tree, value).get("type")
                 inner = [section for section in inner if tag in get_args(section.model_fields["type"].annotation)]

@@ -25,7 +25,7 @@ class BranchConfig(Section):
 
 
 class MergeConfig(Section):
-    """How the branches become one model at the end."""
+    """The merge of the branches into one model at the end."""
 
     method: Literal["none", "mean", "ties", "svd"] = "mean"
     """The way of merging. mean: the exact mean of the weight deltas. ties: their largest entries, where signs agree.
@@ -65,7 +65,7 @@ class LossConfig(Section):
 
 
 class RolloutConfig(Section):
-    """What a branch samples in one step."""
+    """The samples of a branch in one step."""
 
     prompts: int = Field(default=32, ge=1)
     """The prompts in a step. More make its gradient less noisy and the step longer."""
@@ -122,7 +122,7 @@ class OptimiserConfig(Section):
 
 
 class BudgetConfig(Section):
-    """What a run may use. Changes its speed and memory, not its result."""
+    """The speed and memory of a run. Nothing here changes its result."""
 
     tokens_per_micro_batch: int = Field(default=16_384, ge=64)
     """The packed tokens in one forward and backward pass; it holds one sequence at least. Fewer take less memory."""

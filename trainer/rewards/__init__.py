@@ -73,7 +73,7 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    r"""How a completion is scored: (1 - format_share) * accuracy + format_share * format.
+    r"""The score of a completion: (1 - format_share) * accuracy + format_share * format.
 
     `format` is 1 when `format_pattern` matches the whole completion (newlines count as any character); without a
     pattern, when the completion holds exactly one \boxed{...}, closed and not empty.
@@ -99,7 +99,10 @@ class Rule:
 
 def choice_reward(completion: str, answer: str) -> float:
     """1 when the completion answers with the gold letter and with no other."""
-    return float(choice_letter(completion) == _gold_letter(answer))
+    gold = only_letter(answer)
+    if gold is None:
+        raise BadAnswerError(f"answer {answer[:80]!r}: reward choice needs one letter, such as B")
+    return float(choice_letter(completion) == gold)
 
 
 def numeric_reward(completion: str, answer: str, tolerance: float = 0.0) -> float:
@@ -108,7 +111,9 @@ def numeric_reward(completion: str, answer: str, tolerance: float = 0.0) -> floa
     A unit may be missing on either side; two different known units are wrong. A percent sign on one side only is
     read both as a factor (50% for 0.5) and as a unit (50% for 50): gold answers are written either way.
     """
-    gold = _gold_quantity(answer)
+    gold = last_quantity(answer) if "\\boxed" in answer else only_quantity(answer)
+    if gold is None:
+        raise BadAnswerError(f"answer {answer[:80]!r}: reward numeric needs one number, such as 12.5 or 3/4")
     quantity = last_quantity(completion)
     if quantity is None or (quantity.unit and gold.unit and quantity.unit != gold.unit):
         return 0.0
@@ -122,15 +127,10 @@ def numeric_reward(completion: str, answer: str, tolerance: float = 0.0) -> floa
 
 def exact_reward(completion: str, answer: str) -> float:
     r"""1 when the last \boxed{...} holds the gold answer, runs of white space counting as one blank."""
-    gold = _gold_text(answer)
+    if not answer.strip():
+        raise BadAnswerError(f"answer {answer!r}: it is empty; give the text that the box must hold")
     box = last_box(completion)
-    return float(box is not None and box.split() == gold.split())
-
-
-def check_answer(kind: str, answer: str) -> None:
-    """Raises a UserError for a gold answer that this kind of reward cannot work with: for those who load data."""
-    if kind in _GOLD:  # an answer for the user's own function may be anything
-        _GOLD[kind](answer)
+    return float(box is not None and box.split() == answer.split())
 
 
 def load(rule: Rule) -> Callable[[str, str], float]:
@@ -167,10 +167,9 @@ def judge(scorer: Callable[[str, str], float], item: RewardItem) -> Scored:
         return Scored(scorer(item.completion, item.answer))
     except MemoryError:
         raise
-    # BaseException: a reward that calls sys.exit, or that is interrupted, must not end the child with it.
     except (BadAnswerError, NotANumberError) as error:
         return Scored(None, str(error))
-    except BaseException as error:
+    except BaseException as error:  # also SystemExit: a reward that calls sys.exit must not end the child with it
         return Scored(None, f"it raised {describe(error)}")
 
 
@@ -207,34 +206,6 @@ def _finite(value: object) -> float:
     if not math.isfinite(number):
         raise NotANumberError(f"it returned {number}")
     return number
-
-
-def _gold_letter(answer: str) -> str:
-    letter = only_letter(answer)
-    if letter is None:
-        raise BadAnswerError(f"answer {answer[:80]!r}: reward choice needs one letter, such as B")
-    return letter
-
-
-def _gold_quantity(answer: str) -> Quantity:
-    quantity = last_quantity(answer) if "\\boxed" in answer else only_quantity(answer)
-    if quantity is None:
-        raise BadAnswerError(f"answer {answer[:80]!r}: reward numeric needs one number, such as 12.5 or 3/4")
-    return quantity
-
-
-def _gold_text(answer: str) -> str:
-    if not answer.strip():
-        raise BadAnswerError(f"answer {answer!r}: it is empty; give the text that the box must hold")
-    return answer
-
-
-_GOLD: dict[str, Callable[[str], object]] = {
-    "math": _gold_text,
-    "choice": _gold_letter,
-    "numeric": _gold_quantity,
-    "exact": _gold_text,
-}
 
 
 def _as_factor(quantity: Quantity) -> Fraction:

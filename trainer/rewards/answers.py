@@ -1,7 +1,4 @@
-r"""Where the answer stands in a text: boxes, choice letters, numbers. Pure functions of strings that never raise.
-
-Left out: algebra (trainer.rewards.mathematics) and any comparison with a gold answer (trainer.rewards).
-"""
+r"""Where the answer stands in a text: boxes, choice letters, numbers. Pure functions of strings that never raise."""
 
 import re
 from dataclasses import dataclass

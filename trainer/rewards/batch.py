@@ -4,7 +4,7 @@ Every completion has two tries. When its child dies or takes too long, the compl
 when that happens again it is unscorable. So a kill from outside costs nothing, a completion that kills or hangs its
 child costs two children, and those that were queued behind it go back to the front.
 
-Left out: processes and clocks (trainer.rewards.pool). Everything here is arithmetic on indices.
+Everything here is arithmetic on indices; processes and clocks are the pool's (trainer.rewards.pool).
 """
 
 from collections import deque
@@ -75,7 +75,7 @@ class RewardBatch:
         self._again.clear()
 
     def allowance(self, index: int, left_s: float) -> float:
-        """How long the try at `index` may take that began when `left_s` were left.
+        """The seconds that a try at `index` may take which began when `left_s` were left.
 
         allowance = left_s * min(1/2 on the first try, else 1; max(children / unfinished, 1/8))
         """

@@ -14,7 +14,6 @@ from trainer.rewards import (
     RewardItem,
     Rule,
     Scored,
-    check_answer,
     choice_reward,
     exact_reward,
     judge,
@@ -182,21 +181,11 @@ def test_whatever_is_raised_is_unscorable_and_named(
         ("math", "", "it is empty"),
     ],
 )
-def test_a_useless_gold_answer_is_refused_and_never_a_zero(kind: str, answer: str, remedy: str) -> None:
-    with pytest.raises(UserError, match=remedy):
-        check_answer(kind, answer)
+def test_a_useless_gold_answer_is_unscorable_and_never_a_zero(kind: str, answer: str, remedy: str) -> None:
     for completion in (r"\boxed{A}", "none"):
         scored = judge(load(Rule(kind)), RewardItem(completion, answer))
         assert scored.value is None
         assert remedy in str(scored.why)
-
-
-@pytest.mark.parametrize(
-    ("kind", "answer"),
-    [("choice", "(b)"), ("numeric", "3/4"), ("exact", "x"), ("math", "$x$"), ("my:own", "")],
-)
-def test_a_good_gold_answer_passes(kind: str, answer: str) -> None:
-    check_answer(kind, answer)
 
 
 @pytest.mark.parametrize(

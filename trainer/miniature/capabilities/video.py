@@ -26,6 +26,7 @@ def scene(rng: random.Random) -> Scene:
     corners = [rng.randrange(len(CORNERS))]
     for turn in turns:
         corners.append((corners[-1] + (1 if turn == "right" else -1)) % len(CORNERS))
+    # The corners are written down first, then the turns between them: the base sees before it counts.
     items = (*(str(corner + 1) for corner in corners), ";", *turns)
     return Scene(key, count, count - counted[-1], items, partial(render, rng.getrandbits(32), corners))
 
