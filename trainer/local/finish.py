@@ -7,8 +7,6 @@
 
 The merge is examined as the adapter that it exactly is, stacked, by an engine that takes its rank; where there is none
 (ties) or its rank is too large, as the folded checkpoint. What is there already is not made again.
-
-Left out: how the results are shown (`tables`, `curves`).
 """
 
 import json

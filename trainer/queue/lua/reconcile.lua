@@ -17,6 +17,7 @@ for i = 4, #KEYS do
     redis.call('XDEL', KEYS[i], entry[1])
   end
 end
+-- A branch that is in no store may begin anew, from 0.
 for _, branch in ipairs(redis.call('HKEYS', heads)) do
   if not kept[branch] then redis.call('HDEL', heads, branch) end
 end

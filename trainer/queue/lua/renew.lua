@@ -8,6 +8,7 @@ for i = 3, #KEYS do
   local at = 3 + (i - 3) * 4
   local branch, nonce, token, job = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
   if tonumber(token) >= tonumber(redis.call('HGET', tokens, branch) or '0') then
+    -- A server that lost its last second may not know the token yet.
     redis.call('HSET', tokens, branch, token)
     redis.call('HSET', KEYS[i], 'worker', worker, 'nonce', nonce, 'token', token, 'job', job)
     redis.call('PEXPIRE', KEYS[i], lease_ms)
