@@ -44,7 +44,7 @@ class Metrics:
         self._rejections = Counter("coevo_rejections", "Answers that are errors.", ["type"], registry=registry)
         self._canary = Gauge(
             "coevo_canary_difference",
-            "Largest difference to the publisher's log-probs, last publish.",
+            "Mean difference to the publisher's log-probs, last publish.",
             ["branch"],
             registry=registry,
         )
