@@ -84,6 +84,7 @@ class StepScheduler:
         # An adaptive rhythm moves the phases within a plan; where each branch ends is the same in all of them.
         self._ends = {branch: run.plan.head(branch) for branch in branches}
         self._use_plan(run.plan)
+        # By branch, not by step: the steps of a branch follow each other, so it has one under way at most.
         self._under_way: set[str] = set()
         self._skipped: dict[str, int] = {}
         self._stopping = asyncio.Event()

@@ -225,6 +225,7 @@ def forward_backward(
     chosen_NK = torch.from_numpy(row.targets_N)[:, None]
     if top_ks:
         chosen_NK = torch.cat([chosen_NK, on_device([top_k.ids_Ck for top_k in top_ks], chosen_NK.device)], dim=1)
+    # All K at once: the hidden state of a position is computed once, and its logits never leave their chunk.
     scored = policy.logprobs(adapter, row, chosen_NK)
     logprobs_N = scored.chosen_NK[:, 0]
     if old_N is None:  # the first update: rho is 1, and only its gradient counts
