@@ -17,7 +17,8 @@ from typing import Any
 
 from bench.served import served
 
-SERVICE = ("--max-model-len=209", "--max-lora-rank=16", "--max-loras=12", "--max-num-seqs=192")
+RECIPE = "recipes/miniature.toml"
+SERVICE = (RECIPE, "--max-model-len=209", "--max-lora-rank=16", "--max-loras=12", "--max-num-seqs=192")
 CHANGES = ("method.cycles=1", "method.rlvr_steps=3", "method.opd_steps=2")
 
 
@@ -81,7 +82,9 @@ async def _once(
     context = make_context(recipe, base, client, pool, open_training_sets(recipe, base, recipe.capabilities))
     learner = make_learner(recipe, base, digest, "cpu", SINGLE_PROCESS)
     while not await asyncio.to_thread(queue.runs):
-        await asyncio.sleep(0.1)
+        await asyncio.wait([coordinating], timeout=0.1)
+        if coordinating.done():
+            coordinating.result()  # raises why there will be no run
     heartbeat = Heartbeat(Queue(queue_url), name)
     heartbeat.start()
     scheduler = StepScheduler(
@@ -105,7 +108,7 @@ def _recipe(name: str, prefetch: int, folder: Path) -> Any:
     """The miniature under branch names of its own: a store keeps every branch that it has seen."""
     from trainer.recipe.file import load
 
-    tree = load(Path("recipes/miniature.toml"), [*CHANGES, f"budget.prefetch={prefetch}"]).model_dump(mode="json")
+    tree = load(Path(RECIPE), [*CHANGES, f"budget.prefetch={prefetch}"]).model_dump(mode="json")
     branches = {f"{name}-{capability}": {"capabilities": [capability]} for capability in tree["capabilities"]}
     tree |= {"name": name, "branches": branches}
     tree["method"]["hub"] = f"{name}-text"
