@@ -55,7 +55,7 @@ class DatasetData(Section):
     """The split of the data set. A single file has `train` only."""
     columns: Columns = Columns()
     limit: int | None = Field(default=None, ge=1)
-    """The number of rows to take, from the first; null = all."""
+    """The number of usable rows to take, from the first; null = all."""
     system: str | None = None
     """The system message before each prompt; null = none."""
     suffix: str = ""
