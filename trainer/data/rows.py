@@ -124,6 +124,7 @@ def _texts(draft: Draft, reading: Reading) -> tuple[tuple[ChatMessage, ...], str
             raise PromptError("neither a text nor a list of messages")
         counts = len(draft.images), len(draft.videos)
         messages = chat(draft.text, *counts, system=reading.system, suffix=reading.suffix)
+    # In a block of its own, so that the error names the right column.
     with _column(reading.columns["answer"]):
         return messages, answer_text(draft.answer)
 

@@ -100,12 +100,14 @@ def _read(path: Path, extending: tuple[Path, ...] = ()) -> Tree:
         inherited = _over(inherited, _read(path.parent / name, (*extending, here)))
     tree = _over(inherited, layer)
     branches, capabilities = layer.get("branches"), tree.get("capabilities")
-    # What is no table is left as it stands: it is a mistake, which the whole recipe's check names.
+    # What is no table or no list is left as it stands: it is a mistake, which the whole recipe's check names.
     if isinstance(branches, dict) and isinstance(capabilities, dict):
         tables = [cast(Tree, table) for table in cast(Tree, branches).values() if isinstance(table, dict)]
-        wanted = {str(name) for table in tables for name in cast(list[Any], table.get("capabilities") or [])}
-        wanted |= set(cast(Tree, layer.get("capabilities") or {}))  # its own stay: unused ones are a mistake
-        tree["capabilities"] = {key: table for key, table in cast(Tree, capabilities).items() if key in wanted}
+        uses = [table.get("capabilities", []) for table in tables]
+        if all(isinstance(use, list) for use in uses):
+            wanted = {str(name) for use in uses for name in cast(list[Any], use)}
+            wanted |= set(cast(Tree, layer.get("capabilities") or {}))  # its own stay: unused ones are a mistake
+            tree["capabilities"] = {key: table for key, table in cast(Tree, capabilities).items() if key in wanted}
     return tree
 
 
@@ -136,7 +138,7 @@ def _parse(path: Path) -> Tree:
         raise RecipeError(f"{path}: cannot be read ({error}); give the path of a recipe's .toml file") from None
     except ValueError as error:  # tomllib's and json's own errors
         raise RecipeError(f"{path}: not {path.suffix.lstrip('.') or 'toml'}: {error}") from None
-    if not isinstance(tree, dict):
+    if not isinstance(tree, dict):  # TOML is always a table, JSON may be anything
         raise RecipeError(f"{path}: not a recipe; a resolved recipe is one JSON object")
     return cast(Tree, tree)
 

@@ -134,7 +134,7 @@ class RewardProcess:
             return []
         except ConnectionResetError:
             data = b""
-        *lines, self.inbox = (self.inbox + data).split(b"\n")
+        *lines, self.inbox = (self.inbox + data).split(b"\n")  # the last piece is a message that is still coming
         messages: list[Message] = [json.loads(line) for line in lines]
         return messages if data else [*messages, None]
 
@@ -146,7 +146,7 @@ class RewardPool:
         self._num_children = num_children
         self._memory_mb = memory_mb
         self._lock = threading.Lock()
-        self._keys = count()
+        self._keys = count()  # not process ids: those are known only when a child is up, and are used again
         self._server: ForkServer | None = None
         self._children: list[RewardProcess] = []
         self._selector = selectors.DefaultSelector()

@@ -254,6 +254,7 @@ def test_a_wrong_override_names_the_nearest_path(small, override, expected):
         ("lora.alpha = 96", "lora: alpha 96 / rank 64 is no power of two; take alpha = 64"),
         ("rollout.group_size = 1", "rollout.group_size: a group of 1 has no baseline"),
         ("branches.text = {}", "branches.text.capabilities: missing; add it"),
+        ("branches.text.capabilities = 5", "branches.text.capabilities: must be a valid tuple, not 5"),
         ("branches.Text.capabilities = ['text']", "branches.Text: 'Text' is no name; take a lower-case letter"),
         ("capabilities.text.reward.tolerance = 0.1", 'tolerance is read with kind = "numeric" only'),
         ("rollout.max_prompt_tokens = 20000", "budget.tokens_per_micro_batch: 16384 does not hold one sequence"),

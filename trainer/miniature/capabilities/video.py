@@ -34,6 +34,7 @@ def scene(rng: random.Random) -> Scene:
 def render(seed: int, corners: list[int]) -> Frames:
     rng = random.Random(seed)
     pictures = [cell(rng, "red", size=14, middle=CORNERS[corner]) for corner in corners]
+    # Still for two frames: the tower sees each position once, whole, and no blend of two.
     return np.repeat(np.stack(pictures), FRAMES_PER_MOVE, axis=0)
 
 
