@@ -94,13 +94,13 @@ def run(arguments: argparse.Namespace) -> int:
             raise UserError(str(error)) from None
         pool.check(rule)  # a rule that does not load is told now, not with the first answer
         prompts = fit(recipe, base)(name, open_prompts(name, data, seed=recipe.seed, limits=Limits()))
-        rating = RateRequest(
+        request = RateRequest(
             name, model, digest, prompts.fingerprint, recipe.seed, samples, temperature, rollout.top_p,
             rollout.max_completion_tokens, rule,
         )  # fmt: skip
-        journal = Journal(notes, rating.head)
+        journal = Journal(notes, request.head)
         with _saying_what_is_left(journal, len(prompts)):
-            asyncio.run(_ask(recipe, capability, prompts, rating, journal, pool))
+            asyncio.run(_ask(recipe, capability, prompts, request, journal, pool))
     # In the order of the rows, not of the answers: equal seeds give an equal file.
     rated = [journal.rates[row] for row in range(len(prompts))]
     print("\n".join(lines(name, rated, bounds, prompts, samples)))
@@ -168,20 +168,16 @@ def _journal_path(out: Path, data: Data, *, resume: bool) -> Path:
 
 async def _pinned_model(base: str, adapter: str) -> str:
     """The revision that the adapter is now: all answers are one model's, and the journal names it."""
-    async with _client(base) as client:
+    async with AsyncClient(**from_environment(os.environ), base=base) as client:
         (model,) = await pinned(client, [adapter])
     return model
-
-
-def _client(base: str) -> AsyncClient:
-    return AsyncClient(**from_environment(os.environ), base=base)
 
 
 async def _ask(
     recipe: Recipe,
     capability: CapabilityConfig,
     prompts: Prompts,
-    rating: RateRequest,
+    request: RateRequest,
     journal: Journal,
     pool: RewardPool,
 ) -> None:
@@ -191,11 +187,11 @@ async def _ask(
     on_unreadable = capability.data.on_unreadable if isinstance(capability.data, DatasetData) else "error"
     columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(), TimeRemainingColumn())
     terminal = Console(stderr=True)  # what was found goes to stdout, which may be a file
-    async with _client(rating.base) as client:
+    async with AsyncClient(**from_environment(os.environ), base=request.base) as client:
         with Progress(*columns, console=terminal, disable=not terminal.is_terminal, transient=True) as progress:
-            bar = progress.add_task(rating.capability, total=len(prompts), completed=len(journal.rates))
+            bar = progress.add_task(request.capability, total=len(prompts), completed=len(journal.rates))
             await rate(
-                client, pool, prompts, rating, journal, decode=decoder(recipe), deadline_s=capability.reward.deadline_s,
+                client, pool, prompts, request, journal, decode=decoder(recipe), deadline_s=capability.reward.deadline_s,
                 on_unreadable=on_unreadable, tell=lambda done: progress.update(bar, completed=done),
             )  # fmt: skip
 

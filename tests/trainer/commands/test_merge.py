@@ -225,9 +225,7 @@ def test_a_hub_that_is_not_there_is_one_line(push, tmp_path) -> None:
         ("me/my/merged", {}, "no name of a repository; write OWNER/NAME"),
     ],
 )
-def test_what_keeps_a_push_from_the_hub_is_told_before_anything_is_made(
-    name, variables, reason, push, tmp_path
-) -> None:
+def test_what_keeps_a_push_from_the_hub_is_told_first(name, variables, reason, push, tmp_path) -> None:
     done = push(name, HF_ENDPOINT="http://127.0.0.1:9", **variables)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()

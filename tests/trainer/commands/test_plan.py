@@ -21,7 +21,7 @@ def test_every_recipe_has_a_plan_that_is_printed(recipe: Path, capsys: pytest.Ca
     assert rows[-2][2] == f"{len(list(plan.steps))} steps"
 
 
-def test_the_cost_of_a_step_is_that_of_its_own_and_of_its_teachers_prompts() -> None:
+def test_a_step_costs_its_own_prompts_and_its_teachers() -> None:
     recipe = load(Path("recipes/miniature.toml"), ["rollout.opd_prompts=2"])
     steps = {str(step.makes): step for step in make_plan(recipe).steps}
     assert cost(steps["text@1"], recipe) == Cost(1, 64, 64 * 48, 0)
@@ -41,7 +41,7 @@ def test_a_recipe_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_a_teachers_part_is_named_by_its_branch_and_where_that_is_not_enough_by_its_data() -> None:
+def test_a_teachers_term_is_named_by_its_branch_and_by_other_data() -> None:
     step = next(step for step in make_plan(load(Path("recipes/miniature.toml"))).steps if step.teachers)
     teacher = step.teachers[0]
     assert teacher.name == teacher.ref.branch

@@ -57,7 +57,7 @@ def test_questions_rewards_and_advantages_are_told(folder: Path, capsys) -> None
     assert "<image>1+red?  = 3  (1 media)" in out
 
 
-def test_the_folder_of_a_run_and_that_of_all_of_it_are_the_same(folder: Path, capsys) -> None:
+def test_runs_id_and_the_folder_around_it_are_the_same(folder: Path, capsys) -> None:
     outputs: list[str] = []
     for path in (folder, folder / "runs/small-1"):
         assert main(["rollouts", str(path), "text", "3", "--part=image"]) == 0

@@ -132,7 +132,7 @@ def test_a_stop_gives_time_to_hand_over_and_a_failure_does_not(
     assert (tmp_path / "ends").exists() == is_waited_for
 
 
-def test_a_service_that_does_not_come_up_is_told_by_its_last_line(group: ProcessGroup) -> None:
+def test_a_service_that_does_not_start_is_told_by_its_last_line(group: ProcessGroup) -> None:
     with pytest.raises(UserError, match="the service did not go on: coevo serve: nowhere: neither a folder nor"):
         group.serve(SERVICE, "--base=nowhere")
 

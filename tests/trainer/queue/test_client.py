@@ -189,7 +189,7 @@ def test_retry_gives_all_attempts_again(queue: Queue) -> None:
     assert not queue.retry("text")
 
 
-def test_a_step_of_a_worker_that_was_only_slow_revives_a_dead_job(queue: Queue, raw: Any) -> None:
+def test_a_step_of_a_slow_worker_revives_a_dead_job(queue: Queue, raw: Any) -> None:
     queue.enqueue(job())
     for _ in range(ATTEMPTS):
         slow = claimed(queue)
@@ -222,7 +222,7 @@ def test_renew_makes_a_lease_as_long_as_a_new_one(queue: Queue, raw: Any) -> Non
     assert 5000 < raw.pttl(lease_key("image")) <= queue.lease_s * 1000
 
 
-def test_renew_gives_back_a_lease_that_ran_out_if_nobody_took_the_branch(queue: Queue, raw: Any) -> None:
+def test_renew_gives_back_a_lease_that_ran_out_of_a_free_branch(queue: Queue, raw: Any) -> None:
     queue.enqueue(job())
     lease = claimed(queue)
     run_out(raw)
