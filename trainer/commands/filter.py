@@ -191,8 +191,9 @@ async def _ask(
         with Progress(*columns, console=terminal, disable=not terminal.is_terminal, transient=True) as progress:
             bar = progress.add_task(request.capability, total=len(prompts), completed=len(journal.rates))
             await rate(
-                client, pool, prompts, request, journal, decode=decoder(recipe), deadline_s=capability.reward.deadline_s,
-                on_unreadable=on_unreadable, tell=lambda done: progress.update(bar, completed=done),
+                client, pool, prompts, request, journal, decode=decoder(recipe),
+                deadline_s=capability.reward.deadline_s, on_unreadable=on_unreadable,
+                tell=lambda done: progress.update(bar, completed=done),
             )  # fmt: skip
 
 
