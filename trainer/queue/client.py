@@ -128,7 +128,7 @@ class Queue:
         self.url = url
         self.lease_s = lease_s
         self._timeout_s = timeout_s
-        # Twice more at once: a server that restarts on this machine is back by then. Who can wait longer asks again.
+        # Twice more at once, which mends a connection that was lost. Who can wait longer for a server asks again.
         retry = Retry(ExponentialBackoff(cap=0.3, base=0.05), 2, (LostError, LateError, BusyLoadingError))
         try:
             self._redis = redis.Redis.from_url(

@@ -81,10 +81,10 @@ def url_from_environment(environ: Mapping[str, str]) -> str:
 
 
 def describe(url: str) -> Mapping[str, Any]:
-    """What the server at `url` says of itself (INFO)."""
+    """What the server at `url` says of itself (INFO), after it answered PING."""
     try:
         with contextlib.closing(_connect(url)) as client:
-            client.ping()  # refused where a password is missing, in plainer words than INFO's
+            client.ping()
             return cast(Mapping[str, Any], client.info())
     except redis.RedisError as error:
         raise QueueError(
