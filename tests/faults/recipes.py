@@ -32,9 +32,7 @@ def written(
     tree = small(*changes, *(ALONE if len(capabilities) == 1 else ())).model_dump(mode="json")
     tree["name"] = name
     tree["capabilities"] = {label: tree["capabilities"][label] for label in capabilities}
-    tree["branches"] = {
-        f"{name}-{label}": {"capabilities": [label], "init": init} for label in capabilities
-    }
+    tree["branches"] = {f"{name}-{label}": {"capabilities": [label], "init": init} for label in capabilities}
     if tree["method"]["hub"]:
         tree["method"]["hub"] = f"{name}-text"
     path = folder / f"{name}.json"

@@ -69,7 +69,7 @@ def test_pairwise_teaches_all_by_all(count: int) -> None:
     assert sum(len(step.teachers) for step in plan.steps) == count * (count - 1)
 
 
-def test_a_live_teacher_ages_with_its_student_a_frozen_one_with_its_phase() -> None:
+def test_a_live_teacher_ages_with_its_student_a_frozen_with_its_phase() -> None:
     for sync, ages in (("step", [3, 4, 8, 9]), ("phase", [3, 3, 8, 8])):
         plan = make("copd", 3, cycles=2, rlvr_steps=3, opd_steps=2, topology="hub", sync=sync)
         taught = [step for step in plan.steps if step.branch == "b1" and step.teachers]

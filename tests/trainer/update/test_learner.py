@@ -66,7 +66,7 @@ def weights(policy: Policy, branch: str = BRANCH) -> torch.Tensor:
     return torch.cat([value.detach().flatten() for value in policy.adapters.parameters(branch).values()])
 
 
-def test_a_new_branch_is_the_base_and_its_first_a_follows_the_seed(policy: Policy, tmp_path: Path) -> None:
+def test_a_new_branch_is_the_base_and_its_a_follows_the_seed(policy: Policy, tmp_path: Path) -> None:
     learner = learner_of(policy, seeds={"learner-b": 4})
     for branch in ("learner-a", "learner-b", "learner-c"):
         install(policy, learner, tmp_path, branch)
