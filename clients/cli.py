@@ -30,6 +30,10 @@ COMMANDS = {
     "merge": ("trainer.commands.merge", "branches folded into one checkpoint, or into one adapter"),
     "bench": ("bench.command", "measurements, each number beside its peer's"),
     "base": ("trainer.commands.base", "the miniature's base: path, build, check"),
+    "recipe": (
+        "trainer.commands.recipe",
+        "what a recipe may say: keys, their defaults and ranges, a schema for editors",
+    ),
 }
 
 
