@@ -13,12 +13,15 @@ from array import array
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast, overload
+from typing import TYPE_CHECKING, Any, cast, overload
 
-import datasets
 import huggingface_hub.constants
 
 from adapters.errors import UserError
+
+if TYPE_CHECKING:
+    # It takes two seconds and brings torch, so it is imported where Parquet or the hub is read, and by nobody else.
+    import datasets
 
 Row = Mapping[str, Any]
 
@@ -187,6 +190,8 @@ def _in_memory(path: Path, rows: Sequence[Row]) -> Records:
 
 
 def _parquet(folder: Path, files: list[Path], columns: Collection[str] | None, cache: Path | None) -> Records:
+    import datasets
+
     label = str(files[0] if len(files) == 1 else folder / "*.parquet")
     _silence()
     try:
@@ -201,6 +206,8 @@ def _parquet(folder: Path, files: list[Path], columns: Collection[str] | None, c
 def _from_hub(
     name: str, split: str, subset: str | None, files: str | None, columns: Collection[str] | None, cache: Path | None
 ) -> list[Records]:
+    import datasets
+
     _silence()
     try:
         loaded = datasets.load_dataset(name, subset, data_files=files, cache_dir=cache and str(cache))
@@ -221,7 +228,9 @@ def _from_hub(
     return [_table(f"{name} ({split})", tables[split], columns, folder)]
 
 
-def _table(label: str, table: datasets.Dataset, columns: Collection[str] | None, folder: Path) -> Records:
+def _table(label: str, table: "datasets.Dataset", columns: Collection[str] | None, folder: Path) -> Records:
+    import datasets
+
     # The same data under other features: they alone say whether a cell is decoded when it is read.
     names = tuple(table.column_names)
     features = datasets.Features({name: _undecoded(feature) for name, feature in table.features.items()})
@@ -233,6 +242,8 @@ def _table(label: str, table: datasets.Dataset, columns: Collection[str] | None,
 
 def _undecoded(feature: Any) -> Any:
     """The same feature with media left as {"bytes", "path"}."""
+    import datasets
+
     if isinstance(feature, dict):
         return {name: _undecoded(inner) for name, inner in cast(dict[str, Any], feature).items()}
     # Decoding would open every image of each row that is read, and lose the bytes as they came.
@@ -244,6 +255,8 @@ def _undecoded(feature: Any) -> Any:
 
 
 def _silence() -> None:
+    import datasets
+
     # Its bars and warnings would stand between the lines of a command; errors are raised, and told in one line.
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
