@@ -21,8 +21,7 @@ from adapters.manifest import base_digest
 from adapters.names import BASE, MERGED, Ref
 from clients.client import AsyncClient, ServiceAddress, ServiceError, from_environment
 from trainer.evaluation.exams import ExamAnswer, ExamResult, decoder, exam_results, examine, exams, mean_results, pinned
-from trainer.local.examiner import flags_of, stacked_rank
-from trainer.local.finish import ADAPTER
+from trainer.local.examiner import ADAPTER, flags_of, stacked_rank
 from trainer.local.processes import SERVICE, ProcessGroup
 from trainer.recipe import Recipe
 from trainer.recipe.arguments import add_recipe_arguments

@@ -73,7 +73,7 @@ def recipe_of(adapters: Sequence[str]) -> Recipe | None:
 
 def chosen_scale(recipe: Recipe | None, run: Path, base: MergeBase, merge_plan: MergePlan) -> float:
     # Here, as in `check_hub` and `push`: a plain merge needs neither an engine's client nor the hub's.
-    from trainer.local.examiner import SCALES, best_scale, scale_curve
+    from trainer.local.scales import SCALES, best_scale, scale_curve
 
     if recipe is None:
         raise UserError("--scale auto: goes by the questions of a run; name the folder of one")

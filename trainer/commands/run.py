@@ -20,7 +20,7 @@ from adapters.errors import UserError
 from adapters.names import MERGED
 from service.concurrency import Stopped
 from trainer.data.base import base_of
-from trainer.local.finish import ADAPTER, finish
+from trainer.local.examiner import ADAPTER
 from trainer.local.train import check_folder, events_of, is_trained, run_processes, settings_of, train
 from trainer.orchestration.tracking import check_trackers
 from trainer.recipe.arguments import add_recipe_arguments
@@ -51,6 +51,9 @@ def run(arguments: argparse.Namespace) -> int:
         with run_processes(out, recipe) as processes:
             if not is_trained(out, recipe):
                 train(recipe, out, processes, worker_each=arguments.worker_each, port=arguments.port)
+            # Not at the top: it imports torch, and this process needs none until the merge.
+            from trainer.local.finish import finish
+
             outcome = finish(recipe, out, processes)
     except Stopped:
         words = [str(arguments.recipe), *settings_of(arguments.set), "--out", str(out), "--resume"]

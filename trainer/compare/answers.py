@@ -38,8 +38,9 @@ from trainer.evaluation.exams import (
     mean_results,
     question_means,
 )
-from trainer.local.examiner import Examiner, best_scale, stacked_rank
+from trainer.local.examiner import Examiner, stacked_rank
 from trainer.local.processes import ProcessGroup
+from trainer.local.scales import best_scale
 from trainer.plan.comparison import Result
 from trainer.queue.server import URL_VARIABLE
 from trainer.recipe import AnswersConfig, Recipe

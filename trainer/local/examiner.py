@@ -1,35 +1,26 @@
-"""Models examined through a service of their own; and which scale of a merge answers best.
-
-Scales are compared as stacked adapters, all on the same held-out questions. Weights of the branches are chosen in the
-same way by hand.
-"""
+"""Models examined through a service of their own. Left out: which scale of a merge answers best (`scales`)."""
 
 import asyncio
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from adapters.errors import UserError
 from adapters.manifest import CONFIG
-from adapters.merge import MergePlan, write_adapter
-from adapters.merge_inputs import MergeBase
 from adapters.names import BASE, MERGED
 from clients.client import AsyncClient, from_environment
 from service.concurrency import Stopped
-from trainer.evaluation.exams import Decode, Exam, ExamAnswer, decoder, exam_results, examine, exams, mean_results
-from trainer.evaluation.intervals import Interval
+from trainer.evaluation.exams import Decode, Exam, ExamAnswer, examine
 from trainer.local.processes import LOOK_S, SERVICE, ProcessGroup
 from trainer.queue.server import URL_VARIABLE
 from trainer.recipe import Recipe
 from trainer.recipe.parts import ENGINE_RANKS, engine_rank
 from trainer.rewards.pool import HALF_THE_CORES, RewardPool
 
-SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
-"""Factors of a merged delta that `--scale auto` tries: around 1, the mean as it is. Each costs a round of questions."""
+ADAPTER = "merged-adapter"
+"""The folder of a run's merge as one adapter: `finish` writes it, `coevo eval RUN` serves it."""
 
 
 def stacked_rank(adapter: Path) -> int | None:
@@ -110,37 +101,3 @@ class Examiner:
                     raise Stopped
                 await asyncio.wait([work], timeout=LOOK_S)
             return await work
-
-
-@dataclass(frozen=True, slots=True)
-class ScalePoint:
-    """A scale, the mean accuracy over the capabilities, and its gain over the smallest scale."""
-
-    scale: float
-    accuracy: Interval
-    gain: Interval
-
-
-def scale_curve(
-    recipe: Recipe, run: Path, base: MergeBase, merge_plan: MergePlan, scales: Sequence[float]
-) -> list[ScalePoint]:
-    """The accuracy of each scale by the likeliest answer to each question."""
-    greedy_exams = [replace(exam, ways=exam.ways[:1]) for exam in exams(recipe)]
-    with tempfile.TemporaryDirectory(prefix=".scales-", dir=run) as name:
-        folder = Path(name)
-        extra = {f"merged-{number}": folder / f"{number}" for number in range(len(scales))}
-        for scale, target in zip(scales, extra.values(), strict=True):
-            write_adapter(base, replace(merge_plan, scale=scale), target)
-        rank = stacked_rank(folder / "0")  # a scale changes no rank
-        if rank is None:
-            raise UserError("--scale auto: no engine serves an adapter of the sum of these ranks; take --method svd")
-        with ProcessGroup(run / "logs", {"OMP_NUM_THREADS": "1"}) as processes:
-            examiner = Examiner(recipe, run, processes, greedy_exams, decoder(recipe))
-            items = examiner.examine(list(extra), rank=rank, extra=extra)
-    means = mean_results(exam_results(items, greedy_exams))
-    return [ScalePoint(scale, mean.accuracy, mean.gain) for scale, mean in zip(scales, means, strict=True)]
-
-
-def best_scale(accuracies: Mapping[float, float]) -> float:
-    """The scale of the highest accuracy; of equal ones the nearest to 1."""
-    return max(accuracies, key=lambda scale: (accuracies[scale], -abs(scale - 1)))

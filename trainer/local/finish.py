@@ -19,7 +19,7 @@ from adapters.merge_inputs import MergeBase, open_base, open_revision
 from adapters.merge_record import Record, write_card
 from adapters.names import BASE, MERGED, Ref
 from trainer.evaluation.exams import ExamResult, MeanResult, decoder, exam_results, exams, mean_results
-from trainer.local.examiner import Examiner, stacked_rank
+from trainer.local.examiner import ADAPTER, Examiner, stacked_rank
 from trainer.local.processes import ProcessGroup
 from trainer.plan.make import make_plan
 from trainer.plan.steps import Plan
@@ -28,8 +28,6 @@ from trainer.reporting.tables import as_json
 
 UNMERGED_SYSTEMS = frozenset({"base", "mopd", "pilot"})
 """Systems whose result is no merge of their branches."""
-ADAPTER = "merged-adapter"
-"""The folder of the merge as one adapter; `coevo eval RUN` looks for it there."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from adapters.manifest import CONFIG
-from trainer.local.examiner import best_scale, flags_of, stacked_rank
+from trainer.local.examiner import flags_of, stacked_rank
 
 
 @pytest.mark.parametrize(("rank", "served"), [(1, 1), (3, 8), (24, 32), (129, 256), (512, 512), (513, None)])
@@ -25,8 +25,3 @@ def test_a_service_has_the_runs_store_and_the_adapters_beside_it() -> None:
     assert flags_of(Path("out")) == ["--store=out/store", "--runs=out/runs"]
     extra = {"merged-0": Path("a"), "merged-1": Path("b")}
     assert flags_of(Path("out"), 64, extra)[2:] == ["--max-lora-rank=64", "--extra=merged-0=a,merged-1=b"]
-
-
-def test_of_scales_that_are_equally_good_the_nearest_to_1_is_best() -> None:
-    assert best_scale({0.5: 0.7, 1.25: 0.7, 2.0: 0.6}) == 1.25
-    assert best_scale({0.5: 0.7, 1.0: 0.7, 2.0: 0.8}) == 2.0

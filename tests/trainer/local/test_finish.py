@@ -12,7 +12,8 @@ from tests.adapters.files import write_adapter
 from tests.faults.recipes import small
 from trainer.evaluation.exams import ExamResult
 from trainer.evaluation.intervals import Interval
-from trainer.local.finish import ADAPTER, card_scores, merge, plan_merge
+from trainer.local.examiner import ADAPTER
+from trainer.local.finish import card_scores, merge, plan_merge
 from trainer.plan.make import make_plan
 
 
