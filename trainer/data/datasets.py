@@ -16,6 +16,7 @@ from typing import Any, Literal
 from adapters.errors import UserError
 from service.media import Limits
 from trainer.data.prompts import PromptError
+from trainer.data.questions import AnswerAs
 from trainer.data.records import Records, read_records
 from trainer.data.rows import Check, PromptSizes, Reading, build, check_draft, draft_of, measure
 from trainer.parts import Prompt
@@ -93,6 +94,9 @@ def load(
     on_bad_row: Literal["error", "drop"] = "error",
     check: Check = "header",
     frames_fps: float = 2.0,
+    options: str | Sequence[str] = (),
+    answer_pattern: str | None = None,
+    answer_as: AnswerAs | None = None,
     limits: Limits | None = None,
     cache: Path | None = None,
 ) -> PromptSet:
@@ -102,6 +106,7 @@ def load(
     `videos`; a dot reaches into a column of objects. Media are bytes, `datasets` features, or paths; paths start from
     the folder of the file that names them, or from `media_root`, and nothing outside it is read. A list of images in
     the column of videos is one video of `frames_fps` frames a second. `limit` takes the first so many usable rows.
+    `options`, `answer_pattern` and `answer_as` are those of `trainer.data.questions`.
 
     A row that cannot be used is an error, or is dropped and counted. `check="pixels"` decodes all media to find the
     damage that a header does not show.
@@ -117,9 +122,13 @@ def load(
         Path(media_root).expanduser().resolve() if media_root is not None else None,
         frames_fps,
         limits or Limits(),
+        (options,) if isinstance(options, str) else tuple(options),
+        answer_pattern,
+        answer_as,
     )
     # A dotted name may be a column itself, or reach into the one before its first dot: both are read.
-    wanted = {top for column in reading.columns.values() for top in (column, column.split(".")[0])}
+    mapped = (*reading.columns.values(), *reading.options)
+    wanted = {top for column in mapped for top in (column, column.split(".")[0])}
     records = read_records(name, split=split, subset=subset, files=files, columns=wanted, cache=cache)
     _check_columns(name, records, reading)
     return _scan(name, records, reading, limit, on_bad_row, check)
@@ -127,7 +136,8 @@ def load(
 
 def _check_columns(name: str, records: Sequence[Records], reading: Reading) -> None:
     known = dict.fromkeys(column for table in records for column in table.columns)
-    for key, column in reading.columns.items():
+    options = [("options", column) for column in reading.options]
+    for key, column in [*reading.columns.items(), *options]:
         # Without rows no column is known: that the file is empty is said later.
         if known and column not in known and column.split(".")[0] not in known:
             where = f"capabilities.{reading.capability}.data.columns.{key}"

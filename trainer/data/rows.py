@@ -22,6 +22,7 @@ from service.media import (
     kind,
 )
 from trainer.data.prompts import PromptError, answer_text, chat, digest, make_prompt
+from trainer.data.questions import AnswerAs, answer_letter, matched_answer, options_of, split_chat, with_options
 from trainer.data.records import Row
 from trainer.parts import ChatMessage, Prompt
 
@@ -45,6 +46,10 @@ class Reading:
     media_root: Path | None
     frames_fps: float
     limits: Limits
+    options: tuple[str, ...] = ()
+    """The columns of the options, in their order."""
+    answer_pattern: str | None = None
+    answer_as: AnswerAs | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +95,26 @@ def draft_of(row: Row, reading: Reading, folder: Path) -> Draft:
     if column := columns.get("videos"):
         with _column(column):
             videos = _videos(cell(row, column), root)
-    return Draft(root, cell(row, columns["prompt"]), cell(row, columns["answer"]), images, videos)
+    return Draft(root, *_question(row, reading), images, videos)
+
+
+def _question(row: Row, reading: Reading) -> tuple[Any, Any]:
+    """The question and the answer as a row means them: neither is checked yet."""
+    columns = reading.columns
+    text, last = split_chat(cell(row, columns["prompt"]))
+    is_in_chat = columns["answer"] == columns["prompt"]
+    answer = last if is_in_chat else cell(row, columns["answer"])
+    with _column(columns["answer"]):
+        if is_in_chat and last is None:
+            raise PromptError("the last message is not the assistant's, who would give the answer", "answer")
+        if reading.answer_pattern is not None:
+            answer = matched_answer(answer, reading.answer_pattern)
+    if reading.options:
+        with _column(", ".join(reading.options)):
+            options = options_of([cell(row, column) for column in reading.options])
+        with _column(columns["answer"]):
+            text, answer = with_options(text, options), answer_letter(answer, options, reading.answer_as)
+    return text, answer
 
 
 def check_draft(draft: Draft, reading: Reading, check: Check) -> bytes:

@@ -16,7 +16,7 @@ def open_prompts(capability: str, data: MiniatureData | DatasetData, *, seed: in
     return datasets.load(
         data.name,
         capability=capability,
-        columns=data.columns.model_dump(),
+        columns=data.columns.model_dump(exclude={"options"}),
         split=data.split,
         subset=data.subset,
         files=data.files,
@@ -26,5 +26,8 @@ def open_prompts(capability: str, data: MiniatureData | DatasetData, *, seed: in
         media_root=data.media_root,
         on_bad_row=data.on_unreadable,
         frames_fps=data.frames_fps,
+        options=data.columns.options or (),
+        answer_pattern=data.answer_pattern,
+        answer_as=data.answer_as,
         limits=limits,
     )

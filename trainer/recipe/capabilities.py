@@ -1,7 +1,7 @@
 """The sections of a recipe that say what there is to get good at: data and rewards."""
 
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -12,6 +12,12 @@ REWARDS = ("math", "choice", "numeric", "exact")
 
 # Its form only: to import it would run a user's code wherever a recipe is read. `RewardPool.check` does, in a child.
 _FUNCTION = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")
+
+
+def _unset() -> Any:
+    """The default of a key that came later. Unset it is left out where recipes are written: the name of a run is a hash
+    of its recipe, and runs of before must keep theirs."""
+    return Field(default=None, exclude_if=lambda value: value is None)
 
 
 class MiniatureData(Section):
@@ -32,13 +38,19 @@ class Columns(Section):
     """The columns of a data set. A mark such as `<image>` in the prompt says where the next image goes."""
 
     prompt: str = "prompt"
-    """The column of the question: a text, or chat messages. A dot reaches into a column of objects."""
+    """The column of the question: a text, or chat messages in OpenAI's shape. A dot reaches into a column of objects.
+    An assistant's message at the end is what the model is to say: it is left out."""
     answer: str = "answer"
-    """The column of the right answer, bare."""
+    """The column of the right answer, bare or where `answer_pattern` finds it. The same column of chat messages as
+    `prompt`: the answer is the assistant's message at their end."""
     images: str | None = None
     """The column of images: one or a list, as bytes or as paths under `media_root`; null = none."""
     videos: str | None = None
     """The column of videos: one or a list, as bytes or paths, or a list of images as frames; null = none."""
+    options: str | tuple[str, ...] | None = _unset()
+    """The options of multiple choice: a column that holds a list, or a column for each, such as ["A", "B", "C", "D"];
+    null = none. They stand behind the question with a letter each, and the answer becomes a letter, which
+    `reward.kind = "choice"` judges."""
 
 
 class DatasetData(Section):
@@ -54,6 +66,12 @@ class DatasetData(Section):
     split: str = "train"
     """The split of the data set. A single file has `train` only."""
     columns: Columns = Columns()
+    answer_pattern: str | None = _unset()
+    """The pattern with one group that finds the answer in its cell, the last match counts: "#### (.+)" in GSM8K's
+    solutions; null = the cell is the answer."""
+    answer_as: Literal["letter", "index", "number", "text"] | None = _unset()
+    """The form of the answer beside `columns.options`: an index counts from 0, a number from 1; null = a letter, an
+    option's text, or an integer that counts from 0, where only one of them fits."""
     limit: int | None = Field(default=None, ge=1)
     """The number of usable rows to take, from the first; null = all."""
     system: str | None = None
@@ -67,6 +85,26 @@ class DatasetData(Section):
     counts it."""
     frames_fps: float = Field(default=2.0, gt=0)
     """The frames a second of a video that is given as a list of images."""
+
+    @field_validator("answer_pattern")
+    @classmethod
+    def _has_a_group(cls, pattern: str | None) -> str | None:
+        if pattern is not None and (groups := _compiled(pattern).groups) != 1:
+            raise ValueError(f"{pattern!r} has {groups} groups; put (...) around the answer, and (?:...) elsewhere")
+        return pattern
+
+    @model_validator(mode="after")
+    def _answer_as_is_read(self) -> Self:
+        if self.answer_as and not self.columns.options:
+            raise ValueError("answer_as is read with columns.options only; set those or remove answer_as")
+        return self
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is no regular expression ({error}); mend it or remove it") from None
 
 
 Data = Annotated[MiniatureData | DatasetData, Field(discriminator="type")]
@@ -100,10 +138,7 @@ class RewardConfig(Section):
     @field_validator("format_pattern")
     @classmethod
     def _is_a_pattern(cls, pattern: str | None) -> str | None:
-        try:
-            re.compile(pattern or "")
-        except re.error as error:
-            raise ValueError(f"{pattern!r} is no regular expression ({error}); mend it or remove it") from None
+        _compiled(pattern or "")
         return pattern
 
     @model_validator(mode="after")
