@@ -17,27 +17,16 @@ miniature's validation questions and report on others: capabilities.NAME.held_ou
 import argparse
 import json
 import shlex
-import time
-from collections.abc import Iterable
 from pathlib import Path
-from statistics import fmean
 
 from adapters.errors import UserError
 from service.concurrency import Stopped
-from trainer.compare.answers import examine_seed, path_of, read_answers, read_merges
-from trainer.compare.report import markdown, write_report
-from trainer.compare.results import Results, as_json, results_of
 from trainer.data.base import base_of
-from trainer.data.held_out import held_out_data
-from trainer.evaluation.exams import exams
-from trainer.local.train import check_folder, events_of, is_trained, run_processes, settings_of, train
+from trainer.local.train import check_folder, settings_of
 from trainer.orchestration.tracking import check_trackers
-from trainer.plan.comparison import Result, of_seeds, planned_results
-from trainer.plan.make import make_plan
-from trainer.recipe import ComparisonConfig, MiniatureData, Recipe
+from trainer.recipe import ComparisonConfig, Recipe
 from trainer.recipe.arguments import add_recipe_arguments
 from trainer.recipe.file import load
-from trainer.reporting.events import read_events
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,8 +49,13 @@ def run(arguments: argparse.Namespace) -> int:
     out = arguments.out or Path("out") / f"compare-{recipe.name}"
     check_folder(out, recipe, resume=arguments.resume)  # seeds and systems are no part of what it compares
     assert recipe.comparison is not None
+    # Not at the top: they import torch and transformers, and what is wrong above is told at once.
+    from trainer.compare.report import markdown, write_report
+    from trainer.compare.results import as_json
+    from trainer.compare.seeds import gathered, make_seeds
+
     try:
-        _make(recipe, out, arguments.together)
+        make_seeds(recipe, out, arguments.together)
     except Stopped:
         seeds = [f"--seeds={recipe.comparison.seeds}", f"--together={arguments.together}"]
         words = [str(arguments.recipe), *settings_of(arguments.set), *seeds, f"--out={out}", "--resume"]
@@ -99,54 +93,3 @@ def of_comparison(recipe: Recipe, seeds: int | None) -> Recipe:
         raise UserError(f"comparison.scales: {', '.join(rest)} has no validation questions; set merge.scale instead")
     changes = {} if seeds is None else {"seeds": seeds}
     return recipe.model_copy(update={"comparison": config.model_copy(update=changes)})
-
-
-def _make(recipe: Recipe, out: Path, together: int) -> None:
-    """Trains the seeds group by group, and examines what was not examined yet."""
-    assert recipe.comparison is not None
-    started, first = time.monotonic(), recipe.comparison.first_seed
-    last = first + recipe.comparison.seeds - 1
-    # By the answers in the folder: a seed that was stopped between its training and its exam is examined now.
-    missing = {seed: results for seed in range(first, last + 1) if (results := unanswered(recipe, out, seed))}
-    for group in groups(missing, together):
-        minutes = (time.monotonic() - started) / 60
-        print(f"seed {', '.join(map(str, group))} of {first} to {last}, after {minutes:.0f} min", flush=True)
-        # A group may have gaps where seeds are done; they are in its plan, and cost nothing a second time.
-        group_recipe = of_seeds(recipe, group[0], group[-1])
-        with run_processes(out, group_recipe) as processes:
-            if not is_trained(out, group_recipe):
-                train(group_recipe, out, processes)
-            for seed in group:
-                examine_seed(group_recipe, out, seed, missing[seed], processes)
-
-
-def unanswered(recipe: Recipe, out: Path, seed: int) -> list[Result]:
-    """The results of this one seed that have not been examined."""
-    answered = {(answers.system, answers.row) for answers in read_answers(path_of(out, seed))}
-    plan = make_plan(of_seeds(recipe, seed, seed))
-    return [result for result in planned_results(plan) if (result.system, result.row) not in answered]
-
-
-def groups(seeds: Iterable[int], size: int) -> list[list[int]]:
-    """The seeds in order, as many together as are trained at once."""
-    ordered = sorted(seeds)
-    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
-
-
-def gathered(recipe: Recipe, out: Path) -> Results:
-    """What all seeds in the folder say, whichever were asked for this time."""
-    paths = sorted((out / "answers").glob("seed-*.jsonl"))
-    answers = [line for path in paths for line in read_answers(path)]
-    merges = {seed: read_merges(out, seed) for seed in sorted({line.seed for line in answers})}
-    return results_of(recipe, answers, read_events(events_of(out, recipe)), blind_levels(recipe, merges), merges)
-
-
-def blind_levels(recipe: Recipe, seeds: Iterable[int]) -> dict[str, float]:
-    """The blind level of the miniature's exams: the mean over the seeds, which have questions of their own."""
-    names = [name for name, config in recipe.capabilities.items() if isinstance(held_out_data(config), MiniatureData)]
-    levels: dict[str, list[float]] = {}
-    for seed in seeds:
-        for exam in exams(recipe, only=names, draw=seed):
-            assert exam.blind is not None
-            levels.setdefault(exam.name, []).append(exam.blind)
-    return {name: fmean(by_seed) for name, by_seed in levels.items()}

@@ -3,9 +3,6 @@ from pathlib import Path
 import pytest
 
 from clients.cli import main
-from trainer.commands.compare import blind_levels, groups
-from trainer.evaluation.exams import exams
-from trainer.recipe.file import load
 
 COMPARE = "recipes/miniature/compare.toml"
 
@@ -35,23 +32,6 @@ def test_a_recipe_that_cannot_be_compared_is_refused_in_one_line(
     assert output.err.count("\n") == 1
     assert output.out == ""
     assert not (tmp_path / "out").exists()
-
-
-def test_seeds_are_trained_in_groups_of_the_size_given():
-    assert groups([4, 0, 2, 3], 1) == [[0], [2], [3], [4]]
-    assert groups([4, 0, 2], 2) == [[0, 2], [4]]
-    assert groups([], 2) == []
-
-
-def test_the_blind_level_is_the_mean_over_the_seeds_questions():
-    recipe = load(Path(COMPARE), ["evaluation.questions=24"])
-    (first, *_), (second, *_) = (exams(recipe, draw=draw) for draw in (0, 1))
-    assert first.blind != second.blind
-    levels = blind_levels(recipe, [0, 1])
-    assert list(levels) == ["text", "image", "video"]
-    assert first.blind is not None
-    assert second.blind is not None
-    assert levels["text"] == pytest.approx((first.blind + second.blind) / 2)
 
 
 def test_a_recipe_of_a_comparison_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
