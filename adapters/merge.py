@@ -43,7 +43,7 @@ from adapters.merge_inputs import (
     projections,
 )
 from adapters.merge_math import inner_products, ties, trim_threshold, truncated
-from adapters.merge_record import RECORD, BranchRecord, Method, Record, write_card
+from adapters.merge_record import RECORD, BranchRecord, Method, Record, write_adapter_card, write_card
 from adapters.names import shown
 from adapters.store import disk_full_as_user_error, sync
 from adapters.validate import TARGETS, BaseShape, safetensors_header
@@ -151,7 +151,7 @@ def fold(base: MergeBase, plan: MergePlan, target: Path) -> Record:
 
 
 def write_adapter(base: MergeBase, plan: MergePlan, target: Path) -> None:
-    """The merged delta as an adapter in a new folder: stacked, or of the rank of `svd`. Its scale is 1."""
+    """The merged delta as an adapter in a new folder with a card: stacked, or of the rank of `svd`. Its scale is 1."""
     if plan.method == "ties":
         raise UserError(f"{target}: ties makes no adapter, its delta has every rank; take mean or svd")
     rank = plan.rank or sum(branch.adapter.rank for branch in plan.branches)
@@ -165,6 +165,7 @@ def write_adapter(base: MergeBase, plan: MergePlan, target: Path) -> None:
                     assert tensor.shape == shapes[f"{PREFIX}{projection}.{key}.weight"]
                     file.write(_bytes(tensor))
         settings = {
+            "base_model_name_or_path": base.name,
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
             "inference_mode": True,
@@ -175,6 +176,8 @@ def write_adapter(base: MergeBase, plan: MergePlan, target: Path) -> None:
             "target_modules": sorted(TARGETS),
         }
         (draft / CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
+        records = _branch_records(plan)
+        write_adapter_card(draft, base.name, base.digest, records, method=plan.method, scale=plan.scale)
 
 
 def merged_factors(plan: MergePlan, projection: str) -> tuple[Tensor, Tensor]:
@@ -254,7 +257,8 @@ def _fold_tensor(
         assert count == weight_oI.nbytes, f"{entry.key}: the base is shorter than its header says"
         delta_oI = delta_rows(rows)
         # Summed in float32 and cast once: in bfloat16 a small delta would be rounded before it is added and after.
-        exact_oI = weight_oI.float().add_(delta_oI)
+        # A new tensor: where the base is float32, `float()` is the weight itself, which is counted against below.
+        exact_oI = weight_oI.float() + delta_oI
         # A copy also where the dtype is float32 already: `count` overwrites the exact sum.
         folded_oI = exact_oI.to(weight_oI.dtype, copy=True)
         writer.write(_bytes(folded_oI))
@@ -283,18 +287,7 @@ def _record(base: MergeBase, plan: MergePlan, stats: FoldStats) -> Record:
     return Record(
         base=base.name,
         base_digest=base.digest,
-        branches=tuple(
-            BranchRecord(
-                name=branch.name,
-                source=branch.source,
-                digest=branch.digest,
-                share=share,
-                rank=branch.adapter.rank,
-                alpha=branch.adapter.alpha,
-                rslora=branch.adapter.is_rank_stabilised,
-            )
-            for branch, share in zip(plan.branches, plan.shares, strict=True)
-        ),
+        branches=_branch_records(plan),
         method=plan.method,
         scale=plan.scale,
         rank=plan.rank,
@@ -305,6 +298,21 @@ def _record(base: MergeBase, plan: MergePlan, stats: FoldStats) -> Record:
         largest_difference=stats.largest_error,
         layer_norms=tuple(math.sqrt(square) for square in stats.squared_norms),
         cosines=cosines(base, plan.branches),
+    )
+
+
+def _branch_records(plan: MergePlan) -> tuple[BranchRecord, ...]:
+    return tuple(
+        BranchRecord(
+            name=branch.name,
+            source=branch.source,
+            digest=branch.digest,
+            share=share,
+            rank=branch.adapter.rank,
+            alpha=branch.adapter.alpha,
+            rslora=branch.adapter.is_rank_stabilised,
+        )
+        for branch, share in zip(plan.branches, plan.shares, strict=True)
     )
 
 

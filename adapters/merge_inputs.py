@@ -5,7 +5,7 @@ Left out: what is made of them (`merge`).
 
 import json
 import struct
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,9 +70,14 @@ class MergeInput:
     digest: str
     adapter: Adapter
     weights: Any
+    sizes: Mapping[str, tuple[int, int]]
+    """Outputs and inputs of every projection of the base; an adapter need not have them all."""
 
     def factors(self, projection: str) -> tuple[Tensor, Tensor]:
         """scale_k B_k [O, r] and A_k [r, I]: an adapter's delta is their product."""
+        if f"{PREFIX}{projection}.lora_A.weight" not in self.weights.keys():  # noqa: SIM118, a file and no mapping
+            num_outputs, num_inputs = self.sizes[projection]
+            return torch.zeros(num_outputs, self.adapter.rank), torch.zeros(self.adapter.rank, num_inputs)
         down_rI = self.weights.get_tensor(f"{PREFIX}{projection}.lora_A.weight")
         up_Or = self.weights.get_tensor(f"{PREFIX}{projection}.lora_B.weight")
         return up_Or * self.adapter.scale, down_rI
@@ -182,7 +187,7 @@ def _head(store: Path, ref: Ref) -> Ref:
 def _open(folder: Path, base: MergeBase, name: str, source: str, digest: str | None) -> MergeInput:
     adapter = check_adapter(folder, base.shape, _MAX_RANK)
     weights = safe_open(folder / WEIGHTS, framework="pt")
-    return MergeInput(name, source, digest or folder_digest(folder), adapter, weights)
+    return MergeInput(name, source, digest or folder_digest(folder), adapter, weights, projections(base.shape))
 
 
 @contextmanager

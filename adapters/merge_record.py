@@ -1,10 +1,10 @@
-"""How a merged checkpoint was made, for programs (`merge.json`) and for people (the model card).
+"""How a merge was made, for programs (`merge.json`) and for people (the model cards of checkpoint and adapter).
 
 Left out: the numbers themselves (`merge`), and where scores come from.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -55,22 +55,16 @@ class Record(Frozen):
 
 def write_card(folder: Path, record: Record, scores: Mapping[str, Mapping[str, float]]) -> None:
     """Write README.md of a merged checkpoint, new or again. Scores are by model and then by capability."""
-    lines = ["---", "library_name: transformers", "pipeline_tag: image-text-to-text", "tags: [merge, lora]"]
-    if _HUB.fullmatch(record.base):  # a folder of this machine would be no link on the hub
-        lines.append(f"base_model: {record.base}")
     setting = "" if record.density is None else f", density {record.density:g}"
     setting = setting if record.rank is None else f", rank {record.rank}"
-    lines += [
-        *("---", "", f"# {' + '.join(branch.name for branch in record.branches)}", ""),
+    lines = [
+        *_beginning("transformers", record.base, record.branches),
         f"LoRA adapters folded into `{record.base}`, in float32 with one cast to {record.dtype}.",
         *("", f"* base: `{record.base}`, `{record.base_digest}`"),
         *(f"* method: {record.method}{setting}", f"* scale: {record.scale:g}"),
         f"* weights changed by it: {record.changed:.1%} of the projections'",
-        *("", "| branch | from | digest | weight | rank | alpha |", "| --- | --- | --- | --- | --- | --- |"),
+        *_table(record.branches),
     ]
-    for b in record.branches:
-        alpha = f"{b.alpha:g}{' (rsLoRA)' if b.rslora else ''}"
-        lines.append(f"| {b.name} | {b.source} | `{b.digest}` | {b.share:.6g} | {b.rank} | {alpha} |")
     if scores:
         columns = sorted({name for row in scores.values() for name in row})
         lines += ["", "## Scores", "", f"| model | {' | '.join(columns)} |", f"| --- |{' --- |' * len(columns)}"]
@@ -79,3 +73,30 @@ def write_card(folder: Path, record: Record, scores: Mapping[str, Mapping[str, f
             lines.append(f"| {model} | {' | '.join(cells)} |")
     lines += ["", f"`{RECORD}` has this in full, with the norm of the delta by layer and the branches' cosines."]
     (folder / "README.md").write_text("\n".join(lines) + "\n")
+
+
+def write_adapter_card(
+    folder: Path, base: str, base_digest: str, branches: Sequence[BranchRecord], *, method: Method, scale: float
+) -> None:
+    """Write README.md of a merged adapter."""
+    lines = [
+        *_beginning("peft", base, branches),
+        f"LoRA adapters of `{base}` merged into a single adapter of PEFT's format.",
+        *("", f"* base: `{base}`, `{base_digest}`", f"* method: {method}", f"* scale: {scale:g}"),
+        *_table(branches),
+    ]
+    (folder / "README.md").write_text("\n".join(lines) + "\n")
+
+
+def _beginning(library: str, base: str, branches: Sequence[BranchRecord]) -> Iterator[str]:
+    yield from ("---", f"library_name: {library}", "pipeline_tag: image-text-to-text", "tags: [merge, lora]")
+    if _HUB.fullmatch(base):  # a folder of this machine would be no link on the hub
+        yield f"base_model: {base}"
+    yield from ("---", "", f"# {' + '.join(branch.name for branch in branches)}", "")
+
+
+def _table(branches: Sequence[BranchRecord]) -> Iterator[str]:
+    yield from ("", "| branch | from | digest | weight | rank | alpha |", "| --- | --- | --- | --- | --- | --- |")
+    for b in branches:
+        alpha = f"{b.alpha:g}{' (rsLoRA)' if b.rslora else ''}"
+        yield f"| {b.name} | {b.source} | `{b.digest}` | {b.share:.6g} | {b.rank} | {alpha} |"

@@ -1,7 +1,8 @@
 """What an adapter must be before anything loads it, with all its problems at once; and the copy that is served.
 
-The engine says nothing about an adapter with a wrong prefix, keys of the vision tower or missing layers: it ignores
-what it does not know and serves the rest. So the set of keys is compared here, with every shape.
+The engine says nothing about an adapter with a wrong prefix or keys of the vision tower: it ignores what it does not
+know and serves the rest. So every key is looked at here, with its shape. Keys decide, not `target_modules`, which PEFT
+writes as names, as a pattern, or with names of modules that it then left out. A projection without keys has no change.
 
 Files are judged by their bytes: only safetensors is read, its header is bounded before it is parsed, and no pickle is
 ever opened. Masters are float32, nothing else: an update of a small learning rate rounds to nothing in 16 bits, and a
@@ -32,6 +33,8 @@ CONFIG_BYTES = 2**20
 """The largest config that is read. PEFT's own has 1 kB, and nothing larger is parsed."""
 _HEADER_BYTES = 2**24
 """The largest header of a safetensors file: 4,000 tensors of long names have 1 MB."""
+_IN_FLOAT32 = f"convert it: save_file({{k: v.float() for k, v in load_file(f).items()}}, f), f = '{WEIGHTS}'"
+"""With both functions of safetensors.torch."""
 _NAMED = 5
 """Problems of one kind that are named; the rest is counted, or a wrong prefix would fill a log."""
 
@@ -51,7 +54,10 @@ _HARMLESS = frozenset(
     {
         "auto_mapping",
         "base_model_name_or_path",
+        "exclude_modules",  # this one and the two of layers say where there are keys, and the keys are here
         "inference_mode",
+        "layers_pattern",
+        "layers_to_transform",
         "lora_dropout",
         "megatron_core",
         "peft_version",
@@ -68,6 +74,13 @@ _ALLOWED: dict[str, tuple[object, ...]] = {
     "init_lora_weights": (True, False, None, "gaussian", "orthogonal"),
 }
 _CHECKED = frozenset({*_ALLOWED, "r", "lora_alpha", "target_modules"})
+_REMEDIES = {
+    "rank_pattern": "train with a single r, or pad A and B with zeros to a common rank",
+    "alpha_pattern": "train with a single lora_alpha, or multiply the Bs by what theirs is larger",
+    "init_lora_weights": "save it with PEFT's path_initial_model_for_weight_conversion",
+    "bias": "train with bias='none'",
+}
+"""How a setting becomes servable. For every other one: train without it."""
 
 
 class InvalidAdapterError(UserError):
@@ -206,7 +219,7 @@ def _check_config(path: Path, max_rank: int) -> tuple[Adapter | None, list[str]]
     foreign = [key for key, value in settings.items() if value and key not in _CHECKED | _HARMLESS]
     problems = [
         *_kind_problems(settings),
-        *_few(f"{CONFIG}: {shown(key)} is set, and is no part of a plain LoRA" for key in foreign),
+        *_few(f"{CONFIG}: {shown(key)} is set, and is no part of a plain LoRA; {_remedy(key)}" for key in foreign),
     ]
     rank, alpha = settings.get("r"), settings.get("lora_alpha")
     if not _is_number(alpha) or not 0 < alpha < 1e6:
@@ -215,7 +228,8 @@ def _check_config(path: Path, max_rank: int) -> tuple[Adapter | None, list[str]]
     if not _is_number(rank) or not isinstance(rank, int) or rank < 1:
         return None, [*problems, f"{CONFIG}: r is {_value(rank)}, not a whole number from 1"]
     if rank > max_rank:
-        return None, [*problems, f"{CONFIG}: r is {_value(rank)}, the engine's limit is {max_rank}"]
+        remedy = "serve with a larger --max-lora-rank"
+        return None, [*problems, f"{CONFIG}: r is {_value(rank)}, the engine's limit is {max_rank}; {remedy}"]
     return Adapter(rank, alpha, settings.get("use_rslora") is True), problems
 
 
@@ -224,12 +238,15 @@ def _kind_problems(settings: dict[str, Any]) -> Iterator[str]:
         value = settings.get(key)
         # By identity, as 1 == True: a 1 would pass here, and nothing after this would take it for true.
         if not any(value is choice or (isinstance(value, str) and value == choice) for choice in allowed):
-            yield f"{CONFIG}: {key} is {_value(value)}, not {' or '.join(map(_value, allowed))}"
+            yield f"{CONFIG}: {key} is {_value(value)}, not {' or '.join(map(_value, allowed))}; {_remedy(key)}"
     targets: Any = settings.get("target_modules")
-    if not isinstance(targets, list) or not all(isinstance(name, str) for name in cast(list[Any], targets)):
-        yield f"{CONFIG}: target_modules is {_value(targets)}, not the list of the seven projections"
-    elif frozenset(cast(list[str], targets)) != TARGETS:
-        yield f"{CONFIG}: target_modules is {_value(targets)}, not the seven: {', '.join(sorted(TARGETS))}"
+    names = cast(list[Any], targets if isinstance(targets, list) else [targets])
+    if not all(isinstance(name, str) for name in names):  # what they say is not asked, but the engine reads them
+        yield f"{CONFIG}: target_modules is {_value(targets)}; write names of modules, or a pattern"
+
+
+def _remedy(key: str) -> str:
+    return _REMEDIES.get(key, "train without it")
 
 
 def _check_weights(path: Path, base: BaseShape, adapter: Adapter | None) -> list[str]:
@@ -242,7 +259,7 @@ def _check_weights(path: Path, base: BaseShape, adapter: Adapter | None) -> list
     wrong = {key: dtype for key, dtype in dtypes.items() if dtype != "F32"}
     problems = [
         *_key_problems(shapes.keys(), base),
-        *_few(f"{WEIGHTS}: {shown(key)} is {dtype}, masters are F32; convert it" for key, dtype in wrong.items()),
+        *_few(f"{WEIGHTS}: {shown(key)} is {dtype}, masters are F32; {_IN_FLOAT32}" for key, dtype in wrong.items()),
     ]
     if adapter is not None:
         wanted = base.shapes(adapter.rank)
@@ -272,15 +289,30 @@ def header_problem(path: Path) -> str | None:
 
 
 def _key_problems(keys: Collection[str], base: BaseShape) -> Iterator[str]:
-    wanted = base.shapes(1).keys()  # the keys are the same for every rank
-    extra = sorted(set(keys) - wanted)
-    tower = [key for key in extra if "visual" in key]
-    layers = [key for key in extra if key not in tower and key.startswith(_PREFIX)]
-    outside = [key for key in extra if key not in tower and not key.startswith(_PREFIX)]
-    yield from _few(f"{WEIGHTS}: {shown(key)} is missing" for key in sorted(wanted - set(keys)))
-    yield from _few(f"{WEIGHTS}: {shown(key)} belongs to the vision tower, which is frozen" for key in tower)
-    yield from _few(f"{WEIGHTS}: {shown(key)} is no projection of this base" for key in layers)
-    yield from _few(f"{WEIGHTS}: {shown(key)} does not begin with {_PREFIX}" for key in outside)
+    known = base.shapes(1).keys()  # the keys are the same for every rank
+    seven = ", ".join(sorted(TARGETS))
+    if not known & set(keys):
+        yield f"{WEIGHTS}: no LoRA of a projection in it; train with target_modules of {seven}"
+    # A without B is no change of zero but a file that lost something.
+    pairs = {f"{key.rsplit('.lora_', 1)[0]}.lora_{half}.weight" for key in known & set(keys) for half in "AB"}
+    lost = sorted(pairs - set(keys))
+    yield from _few(f"{WEIGHTS}: {shown(key)} is missing, its other half is there; save it again" for key in lost)
+    by_reason: dict[str, list[str]] = {}
+    for key in sorted(set(keys) - known):
+        by_reason.setdefault(_why_not(key, base), []).append(key)
+    for reason, extra in by_reason.items():
+        yield from _few(f"{WEIGHTS}: {shown(key)} {reason}" for key in extra)
+
+
+def _why_not(key: str, base: BaseShape) -> str:
+    """What a key is that no projection has, and how its adapter becomes servable."""
+    if "visual" in key:
+        return "belongs to the vision tower, which is frozen; train with exclude_modules='.*visual.*'"
+    if key.startswith(_PREFIX):
+        return f"is no projection of this base; train {', '.join(sorted(TARGETS))} of {base.num_layers} layers only"
+    if "lm_head" in key or "embed_tokens" in key:
+        return "is outside the layers; train without it"
+    return f"does not begin with {_PREFIX}; rename the keys"
 
 
 def _value_problems(path: Path) -> Iterator[str]:

@@ -21,6 +21,7 @@ from adapters.store import DiskFullError
 from adapters.validate import check_adapter
 from tests import disks
 from tests.adapters.files import SHAPE, store_in_use
+from tests.adapters.peft_files import PARTIAL, save_by_peft
 
 MINIATURE = locate("miniature")
 KINDS = {"text": (4, 16, False), "image": (16, 8, True), "video": (7, 3.5, False)}  # rank, alpha, rsLoRA
@@ -175,12 +176,43 @@ def test_a_folded_checkpoint_answers_as_the_stacked_adapter(
 
 def test_the_stacked_adapter_is_a_valid_one_and_exact(base32, folders, stacked) -> None:
     adapter = check_adapter(stacked, base32.shape, 64)
+    assert json.loads((stacked / CONFIG).read_text())["base_model_name_or_path"] == "base32"
     assert (adapter.rank, adapter.scale) == (4 + 16 + 7, 1)
     factors, delta = load_file(stacked / WEIGHTS), literal_delta(folders)
     for key, expected in delta.items():
         module = PREFIX + key.removesuffix(".weight")
         product = factors[f"{module}.lora_B.weight"].double() @ factors[f"{module}.lora_A.weight"].double()
         torch.testing.assert_close(product, expected, atol=1e-6, rtol=0)
+
+
+def test_adapters_with_fewer_modules_give_their_deltas_and_zero_elsewhere(base32, folders, tmp_path) -> None:
+    partial = {name: save_by_peft(tmp_path / name, seed=seed, **PARTIAL[name]) for seed, name in enumerate(PARTIAL)}
+    branches = [open_folder(folder, base32) for folder in partial.values()]
+    fold(base32, make_merge_plan(branches, {}), tmp_path / "out")
+    before, after = weights_of(base32.folder), weights_of(tmp_path / "out")
+    expected = {key: value.double() for key, value in before.items()}
+    for folder in partial.values():
+        factors = load_file(folder / WEIGHTS)
+        for key in factors:
+            module, half, _ = key.rsplit(".", 2)
+            if half == "lora_A":  # alpha / r = 16 / 8, and the mean of as many as there are
+                delta = 2 * factors[f"{module}.lora_B.weight"].double() @ factors[key].double()
+                expected[f"{module.removeprefix(PREFIX)}.weight"] += delta / len(partial)
+    assert max(float((after[key] - expected[key]).abs().max()) for key in expected) < 1e-6
+
+    write_adapter(base32, make_merge_plan(branches, {}), tmp_path / "stacked")
+    assert check_adapter(tmp_path / "stacked", base32.shape, 64).rank == 8 * len(partial)
+    assert "| query-value |" in (tmp_path / "stacked" / "README.md").read_text()
+
+
+def test_svd_and_ties_take_adapters_that_share_no_module(base32, tmp_path) -> None:
+    names = ("query-value", "two-layers")
+    partial = [save_by_peft(tmp_path / name, seed=seed, **PARTIAL[name]) for seed, name in enumerate(names)]
+    branches = [open_folder(folder, base32) for folder in partial]
+    for method in ("svd", "ties"):
+        record = fold(base32, make_merge_plan(branches, {}, method=method), tmp_path / method)
+        assert record.cosines == {"query-value two-layers": 0.0}
+        assert 0 < record.changed < 0.5
 
 
 def test_one_cast_and_a_record_that_says_what_it_did(base16, folders, tmp_path) -> None:

@@ -20,6 +20,7 @@ from adapters.base import locate
 from adapters.errors import UserError
 from adapters.manifest import CONFIG, OPTIMISER, WEIGHTS
 from adapters.validate import Adapter, InvalidAdapterError, base_shape, check_adapter, served_copy, upload_limits
+from tests.adapters.peft_files import PARTIAL, save_by_peft
 
 BASE = base_shape(locate("miniature"))
 FIRST = "base_model.model.model.language_model.layers.0.self_attn.q_proj.lora_A.weight"
@@ -62,6 +63,36 @@ def test_what_peft_saves_is_valid(adapter):
         assert set(file.keys()) == set(BASE.shapes(8))
 
 
+@pytest.mark.parametrize("kind", PARTIAL)
+def test_what_peft_saves_with_fewer_modules_is_valid(tmp_path, kind):
+    folder = save_by_peft(tmp_path / kind, **PARTIAL[kind])
+    assert check_adapter(folder, BASE, 8) == Adapter(rank=8, alpha=16)
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["v_proj", "q_proj"], ["nothing.of.this"], ".*"])
+def test_keys_decide_and_not_target_modules(adapter, targets):
+    configure(adapter, target_modules=targets)
+    assert check_adapter(adapter, BASE, 8).rank == 8
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # PEFT has doubts of its own about these
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"target_modules": "all-linear"}, "vision tower, which is frozen; train with exclude_modules='.*visual.*'"),
+        ({"target_modules": ["q_proj"], "use_dora": True}, "'use_dora' is set, and is no part of a plain LoRA; train"),
+        ({"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, "lm_head.weight' is outside the layers"),
+        ({"target_modules": ["q_proj"], "bias": "all"}, "train with bias='none'"),
+        ({"target_modules": ["q_proj", "v_proj"], "rank_pattern": {"q_proj": 2}}, "pad A and B with zeros"),
+        ({"target_modules": ["q_proj", "lm_head"]}, "'base_model.model.lm_head.lora_A.weight' is outside the layers"),
+        ({"target_modules": ["q_proj"], "trainable_token_indices": [1]}, "embed_tokens"),
+    ],
+)
+def test_what_peft_saves_and_cannot_be_served_is_told_with_a_remedy(tmp_path, settings, says):
+    folder = save_by_peft(tmp_path / "adapter", **settings)
+    assert says in "; ".join(problems_of(folder))
+
+
 def test_rank_stabilised_scaling_is_understood(adapter):
     configure(adapter, use_rslora=True)
     assert check_adapter(adapter, BASE, 8).scale == pytest.approx(16 / 8**0.5)
@@ -80,20 +111,18 @@ def test_rank_stabilised_scaling_is_understood(adapter):
         ({"modules_to_save": ["lm_head"]}, "'modules_to_save' is set"),
         ({"rank_pattern": {"q_proj": 4}}, "'rank_pattern' is set"),
         ({"alpha_pattern": {"q_proj": 4}}, "'alpha_pattern' is set"),
-        ({"layers_to_transform": [0]}, "'layers_to_transform' is set"),
         ({"fan_in_fan_out": True}, "'fan_in_fan_out' is set"),
         ({"lora_bias": True}, "'lora_bias' is set"),
         ({"a_later_invention": "on"}, "'a_later_invention' is set"),
-        ({"target_modules": "all-linear"}, "target_modules is"),
+        ({"target_modules": None}, "target_modules is null; write names of modules, or a pattern"),
         ({"target_modules": ["q_proj", {}]}, "target_modules is"),
-        ({"target_modules": ["q_proj", "v_proj"]}, "not the seven"),
         ({"lora_alpha": 0}, "lora_alpha is 0"),
         ({"lora_alpha": "16"}, "lora_alpha is"),
         ({"lora_alpha": float("nan")}, "lora_alpha is NaN"),
         ({"r": 0}, "r is 0"),
         ({"r": 8.0}, "r is 8.0"),
         ({"r": True}, "r is true"),
-        ({"r": 16}, "r is 16, the engine's limit is 8"),
+        ({"r": 16}, "r is 16, the engine's limit is 8; serve with a larger --max-lora-rank"),
         ({"r": 10**4000}, "the engine's limit is 8"),
     ],
 )
@@ -138,14 +167,15 @@ def without(part):
             with_tensor("base_model.model.model.visual.blocks.0.attn.qkv.lora_A.weight", np.zeros((8, 96))),
             "vision tower",
         ),
-        (with_tensor("base_model.model.lm_head.lora_A.weight", np.zeros((8, 192))), "does not begin"),
-        (without(FIRST), f"{FIRST}' is missing"),
-        (without("layers.2"), "layers.2.mlp.down_proj.lora_A.weight' is missing"),
+        (with_tensor("base_model.model.lm_head.lora_A.weight", np.zeros((8, 192))), "is outside the layers"),
+        (with_tensor(FIRST.replace("lora_A.weight", "lora_magnitude_vector"), np.zeros(8)), "is no projection"),
+        (without(FIRST), f"{FIRST}' is missing, its other half is there"),
+        (without("lora_B"), "layers.0.mlp.down_proj.lora_B.weight' is missing"),
         (with_tensor(FIRST, np.zeros((192, 8))), "has the shape [192, 8], not [8, 192]"),
         (with_tensor(FIRST, np.zeros((8, 192), "f2")), "is F16, masters are F32"),
         (with_tensor(FIRST, np.full((8, 192), np.nan)), "not finite"),
         (with_tensor(FIRST, np.full((8, 192), -np.inf)), "not finite"),
-        (without(""), "is missing"),
+        (without(""), "no LoRA of a projection in it"),
     ],
 )
 def test_each_tensor_that_the_engine_would_ignore_or_choke_on_is_named(adapter, change, says):
@@ -162,6 +192,11 @@ def test_bfloat16_masters_are_refused(adapter):
     problems = problems_of(adapter)
     assert "is BF16, masters are F32; convert it" in problems[0]
     assert len(problems) == 6
+    # The remedy is carried out as it is printed.
+    f = str(adapter / WEIGHTS)
+    remedy = problems[0].partition("convert it: ")[2].partition(", f = ")[0]
+    exec(remedy, {"f": f, "load_file": load_torch, "save_file": save_torch})
+    assert check_adapter(adapter, BASE, 8).rank == 8
 
 
 def test_all_problems_are_listed_at_once(adapter):
@@ -170,7 +205,7 @@ def test_all_problems_are_listed_at_once(adapter):
         adapter, lambda weights: renamed("layers.0", "visual.0")(weights) | {"odd": np.full(1, np.nan, "f4")}
     )
     text = "; ".join(problems_of(adapter))
-    for part in ("use_dora", "bias", "lora_alpha", "is missing", "vision tower", "'odd' does not begin", "not finite"):
+    for part in ("use_dora", "bias", "lora_alpha", "vision tower", "'odd' does not begin", "not finite"):
         assert part in text
 
 
