@@ -5,7 +5,7 @@ best of several scales on the run's held-out questions; `--push` sends the check
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,21 +13,36 @@ from pydantic import TypeAdapter, ValidationError
 
 from adapters.base import locate
 from adapters.errors import UserError
-from adapters.merge import MergePlan, check_new, fold, make_merge_plan, write_adapter
-from adapters.merge_inputs import MergeBase, MergeInput, heads, open_base, open_folder, open_revision
-from adapters.merge_record import METHODS, Record, write_card
-from adapters.names import Ref, is_name, shown
+from adapters.merge_record import METHODS
+from adapters.names import shown
 from trainer.recipe import Recipe
 from trainer.recipe.file import load
 
 _SCORES = TypeAdapter(dict[str, dict[str, float]])
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "adapters", nargs="+", metavar="ADAPTER", help="[NAME=]BRANCH@REVISION, [NAME=]FOLDER, or a run"
+    )
+    parser.add_argument("--base", metavar="BASE", help="miniature, a folder, or a hub name; a run's own by default")
+    parser.add_argument("--store", type=Path, metavar="DIR", help="where BRANCH@REVISION are; a service may use it")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="the checkpoint, a new folder")
+    parser.add_argument("--adapter", type=Path, metavar="DIR", help="the same as one adapter, a new folder")
+    parser.add_argument("--method", choices=METHODS, help="mean by default, or as a run's recipe says")
+    parser.add_argument("--weights", default="", metavar="NAME=W,...", help="of the mean; equal by default")
+    parser.add_argument(
+        "--scale", default="1", metavar="X", help="times the merged delta; auto takes the best of several"
+    )
+    parser.add_argument("--rank", type=int, metavar="N", help="of svd; the largest adapter's by default")
+    parser.add_argument("--density", type=float, default=0.2, metavar="X", help="of ties: the share of entries kept")
+    parser.add_argument("--scores", type=Path, metavar="FILE", help="JSON for the card: {model: {capability: score}}")
+    parser.add_argument("--push", metavar="OWNER/NAME", help="send the checkpoint to this repository of the hub")
+
+
 def run(arguments: argparse.Namespace) -> int:
     if arguments.out is None and arguments.adapter is None:
         raise UserError("nothing to make; name a new folder with --out, --adapter or both")
-    for target in filter(None, (arguments.out, arguments.adapter)):
-        check_new(target)  # before a base of many GB is read
     if arguments.out == arguments.adapter:
         raise UserError(f"--out and --adapter: {arguments.out} cannot be both; name two folders")
     out: Path | None = arguments.out
@@ -36,21 +51,27 @@ def run(arguments: argparse.Namespace) -> int:
             raise UserError(f"--push {arguments.push}: sends a checkpoint; name its folder with --out")
         check_hub(arguments.push)
     scores = card_scores(arguments.scores) if arguments.scores else {}
+    weights, scale = parsed_weights(arguments.weights), parsed_scale(arguments.scale)
     recipe = recipe_of(arguments.adapters)
     # The command's own words come before the recipe's.
     name = arguments.base or (recipe.base.name if recipe else None)
     if name is None:
         raise UserError("--base: which one are they of? give miniature, a folder or a hub name")
     folder = locate(name)
+    # Not at the top: they import torch, and what is wrong above is told at once.
+    from adapters.merge import check_new, make_merge_plan
+    from adapters.merge_inputs import open_base
+    from trainer.local.merging import branches_of, chosen_scale, make
+
+    for target in filter(None, (arguments.out, arguments.adapter)):
+        check_new(target)  # before a base of many GB is read
     # A card names the base: a folder's own name says more there than a path of this machine.
     base = open_base(folder, folder.name if Path(name).is_dir() else name)
     method = arguments.method or (recipe.merge.method if recipe and recipe.merge.method != "none" else "mean")
     branches = branches_of(arguments.adapters, arguments.store, base)
-    weights = parsed_weights(arguments.weights) or (recipe.merge.weights if recipe else {})
-    scale = parsed_scale(arguments.scale)
     merge_plan = make_merge_plan(
         branches,
-        weights,
+        weights or (recipe.merge.weights if recipe else {}),
         method=method,
         scale=1.0 if scale is None else scale,
         rank=arguments.rank,
@@ -71,26 +92,9 @@ def recipe_of(adapters: Sequence[str]) -> Recipe | None:
     return load(path) if len(adapters) == 1 and path.is_file() else None
 
 
-def chosen_scale(recipe: Recipe | None, run: Path, base: MergeBase, merge_plan: MergePlan) -> float:
-    # Here, as in `check_hub` and `push`: a plain merge needs neither an engine's client nor the hub's.
-    from trainer.local.scales import SCALES, best_scale, scale_curve
-
-    if recipe is None:
-        raise UserError("--scale auto: goes by the questions of a run; name the folder of one")
-    if merge_plan.method == "ties":
-        raise UserError("--scale auto: compares adapters, and ties makes none; take mean or svd")
-    curve = scale_curve(recipe, run, base, merge_plan, SCALES)
-    print("scale\taccuracy\tgain")
-    for point in curve:
-        half = "-" if point.gain.half_width is None else f"{point.gain.half_width:.4f}"
-        print(f"{point.scale:g}\t{point.accuracy.mean:.4f}\t{point.gain.mean:+.4f} +-{half}")
-    scale = best_scale({point.scale: point.accuracy.mean for point in curve})
-    print(f"scale: {scale:g}")
-    return scale
-
-
 def check_hub(name: str) -> None:
     """Refuses a push that cannot work, as far as it is known here: before minutes of work."""
+    # Here, as in `push`: a plain merge needs no hub's client.
     from huggingface_hub import get_token, is_offline_mode
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -122,44 +126,6 @@ def push(folder: Path, name: str) -> str:
     return str(repository)
 
 
-def make(
-    base: MergeBase, merge_plan: MergePlan, out: Path | None, adapter: Path | None, scores: dict[str, dict[str, float]]
-) -> None:
-    # First the small one: what is wrong with the branches is seen before many GB are written.
-    if adapter is not None:
-        write_adapter(base, merge_plan, adapter)
-        print(f"adapter: {adapter}")
-    if out is not None:
-        record = fold(base, merge_plan, out)
-        if scores:
-            write_card(out, record, scores)
-        print("\n".join(lines(record)))
-        print(f"checkpoint: {out}")
-
-
-def branches_of(texts: Sequence[str], store: Path | None, base: MergeBase) -> list[MergeInput]:
-    """The adapters that are named; of a run or a store alone, the newest revision of every branch."""
-    for folder in (Path(texts[0]) / "store", Path(texts[0])):
-        if len(texts) == 1 and (folder / "store.json").is_file():
-            refs = heads(folder)
-            if not refs:
-                raise UserError(f"{folder}: no branch is in it yet; merge it when every branch has made a step")
-            return [open_revision(folder, ref, base) for ref in refs]
-    return [branch_of(text, store, base) for text in texts]
-
-
-def branch_of(text: str, store: Path | None, base: MergeBase) -> MergeInput:
-    """`[NAME=]BRANCH@REVISION` of a store, or `[NAME=]FOLDER`."""
-    name, is_named, source = text.partition("=")
-    if not (is_named and is_name(name)):  # a folder may have a = in its path
-        name, source = None, text
-    if store is None or Path(source).is_dir():
-        if not Path(source).is_dir():
-            raise UserError(f"{source}: no such folder; name one, or BRANCH@REVISION with --store")
-        return open_folder(Path(source), base, name)
-    return open_revision(store, Ref.parse(source), base, name)
-
-
 def parsed_weights(text: str) -> dict[str, float]:
     """The weights in `text=2,image=1`, by name."""
     weights: dict[str, float] = {}
@@ -176,17 +142,6 @@ def parsed_scale(text: str) -> float | None:
     return None if text == "auto" else _number(text, f"--scale {shown(text)}", "1.0, or auto")
 
 
-def lines(record: Record) -> Iterator[str]:
-    """What the merge did, for a person."""
-    yield f"weights: {', '.join(f'{branch.source} {branch.share:.4g}' for branch in record.branches)}"
-    yield f"changed: {record.changed:.1%} of the projections' weights ({record.dtype})"
-    if record.lost is not None:
-        yield f"rounded away: {record.lost:.1%} of the delta; at most {record.largest_difference:.3g} in a weight"
-    yield f"norm of the delta by layer: {' '.join(f'{norm:.3g}' for norm in record.layer_norms)}"
-    for pair, cosine in record.cosines.items():
-        yield f"cosine of {pair}: {'-' if cosine is None else f'{cosine:.3f}'}"
-
-
 def card_scores(path: Path) -> dict[str, dict[str, float]]:
     try:
         return _SCORES.validate_json(path.read_bytes())
@@ -199,22 +154,3 @@ def _number(text: str, where: str, example: str) -> float:
         return float(text)
     except ValueError:
         raise UserError(f"{where} has no number; write {example}") from None
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "adapters", nargs="+", metavar="ADAPTER", help="[NAME=]BRANCH@REVISION, [NAME=]FOLDER, or a run"
-    )
-    parser.add_argument("--base", metavar="BASE", help="miniature, a folder, or a hub name; a run's own by default")
-    parser.add_argument("--store", type=Path, metavar="DIR", help="where BRANCH@REVISION are; a service may use it")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="the checkpoint, a new folder")
-    parser.add_argument("--adapter", type=Path, metavar="DIR", help="the same as one adapter, a new folder")
-    parser.add_argument("--method", choices=METHODS, help="mean by default, or as a run's recipe says")
-    parser.add_argument("--weights", default="", metavar="NAME=W,...", help="of the mean; equal by default")
-    parser.add_argument(
-        "--scale", default="1", metavar="X", help="times the merged delta; auto takes the best of several"
-    )
-    parser.add_argument("--rank", type=int, metavar="N", help="of svd; the largest adapter's by default")
-    parser.add_argument("--density", type=float, default=0.2, metavar="X", help="of ties: the share of entries kept")
-    parser.add_argument("--scores", type=Path, metavar="FILE", help="JSON for the card: {model: {capability: score}}")
-    parser.add_argument("--push", metavar="OWNER/NAME", help="send the checkpoint to this repository of the hub")
