@@ -1,0 +1,81 @@
+"""The recipes in examples/: their prompts open, fit, and their rewards tell right answers from wrong ones."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from adapters.base import locate
+from service.media import Limits
+from trainer.data.held_out import held_out_prompts, training_prompts
+from trainer.data.lengths import fit
+from trainer.evaluation.exams import answer_rule
+from trainer.recipe import CapabilityConfig
+from trainer.recipe.file import load
+from trainer.rewards import RewardItem, Scored
+from trainer.rewards.pool import RewardPool
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted((ROOT / "examples").glob("*.toml"))
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[RewardPool]:
+    with RewardPool(num_children=1) as pool:
+        yield pool
+
+
+@pytest.fixture(autouse=True)
+def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)  # where the examples' paths start from
+
+
+def only_capability(path: Path) -> tuple[str, CapabilityConfig]:
+    ((name, capability),) = load(path).capabilities.items()
+    return name, capability
+
+
+def completions_of(gold: str) -> tuple[str, str]:
+    """A right completion and a wrong one."""
+    return rf"Let me see. It is \boxed{{{gold}}}", r"Let me see. It is \boxed{-987}"
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_judges_the_answers_to_its_first_rows(path: Path, pool: RewardPool) -> None:
+    recipe = load(path)
+    name, capability = only_capability(path)
+    prompts = training_prompts(name, capability, recipe.evaluation.questions, seed=recipe.seed, limits=Limits())
+    first = [prompts[index] for index in range(3)]
+    pairs = [completions_of(prompt.answer) for prompt in first]
+    items = [
+        RewardItem(completion, prompt.answer) for prompt, pair in zip(first, pairs, strict=True) for completion in pair
+    ]
+    scored = pool.score(items, answer_rule(capability.reward), 60.0)
+    assert scored == [Scored(1.0), Scored(0.0)] * 3
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_fits_its_base_and_holds_rows_out(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    recipe = load(path)
+    name, capability = only_capability(path)
+    count = recipe.evaluation.questions
+    prompts = training_prompts(name, capability, count, seed=recipe.seed, limits=Limits())
+    caplog.clear()
+    assert len(fit(recipe, locate(recipe.base.name))(name, prompts)) == len(prompts)
+    assert caplog.messages == []
+    held_out = held_out_prompts(name, capability, count, limits=Limits(), most=2)
+    assert len(held_out) == 2
+    train_texts = [prompts[index].messages for index in range(len(prompts))]
+    assert all(held_out[index].messages not in train_texts for index in range(2))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_fits_a_screen(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    assert len(lines) <= 25
+    assert max(map(len, lines)) <= 120
+
+
+def test_what_examples_read_is_small() -> None:
+    files = [path for path in (ROOT / "examples").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    assert sum(path.stat().st_size for path in files) < 60_000
