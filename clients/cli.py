@@ -15,6 +15,7 @@ from adapters.errors import UserError
 COMMANDS = {
     "serve": ("service.command", "the service: one frozen base, many adapters, exact log-probs"),
     "doctor": ("trainer.commands.doctor", "what this machine has; with a recipe, whether it fits"),
+    "check": ("trainer.commands.check", "what is wrong with a recipe and its data, before anything starts"),
     "run": ("trainer.commands.run", "a whole run on this machine"),
     "coordinate": (
         "trainer.commands.coordinate",
@@ -27,6 +28,7 @@ COMMANDS = {
     "compare": ("trainer.commands.compare", "every system of the paper on one recipe: tables, intervals, report"),
     "eval": ("trainer.commands.eval", "accuracy of branches on held-out questions, with intervals"),
     "filter": ("trainer.commands.filter", "training prompts that the base answers rightly now and then"),
+    "publish": ("trainer.commands.publish", "an adapter that PEFT saved, as the next revision of a branch"),
     "merge": ("trainer.commands.merge", "branches folded into one checkpoint, or into one adapter"),
     "bench": ("bench.command", "measurements, each number beside its peer's"),
     "base": ("trainer.commands.base", "the miniature's base: path, build, check"),

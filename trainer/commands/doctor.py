@@ -1,12 +1,12 @@
 """`coevo doctor`: what this machine has, what is missing and how to get it; with a recipe, whether it fits.
 
-The machine is looked at in `machine`, the arithmetic is in `memory`; here it meets the recipe and the cards.
+The machine is looked at in `trainer.doctor.machine`; whether a recipe fits it says `trainer.doctor.fit`.
 """
 
 import argparse
-import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -14,8 +14,10 @@ import psutil
 from adapters.errors import UserError
 from trainer.data.base import base_of
 from trainer.doctor import memory
-from trainer.doctor.machine import Card, MachineFact, found_cards, free_bytes, gib, imported_row, machine_rows
-from trainer.recipe import Recipe
+from trainer.doctor.fit import memory_rows, parts_of, served_row, shape_in, store_row, stored_bytes
+from trainer.doctor.machine import Card, MachineFact, found_cards, gib, imported_row, machine_rows
+from trainer.plan.make import make_plan
+from trainer.recipe import DatasetData, Recipe
 from trainer.recipe.arguments import add_recipe_arguments
 from trainer.recipe.file import load
 
@@ -55,7 +57,12 @@ def run(arguments: argparse.Namespace) -> int:
             rows.append(MachineFact("WARN", "recipe fits", "unknown", str(error)))
         else:
             parts = parts_of(recipe, shape, on_gpu=bool(planned))
-            rows += recipe_rows(recipe, shape, parts, planned, arguments.store)
+            host = Card("this machine's free memory", psutil.virtual_memory().available)
+            rows += memory_rows(recipe, shape, parts, planned or [host])
+            plan = make_plan(recipe)
+            stored = stored_bytes(recipe, shape, branches=len(plan.starts), phase_ends=plan.phase_ends)
+            rows += [store_row(stored, arguments.store), served_row(recipe, shape)]
+        rows += column_warnings(recipe)
     show(rows, parts)
     return 1 if any(row.status == "FAIL" for row in rows) else 0
 
@@ -63,116 +70,16 @@ def run(arguments: argparse.Namespace) -> int:
 def shape_of_base(recipe: Recipe) -> memory.Shape:
     """The shape of a base that is known, lies here, or was downloaded before."""
     # Before any look at the disk: a plan must be possible where the base is not.
-    if recipe.base.name in memory.KNOWN_SHAPES:
-        return memory.KNOWN_SHAPES[recipe.base.name]
-    config = base_of(recipe) / "config.json"
-    try:
-        return memory.shape_of(json.loads(config.read_text()))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{config}: cannot be read as the config of a Qwen3-VL ({error!r}); set base.name to one"
-        ) from None
+    return memory.KNOWN_SHAPES.get(recipe.base.name) or shape_in(base_of(recipe))
 
 
-def parts_of(recipe: Recipe, shape: memory.Shape, *, on_gpu: bool) -> tuple[memory.MemoryPart, ...]:
-    """What the service and one worker with all branches take."""
-    engine, rollout = recipe.engine, recipe.rollout
-    service = memory.service_parts(
-        shape,
-        element=_element(recipe.base.dtype if engine.dtype == "base" else engine.dtype),
-        slots=engine.max_loras,
-        slot_rank=recipe.max_lora_rank,
-        kv_cache_gib=engine.kv_cache_gib,
-        batched_tokens=engine.max_num_batched_tokens,
-        sequences=min(engine.max_num_seqs, rollout.prompts * rollout.group_size),
-        on_gpu=on_gpu,
-    )
-    worker = memory.worker_parts(
-        shape,
-        element=_element(recipe.base.dtype),
-        rank=recipe.lora.rank,
-        branches=len(recipe.branches),
-        tokens=recipe.budget.tokens_per_micro_batch,
-        on_gpu=on_gpu,
-    )
-    return (*service, *worker)
+def column_warnings(recipe: Recipe) -> list[MachineFact]:
+    """What is wrong with the first rows of data sets that lie here. A warning: they may be for another machine."""
+    if not any(isinstance(data, DatasetData) for data in recipe.data.values()):
+        return []
+    from trainer.local.preflight import column_facts  # takes a second, for what reads data sets
 
-
-def recipe_rows(
-    recipe: Recipe, shape: memory.Shape, parts: Sequence[memory.MemoryPart], cards: Sequence[Card], store: Path
-) -> Iterator[MachineFact]:
-    service_knobs, worker_knobs = _knobs(recipe, shape)
-    if len(cards) > 1:  # the service has the first for itself
-        service = [part for part in parts if part.process == "service"]
-        worker = [part for part in parts if part.process == "worker"]
-        yield fit_row("service fits", memory.total(service), cards[0], service_knobs)
-        yield fit_row("worker fits", memory.total(worker), cards[1], worker_knobs)
-    else:
-        host = Card("this machine's free memory", psutil.virtual_memory().available)
-        knobs = memory.shared_knobs([*service_knobs, *worker_knobs])
-        yield fit_row("recipe fits", memory.total(parts), cards[0] if cards else host, knobs)
-    # Of each branch a revision that is served and one that arrives; and two more.
-    wanted = 2 * len(recipe.branches) + 2
-    if recipe.engine.max_loras < wanted:
-        finding = f"{recipe.engine.max_loras} for {len(recipe.branches)} branches"
-        remedy = f"publishing waits for scoring; set engine.max_loras = {wanted}"
-        yield MachineFact("WARN", "adapter slots", finding, remedy)
-    adapter = memory.lora_parameters(shape, recipe.lora.rank)
-    phase_ends = 2 * recipe.method.cycles if recipe.method.cyclic else 1
-    stored = memory.store_bytes(
-        adapter, branches=len(recipe.branches), keep_last=recipe.budget.keep_last, phase_ends=phase_ends
-    )
-    yield _room_row("disk for the run", stored, store, "make room, keep the store elsewhere, or lower method.cycles")
-    # An upper bound: as many again as there are slots, two bytes a parameter.
-    served = 2 * recipe.engine.max_loras * adapter * 2
-    cache = Path(recipe.engine.adapter_cache)
-    yield _room_row("served adapters", served, cache, "set engine.adapter_cache to a larger place")
-
-
-def _room_row(subject: str, need: int, folder: Path, remedy: str) -> MachineFact:
-    free = free_bytes(folder)
-    finding = f"at most {gib(need)} GiB, {gib(free)} GiB free at {folder}"
-    return MachineFact("OK", subject, finding) if need <= free else MachineFact("WARN", subject, finding, remedy)
-
-
-def fit_row(subject: str, need: int, card: Card, knobs: Sequence[memory.Knob]) -> MachineFact:
-    """Whether it fits with something to spare, and which number to lower if not."""
-    finding = f"{gib(need)} GiB of {gib(card.bytes)} ({card.name})"
-    too_much = need + memory.SPARE - card.bytes
-    if too_much <= 0:
-        return MachineFact("OK", subject, finding)
-    lowered, left = memory.lower(too_much, knobs)
-    steps = " and ".join(f"{knob.path} from {knob.now:g} to {knob.to:g}" for knob in lowered)
-    if left:
-        remedy = f"even with {steps} it is {gib(left)} GiB too large; take a smaller base.name or one more card"
-        return MachineFact("FAIL", subject, finding, remedy)
-    return MachineFact("FAIL", subject, finding, f"lower {steps}")
-
-
-def _knobs(recipe: Recipe, shape: memory.Shape) -> tuple[tuple[memory.Knob, ...], tuple[memory.Knob, ...]]:
-    engine, rollout, budget = recipe.engine, recipe.rollout, recipe.budget
-    service = memory.service_knobs(
-        shape,
-        element=_element(recipe.base.dtype if engine.dtype == "base" else engine.dtype),
-        kv_cache_gib=engine.kv_cache_gib,
-        slots=engine.max_loras,
-        branches=len(recipe.branches),
-        rank=recipe.lora.rank,
-        model_len=rollout.max_model_len,
-    )
-    worker = memory.worker_knobs(
-        shape,
-        element=_element(recipe.base.dtype),
-        tokens=budget.tokens_per_micro_batch,
-        rank=recipe.lora.rank,
-        branches=len(recipe.branches),
-        sequence=rollout.max_prompt_tokens + rollout.max_completion_tokens,
-    )
-    return service, worker
-
-
-def _element(dtype: str) -> int:
-    return {"bfloat16": 2, "float32": 4}[dtype]
+    return [replace(fact, status="WARN") for fact in column_facts(recipe)]
 
 
 def show(rows: Sequence[MachineFact], parts: Sequence[memory.MemoryPart]) -> None:

@@ -5,12 +5,13 @@ Tokens are upper bounds: prompts and completions of the recipe's longest.
 
 import argparse
 import sys
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from adapters.names import BASE, Ref
-from trainer.commands.doctor import shape_of_base
+from trainer.commands.check import tell
+from trainer.commands.doctor import column_warnings, shape_of_base
 from trainer.doctor import memory
+from trainer.doctor.fit import stored_bytes
 from trainer.plan.cost import Cost
 from trainer.plan.make import make_plan
 from trainer.plan.steps import Plan, Segment, Step, impossible
@@ -34,25 +35,31 @@ def run(arguments: argparse.Namespace) -> int:
     origins = [Ref.parse(start.origin) for start in plan.starts if start.origin != BASE]
     problems = list(impossible(plan, origins))
     assert not problems, problems
-    rows = list(lines(plan, recipe, memory.lora_parameters(shape_of_base(recipe), recipe.lora.rank)))
+    rows = list(lines(plan, recipe, shape_of_base(recipe)))
+    _print(rows, recipe.name)
+    tell("plan", arguments.recipe, column_warnings(recipe))
+    return 0
+
+
+def _print(rows: Sequence[tuple[str, ...]], title: str) -> None:
+    """A table on a terminal, else a line a row."""
     if not sys.stdout.isatty():
         for row in [HEADS, *rows]:
             print("\t".join(row).rstrip("\t"))
-        return 0
+        return
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(*HEADS, title=recipe.name, box=box.SIMPLE_HEAD)
+    table = Table(*HEADS, title=title, box=box.SIMPLE_HEAD)
     for column in table.columns[HEADS.index("rollouts") :]:
         column.justify = "right"
     for row in rows:
         table.add_row(*row)
     Console().print(table)
-    return 0
 
 
-def lines(plan: Plan, recipe: Recipe, adapter_parameters: int) -> Iterator[tuple[str, ...]]:
+def lines(plan: Plan, recipe: Recipe, shape: memory.Shape) -> Iterator[tuple[str, ...]]:
     """A row for each segment, one for all of them, and one for the disk."""
     whole = Cost()
     for segment in plan.segments:
@@ -67,15 +74,9 @@ def lines(plan: Plan, recipe: Recipe, adapter_parameters: int) -> Iterator[tuple
             *_numbers(segment_cost),
         )
     yield ("all", "", f"{whole.steps} steps", "", "", *_numbers(whole))
-    # Each segment ends a phase of its branch, and ends of phases are never retired.
-    phase_ends = Counter(segment.branch for segment in plan.segments)
-    stored = memory.store_bytes(
-        adapter_parameters,
-        branches=len(plan.starts),
-        keep_last=recipe.budget.keep_last,
-        phase_ends=max(phase_ends.values(), default=0),
-    )
-    step_bytes = adapter_parameters * 12  # in float32: the masters and Adam's two moments
+    stored = stored_bytes(recipe, shape, branches=len(plan.starts), phase_ends=plan.phase_ends)
+    # In float32: the masters and Adam's two moments.
+    step_bytes = memory.lora_parameters(shape, recipe.lora.rank) * 12
     yield ("disk", "", f"{step_bytes / GB:.3g} GB a step", f"at most {stored / GB:.3g} GB kept", "", "", "", "")
 
 

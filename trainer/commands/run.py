@@ -19,10 +19,9 @@ from pathlib import Path
 from adapters.errors import UserError
 from adapters.names import MERGED
 from service.concurrency import Stopped
-from trainer.data.base import base_of
+from trainer.commands.check import check, has_problems, tell
 from trainer.local.examiner import ADAPTER
 from trainer.local.train import check_folder, events_of, is_trained, run_processes, settings_of, train
-from trainer.orchestration.tracking import check_trackers
 from trainer.recipe.arguments import add_recipe_arguments
 from trainer.recipe.file import load, run_id
 from trainer.reporting.curves import curves
@@ -34,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe_arguments(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="where everything lies [out/NAME]")
     parser.add_argument("--resume", action="store_true", help="go on with what is there")
+    parser.add_argument("--unchecked", action="store_true", help="start although `coevo check` finds problems")
     parser.add_argument("--worker-each", action="store_true", help="a worker for each branch instead of one for all")
     parser.add_argument("--port", type=int, default=0, metavar="N", help="of the service [any free one]")
 
@@ -42,10 +42,14 @@ def run(arguments: argparse.Namespace) -> int:
     recipe = load(arguments.recipe, arguments.set)
     if recipe.comparison is not None:
         raise UserError(f"{arguments.recipe}: compares systems; take coevo compare")
-    check_trackers(recipe.tracking.to)
-    base_of(recipe)  # what is wrong with it is told before anything is written
     out = arguments.out or Path("out") / recipe.name
     check_folder(out, recipe, resume=arguments.resume)
+    if not is_trained(out, recipe):
+        print("checking the recipe, its data and this machine", flush=True)
+        facts = check(recipe, out)
+        tell("run", arguments.recipe, facts)
+        if has_problems(facts) and not arguments.unchecked:
+            return 2
     try:
         # Training and the exam in one block: the queue server and Ctrl-C are the same for both.
         with run_processes(out, recipe) as processes:

@@ -7,6 +7,7 @@ time. `trainer.plan.make` makes plans of recipes.
 Left out: jobs, leases and time (`trainer.queue`).
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -121,6 +122,11 @@ class Plan:
     def head(self, branch: str) -> int:
         """The last revision that a branch will have."""
         return max((step.number for step in self.steps if step.branch == branch), default=0)
+
+    @property
+    def phase_ends(self) -> int:
+        """The most ends of phases that a branch has: each segment ends one, and its revision is never retired."""
+        return max(Counter(segment.branch for segment in self.segments).values(), default=0)
 
 
 def is_there(ref: Ref, heads: Mapping[str, int]) -> bool:

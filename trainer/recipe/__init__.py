@@ -15,7 +15,7 @@ from typing import Any, Self, cast
 from pydantic import Field, model_validator
 
 from trainer.recipe import checks
-from trainer.recipe.capabilities import CapabilityConfig, Columns, DatasetData, MiniatureData, RewardConfig
+from trainer.recipe.capabilities import CapabilityConfig, Columns, Data, DatasetData, MiniatureData, RewardConfig
 from trainer.recipe.measuring import AnswersConfig, ComparisonConfig, EvaluationConfig, EvaluationSet
 from trainer.recipe.method import Edge, MethodConfig, edges
 from trainer.recipe.parts import (
@@ -47,6 +47,7 @@ __all__ = [
     "CapabilityConfig",
     "Columns",
     "ComparisonConfig",
+    "Data",
     "DatasetData",
     "Edge",
     "EngineConfig",
@@ -100,6 +101,18 @@ class Recipe(Section):
     def max_lora_rank(self) -> int:
         """The rank that the engine makes room for: it knows a few sizes only."""
         return engine_rank(self.lora.rank)
+
+    @property
+    def data(self) -> dict[str, Data]:
+        """All data that it names, by key: what is trained on, held out, and asked in benchmarks."""
+        data: dict[str, Data] = {}
+        for name, capability in self.capabilities.items():
+            data[f"capabilities.{name}.data"] = capability.data
+            if capability.held_out is not None:
+                data[f"capabilities.{name}.held_out"] = capability.held_out
+        return data | {
+            f"evaluation.sets.{name}.data": benchmark.data for name, benchmark in self.evaluation.sets.items()
+        }
 
     # Before validation, because a default of the field would not know the capabilities' names.
     @model_validator(mode="before")

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from trainer.commands.doctor import fit_row, shape_of_base
+from trainer.commands.doctor import shape_of_base
+from trainer.doctor.fit import fit_row
 from trainer.doctor.machine import Card, machine_rows
 from trainer.doctor.memory import GIB, KNOWN_SHAPES, Knob
 from trainer.queue import server as queue_server

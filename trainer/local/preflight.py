@@ -1,0 +1,297 @@
+"""What a person can get wrong about a recipe and its data, told before an engine starts: all of it in one list.
+
+Data sets are opened as a worker opens them, so what it would say is said here. Of each a few rows are looked at in
+depth: their media are decoded, and their own answers are judged, which must be right. Left out: what a training step
+alone can show, such as a base that never earns a reward.
+"""
+
+import logging
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from adapters.errors import UserError
+from service.media import Limits, MediaError, Sampling, decode_image, decode_video
+from trainer.data.base import base_of
+from trainer.data.datasets import PromptSet
+from trainer.data.held_out import held_out_prompts, open_benchmark, training_prompts
+from trainer.data.lengths import within
+from trainer.data.prompts import Prompts
+from trainer.doctor import memory
+from trainer.doctor.fit import memory_rows, parts_of, served_row, shape_in, store_row, stored_bytes
+from trainer.doctor.machine import Card, MachineFact, Status, found_cards, queue_row
+from trainer.parts import Prompt
+from trainer.plan.make import make_plan
+from trainer.recipe import CapabilityConfig, Data, DatasetData, MiniatureData, Recipe, RewardConfig
+from trainer.rewards import RewardItem, Rule
+from trainer.rewards.pool import RewardPool
+
+_DEPTH = 16
+"""Rows that are looked at in depth, spread over a data set. A video takes up to a second to decode, so more would keep
+a person waiting; fewer miss what is wrong in a tenth of the rows."""
+_MEASURED = 1000
+"""Prompts whose tokens are counted, spread over a data set: about a second. All are, when training begins."""
+_ENOUGH_TO_SHARE = 10_000
+"""Rows of which some can be held out for sure. Of fewer it is tried, which opens them a second time."""
+
+
+@dataclass(frozen=True, slots=True)
+class DataSource:
+    """Prompts of the recipe, and what judges their answers."""
+
+    path: str
+    """The key of the recipe that names them."""
+    open: Callable[[], Prompts]
+    reward_path: str
+    reward: RewardConfig
+
+
+def preflight(recipe: Recipe, out: Path) -> list[MachineFact]:
+    """Everything that is looked at before a run in the folder `out`; what fails ends it before it begins."""
+    # First, because its server takes a second to load, in which data sets are opened.
+    with RewardPool(num_children=1) as pool:
+        pool.start()
+        facts = [queue_row(), *_base_facts(recipe, out)]
+        tokenizer = _tokenizer(recipe)
+        for source in _sources(recipe):
+            facts += _source_facts(recipe, source, pool, tokenizer)
+    return facts
+
+
+# ---- data ----
+
+
+def column_facts(recipe: Recipe) -> Iterator[MachineFact]:
+    """What is wrong with the first rows of data sets that lie here: quick, whatever their size."""
+    limits = Limits()
+    for path, data in recipe.data.items():
+        # What the hub has might have to be fetched first, which nobody asked for.
+        if isinstance(data, DatasetData) and not _may_be_on_the_hub(data.name):
+            few = data.model_copy(update={"limit": min(_DEPTH, data.limit or _DEPTH)})
+            try:
+                open_benchmark(path.split(".")[1], few, None, limits=limits)
+            except UserError as error:
+                yield _failure(path, error)
+
+
+def _may_be_on_the_hub(name: str) -> bool:
+    path = Path(name).expanduser()
+    return not (path.exists() or path.suffix or name.startswith(("/", ".", "~")))
+
+
+def _sources(recipe: Recipe) -> Iterator[DataSource]:
+    """Everything that is trained on or measured with. Of generated questions a few: none of them is wrong."""
+    limits, questions = Limits(), recipe.evaluation.questions
+    for name, capability in recipe.capabilities.items():
+        path = f"capabilities.{name}"
+        few = capability.model_copy(update={"data": _shortened(capability.data)})
+        yield DataSource(
+            f"{path}.data",
+            lambda name=name, few=few: _trained_on(name, few, questions, recipe.seed, limits),
+            f"{path}.reward",
+            capability.reward,
+        )
+        if isinstance(capability.held_out, DatasetData):
+            yield DataSource(
+                f"{path}.held_out",
+                lambda name=name, few=few: held_out_prompts(name, few, questions, limits=limits),
+                f"{path}.reward",
+                capability.reward,
+            )
+    for name, benchmark in recipe.evaluation.sets.items():
+        data = _shortened(benchmark.data)
+        yield DataSource(
+            f"evaluation.sets.{name}.data",
+            lambda name=name, data=data: open_benchmark(name, data, None, limits=limits),
+            f"evaluation.sets.{name}.reward",
+            benchmark.reward,
+        )
+
+
+def _shortened(data: Data) -> Data:
+    return data.model_copy(update={"size": min(data.size, _DEPTH)}) if isinstance(data, MiniatureData) else data
+
+
+def _trained_on(name: str, capability: CapabilityConfig, questions: int, seed: int, limits: Limits) -> Prompts:
+    prompts = training_prompts(name, capability, questions, seed=seed, limits=limits)
+    if isinstance(prompts, PromptSet) and capability.held_out is None and len(prompts) < _ENOUGH_TO_SHARE:
+        held_out_prompts(name, capability, questions, limits=limits)  # an error where they are too few
+    return prompts
+
+
+def _source_facts(recipe: Recipe, source: DataSource, pool: RewardPool, tokenizer: Any) -> Iterator[MachineFact]:
+    """What there is to say of one source; one that fails hides no other."""
+    try:
+        prompts = source.open()
+    except UserError as error:
+        yield _failure(source.path, error)
+        # What is wrong with the reward itself needs no data to be seen.
+        with suppress(UserError):
+            yield from _reward_facts(source, [], pool)
+        return
+    rows, broken = _looked_at(prompts)
+    yield from (MachineFact("FAIL", source.path, words, "replace or remove it") for words in broken)
+    if not broken:
+        yield MachineFact("OK", source.path, f"{_kind(prompts, len(prompts))}")
+    if isinstance(prompts, PromptSet):
+        for reason, count in prompts.dropped.most_common():
+            yield MachineFact("WARN", source.path, f"{count} rows are left out: {reason}", "mend or remove them")
+        if tokenizer is not None:
+            yield from _length_facts(recipe, source.path, prompts, tokenizer)
+    yield from _reward_facts(source, rows, pool)
+
+
+def _kind(prompts: Prompts, count: int) -> str:
+    return f"{count:,} rows" if isinstance(prompts, PromptSet) else "generated questions"
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """At most so many indices, evenly spread, the first among them."""
+    return [index * count // min(count, most) for index in range(min(count, most))]
+
+
+def _looked_at(prompts: Prompts) -> tuple[list[tuple[str, Prompt]], list[str]]:
+    """Some prompts with their rows' names, their media decoded; and what is wrong with others."""
+    sound: list[tuple[str, Prompt]] = []
+    broken: list[str] = []
+    for index in _spread(len(prompts), _DEPTH):
+        label = prompts.label(index) if isinstance(prompts, PromptSet) else f"question {index + 1}"
+        try:
+            prompt = prompts[index]
+            for image in prompt.images:
+                decode_image(image, Limits())
+            for video in prompt.videos:
+                decode_video(video, Limits(), Sampling(max_frames=2))  # the first frame, and the last after all others
+        except MediaError as error:
+            broken.append(f"{label}: {error}")
+        except UserError as error:  # the set names the row itself
+            broken.append(str(error))
+        else:
+            sound.append((label, prompt))
+    return sound, broken
+
+
+def _length_facts(recipe: Recipe, path: str, prompts: PromptSet, tokenizer: Any) -> Iterator[MachineFact]:
+    some = prompts.select(_spread(len(prompts), _MEASURED))
+    most = recipe.rollout.max_prompt_tokens
+    try:
+        short = within(some, path.split(".")[1], tokenizer, recipe.media, most)
+    except UserError as error:
+        yield _failure(path, error)
+        return
+    for reason, count in sorted((short.dropped - some.dropped).items()):
+        finding = f"{count:,} of {len(some):,} prompts looked at are left out: {reason}"
+        yield MachineFact("WARN", path, finding, "raise that, or shorten them")
+
+
+def _tokenizer(recipe: Recipe) -> Any:
+    """The base's tokenizer, where a data set's prompts are to be measured with it; None without a base."""
+    if not any(isinstance(data, DatasetData) for data in recipe.data.values()):
+        return None
+    with suppress(UserError):  # told with the base
+        folder = base_of(recipe)
+        from transformers import AutoTokenizer  # a slow import that generated questions do without
+
+        return AutoTokenizer.from_pretrained(folder)
+    return None
+
+
+# ---- rewards ----
+
+
+def _reward_facts(source: DataSource, rows: Sequence[tuple[str, Prompt]], pool: RewardPool) -> Iterator[MachineFact]:
+    """Whether the rows' own answers are right by their reward, in a box or bare."""
+    reward = source.reward
+    rule = Rule(reward.kind, tolerance=reward.tolerance)  # without the share for the form: being right is asked here
+    try:
+        pool.check(rule, reward.deadline_s)
+    except UserError as error:
+        yield _failure(source.reward_path, error)
+        return
+    if not rows:
+        return
+    answers = [prompt.answer for _, prompt in rows]
+    items = [RewardItem(form.format(answer), answer) for answer in answers for form in (r"\boxed{{{}}}", "{}")]
+    with _silenced("trainer.rewards.pool"):  # it would warn of what is told here
+        scored = pool.score(items, rule, reward.deadline_s)
+    is_own = ":" in reward.kind
+    wrong: list[str] = []
+    for number, (label, prompt) in enumerate(rows):
+        pair = scored[2 * number : 2 * number + 2]
+        reasons = [score.why for score in pair if score.value is None]
+        # A reward of one's own must judge whatever a model writes; of the others either form will do.
+        if reasons and (is_own or len(reasons) == len(pair)):
+            wrong.append(f"{label}: {reasons[0]}")
+        elif all(not score.value for score in pair) and not is_own:
+            wrong.append(f"{label}: the answer {_short(prompt.answer)} is not right by reward {reward.kind}")
+    if wrong:
+        more = f" (and {len(wrong) - 1} more of {len(rows)} rows looked at)" if len(wrong) > 1 else ""
+        remedy = "mend the function" if is_own else "take another reward.kind, or mend the answers"
+        yield MachineFact("FAIL", source.reward_path, f"{wrong[0]}{more}", remedy)
+    elif not any(score.value for score in scored):
+        finding = f"{reward.kind} gives 0 to the rows' own answers"
+        yield MachineFact("WARN", source.reward_path, finding, "right, if a completion looks otherwise")
+    else:
+        yield MachineFact("OK", source.reward_path, f"{reward.kind}, tried on {len(rows)} answers")
+
+
+@contextmanager
+def _silenced(name: str) -> Generator[None]:
+    logger = logging.getLogger(name)
+    before, _ = logger.level, logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")
+
+
+# ---- base, memory, disk ----
+
+
+def _base_facts(recipe: Recipe, out: Path) -> Iterator[MachineFact]:
+    shape = memory.KNOWN_SHAPES.get(recipe.base.name)
+    try:
+        folder = base_of(recipe)
+        shape = shape or shape_in(folder)
+        yield MachineFact("OK", "base", str(folder))
+    except UserError as error:
+        yield _failure("base.name", error)
+    if shape is None:
+        return
+    cards = found_cards()
+    parts = parts_of(recipe, shape, on_gpu=bool(cards))
+    if cards:
+        yield from memory_rows(recipe, shape, parts, cards)
+    else:
+        yield from _host_facts(recipe, shape, parts)
+    plan = make_plan(recipe)
+    most = stored_bytes(recipe, shape, branches=len(plan.starts), phase_ends=plan.phase_ends)
+    # Of a run that goes on, a part is there.
+    there = sum(file.stat().st_size for file in (out / "store").rglob("*") if file.is_file())
+    yield store_row(max(0, most - there), out, if_short="FAIL")
+    yield served_row(recipe, shape)
+
+
+def _host_facts(recipe: Recipe, shape: memory.Shape, parts: Sequence[memory.MemoryPart]) -> Iterator[MachineFact]:
+    """What can never fit fails. What fits once other programs end is a warning: they may."""
+    host = psutil.virtual_memory()
+    never = list(memory_rows(recipe, shape, parts, [Card("this machine's memory", host.total)]))
+    if any(fact.status == "FAIL" for fact in never):
+        yield from never
+        return
+    for fact in memory_rows(recipe, shape, parts, [Card("this machine's free memory", host.available)]):
+        status: Status = "WARN" if fact.status == "FAIL" else fact.status
+        yield MachineFact(status, fact.subject, fact.finding, fact.remedy and f"end other programs, or {fact.remedy}")
+
+
+def _failure(path: str, error: UserError) -> MachineFact:
+    # Some of the errors begin with the key already.
+    return MachineFact("FAIL", path, str(error).removeprefix(f"{path}: "))
