@@ -7,6 +7,7 @@ Left out: decoding to pixels (service.media), cutting of long prompts (`lengths`
 """
 
 import hashlib
+import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,12 +19,14 @@ from service.media import Limits
 from trainer.data.prompts import PromptError
 from trainer.data.questions import AnswerAs
 from trainer.data.records import Records, read_records
-from trainer.data.rows import Check, PromptSizes, Reading, build, check_draft, draft_of, measure
+from trainer.data.rows import Check, PromptSizes, Reading, build, check_draft, draft_of, measure, medium_of
 from trainer.parts import Prompt
 
 COLUMNS = {"prompt": "prompt", "answer": "answer"}
 """The columns of a data set that is mapped no further. Media have none: most data sets are text."""
 KEYS = ("prompt", "answer", "images", "videos")
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,8 @@ def load(
     wanted = {top for column in mapped for top in (column, column.split(".")[0])}
     records = read_records(name, split=split, subset=subset, files=files, columns=wanted, cache=cache)
     _check_columns(name, records, reading)
+    if warning := unmapped_media(name, records, reading):
+        log.warning("%s", warning)
     return _scan(name, records, reading, limit, on_bad_row, check)
 
 
@@ -142,6 +147,26 @@ def _check_columns(name: str, records: Sequence[Records], reading: Reading) -> N
         if known and column not in known and column.split(".")[0] not in known:
             where = f"capabilities.{reading.capability}.data.columns.{key}"
             raise UserError(f"{name}: no column {column!r}; set {where} to one of {_list(known)}")
+
+
+def unmapped_media(name: str, records: Sequence[Records], reading: Reading) -> str | None:
+    """The columns that hold media by the look of their first rows, and that no key of `columns` names."""
+    mapped = {column.split(".")[0] for column in (*reading.columns.values(), *reading.options)}
+    kinds = {
+        column: medium
+        for table in records
+        for row in table.first
+        for column, value in row.items()
+        if column not in mapped and (medium := medium_of(value))
+    }
+    if not kinds:
+        return None
+    columns = ", ".join(f"{column!r} ({kind})" for column, kind in kinds.items())
+    keys = " and ".join(f'{kind} = "{column}"' for column, kind in kinds.items())
+    return (
+        f"{name}: prompts go without what looks like media in {columns}; "
+        f"if they are about it, add {keys} to capabilities.{reading.capability}.data.columns"
+    )
 
 
 def _scan(

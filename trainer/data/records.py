@@ -32,6 +32,8 @@ SPLITS = {
     "test": ("test", "testing", "eval", "evaluation"),
 }
 """Words in a file's path that say its split."""
+_LOOK = 4
+"""Rows that show what columns hold: a row or two may be without a picture, and clips in rows are megabytes each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,8 @@ class Records:
     columns: tuple[str, ...]
     folder: Path
     """Where paths in the rows start from."""
+    first: Sequence[Row] = ()
+    """The first rows with all their columns, where `rows` have those that were asked for."""
 
 
 def read_records(
@@ -152,7 +156,7 @@ def _json_object(line: bytes, label: str) -> dict[str, Any]:
 
 def _json_lines(path: Path) -> Records:
     lines = _JsonLines(path)
-    return Records(str(path), lines, tuple(lines.keys), path.parent.resolve())
+    return Records(str(path), lines, tuple(lines.keys), path.parent.resolve(), lines[:_LOOK])
 
 
 def _json(path: Path) -> Records:
@@ -183,7 +187,8 @@ def _csv(path: Path) -> Records:
 
 
 def _in_memory(path: Path, rows: Sequence[Row]) -> Records:
-    return Records(str(path), rows, tuple(dict.fromkeys(key for row in rows for key in row)), path.parent.resolve())
+    keys = tuple(dict.fromkeys(key for row in rows for key in row))
+    return Records(str(path), rows, keys, path.parent.resolve(), rows[:_LOOK])
 
 
 # ---- through `datasets` ----
@@ -235,9 +240,10 @@ def _table(label: str, table: "datasets.Dataset", columns: Collection[str] | Non
     names = tuple(table.column_names)
     features = datasets.Features({name: _undecoded(feature) for name, feature in table.features.items()})
     plain = datasets.Dataset(table.data, info=datasets.DatasetInfo(features=features), fingerprint="undecoded")
+    first = [plain[index] for index in range(min(len(plain), _LOOK))]
     if columns is not None:
         plain = plain.select_columns([name for name in names if name in columns])
-    return Records(label, cast(Sequence[Row], plain), names, folder.resolve())
+    return Records(label, cast(Sequence[Row], plain), names, folder.resolve(), first)
 
 
 def _undecoded(feature: Any) -> Any:

@@ -31,6 +31,11 @@ Source = bytes | Path
 VideoSource = Source | tuple[Source, ...]
 """A video: a file, or its frames as images."""
 
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
+_CLIPS = (".mp4", ".mkv", ".webm", ".mov", ".avi")
+_LONGEST_PATH = 512
+"""Characters of a path at most; a longer text that ends in .png is prose."""
+
 Check = Literal["header", "pixels"]
 """The depth of a check of media. Decoding all pixels shows more damage, and takes far longer."""
 
@@ -193,6 +198,18 @@ def bytes_or_path(item: Any) -> Any:
         return item
     entry = cast(Mapping[str, Any], item)
     return entry.get("path") if entry.get("bytes") is None else entry["bytes"]
+
+
+def medium_of(value: Any) -> Literal["images", "videos"] | None:
+    """The kind of media that a cell holds by its look: bytes, or a path with the end of a picture's or a clip's."""
+    if isinstance(value, list) and value:
+        return medium_of(cast(list[Any], value)[0])
+    item = bytes_or_path(value)
+    if isinstance(item, bytes):
+        medium = kind(item[:16])
+        return "images" if medium == "image" else "videos" if medium else None
+    suffix = Path(item).suffix.lower() if isinstance(item, str) and len(item) < _LONGEST_PATH else ""
+    return "images" if suffix in _PICTURES else "videos" if suffix in _CLIPS else None
 
 
 def _sources(value: Any, root: Path) -> tuple[Source, ...]:

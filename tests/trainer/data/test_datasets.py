@@ -22,6 +22,7 @@ BLUE = encode_image(np.full((8, 12, 3), (0, 0, 255), np.uint8))
 CLIP_THWC = np.arange(4 * 8 * 12 * 3, dtype=np.uint8).reshape(4, 8, 12, 3)
 CLIP = encode_video(CLIP_THWC, 2.0)
 IMAGES = {"images": "image"}
+TEXT = {"prompt": Value("string"), "answer": Value("string")}
 
 
 def jpeg_cut_short() -> bytes:
@@ -307,3 +308,31 @@ def test_keep_drops_and_counts_and_changes_the_fingerprint(rows_file, read):
     assert short.fingerprint == read(rows_file(ROWS[1], ROWS[3])).fingerprint != prompts.fingerprint
     assert short.label(1).endswith("rows.jsonl: row 4")
     assert prompts.dropped == Counter()
+
+
+@pytest.mark.parametrize(
+    ("cells", "told"),
+    [
+        ({"picture": "red.png"}, "'picture' (images); if they are about it, add images = \"picture\" to "),
+        ({"picture": ["red.png", "blue.png"]}, "'picture' (images)"),
+        ({"film": "clip.MP4"}, "'film' (videos); if they are about it, add videos = \"film\" to "),
+        ({"id": "a/b.txt", "note": "see red.png " * 60, "n": 3, "tags": []}, None),
+    ],
+)
+def test_media_that_no_column_names_are_told_in_a_line(read, rows_file, caplog, cells, told):
+    rows = [{"prompt": "Which colour?", "answer": "red"} | cells]
+    read(rows_file(*rows), columns={"images": "image"})
+    assert len(caplog.messages) == (told is not None)
+    if told is not None:
+        assert told in caplog.messages[0]
+
+
+def test_unmapped_pictures_in_parquet_are_told_and_mapped_ones_not(read, parquet_file, caplog):
+    rows = [{"prompt": "Which colour?", "answer": "red", "image": image, "clip": CLIP} for image in (None, RED)]
+    file = parquet_file(rows, Features({"image": Image(), "clip": Value("binary")} | TEXT))
+    read(file, columns={})
+    assert "media in 'clip' (videos), 'image' (images)" in caplog.messages[0]
+    assert 'add videos = "clip" and images = "image" to capabilities.image.data.columns' in caplog.messages[0]
+    caplog.clear()
+    read(file, columns={"images": "image", "videos": "clip"})
+    assert caplog.messages == []
