@@ -24,14 +24,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     if arguments.action == "keys":
         _show(keys(arguments.word))
-    elif arguments.action == "reference":
+        return 0
+    if arguments.action == "reference":
         print(page(), end="")
-    else:
-        text = json.dumps(editor_schema(), indent=2, ensure_ascii=False) + "\n"
-        if arguments.out is None:
-            print(text, end="")
-        else:
-            _write(arguments.out, text)
+        return 0
+    schema, path = json.dumps(editor_schema(), indent=2, ensure_ascii=False), arguments.out
+    if path is None:
+        print(schema)
+        return 0
+    try:
+        path.write_text(schema + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--out {path}: cannot be written ({error.strerror}); name a file in a folder") from None
+    print(f"{path}: for a recipe beside it, whose first line is: #:schema ./{path.name}")
     return 0
 
 
@@ -42,19 +47,7 @@ def _show(listed: list[Key]) -> None:
         console.print(Text(key.path, "bold") + Text(f"  with type = {key.variant}" if key.variant else "", "dim"))
         # Where the table is an equal one's, its keys are listed there.
         elsewhere = "" if key.table.startswith(key.path) else f", as {key.table}"
-        facts = [key.value + (elsewhere if key.table else ""), _default(key.default)]
-        for text, style in (("; ".join(filter(None, facts)), "cyan"), (key.meaning, "")):
+        default = {REQUIRED: "; required", NONE: ""}.get(key.default, f"; default {key.default}")
+        for text, style in ((key.value + (elsewhere if key.table else "") + default, "cyan"), (key.meaning, "")):
             lines = textwrap.wrap(text, console.width, initial_indent="    ", subsequent_indent="    ")
             console.print(Text("\n".join(lines), style), soft_wrap=True, end="\n" if lines else "")
-
-
-def _default(default: str) -> str:
-    return {REQUIRED: REQUIRED, NONE: ""}.get(default, f"default {default}")
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--out {path}: cannot be written ({error.strerror}); name a file in a folder") from None
-    print(f"{path}: for a recipe beside it, whose first line is: #:schema ./{path.name}")

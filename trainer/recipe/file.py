@@ -11,22 +11,25 @@ A resolved recipe is JSON, because TOML has no null; it lies beside its run and 
 import difflib
 import hashlib
 import json
+import logging
 import os
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from pydantic import ValidationError
 
 from adapters.errors import UserError
-from trainer.recipe import ComparisonConfig, Recipe, with_branches
+from trainer.recipe import ComparisonConfig, MethodConfig, Recipe, with_branches
 from trainer.recipe.problems import Override, Tree, one_line
 
 EXTENDS = "extends"
 """The key that names the recipes under this one. It is of the file, not of the recipe."""
 WHOLE = frozenset({"method", "branches"})
 """Sections that are taken whole: half of one method and half of another would be a third that nobody wrote."""
+
+_log = logging.getLogger(__name__)
 
 
 class RecipeError(UserError):
@@ -38,7 +41,9 @@ class RecipeError(UserError):
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in `path` (TOML, or resolved JSON) with `a.b=c` values set over it."""
-    tree = _read(path)
+    tree, notes = _read(path)
+    for note in notes:
+        _log.warning("%s", note)
     changes = [_parse_override(override) for override in overrides]
     # Branches last, whatever the order on the command line: the other values decide which branches there are.
     changes.sort(key=lambda change: change[0][0] == "branches")
@@ -85,8 +90,8 @@ def write_resolved(recipe: Recipe, folder: Path) -> Path:
     return path
 
 
-def _read(path: Path, extending: tuple[Path, ...] = ()) -> Tree:
-    """A recipe over those that it extends. `extending`: the files that led here."""
+def _read(path: Path, extending: tuple[Path, ...] = ()) -> tuple[Tree, list[str]]:
+    """A recipe over those that it extends, and what it drops of them. `extending`: the files that led here."""
     layer = _parse(path)
     named = layer.pop(EXTENDS, [])
     names = cast(list[Any], named if isinstance(named, list) else [named])
@@ -96,8 +101,13 @@ def _read(path: Path, extending: tuple[Path, ...] = ()) -> Tree:
     if here in extending:
         raise RecipeError(f"{path}: {EXTENDS}: it comes back to itself; leave one of them out")
     inherited: Tree = {}
+    notes: list[str] = []
     for name in names:
-        inherited = _over(inherited, _read(path.parent / name, (*extending, here)))
+        # Without its notes: those are for who runs that recipe.
+        extended, _ = _read(path.parent / name, (*extending, here))
+        notes += _dropped(path.parent / name, extended, inherited)
+        inherited = _over(inherited, extended)
+    notes += _dropped(path, layer, inherited)
     tree = _over(inherited, layer)
     branches, capabilities = layer.get("branches"), tree.get("capabilities")
     # What is no table or no list is left as it stands: it is a mistake, which the whole recipe's check names.
@@ -108,7 +118,21 @@ def _read(path: Path, extending: tuple[Path, ...] = ()) -> Tree:
             wanted = {str(name) for use in uses for name in cast(list[Any], use)}
             wanted |= set(cast(Tree, layer.get("capabilities") or {}))  # its own stay: unused ones are a mistake
             tree["capabilities"] = {key: table for key, table in cast(Tree, capabilities).items() if key in wanted}
-    return tree
+    return tree, notes
+
+
+def _dropped(path: Path, layer: Tree, inherited: Tree) -> Iterator[str]:
+    """A line for each table that takes an inherited one's place and is silent about values that this had set."""
+    defaults = {name: field.default for name, field in MethodConfig.model_fields.items()}
+    for table in sorted(WHOLE):
+        old, new = inherited.get(table), layer.get(table)
+        if isinstance(old, dict) and isinstance(new, dict):
+            # A value that was the default is no loss.
+            keys = [key for key, value in cast(Tree, old).items() if key not in new and value != defaults.get(key)]
+            if keys:
+                names = ", ".join(keys)
+                replaced = f"[{table}] replaces the inherited table whole, without its {names}"
+                yield f"{path}: {replaced}; repeat what is to stay"
 
 
 def _over(under: Tree, layer: Tree, *, is_top: bool = True) -> Tree:

@@ -20,6 +20,8 @@ DRAFT = "http://json-schema.org/draft-07/schema#"
 REQUIRED, NONE = "required", "-"
 """What stands for a default where there is none: the key is needed, or its meaning says what holds without it."""
 
+_DEMANDS = ("required", "discriminator")
+"""The keywords of a schema that say which keys must be there. No key of a recipe has such a name."""
 _CHOICE = "A table whose `type` says which other keys it has."
 _NOUNS = {"string": "text", "boolean": "true or false", "null": "null"}
 _BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
@@ -51,8 +53,8 @@ rollout.max_completion_tokens = 64
 
 ## Single values
 
-Commands that take a recipe take `--set KEY=VALUE`, as often as you like; later ones win. KEY is spelt
-as in TOML. VALUE is read as TOML or `null`, or else as plain text, so that words need no quotes.
+Commands that take a recipe take `--set KEY=VALUE`, as often as you like; later ones win. KEY is spelt as in TOML. VALUE
+is read as TOML or `null`, or else as plain text, so that words need no quotes.
 
 ```
 coevo plan recipes/miniature.toml --set rollout.group_size=4 --set base.dtype=bfloat16
@@ -67,7 +69,7 @@ then complete keys, show their meaning, and mark what is wrong, if the recipe be
 #:schema ./recipe.schema.json
 ```
 
-No key is asked for in a recipe that extends another one. What holds between keys is checked by `coevo plan RECIPE`.
+It asks for no key that a recipe may inherit. What holds between keys is checked by `coevo plan RECIPE`.
 """
 
 
@@ -117,13 +119,12 @@ def keys(word: str = "") -> list[Key]:
     every = [key for table in tables() for key in table.keys]
     matches = [key for key in every if word.lower() in f"{key.path}\n{key.value}\n{key.meaning}".lower()]
     if not matches:
-        # By whole paths first: somebody may have written out NAME, as in capabilities.text.data.siz.
-        paths = {key.path: key for key in every}
-        names = {key.name: key for key in reversed(every)}
-        near = [
-            *(paths[path].path for path in difflib.get_close_matches(word, paths, n=1, cutoff=0.7)),
-            *(names[name].path for name in difflib.get_close_matches(word.rpartition(".")[2], names, n=1)),
-        ]
+        names: dict[str, str] = {}
+        for key in every:
+            names.setdefault(key.name, key.path)
+        # Whole paths first: somebody may have written out a NAME, as in capabilities.text.data.siz.
+        near = difflib.get_close_matches(word, [key.path for key in every], n=1, cutoff=0.7)
+        near += [names[name] for name in difflib.get_close_matches(word.rpartition(".")[2], names, n=1)]
         hint = f"did you mean {near[0]}?" if near else "`coevo recipe keys` prints all of them"
         raise UserError(f"{word}: no key has it in its path or meaning; {hint}")
     return matches
@@ -138,9 +139,10 @@ def editor_schema() -> Node:
         "anyOf": [{"type": "string", "pattern": "[^ ] *<- *[^ ]"}, definitions["ExplicitEdge"]]
     }
     root["properties"] = {file.EXTENDS: _EXTENDS, **root["properties"]}
-    complete = [name for name, field in Recipe.model_fields.items() if field.is_required() and name != "branches"]
-    demands = [{"required": [file.EXTENDS]}, {"required": complete}]
-    return {"$schema": DRAFT, **root, "title": "A recipe of coevo", "anyOf": demands, "definitions": definitions}
+    # Without a name it is a part, for others to extend.
+    is_whole = {"required": ["name"], "not": {"required": [file.EXTENDS]}}
+    whole = {"required": ["base", "capabilities"]}
+    return {"$schema": DRAFT, **root, "title": "A recipe", "if": is_whole, "then": whole, "definitions": definitions}
 
 
 def page() -> str:
@@ -189,6 +191,7 @@ def _sections(field: Node) -> Iterator[tuple[str, str]]:
         yield "", field["$ref"].rpartition("/")[2]
     for option in (*field.get("anyOf", ()), *field.get("oneOf", ())):
         yield from _sections(option)
+    # A table of tables by names, and a list of tables: what a path has between its key and theirs.
     for suffix, keyword in ((".NAME", "additionalProperties"), (".N", "items")):
         if isinstance(entry := field.get(keyword), dict):
             for deeper, definition in _sections(cast(Node, entry)):
@@ -205,6 +208,7 @@ def _value(field: Node) -> str:
         texts = [json.dumps(choice) for choice in cast(Sequence[object], choices)]
         return " or ".join(filter(None, (", ".join(texts[:-1]), texts[-1])))
     if field["type"] == "array":
+        # A tuple of a fixed length has an entry for each place: they are alike, so the first says it.
         entries = field.get("prefixItems") or [field["items"]]
         number = f" of {len(entries)}" if "prefixItems" in field else ""
         return f"list{number}, each {_value(entries[0])}"
@@ -220,14 +224,10 @@ def _without_demands(node: object) -> object:
         return [_without_demands(entry) for entry in cast(list[object], node)]
     if not isinstance(node, dict):
         return node
-    kept = {key: _without_demands(value) for key, value in cast(Node, node).items() if key not in _DEMANDS}
-    if "oneOf" in kept:
-        kept["anyOf"] = kept.pop("oneOf")  # a table without its type may fit several
-    return kept
-
-
-_DEMANDS = ("required", "discriminator")
-"""The keywords of a schema that say which keys must be there. No key of a recipe has such a name."""
+    schema = {key: _without_demands(value) for key, value in cast(Node, node).items() if key not in _DEMANDS}
+    if "oneOf" in schema:
+        schema["anyOf"] = schema.pop("oneOf")  # a table without its type may fit several
+    return schema
 
 
 def _section(table: Table, anchors: dict[str, str]) -> Iterator[str]:

@@ -116,6 +116,51 @@ def test_a_method_is_taken_whole(small, tmp_path):
     assert (load(path).method.hub, load(path).method.cycles) == (None, 8)
 
 
+@pytest.mark.parametrize(
+    ("under", "text", "said"),
+    [
+        ('method = { topology = "hub", hub = "text" }', 'method.topology = "ring"', "[method] {}, without its hub"),
+        ("method = { cycles = 9, sync = 'phase' }", "method.cycles = 2", "[method] {}, without its sync"),
+        ("method.cycles = 9", "method = { kind = 'rlvr', steps = 2 }", "[method] {}, without its cycles"),
+        ("branches.text.capabilities = ['text']\nbranches.image.capabilities = ['image']",
+         "branches.both.capabilities = ['text', 'image']\nmethod.kind = 'rlvr'",
+         "[branches] {}, without its text, image"),
+    ],
+)  # fmt: skip
+def test_what_a_replaced_table_had_set_is_named_in_a_line(small, tmp_path, caplog, under, text, said):
+    small.write_text(f"{SMALL}{under}\n")
+    path = extended(tmp_path, text)
+    load(path)
+    line = said.format("replaces the inherited table whole")
+    assert caplog.messages == [f"{path}: {line}; repeat what is to stay"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "method.kind = 'copd'\nmethod.cycles = 3",  # says all that was said
+        "lora.rank = 8\nlora.alpha = 8",
+        "branches.text.capabilities = ['text']\nbranches.image.capabilities = ['image']",
+    ],
+)
+def test_a_table_that_drops_nothing_is_silent(small, tmp_path, caplog, text):
+    small.write_text(f"{SMALL}method = {{ cycles = 9, beta = 1.0 }}\n")
+    load(extended(tmp_path, text))
+    assert caplog.messages == []
+
+
+def test_tables_that_a_part_replaces_are_named_but_none_below(small, tmp_path, caplog):
+    small.write_text(f"{SMALL}method.cycles = 9\n")
+    extended(tmp_path, 'name = "middle"\nmethod.opd_steps = 1', "middle.toml")
+    (tmp_path / "part.toml").write_text("method.rlvr_steps = 5")
+    path = tmp_path / "own.toml"
+    path.write_text('extends = ["middle.toml", "part.toml"]\nseed = 5')
+    load(path)
+    (line,) = caplog.messages
+    assert line.startswith(f"{tmp_path / 'part.toml'}: [method] replaces")
+    assert "without its opd_steps;" in line
+
+
 def test_of_several_the_later_stand_above(small, tmp_path):
     (tmp_path / "part.toml").write_text("lora.rank = 4\nlora.alpha = 4\nseed = 3")
     path = tmp_path / "own.toml"
