@@ -10,6 +10,7 @@ from service.media import Limits
 from trainer.data.held_out import held_out_prompts, training_prompts
 from trainer.data.lengths import fit
 from trainer.evaluation.exams import answer_rule
+from trainer.parts import Prompt
 from trainer.recipe import CapabilityConfig
 from trainer.recipe.file import load
 from trainer.rewards import RewardItem, Scored
@@ -33,6 +34,10 @@ def at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
 def only_capability(path: Path) -> tuple[str, CapabilityConfig]:
     ((name, capability),) = load(path).capabilities.items()
     return name, capability
+
+
+def question_of(prompt: Prompt) -> tuple[object, ...]:
+    return prompt.messages, prompt.images, prompt.videos
 
 
 def completions_of(gold: str) -> tuple[str, str]:
@@ -65,8 +70,8 @@ def test_an_example_fits_its_base_and_holds_rows_out(path: Path, caplog: pytest.
     assert caplog.messages == []
     held_out = held_out_prompts(name, capability, count, limits=Limits(), most=2)
     assert len(held_out) == 2
-    train_texts = [prompts[index].messages for index in range(len(prompts))]
-    assert all(held_out[index].messages not in train_texts for index in range(2))
+    trained = [question_of(prompts[index]) for index in range(len(prompts))]
+    assert all(question_of(held_out[index]) not in trained for index in range(2))
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
