@@ -1,9 +1,8 @@
 """`coevo bench NAME`: runs one of the measurements here."""
 
 import argparse
-import importlib
-import sys
-from typing import Any
+
+from clients.parser import command_of
 
 NAMES = {
     "generate": "four models examined on the miniature's questions, beside the engine alone",
@@ -21,14 +20,10 @@ NAMES = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     benches = parser.add_subparsers(dest="bench", metavar="NAME", required=True)
-    chosen = next((word for word in sys.argv if word in NAMES), None)
     for name, gloss in NAMES.items():
-        bench = benches.add_parser(name, help=gloss, description=gloss)
-        if name == chosen:  # some import torch at their top
-            module: Any = importlib.import_module(f"bench.{name}")
-            module.add_arguments(bench)
-            bench.set_defaults(bench_run=module.run)
+        # By name: some import torch at their top. These are parsers of `coevo`, which import the one that was typed.
+        benches.add_parser(name, help=gloss, description=gloss, module=f"bench.{name}")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    return arguments.bench_run(arguments)
+    return command_of(f"bench.{arguments.bench}").run(arguments)

@@ -1,16 +1,16 @@
 """The `coevo` command: finds the command's module by name and turns its errors into one line.
 
 A command is a module with `add_arguments(parser)` and `run(arguments) -> int`. Only the module of the command that
-was typed is imported, and no module here imports torch at its top, so `coevo --help` answers at once.
+was typed is imported, and it imports torch, transformers and `datasets` inside `run`, so that help and mistakes are
+told at once.
 """
 
 import argparse
-import importlib
 import sys
 from collections.abc import Sequence
-from typing import Protocol, cast
 
 from adapters.errors import UserError
+from clients.parser import Parser, command_of
 
 COMMANDS = {
     "serve": ("service.command", "the service: one frozen base, many adapters, exact log-probs"),
@@ -37,33 +37,37 @@ COMMANDS = {
         "what a recipe may say: keys, their defaults and ranges, a schema for editors",
     ),
 }
+SHELLS = ("bash", "fish", "tcsh", "zsh")
+"""Shells that are completed; named here because shtab, which has a script for each, is imported for that alone."""
 
 
-class Command(Protocol):
-    """What a command's module offers."""
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version  # for this alone
 
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
+        print(f"coevo {version('coevo')}")
+        parser.exit()
 
-    def run(self, arguments: argparse.Namespace) -> int: ...
 
-
-def _module_of(name: str) -> Command:
-    return cast(Command, importlib.import_module(COMMANDS[name][0]))
+class _Completion(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, _: object, values: object, __: object = None) -> None:
+        assert isinstance(parser, Parser)
+        print(parser.completion(str(values)))
+        parser.exit()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    words = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog="coevo", description="LoRA experts that teach each other while they learn.")
+    parser = Parser(prog="coevo", description="LoRA experts that teach each other while they learn.")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
+    completion = "print the script that completes commands and flags there"
+    parser.add_argument("--print-completion", action=_Completion, choices=SHELLS, metavar="SHELL", help=completion)
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    chosen = next((word for word in words if word in COMMANDS), None)
-    for name, (_, gloss) in COMMANDS.items():
-        subparser = subparsers.add_parser(name, help=gloss, description=gloss)
-        if name == chosen:
-            _module_of(name).add_arguments(subparser)
-    arguments = parser.parse_args(words)
+    for name, (module, gloss) in COMMANDS.items():
+        subparsers.add_parser(name, help=gloss, description=gloss, module=module)
+    arguments = parser.parse_args(argv)
     try:
         # Not by way of the namespace: there a command's own argument called `run` would take the function's place.
-        return _module_of(arguments.command).run(arguments)
+        return command_of(COMMANDS[arguments.command][0]).run(arguments)
     except UserError as error:
         print(f"coevo {arguments.command}: {error}", file=sys.stderr)
         return 2

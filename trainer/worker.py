@@ -28,6 +28,7 @@ from adapters.base import locate
 from adapters.errors import UserError
 from adapters.manifest import base_digest
 from clients.client import AsyncClient, ServiceError, from_environment
+from clients.parser import Parser
 from service.concurrency import Stopped, cancelled_by
 from trainer.data.base import base_of
 from trainer.loop import gather_batch
@@ -79,7 +80,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def parse(words: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="worker", description="Advances branches of a run.")
+    parser = Parser(prog="python -m trainer.worker", description="Advances branches of a run.")
     parser.add_argument(
         "--branch", action="append", required=True, metavar="NAME", help="a branch to work on, or all; may be repeated"
     )
