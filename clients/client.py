@@ -167,14 +167,17 @@ class AsyncClient:
         revision: int,
         folder: Path,
         *,
-        parent: int,
+        parent: int | None = None,
         token: int | None = None,
         job: str | None = None,
         base: str | None = None,
         meta: Mapping[str, Any] = MappingProxyType({}),
         timeout_s: float | None = None,
     ) -> Manifest:
-        """The files of `folder`: the adapter's, and the optimiser's if it is there. Repeating it is no error."""
+        """The files of `folder`: the adapter's, and the optimiser's if it is there. Repeating it is no error.
+
+        Without a `parent` it continues the head, whichever that is.
+        """
         files = {name: folder / name for name in (WEIGHTS, CONFIG, OPTIMISER) if (folder / name).exists()}
         missing = [name for name in ADAPTER_FILES if name not in files]
         if missing:

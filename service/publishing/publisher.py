@@ -29,7 +29,7 @@ from typing import Any, Literal, Protocol, TypeVar, cast
 from pydantic import JsonValue, TypeAdapter, ValidationError
 
 from adapters.errors import UserError
-from adapters.manifest import FileEntry, Manifest, adapter_digest
+from adapters.manifest import WEIGHTS, FileEntry, Manifest, adapter_digest
 from adapters.names import BASE, Ref, check_branch, is_start, shown
 from adapters.store import Store, StoredBranch, disk_full_as_user_error
 from adapters.validate import BaseShape, InvalidAdapterError, check_adapter, upload_limits
@@ -101,7 +101,8 @@ class Upload:
     """What the publisher says of the files."""
 
     ref: Ref
-    parent: int
+    parent: int | None = None
+    """The revision that it continues; None: whichever is the head when it is decided."""
     token: int | None = None
     job: str | None = None
     base: str | None = None
@@ -132,7 +133,7 @@ def parse_meta(text: str) -> dict[str, JsonValue]:
 
 
 def decide(
-    branch: StoredBranch, revision: int, digest: str, parent: int, *, is_current: bool
+    branch: StoredBranch, revision: int, digest: str, parent: int | None, *, is_current: bool
 ) -> PublishRefusedError | Manifest | None:
     """The decision of step 2: why not, the manifest that is there already, or None: go on.
 
@@ -147,9 +148,11 @@ def decide(
         return PublishRefusedError(
             "revision-exists", f"revision {revision} is there with other files; the head is {head}", head=head
         )
-    if parent != head or revision != parent + 1:
+    if parent not in (None, head) or revision != head + 1:
+        upload = f"revision {revision}" if parent is None else f"revision {revision} on {parent}"
+        remedy = f"publish {head + 1} on {head}"
         return PublishRefusedError(
-            "stale-parent", f"revision {revision} on {parent} does not continue the head, which is {head}", head=head
+            "stale-parent", f"{upload} does not continue the head, which is {head}; {remedy}", head=head
         )
     if not is_current:
         return PublishRefusedError(
@@ -172,7 +175,9 @@ class Sink:
     async def write(self, chunk: bytes) -> None:
         self._num_bytes += len(chunk)
         if self._num_bytes > self._limit:
-            raise PublishRefusedError("too-large", f"{self._name}: more than the {self._limit} bytes that are allowed")
+            hint = "; its rank may be above the engine's --max-lora-rank" if self._name == WEIGHTS else ""
+            words = f"{self._name}: more than the {self._limit} bytes that are allowed{hint}"
+            raise PublishRefusedError("too-large", words)
         self._waiting += chunk
         if len(self._waiting) >= _CHUNK:
             await asyncio.to_thread(self._flush)
@@ -295,7 +300,7 @@ class Publisher:
                 manifest = Manifest(
                     branch=ref.branch,
                     revision=ref.revision,
-                    parent=upload.parent,
+                    parent=ref.revision - 1,  # the head, whether the publisher named it or not
                     base=self._store.base,
                     digest=digest,
                     files=stage.files,

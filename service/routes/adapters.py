@@ -87,7 +87,8 @@ async def file(branch: Branch, revision: Revision, file: str, state: State) -> R
 @router.put("/adapters/{branch}/{revision}", status_code=201)
 async def publish(branch: Branch, revision: Revision, request: Request, state: State) -> Response:
     """Publish a revision: files `adapter_model.safetensors`, `adapter_config.json`, optional `optimizer.safetensors`;
-    fields `parent`, optional `token`, `job`, `base`, `meta` (JSON). The same files again are answered 200."""
+    fields, all optional: `parent` (the head where it is left out), `token`, `job`, `base`, `meta` (JSON). The same
+    files again are answered 200."""
     async with state.publisher.stage() as stage:
         fields: dict[str, str] = {}
         async for part in read_parts(request.headers.get("content-type", ""), request.stream()):
@@ -98,7 +99,7 @@ async def publish(branch: Branch, revision: Revision, request: Request, state: S
         upload = Upload(
             ref=Ref(branch, revision),
             parent=_number(fields, "parent"),
-            token=_number(fields, "token") if "token" in fields else None,
+            token=_number(fields, "token"),
             job=fields.get("job"),
             base=fields.get("base"),
             meta=parse_meta(fields["meta"]) if "meta" in fields else None,
@@ -109,9 +110,11 @@ async def publish(branch: Branch, revision: Revision, request: Request, state: S
     return _published(published)
 
 
-def _number(fields: dict[str, str], name: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,16}", fields.get(name, ""), re.ASCII):
-        raise InputError(name, "a number of at most 16 digits is needed here")
+def _number(fields: dict[str, str], name: str) -> int | None:
+    if name not in fields:
+        return None
+    if not re.fullmatch(r"[0-9]{1,16}", fields[name], re.ASCII):
+        raise InputError(name, "no number of at most 16 digits; leave it out, or send a number")
     return int(fields[name])
 
 

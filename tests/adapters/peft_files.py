@@ -29,5 +29,5 @@ def save_by_peft(folder: Path, *, seed: int = 0, strength: float = 1.0, **settin
     for name, parameter in peft.named_parameters():
         if "lora_B" in name:
             parameter.data.mul_(strength)
-    peft.save_pretrained(folder)
+    peft.save_pretrained(str(folder))
     return folder

@@ -150,6 +150,7 @@ async def test_each_refusal_tells_the_head(publisher, store, adapter, second_ada
         (second_adapter, Upload(Ref("image", 3), 2), "stale-parent"),
         (second_adapter, Upload(Ref("image", 2), 0), "stale-parent"),
         (second_adapter, Upload(Ref("image", 3), 1), "stale-parent"),
+        (second_adapter, Upload(Ref("image", 3)), "stale-parent"),
         (second_adapter, replace(SECOND, token=4), "fenced"),
     ]
     for folder, upload, kind in table:
@@ -157,6 +158,13 @@ async def test_each_refusal_tells_the_head(publisher, store, adapter, second_ada
         assert (error.kind, error.members) == (kind, {"head": 1})
     assert store.branch("image").head == 1
     assert nothing_on_its_way(store)
+
+
+async def test_without_a_parent_the_head_is_continued(publisher, adapter, second_adapter):
+    assert (await publish(publisher, adapter, Upload(Ref("image", 1)))).manifest.parent == 0
+    assert (await publish(publisher, second_adapter, Upload(Ref("image", 2)))).manifest.parent == 1
+    error = await refusal(publisher, adapter, Upload(Ref("image", 4)))
+    assert str(error) == "revision 4 does not continue the head, which is 2; publish 3 on 2"
 
 
 async def test_another_bases_adapter_and_every_other_fault_are_told_at_once(publisher, store, loader, adapter):
@@ -464,7 +472,7 @@ def branches(draw):
     )
 
 
-@given(branches(), st.integers(0, 7), st.sampled_from("ab"), st.integers(0, 7), st.booleans())
+@given(branches(), st.integers(0, 7), st.sampled_from("ab"), st.none() | st.integers(0, 7), st.booleans())
 def test_the_decision_is_the_table(branch, revision, digit, parent, is_current):
     digest = manifest_of(revision, digit).digest
     decision = decide(branch, revision, digest, parent, is_current=is_current)
@@ -472,7 +480,7 @@ def test_the_decision_is_the_table(branch, revision, digit, parent, is_current):
     there = {**branch.live, **branch.retired}.get(revision)
     if there is not None:
         expected = there if there.digest == digest else "revision-exists"
-    elif (parent, revision) != (head, head + 1):
+    elif (head if parent is None else parent, revision) != (head, head + 1):
         expected = "stale-parent"
     else:
         expected = None if is_current else "fenced"
