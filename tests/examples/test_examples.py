@@ -40,8 +40,10 @@ def question_of(prompt: Prompt) -> tuple[object, ...]:
     return prompt.messages, prompt.images, prompt.videos
 
 
-def completions_of(gold: str) -> tuple[str, str]:
+def completions_of(kind: str, gold: str) -> tuple[str, str]:
     """A right completion and a wrong one."""
+    if kind == "my_reward:score":
+        return " ".join(["word"] * int(gold)), "7"
     return rf"Let me see. It is \boxed{{{gold}}}", r"Let me see. It is \boxed{-987}"
 
 
@@ -51,7 +53,7 @@ def test_an_example_judges_the_answers_to_its_first_rows(path: Path, pool: Rewar
     name, capability = only_capability(path)
     prompts = training_prompts(name, capability, recipe.evaluation.questions, seed=recipe.seed, limits=Limits())
     first = [prompts[index] for index in range(3)]
-    pairs = [completions_of(prompt.answer) for prompt in first]
+    pairs = [completions_of(capability.reward.kind, prompt.answer) for prompt in first]
     items = [
         RewardItem(completion, prompt.answer) for prompt, pair in zip(first, pairs, strict=True) for completion in pair
     ]

@@ -178,7 +178,7 @@ def _exam(
 
 def answer_rule(reward: RewardConfig) -> Rule:
     """The answer alone, without the share of a reward that is for its form."""
-    return Rule(reward.kind, 0.0, reward.format_pattern, reward.tolerance)
+    return Rule(reward.kind, 0.0, reward.format_pattern, reward.tolerance, reward.folder)
 
 
 def blind_level(data: MiniatureData, count: int, draw: int = 0) -> float:

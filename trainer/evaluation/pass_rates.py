@@ -116,7 +116,9 @@ class RateRequest:
     @property
     def head(self) -> dict[str, Any]:
         """The first line of a journal."""
-        return asdict(self)
+        head = asdict(self)
+        del head["rule"]["folder"]  # a journal goes on where the same module lies elsewhere
+        return head
 
 
 class Journal:

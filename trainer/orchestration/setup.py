@@ -38,7 +38,7 @@ def open_training_sets(recipe: Recipe, base: Path, names: Iterable[str]) -> dict
         capability = recipe.capabilities[name]
         reward = capability.reward
         prompts = training_prompts(name, capability, recipe.evaluation.questions, seed=recipe.seed, limits=Limits())
-        rule = Rule(reward.kind, reward.format_share, reward.format_pattern, reward.tolerance)
+        rule = Rule(reward.kind, reward.format_share, reward.format_pattern, reward.tolerance, reward.folder)
         training_sets[name] = TrainingSet(fit_prompts(name, prompts), rule, reward.deadline_s)
     return training_sets
 

@@ -115,6 +115,9 @@ class RewardConfig(Section):
 
     kind: str
     """The check: math, choice, numeric, exact, or a function of your own as `module:function`."""
+    folder: str | None = _unset()
+    """The folder that the function's module is imported from. null = the recipe's folder where the module lies in it,
+    else wherever Python finds it."""
     format_share: float = Field(default=0.1, ge=0, lt=1)
     """The share of the reward that is for giving the answer in the asked form. 0 = only being right counts."""
     format_pattern: str | None = None

@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from adapters.errors import UserError
 from trainer.recipe import ComparisonConfig, MethodConfig, Recipe, with_branches
+from trainer.recipe.functions import FOLDERS, place_functions
 from trainer.recipe.problems import Override, Tree, one_line
 
 EXTENDS = "extends"
@@ -51,6 +52,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         if keys[0] == "branches":
             tree = with_branches(tree)  # or a key set in a branch would seem to be the only branch there is
         _set(tree, keys, value)
+    place_functions(tree, path.parent)  # those of `--set`
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
@@ -65,7 +67,7 @@ def resolved(recipe: Recipe) -> str:
 def digest(recipe: Recipe) -> str:
     """The identity of what the recipe says."""
     # Not with sorted keys: the order of branches counts, because a ring follows it.
-    return f"sha256:{hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()}"
+    return f"sha256:{hashlib.sha256(recipe.model_dump_json(exclude=FOLDERS).encode()).hexdigest()}"
 
 
 def run_id(recipe: Recipe) -> str:
@@ -93,6 +95,7 @@ def write_resolved(recipe: Recipe, folder: Path) -> Path:
 def _read(path: Path, extending: tuple[Path, ...] = ()) -> tuple[Tree, list[str]]:
     """A recipe over those that it extends, and what it drops of them. `extending`: the files that led here."""
     layer = _parse(path)
+    place_functions(layer, path.parent)  # of each file by itself: an extended one may lie elsewhere
     named = layer.pop(EXTENDS, [])
     names = cast(list[Any], named if isinstance(named, list) else [named])
     if not all(isinstance(name, str) for name in names):

@@ -23,6 +23,7 @@ import importlib
 import inspect
 import math
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -83,6 +84,8 @@ class Rule:
     format_share: float = 0.0
     format_pattern: str | None = None
     tolerance: float = 0.0
+    folder: str | None = None
+    """Where a function's module is looked for first; None: only where Python looks."""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS and not re.fullmatch(r"[\w.]+:\w+", self.kind):
@@ -144,7 +147,7 @@ def load(rule: Rule) -> Callable[[str, str], float]:
     elif rule.kind == "numeric":
         accuracy = partial(numeric_reward, tolerance=rule.tolerance)
     else:
-        accuracy = {"choice": choice_reward, "exact": exact_reward}.get(rule.kind) or _user_function(rule.kind)
+        accuracy = {"choice": choice_reward, "exact": exact_reward}.get(rule.kind) or _user_function(rule)
     share = rule.format_share
     pattern = re.compile(rule.format_pattern, re.DOTALL) if rule.format_pattern is not None else None
 
@@ -183,13 +186,17 @@ def describe(error: BaseException) -> str:
     return f"{name}: {message}" if message else name
 
 
-def _user_function(path: str) -> Scorer:
+def _user_function(rule: Rule) -> Scorer:
+    path, folder = rule.kind, rule.folder
     module_name, _, name = path.partition(":")
+    if folder is not None and folder not in sys.path:
+        sys.path.insert(0, folder)  # first and for good, as Python does for a script: it may import others beside it
     try:
         function = getattr(importlib.import_module(module_name), name)
         inspect.signature(function).bind("completion", "answer")  # a wrong signature fails before the first step
     except ModuleNotFoundError as error:
-        raise UserError(f"reward {path}: {error}; run where it can be imported, or set PYTHONPATH") from error
+        remedy = "put the module beside the recipe, or its folder on PYTHONPATH"
+        raise UserError(f"reward {path}: {error}; {remedy}") from error
     except AttributeError as error:
         raise UserError(f"reward {path}: {error}; name a function of that module") from error
     except TypeError as error:

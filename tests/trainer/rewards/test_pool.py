@@ -276,7 +276,7 @@ def test_a_killed_fork_server_is_replaced_and_its_children_die_with_it(pool: Rew
 @pytest.mark.parametrize(
     ("source", "kind", "remedy"),
     [
-        ("", "absent_module:reward", "run where it can be imported"),
+        ("", "absent_module:reward", "put the module beside the recipe"),
         ("", "wrong0:absent", "name a function"),
         ("def reward(completion): ...", "wrong1:reward", "it is called as reward"),
         ("1 / 0", "wrong2:reward", "its import raised ZeroDivisionError"),
@@ -336,3 +336,17 @@ def test_when_the_trainer_is_killed_its_children_die_even_while_they_hang(module
             trainer.kill()
     # Nobody may wait for what has died by then: a zombie counts as dead.
     wait_until(lambda: not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in family))
+
+
+def test_a_reward_is_imported_from_its_folder_with_what_lies_beside_it(tmp_path):
+    (tmp_path / "beside_the_recipe.py").write_text(
+        "from helper_beside import WORD\n\ndef score(text, answer): return WORD in text\n"
+    )
+    (tmp_path / "helper_beside.py").write_text("WORD = 'yes'\n")
+    rule = Rule("beside_the_recipe:score")
+    with RewardPool(num_children=1) as pool:
+        with pytest.raises(UserError, match="put the module beside the recipe, or its folder on PYTHONPATH"):
+            pool.check(rule)
+        placed = Rule("beside_the_recipe:score", folder=str(tmp_path))
+        pool.check(placed)
+        assert pool.score([RewardItem("yes", ""), RewardItem("no", "")], placed, 30.0) == [Scored(1.0), Scored(0.0)]

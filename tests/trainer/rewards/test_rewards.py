@@ -207,7 +207,7 @@ def test_a_wrong_setting_is_a_user_error(settings: dict[str, object], remedy: st
 @pytest.mark.parametrize(
     ("source", "kind", "remedy"),
     [
-        ("", "absent_module:reward", "No module named 'absent_module'; run where"),
+        ("", "absent_module:reward", "No module named 'absent_module'; put the module beside the recipe"),
         ("", "my_rewards:absent", "has no attribute 'absent'; name a function"),
         ("reward = 3", "my_rewards:reward", "not a callable object"),
         ("def reward(completion): ...", "my_rewards:reward", r"it is called as reward\(completion, answer\)"),
