@@ -7,7 +7,7 @@ alone can show, such as a base that never earns a reward.
 
 import logging
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from trainer.doctor.machine import Card, MachineFact, Status, found_cards, queue
 from trainer.parts import Prompt
 from trainer.plan.make import make_plan
 from trainer.recipe import CapabilityConfig, Data, DatasetData, MiniatureData, Recipe, RewardConfig
-from trainer.rewards import RewardItem, Rule
+from trainer.rewards import RewardItem, Rule, Scored, judge, load
 from trainer.rewards.pool import RewardPool
 
 _DEPTH = 16
@@ -37,6 +37,8 @@ _MEASURED = 1000
 """Prompts whose tokens are counted, spread over a data set: about a second. All are, when training begins."""
 _ENOUGH_TO_SHARE = 10_000
 """Rows of which some can be held out for sure. Of fewer it is tried, which opens them a second time."""
+_HARMLESS = frozenset({"choice", "numeric", "exact"})
+"""Rewards that are arithmetic on short texts: they are asked here. The others may hang, and have a process for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +54,10 @@ class DataSource:
 
 def preflight(recipe: Recipe, out: Path) -> list[MachineFact]:
     """Everything that is looked at before a run in the folder `out`; what fails ends it before it begins."""
-    # First, because its server takes a second to load, in which data sets are opened.
-    with RewardPool(num_children=1) as pool:
-        pool.start()
+    with closing(RewardPool(num_children=1)) as pool:
+        # First, for its server takes a second to load, in which data sets are opened.
+        if not {reward.kind for reward in _rewards(recipe)} <= _HARMLESS:
+            pool.start()
         facts = [queue_row(), *_base_facts(recipe, out)]
         tokenizer = _tokenizer(recipe)
         for source in _sources(recipe):
@@ -203,21 +206,24 @@ def _tokenizer(recipe: Recipe) -> Any:
 # ---- rewards ----
 
 
+def _rewards(recipe: Recipe) -> Iterator[RewardConfig]:
+    for part in (*recipe.capabilities.values(), *recipe.evaluation.sets.values()):
+        yield part.reward
+
+
 def _reward_facts(source: DataSource, rows: Sequence[tuple[str, Prompt]], pool: RewardPool) -> Iterator[MachineFact]:
     """Whether the rows' own answers are right by their reward, in a box or bare."""
     reward = source.reward
     rule = Rule(reward.kind, tolerance=reward.tolerance)  # without the share for the form: being right is asked here
+    answers = [prompt.answer for _, prompt in rows]
+    items = [RewardItem(form.format(answer), answer) for answer in answers for form in (r"\boxed{{{}}}", "{}")]
     try:
-        pool.check(rule, reward.deadline_s)
+        scored = _scored(items, rule, reward.deadline_s, pool)
     except UserError as error:
         yield _failure(source.reward_path, error)
         return
     if not rows:
         return
-    answers = [prompt.answer for _, prompt in rows]
-    items = [RewardItem(form.format(answer), answer) for answer in answers for form in (r"\boxed{{{}}}", "{}")]
-    with _silenced("trainer.rewards.pool"):  # it would warn of what is told here
-        scored = pool.score(items, rule, reward.deadline_s)
     is_own = ":" in reward.kind
     wrong: list[str] = []
     for number, (label, prompt) in enumerate(rows):
@@ -237,6 +243,15 @@ def _reward_facts(source: DataSource, rows: Sequence[tuple[str, Prompt]], pool: 
         yield MachineFact("WARN", source.reward_path, finding, "right, if a completion looks otherwise")
     else:
         yield MachineFact("OK", source.reward_path, f"{reward.kind}, tried on {len(rows)} answers")
+
+
+def _scored(items: Sequence[RewardItem], rule: Rule, deadline_s: float, pool: RewardPool) -> list[Scored]:
+    if rule.kind in _HARMLESS:
+        scorer = load(rule)
+        return [judge(scorer, item) for item in items]
+    pool.check(rule, deadline_s)
+    with _silenced("trainer.rewards.pool"):  # it would warn of what is told here
+        return pool.score(items, rule, deadline_s)
 
 
 @contextmanager
