@@ -1,14 +1,16 @@
 """What README and docs name is there: links, headings, files, modules, and the function that the README shows."""
 
 import re
+import tomllib
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 IMAGE_FILES = [ROOT / "Dockerfile", *sorted(ROOT.glob("compose*.yaml")), *sorted((ROOT / "containers").iterdir())]
 FOLDERS = ("adapters", "bench", "clients", "containers", "docs", "recipes", "service", "tests", "trainer")
 SOURCES = ("adapters", "bench", "clients", "service", "trainer", "tests")
@@ -93,6 +95,14 @@ def test_readme_tree_names_every_entry_of_the_trainer() -> None:
 def test_index_of_docs_has_every_page() -> None:
     index = (ROOT / "docs/README.md").read_text()
     assert [page.name for page in (ROOT / "docs").glob("*.md") if page.name not in index] == ["README.md"]
+
+
+def test_citation_is_of_this_version_license_and_paper() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert (citation["version"], citation["license"]) == (project["version"], project["license"])
+    (paper,) = citation["references"]
+    assert paper["url"] in README.read_text()
 
 
 @pytest.mark.parametrize("name", ["method.svg", "processes.svg"])
