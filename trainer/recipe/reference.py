@@ -201,7 +201,9 @@ def _sections(field: Node) -> Iterator[tuple[str, str]]:
 def _value(field: Node) -> str:
     """The values of a key, in words: `integer ≥ 1`."""
     if "anyOf" in field:
-        return " or ".join(_value(option) for option in field["anyOf"])
+        *options, last = (_value(option) for option in field["anyOf"])
+        # The comma, as the last of the others may be a list of choices itself.
+        return f"{' or '.join(options)}{', or null' if last == 'null' else f' or {last}'}"
     if "$ref" in field or "oneOf" in field:
         return "table"
     if choices := field.get("enum") or ([field["const"]] if "const" in field else None):
@@ -213,7 +215,8 @@ def _value(field: Node) -> str:
         number = f" of {len(entries)}" if "prefixItems" in field else ""
         return f"list{number}, each {_value(entries[0])}"
     if field["type"] == "object":
-        return f"{_value(field['additionalProperties'])} by NAME"
+        entry = field["additionalProperties"]  # True: whatever another library takes
+        return f"{_value(entry) if isinstance(entry, dict) else 'any value'} by NAME"
     bounds = [f"{sign} {field[keyword]:,}" for keyword, sign in _BOUNDS.items() if keyword in field]
     return " ".join(filter(None, (_NOUNS.get(field["type"], field["type"]), ", ".join(bounds))))
 

@@ -13,7 +13,7 @@ from trainer.recipe.parts import Section
 from trainer.recipe.reference import NONE, REQUIRED, editor_schema, keys, page, tables
 
 ROOT = Path(__file__).parents[3]
-RECIPES = sorted((ROOT / "recipes").rglob("*.toml"))
+RECIPES = [path for folder in ("recipes", "examples") for path in sorted((ROOT / folder).rglob("*.toml"))]
 VALIDATOR = jsonschema.Draft7Validator(editor_schema())
 WHOLE = """
 name = "small"
@@ -74,8 +74,9 @@ def test_keys_have_values_ranges_and_defaults() -> None:
     assert key("loss.eps_low").value == "number > 0, < 1"
     assert key("merge.method").value == '"none", "mean", "ties" or "svd"'
     assert key("merge.weights").value == "number by NAME"
+    assert key("extends").value == "text or list, each text"
     assert key("optimiser.betas").value == "list of 2, each number ≥ 0, < 1"
-    assert (key("rollout.opd_prompts").value, key("rollout.opd_prompts").default) == ("integer ≥ 1 or null", "null")
+    assert (key("rollout.opd_prompts").value, key("rollout.opd_prompts").default) == ("integer ≥ 1, or null", "null")
     assert key("base.name").default == REQUIRED
     assert key("branches").default != REQUIRED
     assert key("method.kind").meaning.startswith("The kind of system. base: no training.")
