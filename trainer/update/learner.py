@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from adapters.manifest import OPTIMISER, WEIGHTS
+from adapters.manifest import CONFIG, OPTIMISER, WEIGHTS
 from adapters.names import Ref
 from clients.client import AsyncClient
 from service.schemas import CANARY_COMPLETION, CANARY_PROMPT
@@ -59,7 +59,7 @@ class Learner:
         manifest = await client.describe(ref.branch, ref.revision)
         with tempfile.TemporaryDirectory(prefix="coevo-") as folder:
             # Revision 0 has no files: a branch begins with a random A, drawn here, and B = 0.
-            for name in manifest.files.keys() & {WEIGHTS, OPTIMISER}:
+            for name in manifest.files.keys() & {CONFIG, WEIGHTS, OPTIMISER}:
                 await client.download(ref.branch, ref.revision, name, Path(folder) / name)
             files = {path.name: path.read_bytes() for path in Path(folder).iterdir()} if self._ranks.count > 1 else {}
             self._ranks.from_first(("install", ref.branch, files))

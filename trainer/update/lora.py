@@ -19,6 +19,7 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from adapters.errors import UserError
 from adapters.manifest import CONFIG, WEIGHTS
 from adapters.validate import TARGETS
 
@@ -117,8 +118,26 @@ class Adapters:
         (folder / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
     def load(self, name: str, folder: Path) -> None:
-        """Values from `folder` into the adapter `name`, whose shape they have."""
-        self.assign(name, load_file(folder / WEIGHTS))
+        """The delta of the adapter in `folder` into the adapter `name`, whose own rank and scale stay.
+
+        One from elsewhere may have fewer modules, a lower rank and another scale. Where it has nothing, A stays as it
+        was drawn and B is 0: the same model, and one that can learn everywhere.
+        """
+        rank, alpha = self._shapes[name]
+        settings = json.loads((folder / CONFIG).read_text())
+        given = int(settings["r"])
+        if given > rank:
+            raise UserError(f"{name}: starts with an adapter of rank {given}; set lora.rank to {given} or more")
+        scale = settings["lora_alpha"] / (given**0.5 if settings.get("use_rslora") else given)
+        values = load_file(folder / WEIGHTS)
+        with torch.no_grad():
+            for key, parameter in self._parameters(name):
+                if "lora_A" in key and key in values:
+                    parameter[:given].copy_(values[key])
+                elif "lora_B" in key:
+                    parameter.zero_()
+                    if key in values:  # s B A = s' (s / s' B) A; for our own files the quotient is 1, to the bit
+                        parameter[:, :given].copy_(values[key] * (scale / (alpha / rank)))
 
     def assign(self, name: str, values: Mapping[str, Tensor]) -> None:
         with torch.no_grad():

@@ -1,17 +1,21 @@
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import Qwen3VLForConditionalGeneration
 
+from adapters.errors import UserError
 from adapters.manifest import ADAPTER_FILES, WEIGHTS
 from adapters.validate import Adapter, base_shape, check_adapter
+from tests.adapters.peft_files import PARTIAL, save_by_peft
 from tests.trainer.update.packs import BASE, processor, prompt, random_rollout
 from trainer.parts import LossTerm
 from trainer.recipe import LossConfig
@@ -117,6 +121,43 @@ def test_values_survive_the_round_trip(
     assert all(torch.equal(value, before[key]) for key, value in load_file(saved / WEIGHTS).items())
     policy.adapters.save(second, again)
     assert files(again) == files(saved)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("query-value", {"r": 4}),
+        ("two-layers", {"r": 8, "use_rslora": True}),
+        ("all-linear", {"r": 3, "lora_alpha": 5}),
+    ],
+)
+def test_an_adapter_from_elsewhere_is_the_same_model_here(
+    policy: Policy, noisy: Callable[..., str], tmp_path: Path, kind: str, settings: dict[str, Any]
+) -> None:
+    elsewhere = save_by_peft(tmp_path / kind, **PARTIAL[kind], **settings)
+    name = noisy(1, rank=8, alpha=16)  # another model before, of which nothing may be left
+    policy.adapters.load(name, elsewhere)
+    base = Qwen3VLForConditionalGeneration.from_pretrained(BASE, dtype=torch.float32)
+    peft = PeftModel.from_pretrained(base, elsewhere).eval()
+    deltas = {
+        module.removeprefix("base_model.model.model.language_model."): layer.get_delta_weight("default")
+        for module, layer in peft.named_modules()
+        if isinstance(layer, LoraLayer)
+    }
+    parameters = policy.adapters.parameters(name)
+    for key, down_rI in parameters.items():
+        if "lora_A" in key:
+            ours_OI = 16 / 8 * parameters[key.replace("lora_A", "lora_B")] @ down_rI
+            module = key.removeprefix("base_model.model.model.language_model.").removesuffix(".lora_A.weight")
+            expected_OI = deltas.get(module, torch.zeros_like(ours_OI))
+            torch.testing.assert_close(ours_OI, expected_OI, rtol=1e-5, atol=1e-6)
+            assert (down_rI != 0).any(dim=1).all()  # every direction can learn
+
+
+def test_a_higher_rank_from_elsewhere_is_told(policy: Policy, noisy: Callable[..., str], tmp_path: Path) -> None:
+    elsewhere = save_by_peft(tmp_path / "large", r=16, target_modules=["q_proj"])
+    with pytest.raises(UserError, match="starts with an adapter of rank 16; set lora.rank to 16 or more"):
+        policy.adapters.load(noisy(1, rank=8, alpha=16), elsewhere)
 
 
 def test_training_one_adapter_moves_nothing_else() -> None:
