@@ -11,6 +11,8 @@ from rich.text import Text
 from adapters.errors import UserError
 from trainer.recipe.reference import NONE, REQUIRED, Key, editor_schema, keys, page
 
+_INDENT = " " * 4
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
@@ -49,5 +51,7 @@ def _show(listed: list[Key]) -> None:
         elsewhere = "" if key.table.startswith(key.path) else f", as {key.table}"
         default = {REQUIRED: "; required", NONE: ""}.get(key.default, f"; default {key.default}")
         for text, style in ((key.value + (elsewhere if key.table else "") + default, "cyan"), (key.meaning, "")):
-            lines = textwrap.wrap(text, console.width, initial_indent="    ", subsequent_indent="    ")
-            console.print(Text("\n".join(lines), style), soft_wrap=True, end="\n" if lines else "")
+            lines = textwrap.wrap(text, console.width - len(_INDENT), break_on_hyphens=False)
+            console.print(
+                Text(textwrap.indent("\n".join(lines), _INDENT), style), soft_wrap=True, end="\n" if lines else ""
+            )

@@ -121,7 +121,8 @@ def keys(word: str = "") -> list[Key]:
     if not matches:
         names: dict[str, str] = {}
         for key in every:
-            names.setdefault(key.name, key.path)
+            for name in (key.name, *key.name.split("_")):
+                names.setdefault(name, key.path)
         # Whole paths first: somebody may have written out a NAME, as in capabilities.text.data.siz.
         near = difflib.get_close_matches(word, [key.path for key in every], n=1, cutoff=0.7)
         near += [names[name] for name in difflib.get_close_matches(word.rpartition(".")[2], names, n=1)]

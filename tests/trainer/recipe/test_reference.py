@@ -99,6 +99,7 @@ def test_each_kind_of_data_has_its_keys_and_equal_tables_are_spelt_once() -> Non
     ("word", "nearest"),
     [
         ("rolout", "rollout"),
+        ("gruop", "rollout.group_size"),
         ("grupsize", "rollout.group_size"),
         ("capabilities.text.data.size", "capabilities.NAME.data.size"),
         ("rollout.grup_size", "rollout.group_size"),
