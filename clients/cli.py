@@ -6,6 +6,8 @@ told at once.
 """
 
 import argparse
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -67,12 +69,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         # Not by way of the namespace: there a command's own argument called `run` would take the function's place.
-        return command_of(COMMANDS[arguments.command][0]).run(arguments)
+        status = command_of(COMMANDS[arguments.command][0]).run(arguments)
+        sys.stdout.flush()  # a reader that has left is noticed here, and not at the interpreter's end
+        return status
     except UserError as error:
         print(f"coevo {arguments.command}: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # `coevo plan RECIPE | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
-        return 130
+        return 128 + signal.SIGINT
 
 
 if __name__ == "__main__":
