@@ -34,6 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
     if path is None:
         print(schema)
         return 0
+    # UTF-8 whatever the locale: editors read nothing else.
     try:
         path.write_text(schema + "\n", encoding="utf-8")
     except OSError as error:
@@ -50,6 +51,7 @@ def _show(listed: list[Key]) -> None:
         # Where the table is an equal one's, its keys are listed there.
         elsewhere = "" if key.table.startswith(key.path) else f", as {key.table}"
         default = {REQUIRED: "; required", NONE: ""}.get(key.default, f"; default {key.default}")
+        # By textwrap, as rich would fill lines with blanks up to the width.
         for text, style in ((key.value + (elsewhere if key.table else "") + default, "cyan"), (key.meaning, "")):
             lines = textwrap.wrap(text, console.width - len(_INDENT), break_on_hyphens=False)
             console.print(

@@ -134,7 +134,7 @@ def keys(word: str = "") -> list[Key]:
 def editor_schema() -> Node:
     """The JSON Schema of a recipe's file. It asks for no key that a file may inherit."""
     root = cast(Node, _without_demands(Recipe.model_json_schema(ref_template="#/definitions/{model}")))
-    definitions = root.pop("$defs")
+    definitions = root.pop("$defs")  # the name of a later draft
     # As `ExplicitEdge` reads it before pydantic looks: a text with an arrow, or the table.
     definitions["ExplicitEdge"] = {
         "anyOf": [{"type": "string", "pattern": "[^ ] *<- *[^ ]"}, definitions["ExplicitEdge"]]
@@ -168,6 +168,7 @@ def _tables(
         if inner := list(_sections(field)):
             sections = [definitions[definition] for _, definition in inner]
             inner_defaults = cast(Node, default) if isinstance(default, dict) else {}
+            # A key that is not given has the section's own defaults, so none counts as an empty table.
             # The same sections with other defaults are another table: evaluation.answers has more samples.
             identity = json.dumps([inner, inner_defaults])
             if identity not in spelt:
@@ -240,6 +241,7 @@ def _section(table: Table, anchors: dict[str, str]) -> Iterator[str]:
     for key in table.keys:
         value = f"{key.value}: [{key.table}](#{anchors[key.table]})" if key.table else key.value
         default = key.default if key.default in (REQUIRED, NONE) else f"`{key.default}`"
+        # A bar would end the cell.
         cells = [cell.replace("|", "\\|") for cell in (f"`{key.name}`", value, default, key.meaning)]
         yield f"| {' | '.join(cells)} |"
     yield ""
@@ -257,5 +259,6 @@ def _toml(default: object) -> str:
 
 def _anchor(heading: str) -> str:
     """The name that GitHub gives to a heading."""
+    # As GitHub makes it: two spaces around a sign that goes become two dashes.
     letters = "".join(letter for letter in heading.lower() if letter.isalnum() or letter in "_- ")
     return letters.replace(" ", "-")

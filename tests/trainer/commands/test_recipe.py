@@ -78,6 +78,7 @@ DROPPED = (
 
 @pytest.fixture
 def in_folder_of_own(tmp_path, monkeypatch):
+    # By its whole path: the commands run in another folder than the miniature's.
     (tmp_path / "own.toml").write_text(OWN.format(under=Path("recipes/miniature.toml").resolve()))
     monkeypatch.chdir(tmp_path)
 
@@ -93,6 +94,7 @@ def test_commands_say_what_a_replaced_table_drops(words: list[str], caplog) -> N
 
 @pytest.mark.usefixtures("in_folder_of_own")
 def test_what_is_dropped_goes_to_stderr_beside_the_plan() -> None:
+    # As a process: pytest takes the place of logging's last handler, which writes this.
     words = [sys.executable, "-m", "clients.cli", "plan", "own.toml"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
     assert done.stderr == f"{DROPPED}\n"

@@ -51,6 +51,7 @@ def test_page_says_which_tables_are_taken_whole() -> None:
 
 
 def test_every_field_of_every_section_has_a_key() -> None:
+    # In both directions: a key that no section has would be a mistake of the walk.
     listed = {name for table in tables() for name in (key.name for key in table.keys)}
     fields = {name for section in Section.__subclasses__() for name in section.model_fields}
     assert listed == {*fields, *Recipe.model_fields, file.EXTENDS}
@@ -60,6 +61,7 @@ def test_every_field_of_every_section_has_a_key() -> None:
 def test_every_path_is_one_that_set_takes(variant: str, tmp_path: Path) -> None:
     recipe = tmp_path / "small.toml"
     recipe.write_text(WHOLE.replace('type = "miniature"', f'type = "{variant}"'))
+    # As a recipe's data is of one type, so are the keys that it takes.
     for key in keys():
         is_other = key.variant not in ("", f'"{variant}"') or (".data.columns." in key.path and variant != "dataset")
         if is_other or key.path == file.EXTENDS or ".N." in key.path:
@@ -117,6 +119,7 @@ def test_the_schema_takes_every_shipped_recipe_as_it_is_written(path: Path) -> N
 
 
 def test_the_schema_itself_is_valid_and_takes_what_is_resolved() -> None:
+    # A resolved recipe is JSON, with nulls that TOML has not.
     jsonschema.Draft7Validator.check_schema(editor_schema())
     tree = load(ROOT / "recipes/miniature.toml").model_dump(mode="json")
     assert [error.message for error in VALIDATOR.iter_errors(tree)] == []
@@ -131,6 +134,7 @@ def test_the_schema_itself_is_valid_and_takes_what_is_resolved() -> None:
     ],
 )
 def test_the_schema_takes_parts_of_tables_where_one_extends(line: str) -> None:
+    # None of them would be a whole table by itself.
     assert complaints(f'extends = "small.toml"\n{line}') == []
     assert complaints(f'extends = ["small.toml", "part.toml"]\n{line}') == []
 
