@@ -7,6 +7,7 @@ us).
 import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -33,6 +34,28 @@ _LIVED_S = 600.0
 """A process that has lived so long starts with all its restarts again."""
 _RESTARTABLE = frozenset({69, 70})
 """Exit status of a worker that is worth another start: queue or service were away for too long, or it had a bug."""
+
+
+_OURS = re.compile(r"(?:coevo \w+|worker): ")
+"""The beginning of a line with which our programs end: it is for people."""
+_EXCEPTION = re.compile(r"^(?:\(\w+ pid=\d+\) )?(?:ERROR [^\]]*\] )?((?:\w+\.)*\w*(?:Error|Exception)(?:: .*)?)$")
+"""The last line of a traceback, as Python writes it, or as vLLM's engine logs it."""
+_POINTERS = ("See root cause above", "giving up")
+"""Words of lines that say only that something before them failed: vLLM's, and the service's parent's."""
+
+
+def error_line(log: str) -> str:
+    """The line of a log that says why its process ended: its last word, or the error that this points at."""
+    lines = log.strip().splitlines()
+    if not lines:
+        return ""
+    is_pointer = any(words in lines[-1] for words in _POINTERS)
+    if _OURS.match(lines[-1]) and not is_pointer:
+        return lines[-1]
+    errors = [match[1] for line in lines if (match := _EXCEPTION.match(line))]
+    causes = [error for error in errors if not any(words in error for words in _POINTERS)]
+    # What an interpreter says at its very end, such as of leaked semaphores, is no reason.
+    return causes[-1] if causes else lines[-1]
 
 
 @dataclass(eq=False, slots=True)
@@ -83,13 +106,16 @@ class ProcessGroup:
 
     def serve(self, name: str, *words: str, **environ: str) -> str:
         """Starts a service and waits for it; its address."""
+        began = time.monotonic()
         self.start(name, "-m", "clients.cli", "serve", *words, **environ)
-        deadline = time.monotonic() + _SERVICE_WITHIN_S
+        print(f"{name}: loading the engine ({self._processes[name].log})", flush=True)
+        deadline = began + _SERVICE_WITHIN_S
         while not (address := re.search(r"coevo serve: (http://\S+) serves", self.log(name))):
             self.check_stop()
             if not self.is_running(name) or time.monotonic() > deadline:
                 raise UserError(self.last_log_line(name))
             time.sleep(LOOK_S)
+        print(f"{name}: {address[1]}, its engine loaded in {time.monotonic() - began:.0f} s", flush=True)
         return address[1]
 
     def check_stop(self) -> None:
@@ -108,9 +134,16 @@ class ProcessGroup:
 
     def last_log_line(self, name: str) -> str:
         """Why a process did not go on, for a person."""
-        lines = self.log(name).strip().splitlines()
-        line = lines[-1] if lines else f"it ended with status {self.status(name)}"
-        return f"the {name} did not go on: {line} ({self._processes[name].log})"
+        return f"the {name} did not go on: {self.reason(name)} ({self._processes[name].log})"
+
+    def reason(self, name: str) -> str:
+        """What ended a process: a signal, or the error in its log."""
+        status, line = self.status(name), error_line(self.log(name))
+        if status is not None and status < 0:
+            hint = ", as the kernel does when memory is full" if status == -signal.SIGKILL else ""
+            line = f"{signal.Signals(-status).name}{hint}" + (f"; its last line: {line}" if line else "")
+            return f"killed by {line}"
+        return line or f"it ended with status {status}"
 
     def restart_dead(self) -> None:
         """Starts workers again that died; what cannot go on ends the run."""
@@ -121,6 +154,7 @@ class ProcessGroup:
             is_worker = name not in (COORDINATOR, SERVICE)
             # A negative status is a signal: the kernel's for want of memory, or somebody's by hand.
             if is_worker and (status in _RESTARTABLE or status < 0) and process.restarts < _RESTARTS:
+                print(f"{name}: {self.reason(name)}; starting it again", flush=True)
                 self.start(name, *process.words)
             else:
                 raise UserError(self.last_log_line(name))

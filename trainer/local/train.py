@@ -12,12 +12,15 @@ from typing import Any
 from adapters.errors import UserError
 from trainer.local.processes import COORDINATOR, LOOK_S, SERVICE, ProcessGroup
 from trainer.plan.make import make_plan
-from trainer.queue.client import Queue, QueueAwayError
+from trainer.queue.client import Queue, QueueAwayError, redacted
 from trainer.queue.server import URL_VARIABLE, describe, start
 from trainer.recipe import Recipe
 from trainer.recipe.file import load, run_id, write_resolved
 from trainer.reporting.console import Console
 from trainer.reporting.events import read_events
+
+WORKS = " works for "
+"""In a worker's log: it has all that its steps need."""
 
 
 def settings_of(changes: Sequence[str]) -> list[str]:
@@ -75,9 +78,11 @@ def queue_server(out: Path) -> Generator[str]:
     """The address of the queue server: the one that the environment names, else one for this run."""
     if url := os.environ.get(URL_VARIABLE):
         describe(url)  # a server that does not answer is told before anything starts
+        print(f"queue server: {redacted(url)}", flush=True)
         yield url
         return
     with start(out / "queue") as server:
+        print(f"queue server: {server.url}", flush=True)
         yield server.url
 
 
@@ -91,14 +96,20 @@ def train(recipe: Recipe, out: Path, processes: ProcessGroup, *, worker_each: bo
         queue.retry(job.branch)
     url = processes.serve(SERVICE, resolved, *flags)
     processes.environ["COEVO_SERVICE_URL"] = url
+    began = time.monotonic()
     processes.start(COORDINATOR, "-m", "clients.cli", "coordinate", resolved, f"--tracking={out / 'runs'}")
     for name in workers:
         # The same name each time: a worker that is started again takes its own leases back at once.
         full_name = f"{out.resolve().name}-{name}"
         processes.start(f"worker-{name}", "-m", "trainer.worker", "--branch", name, "--name", full_name)
+    starting = [f"worker-{name}" for name in workers]
+    print(f"{', '.join(starting)}: starting, with the data and a copy of the base", flush=True)
     with Console(recipe, events_of(out, recipe), url) as console:
         while not processes.is_stopped() and processes.is_running(COORDINATOR):
             processes.restart_dead()
+            for name in [name for name in starting if WORKS in processes.log(name)]:
+                starting.remove(name)
+                print(f"{name}: at work after {time.monotonic() - began:.0f} s", flush=True)
             # Nobody may be there to mend and retry, so what fails for good ends the run.
             with suppress(QueueAwayError):
                 for job in queue.dead():

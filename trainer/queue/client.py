@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import ExponentialBackoff
-from redis.exceptions import BusyLoadingError, OutOfMemoryError, ReadOnlyError
+from redis.exceptions import AuthenticationError, AuthorizationError, BusyLoadingError, OutOfMemoryError, ReadOnlyError
 from redis.exceptions import ConnectionError as LostError
 from redis.exceptions import TimeoutError as LateError
 from redis.retry import Retry
@@ -331,6 +331,10 @@ class Queue:
     def _away_as_error(self) -> Generator[None]:
         try:
             yield
+        except (AuthenticationError, AuthorizationError) as error:  # to redis-py it is a lost connection
+            raise UserError(
+                f"{redacted(self.url)}: the queue server refuses its user or password ({error}); mend COEVO_REDIS_URL"
+            ) from None
         except (LostError, LateError) as error:
             raise QueueAwayError(f"{redacted(self.url)}: the queue server does not answer ({error})") from None
         except redis.ResponseError as error:

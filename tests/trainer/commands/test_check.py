@@ -9,6 +9,7 @@ import pytest
 
 from clients.cli import main
 from service.media import encode_image
+from trainer.queue.server import URL_VARIABLE, start
 
 REWARDS = """
 def raises(completion, answer):
@@ -198,3 +199,14 @@ def test_a_plan_and_a_doctor_warn_of_columns(capsys: pytest.CaptureFixture[str])
     assert f"coevo plan: warning: {SUMS}.data: sums.jsonl: no column 'questoin'" in capsys.readouterr().err
     main(["doctor", *words])
     assert f"WARN  {SUMS}.data: sums.jsonl: no column 'questoin'" in capsys.readouterr().out
+
+
+def test_a_wrong_password_of_the_queue_server_is_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with start(folder / "queue") as server:
+        monkeypatch.setenv(URL_VARIABLE, server.url.replace("redis://", "redis://nobody:secret@"))
+        assert main(["run", "recipe.toml"]) == 2
+    errors = capsys.readouterr().err
+    assert "queue server: none that works; " in errors
+    assert "secret" not in errors

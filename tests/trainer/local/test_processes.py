@@ -1,16 +1,20 @@
 """Groups of real little processes: what is restarted, what ends a run, and in which order they stop."""
 
 import contextlib
+import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import redis
 
 from adapters.errors import UserError
 from service.concurrency import Stopped
 from trainer.local import processes
-from trainer.local.processes import COORDINATOR, SERVICE, ProcessGroup
+from trainer.local.processes import COORDINATOR, SERVICE, ProcessGroup, error_line
+from trainer.queue import server as queue_server
 
 FOR_EVER = "import time; time.sleep(600)"
 AT_ITS_END = """
@@ -51,9 +55,56 @@ def test_a_worker_that_died_is_started_again(group: ProcessGroup, code: str) -> 
         end(group, "worker-all")
         group.restart_dead()
     end(group, "worker-all")
-    with pytest.raises(UserError, match="the worker-all did not go on: a life"):
+    with pytest.raises(UserError, match=r"the worker-all did not go on: .*a life"):
         group.restart_dead()
     assert (group.folder / "worker-all.log").read_text().splitlines() == ["a life"] * (1 + processes._RESTARTS)
+
+
+ENGINE = """coevo serve: loading miniature ...
+(EngineCore pid=7) ERROR 11-29 15:47:39 [core.py:1510] ValueError: too little memory for the cache
+Traceback (most recent call last):
+  File "core_client.py", line 1, in launch
+RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {'EngineCore': 1}
+"""
+
+
+@pytest.mark.parametrize(
+    ("log", "said"),
+    [
+        ("", ""),
+        ("reading\ngone\n", "gone"),
+        ("KeyError: 'logged, and gone on with'\nworker: no such branch\n", "worker: no such branch"),
+        ("Traceback (most recent call last):\nKeyError: 'a'\nleaked semaphores\n", "KeyError: 'a'"),
+        (ENGINE, "ValueError: too little memory for the cache"),
+        (ENGINE + "coevo serve: the service ended 4 times; giving up", "ValueError: too little memory for the cache"),
+        ("coevo serve: the service ended 4 times; giving up", "coevo serve: the service ended 4 times; giving up"),
+    ],
+)
+def test_the_reason_in_a_log_is_its_last_word_or_the_error_behind_it(log: str, said: str) -> None:
+    assert error_line(log) == said
+
+
+@pytest.mark.reference
+def test_a_worker_that_cannot_start_says_why(group: ProcessGroup, tmp_path: Path) -> None:
+    """A real one, with the wrong password of a real queue server."""
+    with queue_server.start(tmp_path / "queue") as server:
+        with contextlib.closing(redis.Redis.from_url(server.url)) as client:
+            client.config_set("requirepass", "right")
+        url = server.url.replace("redis://", "redis://:wrong@")
+        group.start("worker-all", "-m", "trainer.worker", "--branch", "all", COEVO_REDIS_URL=url)
+        end(group, "worker-all")
+    with pytest.raises(UserError, match=r"refuses its user or password .*; mend COEVO_REDIS_URL") as error:
+        group.restart_dead()
+    assert "wrong@" not in str(error.value)
+
+
+def test_a_restart_is_told_with_its_reason(group: ProcessGroup, capsys: pytest.CaptureFixture[str]) -> None:
+    group.start("worker-all", "-c", FOR_EVER)
+    os.kill(group._processes["worker-all"].popen.pid, signal.SIGKILL)
+    end(group, "worker-all")
+    group.restart_dead()
+    hint = "as the kernel does when memory is full"
+    assert capsys.readouterr().out == f"worker-all: killed by SIGKILL, {hint}; starting it again\n"
 
 
 def test_a_worker_that_lived_long_has_all_its_restarts_again(

@@ -462,3 +462,10 @@ def test_a_server_that_is_not_there_is_away(url: str) -> None:
 def test_a_url_of_something_else_is_said() -> None:
     with pytest.raises(UserError, match="no queue server's URL"):
         Queue("http://127.0.0.1:1")
+
+
+def test_a_wrong_password_is_no_server_that_may_come_back(server: Server) -> None:
+    with pytest.raises(UserError, match="refuses its user or password") as error:
+        Queue(server.url.replace("redis://", "redis://nobody:secret@")).runs()
+    assert not isinstance(error.value, QueueAwayError)
+    assert "secret" not in str(error.value)
