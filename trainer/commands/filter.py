@@ -45,7 +45,7 @@ from trainer.evaluation.pass_rates import (
     histogram,
     rate,
 )
-from trainer.recipe import CapabilityConfig, DatasetData, MiniatureData, Recipe
+from trainer.recipe import CapabilityConfig, Data, DatasetData, Recipe
 from trainer.recipe.arguments import add_recipe_arguments
 from trainer.recipe.file import load
 from trainer.reporting.percent import percent
@@ -55,8 +55,6 @@ _MOST_SAMPLES = 1024
 """Answers that the service gives to one request, at most; a prompt's answers are one request."""
 _WIDTH = 40
 """Characters of the longest bar: it fits a terminal of 80 beside the numbers."""
-
-Data = MiniatureData | DatasetData
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -140,8 +138,8 @@ def _limited(data: Data, most: int | None) -> Data:
         return data
     if most < 1:
         raise UserError(f"--limit {most}: nothing would be asked; take 1 or more")
-    if isinstance(data, MiniatureData):
-        # The miniature makes up as many questions as it is told to; a data set has those that it has.
+    if not isinstance(data, DatasetData):
+        # Questions that are made up are as many as the recipe says; a data set has those that it has.
         return data.model_copy(update={"size": min(most, data.size)})
     return data.model_copy(update={"limit": min(most, data.limit or most)})
 

@@ -136,7 +136,7 @@ def load(
     _check_columns(name, records, reading)
     if warning := unmapped_media(name, records, reading):
         log.warning("%s", warning)
-    return _scan(name, records, reading, limit, on_bad_row, check)
+    return scan(name, records, reading, limit, on_bad_row, check)
 
 
 def _check_columns(name: str, records: Sequence[Records], reading: Reading) -> None:
@@ -169,14 +169,15 @@ def unmapped_media(name: str, records: Sequence[Records], reading: Reading) -> s
     )
 
 
-def _scan(
+def scan(
     name: str,
     records: Sequence[Records],
     reading: Reading,
-    limit: int | None,
-    on_bad_row: Literal["error", "drop"],
-    check: Check,
+    limit: int | None = None,
+    on_bad_row: Literal["error", "drop"] = "error",
+    check: Check = "header",
 ) -> PromptSet:
+    """The first `limit` usable rows, each of them checked."""
     positions: list[tuple[int, int]] = []
     digests: list[bytes] = []
     dropped: Counter[str] = Counter()

@@ -22,7 +22,7 @@ from trainer.data.held_out import held_out_data
 from trainer.data.prompts import Prompts
 from trainer.data.records import Row, read_records
 from trainer.data.rows import bytes_or_path, cell, keys_of
-from trainer.recipe import CapabilityConfig, DatasetData, MiniatureData
+from trainer.recipe import CapabilityConfig, Data, DatasetData
 
 _SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp", "matroska": ".mkv", "mov": ".mp4", None: ""}
 
@@ -38,9 +38,9 @@ class OriginalRows:
     """The columns that hold media."""
 
 
-def original_rows(prompts: Prompts, data: MiniatureData | DatasetData) -> OriginalRows:
+def original_rows(prompts: Prompts, data: Data) -> OriginalRows:
     """The rows of a data set with all their columns; of generated questions, rows that say the same."""
-    if not isinstance(prompts, PromptSet) or isinstance(data, MiniatureData):
+    if not isinstance(prompts, PromptSet) or not isinstance(data, DatasetData):
 
         def generated_row(index: int) -> Row:
             prompt = prompts[index]
@@ -91,10 +91,10 @@ def write(file: Path, rows: OriginalRows, additions: Mapping[int, Mapping[str, A
 def settings(name: str, capability: CapabilityConfig, prompts: Prompts, file: Path, root: Path) -> Iterator[str]:
     """The `--set` words that make a recipe with this capability read the file whose paths start from `root`."""
     data, path = capability.data, f"--set=capabilities.{name}"
-    if isinstance(data, MiniatureData):
+    if not isinstance(data, DatasetData):
         columns = {kind: kind for kind in ("images", "videos") if getattr(prompts[0], kind)}
         yield f"{path}.data={_toml({'type': 'dataset', 'name': str(file), 'columns': columns})}"
-        # A data set has no validation split of its own: the miniature's stays what is measured.
+        # A data set has no validation split of its own: the generated one stays what is measured.
         if capability.held_out is None and (held_out := held_out_data(capability)):
             yield f"{path}.held_out={_toml(held_out.model_dump(exclude_defaults=True))}"
         return

@@ -10,12 +10,13 @@ from service.media import Limits
 from trainer.data.datasets import PromptSet
 from trainer.data.prompts import Prompts
 from trainer.data.sources import open_prompts
-from trainer.recipe import CapabilityConfig, DatasetData, MiniatureData
+from trainer.recipe import CapabilityConfig, Data, DatasetData, MiniatureData, ReasoningGymData
 
 SEED = 1000
 """The seed of the questions that the miniature makes up to measure on: the same for all runs, whatever theirs is."""
 _PLENTY = 1_000_000
-"""The size of the miniature's validation split, which has no end: `evaluation.questions` says how many are taken."""
+"""The size of the validation split of generated questions, which has no end: `evaluation.questions` says how many
+are taken."""
 _ROWS_FOR_EACH = 5
 """Rows of a data set for each that is held out: a small one keeps four fifths to train on."""
 
@@ -47,21 +48,23 @@ def training_prompts(name: str, capability: CapabilityConfig, questions: int, *,
     return rows.select([index for index, digest in enumerate(rows.digests) if digest not in held_out])
 
 
-def held_out_data(capability: CapabilityConfig) -> MiniatureData | DatasetData | None:
-    """The data that the recipe names, else the miniature's validation split; None: rows of the training data."""
+def held_out_data(capability: CapabilityConfig) -> Data | None:
+    """The data that the recipe names, else the validation split of generated questions; None: rows of the training
+    data."""
     data = capability.data
     if capability.held_out is None and isinstance(data, MiniatureData):
         split = "test" if data.split == "validation" else "validation"  # never the one that is trained on
         return MiniatureData(type="miniature", name=data.name, size=_PLENTY, level=data.level, split=split)
+    if capability.held_out is None and isinstance(data, ReasoningGymData):
+        split = "train" if data.split == "validation" else "validation"
+        return data.model_copy(update={"size": _PLENTY, "seed": None, "split": split})
     return capability.held_out
 
 
-def open_benchmark(
-    name: str, data: MiniatureData | DatasetData, most: int | None, *, limits: Limits, draw: int = 0
-) -> Prompts:
+def open_benchmark(name: str, data: Data, most: int | None, *, limits: Limits, draw: int = 0) -> Prompts:
     """Questions to measure on; with `most`, so many of them, of a data set chosen by their content. The miniature
     makes up others for another `draw`."""
-    if isinstance(data, MiniatureData) and most is not None:  # made up and drawn at load: no more than are wanted
+    if not isinstance(data, DatasetData) and most is not None:  # made up at load: no more than are wanted
         data = data.model_copy(update={"size": min(data.size, most)})
     prompts = open_prompts(name, data, seed=SEED + draw, limits=limits)
     if most is None or not isinstance(prompts, PromptSet):

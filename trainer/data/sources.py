@@ -1,18 +1,20 @@
 """From the data that a recipe names to prompts."""
 
 from service.media import Limits
-from trainer.data import datasets
+from trainer.data import datasets, reasoning
 from trainer.data.generated import prompts as miniature_prompts
 from trainer.data.prompts import Prompts
-from trainer.recipe import DatasetData, MiniatureData
+from trainer.recipe import Data, MiniatureData, ReasoningGymData
 
 
-def open_prompts(capability: str, data: MiniatureData | DatasetData, *, seed: int, limits: Limits) -> Prompts:
-    """The prompts of a capability; `seed` decides which questions the miniature makes up."""
+def open_prompts(capability: str, data: Data, *, seed: int, limits: Limits) -> Prompts:
+    """The prompts of a capability; `seed` decides which questions are made up."""
     if isinstance(data, MiniatureData):
         return miniature_prompts(
             data.name, label=capability, split=data.split, size=data.size, seed=seed, level=data.level
         )
+    if isinstance(data, ReasoningGymData):
+        return reasoning.prompts(data, label=capability, seed=seed, limits=limits)
     return datasets.load(
         data.name,
         capability=capability,

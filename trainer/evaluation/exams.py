@@ -37,7 +37,7 @@ from trainer.miniature.blind import best_constant, best_guess
 from trainer.miniature.capabilities import capability as miniature_capability
 from trainer.miniature.question import questions as miniature_questions
 from trainer.parts import Rollout
-from trainer.recipe import AnswersConfig, DatasetData, MiniatureData, Recipe, RewardConfig
+from trainer.recipe import AnswersConfig, Data, MiniatureData, Recipe, RewardConfig
 from trainer.rewards import Rule
 from trainer.rewards.pool import RewardPool
 from trainer.rollout.sample import MAX_CALLS, judge, sample, seeds
@@ -163,7 +163,7 @@ def _exam(
     name: str,
     capability: str,
     prompts: Prompts,
-    data: MiniatureData | DatasetData | None,
+    data: Data | None,
     reward: RewardConfig,
     answers: AnswersConfig,
     draw: int,

@@ -15,7 +15,15 @@ from typing import Any, Self, cast
 from pydantic import Field, model_validator
 
 from trainer.recipe import checks
-from trainer.recipe.capabilities import CapabilityConfig, Columns, Data, DatasetData, MiniatureData, RewardConfig
+from trainer.recipe.capabilities import (
+    CapabilityConfig,
+    Columns,
+    Data,
+    DatasetData,
+    MiniatureData,
+    ReasoningGymData,
+    RewardConfig,
+)
 from trainer.recipe.measuring import AnswersConfig, ComparisonConfig, EvaluationConfig, EvaluationSet
 from trainer.recipe.method import Edge, MethodConfig, edges
 from trainer.recipe.parts import (
@@ -60,6 +68,7 @@ __all__ = [
     "MethodConfig",
     "MiniatureData",
     "OptimiserConfig",
+    "ReasoningGymData",
     "Recipe",
     "RewardConfig",
     "RolloutConfig",

@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from trainer.recipe.parts import Section
 
-REWARDS = ("math", "choice", "numeric", "exact")
+REWARDS = ("math", "choice", "numeric", "exact", "reasoning-gym")
 """The kinds of `trainer.rewards`. Listed here too, because a recipe is read without importing what runs it."""
 
 # Its form only: to import it would run a user's code wherever a recipe is read. `RewardPool.check` does, in a child.
@@ -107,14 +107,35 @@ def _compiled(pattern: str) -> re.Pattern[str]:
         raise ValueError(f"{pattern!r} is no regular expression ({error}); mend it or remove it") from None
 
 
-Data = Annotated[MiniatureData | DatasetData, Field(discriminator="type")]
+class ReasoningGymData(Section):
+    """Questions that a task of reasoning-gym makes up; the reward is `reasoning-gym`, the task's own score."""
+
+    type: Literal["reasoning-gym"]
+    name: str
+    """The task, such as chain_sum or countdown."""
+    size: int = Field(default=2000, ge=1)
+    """The number of different prompts; a task with fewer gives all of them."""
+    seed: int | None = Field(default=None, ge=0)
+    """The seed of the questions; null = the run's, so that each run has questions of its own."""
+    config: dict[str, Any] = Field(default={})
+    """The settings of the task, such as min_terms; those left out have the task's own defaults."""
+    split: Literal["train", "validation"] = "train"
+    """The split that questions are taken from. Splits share no question, whatever their seeds."""
+    system: str | None = None
+    """The system message before each prompt; null = none."""
+    suffix: str = ""
+    """The text added to the end of each prompt, such as how to give the answer."""
+
+
+Data = Annotated[MiniatureData | DatasetData | ReasoningGymData, Field(discriminator="type")]
 
 
 class RewardConfig(Section):
     """The check of an answer."""
 
     kind: str
-    """The check: math, choice, numeric, exact, or a function of your own as `module:function`."""
+    """The check: math, choice, numeric, exact, reasoning-gym for its tasks, or a function of your own as
+    `module:function`."""
     folder: str | None = _unset()
     """The folder that the function's module is imported from. null = the recipe's folder where the module lies in it,
     else wherever Python finds it."""
@@ -157,5 +178,14 @@ class CapabilityConfig(Section):
     data: Data
     reward: RewardConfig
     held_out: Data | None = None
-    """The data to measure on; null = the miniature's validation split, or `evaluation.questions` rows that are not
-    trained on."""
+    """The data to measure on; null = the validation split of generated questions, or `evaluation.questions` rows that
+    are not trained on."""
+
+    @model_validator(mode="after")
+    def _tasks_score_themselves(self) -> Self:
+        is_task = any(isinstance(data, ReasoningGymData) for data in (self.data, self.held_out))
+        if is_task and self.reward.kind != "reasoning-gym":
+            raise ValueError(
+                'tasks of reasoning-gym are scored by themselves; set reward.kind = "reasoning-gym", or take other data'
+            )
+        return self

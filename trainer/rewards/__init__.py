@@ -4,6 +4,7 @@ r"""Rewards by name: a completion and its gold answer in, a number out, or the r
 `choice`    the gold letter, and no other one
 `numeric`   a number within `tolerance` of the gold one: absolute below 1, relative above; percent, fractions, units
 `exact`     the text of the last \boxed{...}, white space aside
+`reasoning-gym`    the task's own score, of an entry of reasoning-gym (trainer.rewards.reasoning)
 `module:function`  your own, called as `function(completion, answer)`
 
 "No answer found" is a 0. A reward that raises, or that returns anything but a finite real number, leaves the
@@ -42,7 +43,7 @@ from trainer.rewards.answers import (
     only_quantity,
 )
 
-KINDS = ("math", "choice", "numeric", "exact")
+KINDS = ("math", "choice", "numeric", "exact", "reasoning-gym")
 
 Scorer = Callable[[str, str], object]
 """A reward as its author writes it: what it returns is not checked yet."""
@@ -144,6 +145,10 @@ def load(rule: Rule) -> Callable[[str, str], float]:
         from trainer.rewards.mathematics import math_reward
 
         accuracy = math_reward
+    elif rule.kind == "reasoning-gym":
+        from trainer.rewards.reasoning import reasoning_reward
+
+        accuracy = reasoning_reward()
     elif rule.kind == "numeric":
         accuracy = partial(numeric_reward, tolerance=rule.tolerance)
     else:
