@@ -61,8 +61,8 @@ class _Completion(argparse.Action):
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(prog="coevo", description="LoRA experts that teach each other while they learn.")
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
-    completion = "print the script that completes commands and flags there"
-    parser.add_argument("--print-completion", action=_Completion, choices=SHELLS, metavar="SHELL", help=completion)
+    completion = "print a script that completes commands and flags in this shell"
+    parser.add_argument("--print-completion", action=_Completion, choices=SHELLS, help=completion)
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (module, gloss) in COMMANDS.items():
         subparsers.add_parser(name, help=gloss, description=gloss, module=module)

@@ -94,3 +94,10 @@ def test_help_is_what_a_person_types_first(capsys: pytest.CaptureFixture[str]) -
         main(["--help"])
     assert end.value.code == 0
     assert "--branch NAME" in capsys.readouterr().out
+
+
+def test_a_mistyped_flag_is_one_line_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["--brnch", "text"])
+    assert end.value.code == 2
+    assert line(capsys).startswith("python -m trainer.worker: --brnch: no such flag; did you mean --branch?")
