@@ -26,9 +26,10 @@ from trainer.doctor.fit import memory_rows, parts_of, served_row, shape_in, stor
 from trainer.doctor.machine import Card, MachineFact, Status, found_cards, queue_row
 from trainer.parts import Prompt
 from trainer.plan.make import make_plan
-from trainer.recipe import CapabilityConfig, Data, DatasetData, MiniatureData, Recipe, RewardConfig
+from trainer.recipe import CapabilityConfig, Data, DatasetData, Recipe, RewardConfig
 from trainer.rewards import RewardItem, Rule, Scored, judge, load
 from trainer.rewards.pool import RewardPool
+from trainer.rewards.reasoning import right_answer
 
 _DEPTH = 16
 """Rows that are looked at in depth, spread over a data set. A video takes up to a second to decode, so more would keep
@@ -116,7 +117,7 @@ def _sources(recipe: Recipe) -> Iterator[DataSource]:
 
 
 def _shortened(data: Data) -> Data:
-    return data.model_copy(update={"size": min(data.size, _DEPTH)}) if isinstance(data, MiniatureData) else data
+    return data.model_copy(update={"size": min(data.size, _DEPTH)}) if not isinstance(data, DatasetData) else data
 
 
 def _trained_on(name: str, capability: CapabilityConfig, questions: int, seed: int, limits: Limits) -> Prompts:
@@ -214,9 +215,15 @@ def _rewards(recipe: Recipe) -> Iterator[RewardConfig]:
 def _reward_facts(source: DataSource, rows: Sequence[tuple[str, Prompt]], pool: RewardPool) -> Iterator[MachineFact]:
     """Whether the rows' own answers are right by their reward, in a box or bare."""
     reward = source.reward
-    rule = Rule(reward.kind, tolerance=reward.tolerance)  # without the share for the form: being right is asked here
-    answers = [prompt.answer for _, prompt in rows]
-    items = [RewardItem(form.format(answer), answer) for answer in answers for form in (r"\boxed{{{}}}", "{}")]
+    # Without the share for the form: being right is asked here.
+    rule = Rule(reward.kind, tolerance=reward.tolerance, folder=reward.folder)
+    is_task = reward.kind == "reasoning-gym"
+    answers = [right_answer(prompt.answer) if is_task else prompt.answer for _, prompt in rows]
+    items = [
+        RewardItem(form.format(answer), prompt.answer)
+        for answer, (_, prompt) in zip(answers, rows, strict=True)
+        for form in (r"\boxed{{{}}}", "{}")
+    ]
     try:
         scored = _scored(items, rule, reward.deadline_s, pool)
     except UserError as error:
@@ -232,7 +239,7 @@ def _reward_facts(source: DataSource, rows: Sequence[tuple[str, Prompt]], pool: 
         # A reward of one's own must judge whatever a model writes; of the others either form will do.
         if reasons and (is_own or len(reasons) == len(pair)):
             wrong.append(f"{label}: {reasons[0]}")
-        elif all(not score.value for score in pair) and not is_own:
+        elif all(not score.value for score in pair) and not (is_own or is_task):
             wrong.append(f"{label}: the answer {_short(prompt.answer)} is not right by reward {reward.kind}")
     if wrong:
         more = f" (and {len(wrong) - 1} more of {len(rows)} rows looked at)" if len(wrong) > 1 else ""

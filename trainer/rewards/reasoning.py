@@ -45,3 +45,8 @@ def entry_of(answer: str) -> dict[str, Any]:
     except (ValueError, TypeError, KeyError, AssertionError):
         raise BadAnswerError(f"answer {answer[:80]!r}: reward reasoning-gym needs an entry of a task as JSON") from None
     return entry
+
+
+def right_answer(answer: str) -> str:
+    """The answer that an entry shows as right; empty where a task shows none, as it takes many."""
+    return str(entry_of(answer).get("answer") or "")
