@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 from starlette.types import ASGIApp
 
 from adapters.base import locate
@@ -58,12 +59,21 @@ _PROBLEMS: problems.ProblemTable = {
 }
 
 
-def build_app(state: ServiceState) -> ASGIApp:
-    app = FastAPI(title="coevo", description="One frozen base, many adapters, exact log-probabilities.")
-    app.state.service = state
+def routes() -> FastAPI:
+    """All routes and their schema, without a state yet."""
+    # /docs with the page's own files: a machine that trains may reach no other host.
+    app = FastAPIOffline(
+        title="coevo", description="One frozen base, many adapters, exact log-probabilities.", redoc_url=None
+    )
     problems.install(app, _PROBLEMS)
     for module in (scores, adapters, runs, media, openai, health):
         app.include_router(module.router)
+    return app
+
+
+def build_app(state: ServiceState) -> ASGIApp:
+    app = routes()
+    app.state.service = state
     # Inside out: the key is asked for before a byte of a body is read, and the clock sees what both refuse.
     guarded: Any = BodyLimit(app, state.settings.body_bytes, {"/adapters/": state.settings.upload_bytes})
     return Timed(ApiKey(guarded, state.settings.api_key), state.metrics)

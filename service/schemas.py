@@ -201,8 +201,10 @@ class AdaptersResponse(Body):
 
 
 class ForkRequest(Body):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"from": "base"}]})
+
     from_: str = Field(alias="from")
-    """`branch@revision`"""
+    """`base`, or `branch@revision`"""
 
 
 class MediaResponse(Body):
@@ -279,6 +281,12 @@ class RecordedPart(Body):
 
 class StepRollouts(Body):
     """A step's rollouts, for people to read."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"run": "demo-1", "branch": "text", "step": 1, "parts": [], "metrics": {"reward": 0.5}}]
+        }
+    )
 
     run: str
     branch: str

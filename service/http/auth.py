@@ -42,7 +42,8 @@ class ApiKey:
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})  # policy violation; a socket has no status 401
         else:
-            await response(http_problem(401, {"www-authenticate": "Bearer"}))(scope, receive, send)
+            problem = http_problem(401, {"www-authenticate": "Bearer"})
+            await response(problem, scope["path"])(scope, receive, send)
 
 
 def _digest(key: bytes) -> bytes:
@@ -80,7 +81,7 @@ class BodyLimit:
             limit = next((n for path, n in self._uploads.items() if scope["path"].startswith(path)), limit)
         stated = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
         if int(stated) > limit:  # the server has checked that it is a number
-            await response(http_problem(413))(scope, receive, send)
+            await response(http_problem(413), scope["path"])(scope, receive, send)
             return
         await self._app(scope, _CountedBody(receive, limit, self._grace_s).receive, send)
 

@@ -1,4 +1,4 @@
-"""Errors over HTTP: RFC 9457 problem+json with a stable `type`.
+"""Errors over HTTP: RFC 9457 problem+json with a stable `type`; under `/v1` the same in OpenAI's shape.
 
 A body never holds a library's words, a path of this machine or what was sent: they may carry addresses, keys, images.
 What is ours to say (`ProblemError`, `UserError`) is said; everything else gets a fixed sentence, and an unexpected
@@ -21,6 +21,8 @@ from service.media import MediaError
 from service.schemas import Problem
 
 MEDIA_TYPE = "application/problem+json"
+TYPE_HEADER = "x-problem-type"
+"""Stands on every error of ours in both shapes: vLLM's own errors, under `/v1`, have none."""
 
 Slug = Literal[
     "bad-request",
@@ -103,21 +105,36 @@ def install(app: FastAPI, more: ProblemTable | None = None) -> None:
     """Every error of `app`'s routes as problem+json; `more` are the kinds that only the caller knows."""
     table = {**_PROBLEMS, **(more or {})}
 
-    async def answer(_: Request, error: Exception) -> JSONResponse:
+    async def answer(request: Request, error: Exception) -> JSONResponse:
         nearest = next(kind for kind in type(error).__mro__ if kind in table)
-        return response(table[nearest](error))
+        return response(table[nearest](error), request.url.path)
 
     for kind in table:
         app.add_exception_handler(kind, answer)
 
 
-def response(problem: ProblemError) -> JSONResponse:
-    title = HTTPStatus(problem.status).phrase
-    body = Problem(type=problem.type, title=title, status=problem.status, detail=problem.detail, **problem.more)
-    headers = dict(problem.headers or {})
+def response(problem: ProblemError, path: str) -> JSONResponse:
+    """The answer to a request of `path`, in the shape that its callers know."""
+    headers = {**(problem.headers or {}), TYPE_HEADER: problem.type}
     if problem.retry_after_s is not None:  # HTTP has whole seconds only, and 0 would mean at once
         headers["retry-after"] = str(max(1, math.ceil(problem.retry_after_s)))
+    if path.startswith("/v1/"):
+        return JSONResponse({"error": _openai_error(problem)}, problem.status, headers)
+    title = HTTPStatus(problem.status).phrase
+    body = Problem(type=problem.type, title=title, status=problem.status, detail=problem.detail, **problem.more)
     return JSONResponse(body.model_dump(mode="json"), problem.status, headers, MEDIA_TYPE)
+
+
+def _openai_error(problem: ProblemError) -> dict[str, Any]:
+    """What OpenAI's clients read into `error.type`, `.code` and `.param`. The class they raise goes by the status."""
+    kind = {401: "authentication_error", 429: "rate_limit_error"}.get(problem.status, "invalid_request_error")
+    return {
+        **problem.more,
+        "message": problem.detail,
+        "type": kind if problem.status < 500 else "server_error",
+        "code": problem.type,
+        "param": "model" if problem.type in ("unknown-adapter", "retired-adapter") else None,
+    }
 
 
 def http_problem(status: int, headers: Mapping[str, str] | None = None) -> ProblemError:

@@ -2,13 +2,13 @@
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
 from fastapi import Path as PathParameter
 from starlette.responses import FileResponse, JSONResponse, Response
 
-from adapters.manifest import MANIFEST, Manifest
+from adapters.manifest import ADAPTER_FILES, MANIFEST, OPTIMISER, Manifest
 from adapters.names import Ref
 from service import schemas
 from service.http.multipart import read_parts, read_text
@@ -23,6 +23,31 @@ router = APIRouter(tags=["adapters"])
 Branch = Annotated[str, PathParameter(pattern=r"^[a-z][a-z0-9_-]{0,47}$")]
 Revision = Annotated[int, PathParameter(ge=0, le=999_999_999)]
 FIELDS = ("parent", "token", "job", "base", "meta")
+
+# The route reads its parts as they come, so FastAPI does not know of them.
+_FILE = {"type": "string", "format": "binary"}
+_PUBLISH_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": [*ADAPTER_FILES],
+                    "properties": {
+                        **dict.fromkeys((*ADAPTER_FILES, OPTIMISER), _FILE),
+                        "parent": {"type": "integer", "minimum": 0, "description": "the head, where it is left out"},
+                        "token": {"type": "integer", "minimum": 0, "description": "of the lease it was made under"},
+                        "job": {"type": "string"},
+                        "base": {"type": "string", "description": "the digest of the base it was trained on"},
+                        "meta": {"type": "string", "description": "a JSON object that the manifest keeps"},
+                    },
+                },
+                "example": {"parent": 0, "meta": '{"from": "TRL"}', **{name: f"@{name}" for name in ADAPTER_FILES}},
+            }
+        },
+    }
+}
 
 
 @router.get("/adapters")
@@ -84,7 +109,7 @@ async def file(branch: Branch, revision: Revision, file: str, state: State) -> R
     return FileResponse(path, media_type="application/octet-stream")
 
 
-@router.put("/adapters/{branch}/{revision}", status_code=201)
+@router.put("/adapters/{branch}/{revision}", status_code=201, openapi_extra=_PUBLISH_BODY)
 async def publish(branch: Branch, revision: Revision, request: Request, state: State) -> Response:
     """Publish a revision: files `adapter_model.safetensors`, `adapter_config.json`, optional `optimizer.safetensors`;
     fields, all optional: `parent` (the head where it is left out), `token`, `job`, `base`, `meta` (JSON). The same

@@ -25,6 +25,33 @@ _REFUSED_KEYS = frozenset(
     {"prompt_embeds", "image_embeds", "mm_processor_kwargs", "media_io_kwargs", "kv_transfer_params"}
 )
 
+_COMMON: dict[str, Any] = {
+    "model": {"type": "string", "description": "`base`, a branch or `branch@revision`"},
+    "max_tokens": {"type": "integer", "minimum": 1},
+    "temperature": {"type": "number", "minimum": 0, "maximum": 2},
+    "stream": {"type": "boolean"},
+}
+_CONTENT: dict[str, Any] = {"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]}
+_MESSAGE: dict[str, Any] = {
+    "type": "object",
+    "required": ["role", "content"],
+    "properties": {"role": {"enum": ["system", "user", "assistant"]}, "content": _CONTENT},
+}
+
+
+def _body(field: str, schema: dict[str, Any], example: Any) -> dict[str, Any]:
+    """For the schema: vLLM reads the body, and takes every other field of OpenAI's reference too."""
+    properties = {**_COMMON, field: schema}
+    content = {
+        "schema": {"type": "object", "required": [field], "properties": properties},
+        "example": {"model": BASE, field: example, "max_tokens": 40},
+    }
+    return {"requestBody": {"required": True, "content": {"application/json": content}}}
+
+
+_CHAT_BODY = _body("messages", {"type": "array", "items": _MESSAGE}, [{"role": "user", "content": "37+2*4?"}])
+_COMPLETIONS_BODY = _body("prompt", {"type": "string"}, "37+2*4?")
+
 
 @router.get("/v1/models")
 async def models(state: State) -> Response:
@@ -34,13 +61,13 @@ async def models(state: State) -> Response:
     return JSONResponse({"object": "list", "data": cards})
 
 
-@router.post("/v1/chat/completions")
+@router.post("/v1/chat/completions", openapi_extra=_CHAT_BODY)
 async def chat(request: Request, state: State) -> Response:
     """Chat, streaming too; see OpenAI's reference for the body."""
     return await _pass_on(request, state)
 
 
-@router.post("/v1/completions")
+@router.post("/v1/completions", openapi_extra=_COMPLETIONS_BODY)
 async def complete(request: Request, state: State) -> Response:
     """Completions, streaming too; see OpenAI's reference for the body."""
     return await _pass_on(request, state)

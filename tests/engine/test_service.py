@@ -233,11 +233,15 @@ def test_the_openai_client_chats_with_a_branch_and_an_image(service, http, adapt
         )
         assert {chunk.model for chunk in chunks} == {"chatty@1"}
         assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
-        with pytest.raises(openai.UnprocessableEntityError):
+        with pytest.raises(openai.UnprocessableEntityError) as refused:
             client.chat.completions.create(
                 model="base",
                 messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "file:///etc"}}]}],
             )
+        assert refused.value.code == "media-reference"
+        with pytest.raises(openai.NotFoundError) as unknown:
+            client.completions.create(model="nobody", prompt="37+2*4?")
+        assert (unknown.value.code, unknown.value.param) == ("unknown-adapter", "model")
 
 
 @pytest.mark.parametrize(("route", "model"), [("/logprobs", "LogprobsRequest"), ("/generate", "GenerateRequest")])
