@@ -1,12 +1,14 @@
 """The recipes in examples/: their prompts open, fit, and their rewards tell right answers from wrong ones."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from adapters.base import locate
+from clients.cli import main
 from service.media import Limits
 from trainer.data.held_out import held_out_prompts, training_prompts
 from trainer.data.lengths import fit
@@ -84,6 +86,18 @@ def test_an_example_fits_a_screen(path: Path) -> None:
     lines = path.read_text().splitlines()
     assert len(lines) <= 25
     assert max(map(len, lines)) <= 120
+
+
+def test_the_page_shows_the_examples_as_they_are() -> None:
+    page = (ROOT / "docs/your-data.md").read_text()
+    shown = re.findall(r"^```(?:toml|python)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert sorted(shown) == sorted(path.read_text() for path in [*EXAMPLES, ROOT / "examples/my_reward.py"])
+
+
+@pytest.mark.parametrize("name", ["own-reward", "reasoning-gym"])
+def test_check_tries_a_reward_that_is_not_built_in(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", f"examples/{name}.toml"]) == 0
+    assert re.search(r"OK +capabilities\.\w+\.reward: \S+, tried on \d+ answers", capsys.readouterr().out)
 
 
 def test_what_examples_read_is_small() -> None:
