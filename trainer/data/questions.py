@@ -80,7 +80,7 @@ def answer_letter(cell: Any, options: Sequence[str], form: AnswerAs | None) -> s
     trained on, and nobody would see it."""
     # Strings of digits are left to `answer_as`: some tables count from 0, others from 1, and both look right.
     forms: Sequence[AnswerAs] = [form] if form else ["letter", "text", *(["index"] if _is_number(cell) else [])]
-    places = {place for reading in forms for place in _places(cell, options, reading)}
+    places = {position for reading in forms for position in _places(cell, options, reading)}
     if len(places) == 1:
         return string.ascii_uppercase[places.pop()]
     known = ", ".join(map(repr, options))

@@ -311,7 +311,7 @@ def test_keep_drops_and_counts_and_changes_the_fingerprint(rows_file, read):
 
 
 @pytest.mark.parametrize(
-    ("cells", "told"),
+    ("cells", "message"),
     [
         ({"picture": "red.png"}, "'picture' (images); if they are about it, add images = \"picture\" to "),
         ({"picture": ["red.png", "blue.png"]}, "'picture' (images)"),
@@ -319,12 +319,12 @@ def test_keep_drops_and_counts_and_changes_the_fingerprint(rows_file, read):
         ({"id": "a/b.txt", "note": "see red.png " * 60, "n": 3, "tags": []}, None),
     ],
 )
-def test_media_that_no_column_names_are_told_in_a_line(read, rows_file, caplog, cells, told):
+def test_media_that_no_column_names_are_told_in_a_line(read, rows_file, caplog, cells, message):
     rows = [{"prompt": "Which colour?", "answer": "red"} | cells]
     read(rows_file(*rows), columns={"images": "image"})
-    assert len(caplog.messages) == (told is not None)
-    if told is not None:
-        assert told in caplog.messages[0]
+    assert len(caplog.messages) == (message is not None)
+    if message is not None:
+        assert message in caplog.messages[0]
 
 
 def test_unmapped_pictures_in_parquet_are_told_and_mapped_ones_not(read, parquet_file, caplog):

@@ -43,8 +43,8 @@ def test_a_row_that_the_pattern_does_not_match_is_named(opened):
     rows = [*GSM8K, {"question": "And?", "answer": "about seven"}]
     with pytest.raises(UserError) as error:
         opened(rows, {"prompt": "question"}, answer_pattern="#### (.+)")
-    place, _, rest = str(error.value).partition("rows.jsonl: ")
-    assert place
+    label, _, rest = str(error.value).partition("rows.jsonl: ")
+    assert label
     assert rest == ("row 3: column 'answer': answer_pattern '#### (.+)' matches nowhere in ...'about seven'; mend it")
     assert len(opened(rows, {"prompt": "question"}, answer_pattern="#### (.+)", on_unreadable="drop")) == 2
 
