@@ -42,12 +42,19 @@ _HARMLESS = frozenset({"choice", "numeric", "exact"})
 """Rewards that are arithmetic on short texts: they are asked here. The others may hang, and have a process for it."""
 
 
+_TASK = "reasoning-gym"
+"""The reward whose answers are whole entries: what is right stands in them."""
+_SHOWN = 60
+"""Characters of an answer in a line for a person, which has room for no solution."""
+
+
 @dataclass(frozen=True, slots=True)
 class DataSource:
     """Prompts of the recipe, and what judges their answers."""
 
     path: str
     """The key of the recipe that names them."""
+    data: Data
     open: Callable[[], Prompts]
     reward_path: str
     reward: RewardConfig
@@ -57,7 +64,10 @@ def preflight(recipe: Recipe, out: Path) -> list[MachineFact]:
     """Everything that is looked at before a run in the folder `out`; what fails ends it before it begins."""
     with closing(RewardPool(num_children=1)) as pool:
         # First, for its server takes a second to load, in which data sets are opened.
-        if not {reward.kind for reward in _rewards(recipe)} <= _HARMLESS:
+        if (
+            not {part.reward.kind for part in (*recipe.capabilities.values(), *recipe.evaluation.sets.values())}
+            <= _HARMLESS
+        ):
             pool.start()
         facts = [queue_row(), *_base_facts(recipe, out)]
         tokenizer = _tokenizer(recipe)
@@ -95,6 +105,7 @@ def _sources(recipe: Recipe) -> Iterator[DataSource]:
         few = capability.model_copy(update={"data": _shortened(capability.data)})
         yield DataSource(
             f"{path}.data",
+            capability.data,
             lambda name=name, few=few: _trained_on(name, few, questions, recipe.seed, limits),
             f"{path}.reward",
             capability.reward,
@@ -102,6 +113,7 @@ def _sources(recipe: Recipe) -> Iterator[DataSource]:
         if isinstance(capability.held_out, DatasetData):
             yield DataSource(
                 f"{path}.held_out",
+                capability.held_out,
                 lambda name=name, few=few: held_out_prompts(name, few, questions, limits=limits),
                 f"{path}.reward",
                 capability.reward,
@@ -110,6 +122,7 @@ def _sources(recipe: Recipe) -> Iterator[DataSource]:
         data = _shortened(benchmark.data)
         yield DataSource(
             f"evaluation.sets.{name}.data",
+            data,
             lambda name=name, data=data: open_benchmark(name, data, None, limits=limits),
             f"evaluation.sets.{name}.reward",
             benchmark.reward,
@@ -140,17 +153,14 @@ def _source_facts(recipe: Recipe, source: DataSource, pool: RewardPool, tokenize
     rows, broken = _looked_at(prompts)
     yield from (MachineFact("FAIL", source.path, words, "replace or remove it") for words in broken)
     if not broken:
-        yield MachineFact("OK", source.path, f"{_kind(prompts, len(prompts))}")
+        finding = f"{len(prompts):,} rows" if isinstance(prompts, PromptSet) else "generated questions"
+        yield MachineFact("OK", source.path, finding)
     if isinstance(prompts, PromptSet):
         for reason, count in prompts.dropped.most_common():
             yield MachineFact("WARN", source.path, f"{count} rows are left out: {reason}", "mend or remove them")
         if tokenizer is not None:
             yield from _length_facts(recipe, source.path, prompts, tokenizer)
     yield from _reward_facts(source, rows, pool)
-
-
-def _kind(prompts: Prompts, count: int) -> str:
-    return f"{count:,} rows" if isinstance(prompts, PromptSet) else "generated questions"
 
 
 def _spread(count: int, most: int) -> list[int]:
@@ -207,49 +217,61 @@ def _tokenizer(recipe: Recipe) -> Any:
 # ---- rewards ----
 
 
-def _rewards(recipe: Recipe) -> Iterator[RewardConfig]:
-    for part in (*recipe.capabilities.values(), *recipe.evaluation.sets.values()):
-        yield part.reward
-
-
 def _reward_facts(source: DataSource, rows: Sequence[tuple[str, Prompt]], pool: RewardPool) -> Iterator[MachineFact]:
     """Whether the rows' own answers are right by their reward, in a box or bare."""
     reward = source.reward
     # Without the share for the form: being right is asked here.
     rule = Rule(reward.kind, tolerance=reward.tolerance, folder=reward.folder)
-    is_task = reward.kind == "reasoning-gym"
-    answers = [right_answer(prompt.answer) if is_task else prompt.answer for _, prompt in rows]
-    items = [
-        RewardItem(form.format(answer), prompt.answer)
-        for answer, (_, prompt) in zip(answers, rows, strict=True)
-        for form in (r"\boxed{{{}}}", "{}")
-    ]
     try:
-        scored = _scored(items, rule, reward.deadline_s, pool)
+        pairs = _scored_pairs([prompt.answer for _, prompt in rows], rule, reward.deadline_s, pool)
     except UserError as error:
         yield _failure(source.reward_path, error)
         return
     if not rows:
         return
-    is_own = ":" in reward.kind
-    wrong: list[str] = []
-    for number, (label, prompt) in enumerate(rows):
-        pair = scored[2 * number : 2 * number + 2]
-        reasons = [score.why for score in pair if score.value is None]
-        # A reward of one's own must judge whatever a model writes; of the others either form will do.
-        if reasons and (is_own or len(reasons) == len(pair)):
-            wrong.append(f"{label}: {reasons[0]}")
-        elif all(not score.value for score in pair) and not (is_own or is_task):
-            wrong.append(f"{label}: the answer {_short(prompt.answer)} is not right by reward {reward.kind}")
+    verdicts = [
+        (label, _why_not_right(prompt.answer, rule.kind, pair))
+        for (label, prompt), pair in zip(rows, pairs, strict=True)
+    ]
+    wrong = [f"{label}: {why}" for label, why in verdicts if why]
     if wrong:
         more = f" (and {len(wrong) - 1} more of {len(rows)} rows looked at)" if len(wrong) > 1 else ""
-        remedy = "mend the function" if is_own else "take another reward.kind, or mend the answers"
-        yield MachineFact("FAIL", source.reward_path, f"{wrong[0]}{more}", remedy)
-    elif not any(score.value for score in scored):
+        remedy = "mend the function" if ":" in reward.kind else "take another reward.kind, or mend the answers"
+        # Rows that cannot be used may be left out, if the recipe says so; not all of them.
+        may_drop = isinstance(source.data, DatasetData) and source.data.on_unreadable == "drop"
+        status: Status = "WARN" if may_drop and len(wrong) < len(rows) else "FAIL"
+        yield MachineFact(status, source.reward_path, f"{wrong[0]}{more}", remedy)
+    elif not any(score.value for pair in pairs for score in pair):
         finding = f"{reward.kind} gives 0 to the rows' own answers"
         yield MachineFact("WARN", source.reward_path, finding, "right, if a completion looks otherwise")
     else:
         yield MachineFact("OK", source.reward_path, f"{reward.kind}, tried on {len(rows)} answers")
+
+
+def _scored_pairs(answers: Sequence[str], rule: Rule, deadline_s: float, pool: RewardPool) -> list[list[Scored]]:
+    """The scores of each answer, given in a box and bare."""
+    shown = [right_answer(answer) if rule.kind == _TASK else answer for answer in answers]
+    items = [
+        RewardItem(form.format(text), answer)
+        for text, answer in zip(shown, answers, strict=True)
+        for form in (r"\boxed{{{}}}", "{}")
+    ]
+    scored = _scored(items, rule, deadline_s, pool)
+    return [scored[number : number + 2] for number in range(0, len(scored), 2)]
+
+
+def _why_not_right(answer: str, kind: str, pair: Sequence[Scored]) -> str:
+    """Why an answer is not right by its own reward; empty if it is, or may be."""
+    is_own = ":" in kind
+    reasons = [score.why or "" for score in pair if score.value is None]
+    # A reward of one's own must judge whatever a model writes; of the others either form will do.
+    if reasons and (is_own or len(reasons) == len(pair)):
+        return reasons[0]
+    # What one's own takes as right is its own affair, and a task may show no answer.
+    if is_own or kind == _TASK or any(score.value for score in pair):
+        return ""
+    shown = answer if len(answer) <= _SHOWN else f"{answer[: _SHOWN - 3]}..."
+    return f"the answer {shown!r} is not right by reward {kind}"
 
 
 def _scored(items: Sequence[RewardItem], rule: Rule, deadline_s: float, pool: RewardPool) -> list[Scored]:
@@ -269,10 +291,6 @@ def _silenced(name: str) -> Generator[None]:
         yield
     finally:
         logger.setLevel(before)
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 60 else f"{text[:57]}...")
 
 
 # ---- base, memory, disk ----

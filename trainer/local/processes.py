@@ -28,6 +28,8 @@ _FAILED_WITHIN_S = 5.0
 """When one of them has failed, the others may wait for it in vain."""
 _SERVICE_WITHIN_S = 1800.0
 """A large base is read and compiled before the service answers."""
+_STILL_S = 60.0
+"""Between two lines while an engine loads: a person should see that it goes on, and a log stay short."""
 _RESTARTS = 5
 """In a row. A worker that dies each time at once has a fault that another start does not mend."""
 _LIVED_S = 600.0
@@ -109,11 +111,14 @@ class ProcessGroup:
         began = time.monotonic()
         self.start(name, "-m", "clients.cli", "serve", *words, **environ)
         print(f"{name}: loading the engine ({self._processes[name].log})", flush=True)
-        deadline = began + _SERVICE_WITHIN_S
+        deadline, said_at = began + _SERVICE_WITHIN_S, began
         while not (address := re.search(r"coevo serve: (http://\S+) serves", self.log(name))):
             self.check_stop()
             if not self.is_running(name) or time.monotonic() > deadline:
                 raise UserError(self.last_log_line(name))
+            if time.monotonic() - said_at > _STILL_S:
+                said_at = time.monotonic()
+                print(f"{name}: still loading after {said_at - began:.0f} s", flush=True)
             time.sleep(LOOK_S)
         print(f"{name}: {address[1]}, its engine loaded in {time.monotonic() - began:.0f} s", flush=True)
         return address[1]

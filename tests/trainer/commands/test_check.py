@@ -164,6 +164,17 @@ def test_an_own_reward_that_bare_answers_do_not_earn_is_a_warning(capsys: pytest
     assert warning in capsys.readouterr().out
 
 
+def test_some_answers_that_cannot_be_judged_are_a_warning_where_rows_may_be_dropped(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_rows(Path("sums.jsonl"), [{"question": f"{n}?", "answer": "many" if n == 4 else str(n)} for n in range(12)])
+    assert main(["check", "recipe.toml"]) == 2
+    problem = f"{SUMS}.reward: sums.jsonl: row 5: answer 'many': reward numeric needs one number"
+    assert f"coevo check: {problem}" in capsys.readouterr().err
+    assert main(["check", "recipe.toml", "--set", f"{SUMS}.data.on_unreadable=drop"]) == 0
+    assert f"WARN  {problem}" in capsys.readouterr().out
+
+
 def test_held_out_rows_and_benchmarks_are_looked_at_too(capsys: pytest.CaptureFixture[str]) -> None:
     Path("recipe.toml").write_text(
         RECIPE.replace('kind = "numeric" }', 'kind = "numeric" }\nheld_out = { type = "dataset", name = "./none.csv" }')
