@@ -62,12 +62,10 @@ class DataSource:
 
 def preflight(recipe: Recipe, out: Path) -> list[MachineFact]:
     """Everything that is looked at before a run in the folder `out`; what fails ends it before it begins."""
+    kinds = {part.reward.kind for part in (*recipe.capabilities.values(), *recipe.evaluation.sets.values())}
     with closing(RewardPool(num_children=1)) as pool:
         # First, for its server takes a second to load, in which data sets are opened.
-        if (
-            not {part.reward.kind for part in (*recipe.capabilities.values(), *recipe.evaluation.sets.values())}
-            <= _HARMLESS
-        ):
+        if not kinds <= _HARMLESS:
             pool.start()
         facts = [queue_row(), *_base_facts(recipe, out)]
         tokenizer = _tokenizer(recipe)
