@@ -130,8 +130,12 @@ def _dropped(path: Path, layer: Tree, inherited: Tree) -> Iterator[str]:
     for table in sorted(WHOLE):
         old, new = inherited.get(table), layer.get(table)
         if isinstance(old, dict) and isinstance(new, dict):
-            # A value that was the default is no loss.
+            if table == "method" and new.get("kind", "copd") != old.get("kind", "copd"):
+                continue  # another system: what the old one had set means nothing to it
+            # A value that was the default is no loss, and a hub none to a topology that has no hub.
             keys = [key for key, value in cast(Tree, old).items() if key not in new and value != defaults.get(key)]
+            if new.get("topology", "hub") != "hub":
+                keys = [key for key in keys if key != "hub"]
             if keys:
                 names = ", ".join(keys)
                 replaced = f"[{table}] replaces the inherited table whole, without its {names}"

@@ -119,9 +119,9 @@ def test_a_method_is_taken_whole(small, tmp_path):
 @pytest.mark.parametrize(
     ("under", "text", "said"),
     [
-        ('method = { topology = "hub", hub = "text" }', 'method.topology = "ring"', "[method] {}, without its hub"),
+        ('method = { topology = "hub", hub = "text" }', 'method.cycles = 3', "[method] {}, without its topology, hub"),
         ("method = { cycles = 9, sync = 'phase' }", "method.cycles = 2", "[method] {}, without its sync"),
-        ("method.cycles = 9", "method = { kind = 'rlvr', steps = 2 }", "[method] {}, without its cycles"),
+        ("method = { kind = 'rlvr', steps = 9 }", "method = { kind = 'rlvr' }", "[method] {}, without its steps"),
         ("branches.text.capabilities = ['text']\nbranches.image.capabilities = ['image']",
          "branches.both.capabilities = ['text', 'image']\nmethod.kind = 'rlvr'",
          "[branches] {}, without its text, image"),
@@ -138,13 +138,15 @@ def test_what_a_replaced_table_had_set_is_named_in_a_line(small, tmp_path, caplo
 @pytest.mark.parametrize(
     "text",
     [
-        "method.kind = 'copd'\nmethod.cycles = 3",  # says all that was said
+        "method = { cycles = 3, topology = 'hub', hub = 'image' }",  # says all that was said
         "lora.rank = 8\nlora.alpha = 8",
         "branches.text.capabilities = ['text']\nbranches.image.capabilities = ['image']",
+        "method.kind = 'rlvr'",  # another system
+        "method.cycles = 3\nmethod.topology = 'ring'",  # which has no hub
     ],
 )
 def test_a_table_that_drops_nothing_is_silent(small, tmp_path, caplog, text):
-    small.write_text(f"{SMALL}method = {{ cycles = 9, beta = 1.0 }}\n")
+    small.write_text(f"{SMALL}method = {{ cycles = 9, beta = 1.0, topology = 'hub', hub = 'text' }}\n")
     load(extended(tmp_path, text))
     assert caplog.messages == []
 
