@@ -212,7 +212,8 @@ def test_other_bounds_need_no_other_answers(command, capsys) -> None:
         ),
         (
             ["--set=capabilities.text.reward.kind=nowhere:reward"],
-            "reward nowhere:reward: No module named 'nowhere'; put the module beside the recipe, or its folder on PYTHONPATH",
+            "reward nowhere:reward: No module named 'nowhere'; put the module beside the recipe, or its folder on "
+            "PYTHONPATH",
         ),
     ],
 )

@@ -15,7 +15,7 @@ def folder(tmp_path: Path) -> Path:
     return write_adapter(tmp_path / "adapter")
 
 
-def told(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+def said(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     """The line that a mistake ends in."""
     assert main(["publish", *map(str, words)]) == 2
     output = capsys.readouterr()
@@ -26,9 +26,9 @@ def told(capsys: pytest.CaptureFixture[str], *words: object) -> str:
 
 
 def test_a_folder_without_an_adapter_is_told(tmp_path: Path, folder: Path, capsys) -> None:
-    assert "no adapter_config.json and no adapter_model" in told(capsys, tmp_path / "nowhere", "text")
+    assert "no adapter_config.json and no adapter_model" in said(capsys, tmp_path / "nowhere", "text")
     (folder / WEIGHTS).rename(folder / "adapter_model.bin")
-    line = told(capsys, folder, "text")
+    line = said(capsys, folder, "text")
     assert line.endswith("no adapter_model.safetensors here; name a folder as PEFT's save_pretrained makes\n")
 
 
@@ -43,12 +43,12 @@ def test_a_folder_without_an_adapter_is_told(tmp_path: Path, folder: Path, capsy
     ],
 )
 def test_wrong_words_are_told_with_a_remedy(folder: Path, words: tuple[str, ...], says: str, capsys) -> None:
-    assert says in told(capsys, folder, *words)
+    assert says in said(capsys, folder, *words)
 
 
 def test_an_address_that_cannot_be_asked_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.setenv("COEVO_SERVICE_URL", "localhost:8000")
-    assert "cannot be asked; write http://HOST:PORT" in told(capsys, folder, "text")
+    assert "cannot be asked; write http://HOST:PORT" in said(capsys, folder, "text")
 
 
 def test_a_service_that_is_not_there_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
@@ -57,5 +57,5 @@ def test_a_service_that_is_not_there_is_told(folder: Path, monkeypatch: pytest.M
         url = f"http://127.0.0.1:{free.getsockname()[1]}"  # bound and not listening: refused
         monkeypatch.setenv("COEVO_SERVICE_URL", url)
         monkeypatch.setattr("trainer.commands.publish._WAIT_S", 0.3)
-        line = told(capsys, folder, "text")
+        line = said(capsys, folder, "text")
     assert f"{url}: no answer within 0.3 s, connection refused; start the service, or mend COEVO_SERVICE_URL" in line
