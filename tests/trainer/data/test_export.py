@@ -15,7 +15,7 @@ from service.media import Limits, encode_image, encode_video
 from trainer.data.export import original_rows, settings, write
 from trainer.data.prompts import Prompts
 from trainer.data.sources import open_prompts
-from trainer.recipe import CapabilityConfig, DatasetData, MiniatureData, Recipe, RewardConfig
+from trainer.recipe import CapabilityConfig, Data, DatasetData, MiniatureData, Recipe, RewardConfig
 from trainer.recipe.file import load
 
 RED = encode_image(np.full((8, 12, 3), (255, 0, 0), np.uint8))
@@ -55,7 +55,7 @@ def data_of(name: Path, **changes) -> DatasetData:
     return DatasetData.model_validate({"type": "dataset", "name": str(name)} | changes)
 
 
-def prompts_of(data: DatasetData | MiniatureData) -> Prompts:
+def prompts_of(data: Data) -> Prompts:
     return open_prompts("image", data, seed=3, limits=Limits())
 
 
@@ -63,7 +63,7 @@ def ids(prompts: Prompts) -> list[str]:
     return [prompts[index].id for index in range(len(prompts))]
 
 
-def exported(data: DatasetData | MiniatureData, out: Path, indices: list[int] | None = None) -> list[dict]:
+def exported(data: Data, out: Path, indices: list[int] | None = None) -> list[dict]:
     """The rows of the file, after a recipe that was told to has read equal prompts from it."""
     prompts = prompts_of(data)
     indices = list(range(len(prompts))) if indices is None else indices
