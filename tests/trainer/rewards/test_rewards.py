@@ -191,7 +191,7 @@ def test_a_useless_gold_answer_is_unscorable_and_never_a_zero(kind: str, answer:
 @pytest.mark.parametrize(
     ("settings", "remedy"),
     [
-        ({"kind": "maths"}, "use math, choice, numeric, exact, or module:function"),
+        ({"kind": "maths"}, "use math, choice, numeric, exact, reasoning-gym, or module:function"),
         ({"kind": "a b:c"}, "module:function"),
         ({"kind": "math", "format_share": 1.5}, "between 0 and 1"),
         ({"kind": "math", "tolerance": -1.0}, "small positive number"),
