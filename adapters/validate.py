@@ -256,17 +256,19 @@ def _check_weights(path: Path, base: BaseShape, adapter: Adapter | None) -> list
         slices = {key: file.get_slice(key) for key in sorted(file.keys())}
         dtypes = {key: str(part.get_dtype()) for key, part in slices.items()}
         shapes: dict[str, Shape] = {key: tuple(part.get_shape()) for key, part in slices.items()}
-    wrong = {key: dtype for key, dtype in dtypes.items() if dtype != "F32"}
+    wrong_dtypes = {key: dtype for key, dtype in dtypes.items() if dtype != "F32"}
     problems = [
         *_key_problems(shapes.keys(), base),
-        *_few(f"{WEIGHTS}: {shown(key)} is {dtype}, masters are F32; {_IN_FLOAT32}" for key, dtype in wrong.items()),
+        *_few(
+            f"{WEIGHTS}: {shown(key)} is {dtype}, masters are F32; {_IN_FLOAT32}" for key, dtype in wrong_dtypes.items()
+        ),
     ]
     if adapter is not None:
-        wanted = base.shapes(adapter.rank)
-        wrong = {key: shape for key, shape in shapes.items() if wanted.get(key, shape) != shape}
+        expected = base.shapes(adapter.rank)
+        wrong_shapes = {key: shape for key, shape in shapes.items() if expected.get(key, shape) != shape}
         problems += _few(
-            f"{WEIGHTS}: {shown(key)} has the shape {list(shape)}, not {list(wanted[key])}"
-            for key, shape in wrong.items()
+            f"{WEIGHTS}: {shown(key)} has the shape {list(shape)}, not {list(expected[key])}"
+            for key, shape in wrong_shapes.items()
         )
     return [*problems, *_value_problems(path)]
 

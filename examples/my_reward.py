@@ -6,5 +6,5 @@ import re
 def score(completion: str, answer: str) -> float:
     """1 for exactly as many words as asked; less the further away, as a share; 0 without a sentence."""
     words = re.findall(r"[A-Za-z']+", completion)
-    asked = int(answer)
-    return max(0.0, 1 - abs(len(words) - asked) / asked) if words else 0.0
+    target = int(answer)
+    return max(0.0, 1 - abs(len(words) - target) / target) if words else 0.0

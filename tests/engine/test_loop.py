@@ -18,7 +18,7 @@ from adapters.base import locate
 from adapters.manifest import OPTIMISER, WEIGHTS, base_digest
 from adapters.names import Ref
 from clients.client import AsyncClient, RefusedError
-from tests.trainer.update.packs import advantages_of, with_advantage
+from tests.trainer.update.packs import with_advantage
 from trainer.data.generated import prompts
 from trainer.loop import StepContext, TrainingSet, gather_batch, publish, train_step
 from trainer.parts import Completion, LossTerm, Rollout
@@ -30,6 +30,7 @@ from trainer.rollout.metrics import warnings
 from trainer.update.learner import Learner
 from trainer.update.policy import load_policy
 from trainer.update.ranks import joined
+from trainer.update.update import advantages_of
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 

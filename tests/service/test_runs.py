@@ -28,11 +28,6 @@ PATIENCE_S = 30.0
 LIMIT = 100_000
 
 
-@pytest.fixture
-def anyio_backend():
-    return "asyncio"
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     with start(tmp_path_factory.mktemp("queue")) as server:

@@ -11,11 +11,6 @@ from tests.service.http.test_metrics import value
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend():
-    return "asyncio"
-
-
 async def turns(count=10):
     for _ in range(count):
         await asyncio.sleep(0)

@@ -24,6 +24,7 @@ from trainer.data.prompts import Prompts
 from trainer.doctor import memory
 from trainer.doctor.fit import memory_rows, parts_of, served_row, shape_in, store_row, stored_bytes
 from trainer.doctor.machine import Card, MachineFact, Status, found_cards, queue_row
+from trainer.evaluation.exams import answer_rule
 from trainer.parts import Prompt
 from trainer.plan.make import make_plan
 from trainer.recipe import CapabilityConfig, Data, DatasetData, Recipe, RewardConfig
@@ -219,7 +220,7 @@ def _reward_facts(source: DataSource, rows: Sequence[tuple[str, Prompt]], pool: 
     """Whether the rows' own answers are right by their reward, in a box or bare."""
     reward = source.reward
     # Without the share for the form: being right is asked here.
-    rule = Rule(reward.kind, tolerance=reward.tolerance, folder=reward.folder)
+    rule = answer_rule(reward)
     try:
         pairs = _scored_pairs([prompt.answer for _, prompt in rows], rule, reward.deadline_s, pool)
     except UserError as error:

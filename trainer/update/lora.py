@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from adapters.errors import UserError
 from adapters.manifest import CONFIG, WEIGHTS
-from adapters.validate import TARGETS
+from adapters.validate import TARGETS, Adapter
 
 _PREFIX = "base_model.model.model.language_model."
 
@@ -125,19 +125,20 @@ class Adapters:
         """
         rank, alpha = self._shapes[name]
         settings = json.loads((folder / CONFIG).read_text())
-        given = int(settings["r"])
-        if given > rank:
-            raise UserError(f"{name}: starts with an adapter of rank {given}; set lora.rank to {given} or more")
-        scale = settings["lora_alpha"] / (given**0.5 if settings.get("use_rslora") else given)
+        source = Adapter(int(settings["r"]), settings["lora_alpha"], settings.get("use_rslora") is True)
+        if source.rank > rank:
+            raise UserError(
+                f"{name}: starts with an adapter of rank {source.rank}; set lora.rank to {source.rank} or more"
+            )
         values = load_file(folder / WEIGHTS)
         with torch.no_grad():
             for key, parameter in self._parameters(name):
                 if "lora_A" in key and key in values:
-                    parameter[:given].copy_(values[key])
+                    parameter[: source.rank].copy_(values[key])
                 elif "lora_B" in key:
                     parameter.zero_()
                     if key in values:  # s B A = s' (s / s' B) A; for our own files the quotient is 1, to the bit
-                        parameter[:, :given].copy_(values[key] * (scale / (alpha / rank)))
+                        parameter[:, : source.rank].copy_(values[key] * (source.scale / (alpha / rank)))
 
     def assign(self, name: str, values: Mapping[str, Tensor]) -> None:
         with torch.no_grad():

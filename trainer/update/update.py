@@ -82,7 +82,7 @@ class TokenSums:
         return cls(*(torch.zeros((), dtype=torch.float64, device=device) for _ in fields(cls)))
 
     def __add__(self, addend: "TokenSums") -> "TokenSums":
-        return TokenSums(*(getattr(self, name) + getattr(addend, name) for name in self.by_name()))
+        return TokenSums(*map(torch.add, self.by_name().values(), addend.by_name().values()))
 
     def by_name(self) -> dict[str, Tensor]:
         return {entry.name: getattr(self, entry.name) for entry in fields(self)}

@@ -33,11 +33,6 @@ PATIENCE_S = 30.0
 QUICK = {"every_s": 0.05, "timeout_s": 0.3}
 
 
-@pytest.fixture
-def anyio_backend():
-    return "asyncio"
-
-
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
     with start(tmp_path_factory.mktemp("queue")) as server:

@@ -39,11 +39,6 @@ SECOND = Upload(Ref("image", 2), 1)
 
 
 @pytest.fixture
-def anyio_backend():
-    return "asyncio"
-
-
-@pytest.fixture
 def store(tmp_path):
     with Store(tmp_path / "store", BASE) as store:
         yield store

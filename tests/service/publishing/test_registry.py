@@ -18,11 +18,6 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def anyio_backend():
-    return "asyncio"
-
-
-@pytest.fixture
 def store(tmp_path):
     """`image` at 3 and `text` at 0, the base."""
     with Store(tmp_path / "store", BASE) as store:

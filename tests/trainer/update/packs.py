@@ -93,11 +93,6 @@ def with_advantage(completion: Completion, advantage: float) -> Completion:
     return replace(completion, advantages_C=np.full(len(completion.ids_C), advantage, np.float32))
 
 
-def advantages_of(completion: Completion) -> np.ndarray:
-    assert completion.advantages_C is not None
-    return completion.advantages_C
-
-
 def noisy(policy: Policy, name: str, seed: int, *, rank: int = 16, alpha: int = 32) -> None:
     """A new adapter that is not the base: its B is random too."""
     policy.adapters.add(name, rank=rank, alpha=alpha, seed=seed)

@@ -15,12 +15,13 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextMLP, Qwen3
 
 from adapters.errors import UserError
 from service.media import encode_image
-from tests.trainer.update.packs import BASE, BYTES, KINDS, advantages_of, inputs, noisy, prompt, random_rollout
+from tests.trainer.update.packs import BASE, BYTES, KINDS, inputs, noisy, prompt, random_rollout
 from trainer.parts import Prompt, Rollout
 from trainer.update import attention
 from trainer.update.attention import Layout, block_mask
 from trainer.update.packing import Pack, lay_out, pack
 from trainer.update.policy import Policy, load_policy
+from trainer.update.update import advantages_of
 
 ADAPTER = "compared"
 QuestionRollouts = list[tuple[Prompt, Rollout]]
