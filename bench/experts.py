@@ -56,7 +56,7 @@ async def _measure(url: str, pool: Any, arguments: argparse.Namespace) -> tuple[
     from trainer.update.policy import load_policy
 
     torch.set_num_threads(1)
-    recipe, folder = load(Path("recipes/miniature.toml")), locate("miniature")
+    recipe, folder = load(Path("miniature")), locate("miniature")
     policy = load_policy(folder, dtype="float32")
     table: dict[str, list[float]] = {}
     curves: Curves = {}

@@ -31,7 +31,7 @@ from trainer.recipe import Recipe
 from trainer.recipe.file import load
 
 T = TypeVar("T", bound=BaseModel)
-RECIPE = Path("recipes/miniature.toml")
+RECIPE = Path("miniature")
 ADAPTERS = 3
 STD = 0.004
 """The deviation of the adapters' weights: near enough to the base that answers end by themselves."""

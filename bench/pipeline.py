@@ -17,7 +17,7 @@ from typing import Any
 
 from bench.served import served
 
-RECIPE = "recipes/miniature.toml"
+RECIPE = "miniature"
 SERVICE = (RECIPE, "--max-model-len=209", "--max-lora-rank=16", "--max-loras=12", "--max-num-seqs=192")
 CHANGES = ("method.cycles=1", "method.rlvr_steps=3", "method.opd_steps=2")
 

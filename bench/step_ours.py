@@ -30,9 +30,7 @@ from trainer.update.optim import Optimiser
 from trainer.update.policy import load_policy
 from trainer.update.update import update
 
-RECIPE = load(
-    Path("recipes/miniature.toml"), [f"lora.rank={lab.RANK}", f"lora.alpha={lab.ALPHA}", f"optimiser.lr={lab.LR}"]
-)
+RECIPE = load(Path("miniature"), [f"lora.rank={lab.RANK}", f"lora.alpha={lab.ALPHA}", f"optimiser.lr={lab.LR}"])
 SERVICE = ("--max-lora-rank=16", "--max-loras=12", "--max-num-seqs=192")
 """192: a branch with two teachers samples three batches of 64 at once."""
 Steps = Callable[[int], Iterator[Step]]

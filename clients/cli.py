@@ -38,6 +38,7 @@ COMMANDS = {
         "trainer.commands.recipe",
         "what a recipe may say: keys, their defaults and ranges, a schema for editors",
     ),
+    "recipes": ("trainer.commands.recipes", "the recipes that come with coevo, by name"),
 }
 SHELLS = ("bash", "fish", "tcsh", "zsh")
 """Shells that are completed; named here because shtab, which has a script for each, is imported for that alone."""

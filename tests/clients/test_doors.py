@@ -37,6 +37,7 @@ RIGHT = {
     "check": (f"check {RECIPE}", ["recipe fits: ", "capabilities.text.data: ", "capabilities.video.reward: "]),
     "plan": (f"plan {RECIPE}", ["segment\tkind\tsteps", "\trlvr\t", "\topd\t"]),
     "recipe": ("recipe keys group_size", ["rollout.group_size", "integer"]),
+    "recipes": ("recipes", ["miniature\tThe whole method in minutes", "paper/mopd\tMOPD: "]),
     "base": ("base path", ["trainer/miniature/base"]),
     "status": (f"status {RUN}", ["branch\tstep", f"{RUN}\ttext\t2/", "0.200", "failed for good: image-1: no memory"]),
     "jobs": ("jobs", ["branch\thead\tjob", "text\t2\ttext-3", "w-1", "coevo jobs retry image"]),
@@ -71,6 +72,7 @@ WRONG = {
     "merge": ("merge {text} {image}", "nothing to make; name a new folder with --out, --adapter or both"),
     "bench": ("bench pipelin", "pipelin: no such name; did you mean pipeline? (coevo bench --help)"),
     "base": ("base path nowhere/at-all", "`hf download nowhere/at-all` fetches it"),
+    "recipes": ("recipes miniature", "miniature: not expected here"),
     "recipe": ("recipe schema --out nowhere/schema.json", "name a file in a folder"),
 }
 

@@ -1,8 +1,9 @@
 """Reads a recipe from its file, sets single values over it, writes what came out.
 
-A recipe may extend others, `extends = "miniature.toml"` or a list: their keys under its own, the last first. `method`
-and `branches` are one statement each, so they are taken whole; and a capability that was inherited is left out where
-the branches that the recipe names do not use it.
+A recipe may extend others, `extends = "miniature"` or a list: their keys under its own, the last first. Without `.toml`
+it is the name of a recipe that comes with coevo, unless a file of that name lies beside. `method` and `branches` are
+one statement each, so they are taken whole; and a capability that was inherited is left out where the branches that the
+recipe names do not use it.
 
 Every mistake ends in a one-line `RecipeError`: the file, the path of the key, what is wrong, the nearest right key.
 A resolved recipe is JSON, because TOML has no null; it lies beside its run and loads to an equal recipe.
@@ -23,6 +24,7 @@ from pydantic import ValidationError
 from adapters.errors import UserError
 from trainer.recipe import ComparisonConfig, MethodConfig, Recipe, with_branches
 from trainer.recipe.functions import FOLDERS, place_functions
+from trainer.recipe.packaged import locate_recipe, nearest_recipe
 from trainer.recipe.problems import Override, Tree, one_line
 
 EXTENDS = "extends"
@@ -42,7 +44,7 @@ class RecipeError(UserError):
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in `path` (TOML, or resolved JSON) with `a.b=c` values set over it."""
-    tree, notes = _read(path)
+    tree, notes = _read(locate_recipe(path, Path()))
     for note in notes:
         _log.warning("%s", note)
     changes = [_parse_override(override) for override in overrides]
@@ -99,7 +101,7 @@ def _read(path: Path, extending: tuple[Path, ...] = ()) -> tuple[Tree, list[str]
     named = layer.pop(EXTENDS, [])
     names = cast(list[Any], named if isinstance(named, list) else [named])
     if not all(isinstance(name, str) for name in names):
-        raise RecipeError(f"{path}: {EXTENDS}: write the file of a recipe, or a list of such")
+        raise RecipeError(f"{path}: {EXTENDS}: write the file or the name of a recipe, or a list of such")
     here = path.resolve()
     if here in extending:
         raise RecipeError(f"{path}: {EXTENDS}: it comes back to itself; leave one of them out")
@@ -107,8 +109,9 @@ def _read(path: Path, extending: tuple[Path, ...] = ()) -> tuple[Tree, list[str]
     notes: list[str] = []
     for name in names:
         # Without its notes: those are for who runs that recipe.
-        extended, _ = _read(path.parent / name, (*extending, here))
-        notes += _dropped(path.parent / name, extended, inherited)
+        file = locate_recipe(Path(name), path.parent, (*extending, here))
+        extended, _ = _read(file, (*extending, here))
+        notes += _dropped(file, extended, inherited)
         inherited = _over(inherited, extended)
     notes += _dropped(path, layer, inherited)
     tree = _over(inherited, layer)
@@ -161,9 +164,12 @@ def _parse(path: Path) -> Tree:
         tree = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except FileNotFoundError:
         recipes = sorted(file.name for file in path.parent.glob("*.toml"))
-        hint = f"{path.parent} has {', '.join(recipes) or 'no .toml files'}"
+        there = ", ".join(recipes) or "no .toml files"
+        hint = f"{path.parent} has {there}; `coevo recipes` lists those that come with coevo"
         if near := difflib.get_close_matches(path.name, recipes, n=1):
             hint = f"did you mean {path.with_name(near[0])}?"
+        elif name := nearest_recipe(path):
+            hint = f"did you mean {name}, which comes with coevo?"
         raise RecipeError(f"{path}: no such recipe; {hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: cannot be read ({error}); give the path of a recipe's .toml file") from None

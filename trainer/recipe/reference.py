@@ -46,7 +46,7 @@ So `[method]` in a file takes the place of an inherited `[method]`: keys that it
 again, not the inherited values. `coevo run`, `coevo plan` and `coevo doctor` name the keys that are dropped so.
 
 ```toml
-extends = "miniature.toml"
+extends = "miniature"
 name = "longer"
 rollout.max_completion_tokens = 64
 ```
@@ -57,7 +57,7 @@ Commands that take a recipe take `--set KEY=VALUE`, as often as you like; later 
 is read as TOML or `null`, or else as plain text, so that words need no quotes.
 
 ```
-coevo plan recipes/miniature.toml --set rollout.group_size=4 --set base.dtype=bfloat16
+coevo plan miniature --set rollout.group_size=4 --set base.dtype=bfloat16
 ```
 
 ## In an editor

@@ -182,7 +182,7 @@ def test_inherited_capabilities_that_no_branch_uses_are_left_out(small, tmp_path
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("extends = 3", "extends: write the file of a recipe"),
+        ("extends = 3", "extends: write the file or the name of a recipe"),
         ('extends = "smal.toml"', "no such recipe; did you mean"),
         ('extends = "own.toml"', "comes back to itself"),
     ],
