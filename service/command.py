@@ -18,6 +18,7 @@ import uvicorn
 
 from adapters.errors import UserError
 from service import settings as all_settings
+from service.processes import tell_ready
 from service.settings import Settings, read
 from service.supervisor import ENGINE_DIED, supervise
 from trainer.recipe.file import load
@@ -101,6 +102,7 @@ async def _serve(settings: Settings) -> int:
             names = ", ".join(["base", *sorted(state.registry.heads), *sorted(state.registry.extras)])
             url = f"http://{settings.host}:{listener.getsockname()[1]}"
             print(f"coevo serve: {url} serves {names} after {time.monotonic() - began:.0f} s", flush=True)
+            tell_ready()
             watching = asyncio.create_task(watch(state.engine, settings.frozen_s))
             await asyncio.wait([serving, watching], return_when=asyncio.FIRST_COMPLETED)
             if watching.done():

@@ -1,9 +1,15 @@
-"""Child processes that end when their parent does, however that ended. On Linux; elsewhere they are on their own."""
+"""Child processes that end when their parent does, however that ended. On Linux; elsewhere they are on their own.
+
+A child can tell its parent that it does its work now, which is more than that it lives.
+"""
 
 import os
 import signal
 import sys
 from collections.abc import Sequence
+
+READY_VARIABLE = "COEVO_READY_FD"
+"""The descriptor on which a child tells its parent that it is ready; not set where nobody listens."""
 
 # Run by a fresh interpreter that then becomes the child: a thread-safe way to set what dies with whom.
 _DIE_WITH_PARENT = f"""
@@ -19,3 +25,10 @@ def die_with_parent(command: Sequence[str]) -> list[str]:
     if sys.platform != "linux":
         return [*command]
     return [sys.executable, "-S", "-E", "-c", _DIE_WITH_PARENT, str(os.getpid()), *command]
+
+
+def tell_ready() -> None:
+    """Tells the parent that this process does its work from now on."""
+    if descriptor := os.environ.pop(READY_VARIABLE, None):
+        with open(int(descriptor), "wb", buffering=0) as pipe:
+            pipe.write(b"\n")

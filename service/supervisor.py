@@ -6,6 +6,9 @@ other status is the child's last word and becomes the parent's own. After too ma
 The child leads a process group of its own: what it leaves behind (an engine that still holds the device's memory) is
 killed before the next start, and Ctrl-C reaches it once, through here. It ends when its parent does, however that
 ended. Left out: health checks. The service watches itself and exits with 70.
+
+Restarts are counted within a window of time in which the service answered. So an engine that takes minutes to load and
+dies each time uses them up, and one that dies once a day does not.
 """
 
 import asyncio
@@ -19,7 +22,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from service.faults import RESTARTS_VARIABLE
-from service.processes import die_with_parent
+from service.processes import READY_VARIABLE, die_with_parent
 
 ENGINE_DIED = 70  # EX_SOFTWARE of sysexits.h
 
@@ -35,14 +38,32 @@ def supervise(
     stop_within_s: float = 60.0,
 ) -> int:
     """Run `command` until it ends for good; gives the exit status for this process. Call it in the main thread."""
-    supervisor = _Supervisor(command, _Budget(max_restarts, window_s), backoff_s, stop_within_s)
+    served = _TimeServed()
+    supervisor = _Supervisor(command, _Budget(max_restarts, window_s, served.seconds), served, backoff_s, stop_within_s)
     return asyncio.run(supervisor.run())
 
 
-class _Budget:
-    """So many restarts in a window of time. An engine that dies once a day is restarted for ever."""
+class _TimeServed:
+    """A clock that goes while the service answers, over all its lives."""
 
-    def __init__(self, restarts: int, window_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self) -> None:
+        self._before_s = 0.0
+        self._since: float | None = None
+
+    def seconds(self) -> float:
+        return self._before_s + (0.0 if self._since is None else time.monotonic() - self._since)
+
+    def start(self) -> None:
+        self._since = time.monotonic()
+
+    def stop(self) -> None:
+        self._before_s, self._since = self.seconds(), None
+
+
+class _Budget:
+    """So many restarts in a window of the clock's time. An engine that dies once a day is restarted for ever."""
+
+    def __init__(self, restarts: int, window_s: float, clock: Callable[[], float]) -> None:
         self._restarts = restarts
         self._window_s = window_s
         self._clock = clock
@@ -61,9 +82,12 @@ class _Budget:
 
 
 class _Supervisor:
-    def __init__(self, command: Sequence[str], budget: _Budget, backoff_s: float, stop_within_s: float) -> None:
+    def __init__(
+        self, command: Sequence[str], budget: _Budget, served: _TimeServed, backoff_s: float, stop_within_s: float
+    ) -> None:
         self._command = command
         self._budget = budget
+        self._served = served
         self._backoff_s = backoff_s
         self._stop_within_s = stop_within_s
         self._stop = asyncio.Event()
@@ -80,7 +104,7 @@ class _Supervisor:
                 return _exit_status(status)
             tries = self._budget.spent()
             if not self._budget.take():
-                _say(f"the service ended {tries + 1} times in a short while, last {_words(status)}; giving up")
+                _say(f"the service ended {tries + 1} times and hardly served, last {_words(status)}; giving up")
                 return ENGINE_DIED
             pause_s = self._backoff_s * 2**tries  # 1, 2, 4 s: what made it die may still be there
             _say(f"the service ended, {_words(status)}; starting it again in {pause_s:g} s")
@@ -90,12 +114,18 @@ class _Supervisor:
                 return _exit_status(-self._signal)
 
     async def _run_child(self) -> int:
-        child = self._child = await asyncio.create_subprocess_exec(
-            *die_with_parent(self._command),
-            env=os.environ | {RESTARTS_VARIABLE: str(self._budget.spent())},
-            stdin=asyncio.subprocess.DEVNULL,
-            start_new_session=True,  # a group of its own, which Ctrl-C in a terminal does not reach
-        )
+        ready, tell_ready = os.pipe()
+        try:
+            child = self._child = await asyncio.create_subprocess_exec(
+                *die_with_parent(self._command),
+                env=os.environ | {RESTARTS_VARIABLE: str(self._budget.spent()), READY_VARIABLE: str(tell_ready)},
+                stdin=asyncio.subprocess.DEVNULL,
+                pass_fds=[tell_ready],
+                start_new_session=True,  # a group of its own, which Ctrl-C in a terminal does not reach
+            )
+        finally:
+            os.close(tell_ready)  # the child has it now
+        asyncio.get_running_loop().add_reader(ready, self._on_ready, ready)
         if self._stop.is_set():  # it came while the child was being made
             child.send_signal(self._signal)
         stopping = asyncio.ensure_future(self._kill_when_late(child))
@@ -103,6 +133,9 @@ class _Supervisor:
             return await child.wait()
         finally:
             self._child = None
+            asyncio.get_running_loop().remove_reader(ready)
+            os.close(ready)
+            self._served.stop()
             stopping.cancel()
             # Right after the leader has gone: the group's number is still its own, or nobody's yet.
             with contextlib.suppress(ProcessLookupError):
@@ -114,6 +147,11 @@ class _Supervisor:
         if self._child is not None:
             with contextlib.suppress(ProcessLookupError):
                 self._child.send_signal(number)
+
+    def _on_ready(self, ready: int) -> None:
+        asyncio.get_running_loop().remove_reader(ready)
+        if os.read(ready, 1):  # else its end was closed untold: the child is gone
+            self._served.start()
 
     async def _kill_when_late(self, child: Process) -> None:
         await self._stop.wait()

@@ -14,9 +14,10 @@ PATIENCE_S = 60.0
 SUPERVISE = """
 import sys
 from service.supervisor import supervise
-backoff_s, stop_within_s, *words = sys.argv[1:]
+backoff_s, stop_within_s, window_s, *words = sys.argv[1:]
 command = [sys.executable, "-S", "-c", *words]
-sys.exit(supervise(command, backoff_s=float(backoff_s), stop_within_s=float(stop_within_s)))
+numbers = {"backoff_s": float(backoff_s), "stop_within_s": float(stop_within_s), "window_s": float(window_s)}
+sys.exit(supervise(command, **numbers))
 """
 
 # The first lines of every child: it tells how it was started and where it lives.
@@ -31,8 +32,9 @@ def supervised():
     """Starts a supervisor of a child with the given code. None of them outlives the test."""
     running = []
 
-    def start(code, *arguments, backoff_s=0.01, stop_within_s=PATIENCE_S):
-        words = ["-c", SUPERVISE, str(backoff_s), str(stop_within_s), TELL + code, *map(str, arguments)]
+    def start(code, *arguments, backoff_s=0.01, stop_within_s=PATIENCE_S, window_s=600.0):
+        numbers = map(str, (backoff_s, stop_within_s, window_s))
+        words = ["-c", SUPERVISE, *numbers, TELL + code, *map(str, arguments)]
         running.append(
             subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         )
@@ -86,6 +88,22 @@ def test_a_dead_engine_is_started_again_until_it_is_too_often(supervised):
     assert err.count("starting it again") == 3
     assert "ended 4 times" in err
     assert "giving up" in err
+
+
+def test_an_engine_that_loads_long_and_dies_uses_up_its_restarts(supervised):
+    """However long it loads, nothing of it is time served: not even a window of 0 s passes."""
+    code, out, err = end_of(supervised(f"time.sleep(0.1); os._exit({ENGINE_DIED})", window_s=0))
+    assert code == ENGINE_DIED
+    assert [line.split()[1] for line in out] == ["0", "1", "2", "3"]
+    assert "giving up" in err
+
+
+def test_an_engine_that_served_for_a_window_has_its_restarts_again(supervised):
+    ready = "os.write(int(os.environ['COEVO_READY_FD']), b'.')"
+    process = supervised(f"{ready}; time.sleep(0.3); os._exit({ENGINE_DIED})", window_s=0)
+    assert [started(process)[1] for _ in range(6)] == [0, 1, 1, 1, 1, 1]
+    process.terminate()
+    end_of(process)
 
 
 def test_a_killed_child_is_started_again(supervised):
