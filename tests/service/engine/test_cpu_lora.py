@@ -109,3 +109,17 @@ def test_layers_of_other_ranks_and_a_next_step_see_their_own_slots() -> None:
             wanted = expected(y, x, a, b, BATCHES[batch])
             lora.add_lora_linear(y, x, a, b, 1.0, SLICES)
             torch.testing.assert_close(y.double(), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_a_slot_that_overflows_stays_within_its_own_tokens() -> None:
+    adapters = [0, 7, 3] * (TOKENS // 3)
+    a, b = weights()
+    for a_S1RI in a:
+        a_S1RI[NUMBERS.index(7)] = 3e38  # finite, and no sum of its products is
+    x_TI, y_TO = tensor(TOKENS, WIDTH), tensor(TOKENS, sum(SLICES), seed=2)
+    out_TO = y_TO.clone()
+    kernel(adapters).add_lora_linear(out_TO, x_TI, a, b, 1.0, SLICES)
+    rows_T = torch.tensor(adapters) != 7
+    calm = [adapter if adapter != 7 else 0 for adapter in adapters]
+    torch.testing.assert_close(out_TO[rows_T].double(), expected(y_TO, x_TI, a, b, calm)[rows_T], rtol=1e-5, atol=1e-4)
+    assert not out_TO[~rows_T].isfinite().any()
