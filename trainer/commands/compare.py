@@ -10,6 +10,8 @@ What is there is not made again: after Ctrl-C, or with more `--seeds` or `compar
     DIR/tables.md              its tables for a document
     DIR/store, DIR/runs, ...   as of `coevo run`
 
+`--from DIR` makes the tables of a finished comparison again, from its answers and `comparison.json`.
+
 The recipe is one of `copd`; its hub and the first other capability are the pair of the two-branch tables. Tune on the
 miniature's validation questions and report on others: capabilities.NAME.held_out says which are asked.
 """
@@ -35,6 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--together", type=int, default=1, metavar="N", help="seeds trained at once [1]")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where everything lies [out/compare-NAME]")
     parser.add_argument("--resume", action="store_true", help="go on with what is there, or add seeds to it")
+    parser.add_argument(
+        "--from", type=Path, metavar="DIR", dest="source", help="trains nothing: tables from its answers"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to this file as well")
 
 
@@ -47,27 +52,33 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json and not arguments.json.absolute().parent.is_dir():
         raise UserError(f"{arguments.json}: there is no folder {arguments.json.parent}; make it first")
     out = arguments.out or Path("out") / f"compare-{recipe.name}"
-    check_folder(out, recipe, resume=arguments.resume)  # seeds and systems are no part of what it compares
+    if arguments.source is None:
+        check_folder(out, recipe, resume=arguments.resume)  # seeds and systems are no part of what it compares
+    out.mkdir(parents=True, exist_ok=True)
     assert recipe.comparison is not None
     # Not at the top: they import torch and transformers, and what is wrong above is told at once.
     from trainer.compare.report import markdown, write_report
     from trainer.compare.results import as_json
     from trainer.compare.seeds import gathered, make_seeds
 
-    try:
-        make_seeds(recipe, out, arguments.together)
-    except Stopped:
-        seeds = [f"--seeds={recipe.comparison.seeds}", f"--together={arguments.together}"]
-        words = [str(arguments.recipe), *settings_of(arguments.set), *seeds, f"--out={out}", "--resume"]
-        print(f"stopped; to go on: coevo compare {shlex.join(words)}")
-        return 130
-    results = gathered(recipe, out)
+    if arguments.source is None:
+        try:
+            make_seeds(recipe, out, arguments.together)
+        except Stopped:
+            seeds = [f"--seeds={recipe.comparison.seeds}", f"--together={arguments.together}"]
+            words = [str(arguments.recipe), *settings_of(arguments.set), *seeds, f"--out={out}", "--resume"]
+            print(f"stopped; to go on: coevo compare {shlex.join(words)}")
+            return 130
+    answers = arguments.source or out
+    results = gathered(recipe, answers)
     text = json.dumps(as_json(results), indent=1, allow_nan=False) + "\n"
     for path in filter(None, (out / "comparison.json", arguments.json)):
         path.write_text(text)
     (out / "tables.md").write_text("\n".join(markdown(results)) + "\n")
     report = write_report(results, out / "report.html")
-    print(f"{report} has tables and pictures, {out / 'comparison.json'} the numbers, {out / 'answers'} every answer")
+    print(
+        f"{report} has tables and pictures, {out / 'comparison.json'} the numbers, {answers / 'answers'} every answer"
+    )
     return 0
 
 

@@ -1,6 +1,7 @@
 """How branches drift apart or stay together, and whether that is what teaching depends on: from a comparison's events.
 
     series    overlap and symmetric KL between branches over the steps, of the experts and of CoPD
+    phases    how overlap and KL change in RLVR and in distillation: the paper says that overlap falls and recovers
     pulls     cosines between the gradients of a mixed branch's capabilities
     pilot     gain of a fresh student against its overlap with the teacher at the start, with Pearson's r
     sweep     accuracy of the merge by the share of RLVR steps in a cycle
@@ -12,13 +13,16 @@ Left out: accuracies of systems beside each other (`standings`).
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from statistics import fmean
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adapters.names import BASE, Ref
 from trainer.compare.standings import Line, Standings
-from trainer.evaluation.intervals import Interval
+from trainer.evaluation.intervals import Interval, interval
 from trainer.loop import NATIVE
 from trainer.plan.comparison import EXPERTS, MERGED, PILOT, sweep_shares
 from trainer.plan.steps import Segment, Teacher
@@ -28,6 +32,8 @@ from trainer.update.update import COSINE
 
 _RESAMPLED = 2000
 """Draws of the bootstrap. Its 2.5 % tails have 50 each: enough for the two digits that are shown."""
+_FEWEST = 6
+"""Experts that a bootstrap needs: of three there are ten different draws, and no tails."""
 Floats = NDArray[np.float64]
 Branches = Mapping[str, Segment]
 """A segment of each branch, for what the plan knows of it."""
@@ -76,6 +82,37 @@ def series(events: Sequence[Event], branches: Branches) -> list[DynamicsPoint]:
             )
         )
     return points
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseChange:
+    """How far overlap or KL goes in one phase, on the mean over a run's phases of that kind."""
+
+    system: str
+    phase: str
+    quantity: Literal["overlap", "kl"]
+    change: Interval
+    """Over seeds: phases of one run follow from each other."""
+
+
+def phase_changes(points: Sequence[DynamicsPoint]) -> list[PhaseChange]:
+    """Of the systems that have both phases."""
+    runs: dict[tuple[str, int | None], list[DynamicsPoint]] = {}
+    for point in points:
+        runs.setdefault((point.system, point.seed), []).append(point)
+    # By system, phase and quantity, a mean for each seed.
+    means: dict[tuple[str, str, Literal["overlap", "kl"]], list[float]] = {}
+    for (system, _), run in runs.items():
+        run.sort(key=lambda point: point.step)
+        if len({point.phase for point in run}) < 2:
+            continue
+        for phase in dict.fromkeys(point.phase for point in run):
+            # A point stands at the end of its phase; the one before it, at the beginning.
+            ends = [(before, after) for before, after in pairwise(run) if after.phase == phase]
+            if ends:
+                means.setdefault((system, phase, "overlap"), []).append(fmean(b.overlap - a.overlap for a, b in ends))
+                means.setdefault((system, phase, "kl"), []).append(fmean(b.kl - a.kl for a, b in ends))
+    return [PhaseChange(*key, interval(np.array(by_seed)[:, None])) for key, by_seed in means.items()]
 
 
 # ---- gradients of mixed RLVR ----
@@ -149,21 +186,42 @@ def students(standings: Standings, events: Sequence[Event], branches: Branches, 
     return points
 
 
-def correlation(x_N: Sequence[float], y_N: Sequence[float], seed: int = 0) -> tuple[float, float, float] | None:
-    """Pearson's r with a 95 % interval by resampling points; None: too few, or they do not vary."""
-    x, y = np.asarray(x_N), np.asarray(y_N)
-    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+@dataclass(frozen=True, slots=True)
+class Correlation:
+    r: float
+    interval: tuple[float, float] | None
+    """95 %, or None where there are too few experts to draw from."""
+
+
+def correlation(students: Sequence[Student], outcome: Literal["gain", "absorbed"], seed: int = 0) -> Correlation | None:
+    """Pearson's r of the overlap with the outcome; None: too few students, or they do not vary.
+
+    Students of one seed and capability have teachers that are one expert at different ages. They are no independent
+    points, so that the bootstrap draws experts, with all their students.
+    """
+    clusters: dict[tuple[int, str], list[tuple[float, float]]] = {}
+    for student in students:
+        value = student.gain if outcome == "gain" else student.absorbed
+        if value is not None:
+            clusters.setdefault((student.seed, student.capability), []).append((student.overlap, value))
+    whole_N2 = np.array([point for cluster in clusters.values() for point in cluster])
+    if len(whole_N2) < 3 or (np.ptp(whole_N2, axis=0) == 0).any():
         return None
-    rng = np.random.default_rng(seed)
-    indices = rng.integers(0, len(x), (_RESAMPLED, len(x)))
-    # Of few points a draw may be the same point again and again, which has no r.
-    values = [_pearson(x[draw], y[draw]) for draw in indices if np.ptp(x[draw]) > 0 and np.ptp(y[draw]) > 0]
+    if len(clusters) < _FEWEST:
+        return Correlation(_pearson(whole_N2), None)
+    rng, experts = np.random.default_rng(seed), list(clusters.values())
+    values: list[float] = []
+    for draw in rng.integers(0, len(experts), (_RESAMPLED, len(experts))):
+        points_N2 = np.array([point for index in draw for point in experts[index]])
+        # Of few points a draw may be the same point again and again, which has no r.
+        if (np.ptp(points_N2, axis=0) > 0).all():
+            values.append(_pearson(points_N2))
     low, high = np.quantile(values, [0.025, 0.975]).tolist()
-    return _pearson(x, y), low, high
+    return Correlation(_pearson(whole_N2), (low, high))
 
 
-def _pearson(x: Floats, y: Floats) -> float:
-    return float(np.corrcoef(x, y)[0, 1])
+def _pearson(points_N2: Floats) -> float:
+    return float(np.corrcoef(points_N2.T)[0, 1])
 
 
 # ---- sweep ----

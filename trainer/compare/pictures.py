@@ -26,9 +26,10 @@ def pictures(results: Results) -> dict[str, bytes]:
 
     drawings: dict[str, tuple[bool, Callable[[Results, Any], None]]] = {
         "Means over the seeds": (bool(results.tables), _draw_means),
-        "Branches while they learn": (bool(results.series), _draw_series),
-        "Gradients of mixed RLVR": (bool(results.pulls), _draw_pulls),
-        "Pilot: what a fresh student takes from a teacher": (bool(results.students), _draw_pilot),
+        "Branches while they learn": (bool(results.measured.series), _draw_series),
+        "What a phase changes": (bool(results.phase_changes), _draw_phases),
+        "Gradients of mixed RLVR": (bool(results.measured.pulls), _draw_pulls),
+        "Pilot: what a fresh student takes from a teacher": (bool(results.measured.students), _draw_pilot),
         "RLVR and distillation in a cycle": (bool(results.sweep), _draw_sweep),
     }
     images: dict[str, bytes] = {}
@@ -44,13 +45,14 @@ def pictures(results: Results) -> dict[str, bytes]:
 
 
 def _draw_means(results: Results, figure: Any) -> None:
-    """Every line of the tables with its interval."""
+    """Every line of the tables with its interval; of tables with one title, the one with most seeds."""
     standings = results.standings
-    panels = figure.subplots(1, len(results.tables), squeeze=False)[0]
-    for panel, table in zip(panels, results.tables, strict=True):
+    drawn = {table.title: table for table in reversed(results.tables)}
+    panels = figure.subplots(1, len(drawn), squeeze=False)[0]
+    for panel, table in zip(panels, reversed(drawn.values()), strict=True):
         lines = table.lines[::-1]  # an axis counts upwards, a table downwards
         for number, way in enumerate(standings.ways):
-            means = [standings.accuracy(line, table.exams, way) for line in lines]
+            means = [standings.accuracy(line, table.exams, way, table.seeds) for line in lines]
             panel.errorbar(
                 [100 * mean.mean for mean in means],
                 np.arange(len(lines)) + 0.15 * number,  # ways beside each other, not upon each other
@@ -72,7 +74,7 @@ def _draw_series(results: Results, figure: Any) -> None:
     titles = ("overlap of branches", "symmetric KL of branches, nats a token", "overlap with the base")
     for panel, field, title in zip(panels, ("overlap", "kl", "from_base"), titles, strict=True):
         values: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-        for point in results.series:
+        for point in results.measured.series:
             values[point.system][point.step].append(getattr(point, field))
         for system, by_step in values.items():
             steps = sorted(by_step)
@@ -86,10 +88,25 @@ def _draw_series(results: Results, figure: Any) -> None:
     panels[0].axhline(ALARM, color="grey", linewidth=0.8, linestyle=":")  # below it a student is out of reach
 
 
+def _draw_phases(results: Results, figure: Any) -> None:
+    """Below zero in RLVR and above it in distillation is the saw that the paper describes."""
+    panels = figure.subplots(1, 2)
+    for panel, quantity in zip(panels, ("overlap", "kl"), strict=True):
+        changes = [change for change in results.phase_changes if change.quantity == quantity]
+        panel.bar(
+            [f"{NAMES.get(change.system, change.system)}\n{change.phase}" for change in changes],
+            [change.change.mean for change in changes],
+            yerr=[change.change.half_width or 0 for change in changes],
+            capsize=3,
+        )
+        panel.axhline(0, color="grey", linewidth=0.8)
+        panel.set_title(f"change of {quantity} in one phase", fontsize=10)
+
+
 def _draw_pulls(results: Results, figure: Any) -> None:
     """Means over the seeds, over `_SMOOTH` steps."""
     cosines: dict[str, dict[str, dict[int, list[float]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
-    for pull in results.pulls:
+    for pull in results.measured.pulls:
         cosines[pull.system][pull.pair][(pull.step - 1) // _SMOOTH].append(pull.cosine)
     panels = figure.subplots(1, len(cosines), squeeze=False)[0]
     for panel, (system, by_pair) in zip(panels, cosines.items(), strict=True):
@@ -105,8 +122,8 @@ def _draw_pulls(results: Results, figure: Any) -> None:
 
 def _draw_pilot(results: Results, figure: Any) -> None:
     panels = figure.subplots(1, 2)
-    for capability in dict.fromkeys(student.capability for student in results.students):
-        students = [student for student in results.students if student.capability == capability]
+    for capability in dict.fromkeys(student.capability for student in results.measured.students):
+        students = [student for student in results.measured.students if student.capability == capability]
         gains = [100 * student.gain for student in students]
         panels[0].scatter([student.overlap for student in students], gains, label=capability)
         shares = [(student.overlap, 100 * student.absorbed) for student in students if student.absorbed is not None]

@@ -10,20 +10,24 @@ from pathlib import Path
 
 from trainer.compare.dynamics import correlation
 from trainer.compare.pictures import pictures
-from trainer.compare.results import Results
+from trainer.compare.results import GainShare, Results
 from trainer.compare.standings import MEAN, Table
 from trainer.plan.cost import Cost
 from trainer.reporting.percent import percent
 
 COSTS = tuple(Cost.__dataclass_fields__)
 _MERGES = "merges"
+_GAIN_SHARES = "what rivals have of the experts' gain"
+_PHASES = "overlap and KL of branches by phase"
+_NOTHING = 0.05
+"""A share of the gain that is as good as none: by its noise over fifteen seeds, of which it is a quotient."""
 _PILOT = "pilot: what a fresh student takes from one checkpoint of an expert"
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72em; margin: 2em auto; padding: 0 1em; color: #222 }
 table { border-collapse: collapse; margin: 1em 0 } caption { text-align: left; font-weight: 600; padding: .4em 0 }
 td, th { padding: .2em .7em; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap }
 td:first-child, th:first-child { text-align: left } small { color: #777 } img { max-width: 100% }
-.holds { color: #176b2c } .fails { color: #a3201d } .undecided { color: #777 }
+.holds { color: #176b2c } .fails { color: #a3201d } .undecided, .one { color: #777 }
 """
 
 Grid = Sequence[Sequence[str]]
@@ -39,13 +43,18 @@ def write_report(results: Results, path: Path) -> Path:
 
 def markdown(results: Results) -> Iterator[str]:
     """The tables and verdicts, for a document."""
+    if results.gain_shares:
+        yield from ["", *_grid_as_markdown(gain_shares(results), _GAIN_SHARES), "", prediction(results)]
     for table in results.tables:
+        name = f"{table.title}, {named_seeds(table.seeds)}"
         for way in results.standings.ways:
-            yield from ["", *_grid_as_markdown(grid(results, table, way), f"{table.title}, {way}")]
-        yield from ["", *_grid_as_markdown(claims(results, table), f"{table.title}: the claims")]
+            yield from ["", *_grid_as_markdown(grid(results, table, way), f"{name}, {way}")]
+        yield from ["", *_grid_as_markdown(claims(results, table), f"{name}: the claims")]
+    if results.phase_changes:
+        yield from ["", *_grid_as_markdown(phases(results), _PHASES)]
     if len(rows := merges(results)) > 1:
         yield from ["", *_grid_as_markdown(rows, _MERGES)]
-    if results.students:
+    if results.measured.students:
         yield from ["", *_grid_as_markdown(pilot(results), _PILOT), "", *correlations(results)]
 
 
@@ -55,37 +64,82 @@ def markdown(results: Results) -> Iterator[str]:
 def grid(results: Results, table: Table, way: str) -> Grid:
     """A line for each result: accuracies in %, the gain over the base, and what it cost."""
     standings = results.standings
-    rows: list[tuple[str, ...]] = [("", *table.exams, MEAN, "over the base", "seeds", *COSTS)]
+    rows: list[tuple[str, ...]] = [("", *table.exams, MEAN, "over the base", *COSTS)]
     if any(exam in results.blind for exam in table.exams):
         levels = [percent(results.blind[exam]) if exam in results.blind else "" for exam in table.exams]
-        rows.append(("best blind answer", *levels, *[""] * (3 + len(COSTS))))  # no mean, gain, seeds and costs
+        rows.append(("best blind answer", *levels, *[""] * (2 + len(COSTS))))  # no mean, gain and costs
     base = next((line for line in table.lines if line.system == "base"), None)
     for line in table.lines:
         # Each exam alone, then all of them.
-        means = [standings.accuracy(line, exams, way) for exams in (*zip(table.exams), table.exams)]
+        means = [standings.accuracy(line, exams, way, table.seeds) for exams in (*zip(table.exams), table.exams)]
         gain = ""
         if base is not None and line != base:
-            difference = standings.difference(line, base, table.exams, way)
+            difference = standings.difference(line, base, table.exams, way, table.seeds)
             gain = percent(difference.mean, difference.half_width, sign="+")
-        spent = results.spent.get((line.system, line.row))
+        spent = results.measured.spent.get((line.system, line.row))
         costs = [""] * len(COSTS) if spent is None else [f"{getattr(spent, name):,.0f}" for name in COSTS]
         accuracies = [percent(mean.mean, mean.half_width) for mean in means]
-        rows.append((line.label, *accuracies, gain, f"{len(standings.seeds_of(line))}", *costs))
+        rows.append((line.label, *accuracies, gain, *costs))
     return rows
 
 
 def claims(results: Results, table: Table) -> Grid:
     ways = results.standings.ways
-    rows = [("claim", *(word for way in ways for word in (f"difference, {way}", "")))]
-    for verdicts in zip(*(results.verdicts[table.title][way] for way in ways), strict=True):
-        claim = verdicts[0].claim  # the same in every way of answering
+    rows = [("claim", *(word for way in ways for word in (f"difference, {way}", "p", "")))]
+    # The paper's first: they are what the comparison is for.
+    for claim in sorted(table.claims, key=lambda claim: not claim.is_papers):
         exam = "" if claim.exam == MEAN else f" on {claim.exam}"
         source = "" if claim.is_papers else " (not in the paper)"
         cells: list[str] = []
-        for verdict in verdicts:
-            cells += [percent(verdict.difference.mean, verdict.difference.half_width, sign="+"), verdict.word]
+        for verdict in (verdict for verdict in results.verdicts[table] if verdict.claim == claim):
+            p = "" if verdict.p is None else "< 0.001" if verdict.p < 0.001 else f"{verdict.p:.3f}"
+            cells += [percent(verdict.difference.mean, verdict.difference.half_width, sign="+"), p, verdict.word]
         rows.append((f"{claim.ahead.label} > {claim.behind.label}{exam}{source}", *cells))
     return rows
+
+
+def gain_shares(results: Results) -> Grid:
+    """What mixed RLVR keeps of the experts' gain, 1 - Phi, and what frozen teachers' students take, eta."""
+    rows = [("of the experts' gain", "way", "all it learns", "capability by capability")]
+    groups: dict[tuple[str, str], list[GainShare]] = {}
+    for share in results.gain_shares:
+        groups.setdefault((share.system, share.way), []).append(share)
+    for (_, way), shares in groups.items():
+        *alone, whole = shares
+        by_capability = ", ".join(f"{share.exams[0]} {_share(share.share)}" for share in alone)
+        rows.append((f"{whole.label} ({', '.join(whole.exams)})", way, _share(whole.share), by_capability))
+    return rows
+
+
+def prediction(results: Results) -> str:
+    """What the paper's bounds say of all branches: mixed RLVR loses Phi, a student of frozen teachers 1 - eta."""
+    sentences: list[str] = []
+    for way in results.standings.ways:
+        whole = {share.system: share for share in results.gain_shares if share.way == way}  # the last: of all it learns
+        words: list[str] = []
+        for system, symbol in (("mixed3", "Phi"), ("mopd", "1 - eta")):
+            if system in whole and (kept := whole[system].share) is not None:
+                lost, label = max(0.0, 1 - kept), whole[system].label
+                word = "a tie" if lost < _NOTHING else "a lead of CoPD"
+                words.append(
+                    f"{label} loses {percent(lost)} % of the experts' gain ({symbol}), so theory predicts {word}"
+                )
+        if words:
+            sentences.append(f"{way.capitalize()}, {'; '.join(words)}.")
+    return " ".join(sentences)
+
+
+def phases(results: Results) -> Grid:
+    rows = [("change in one phase", "of", "mean", "± of 95 %")]
+    for change in results.phase_changes:
+        half = change.change.half_width
+        words = (f"{change.change.mean:+.4f}", "" if half is None else f"{half:.4f}")
+        rows.append((f"{change.system}, {change.phase}", change.quantity, *words))
+    return rows
+
+
+def named_seeds(seeds: Sequence[int]) -> str:
+    return f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds"
 
 
 def merges(results: Results) -> Grid:
@@ -110,23 +164,25 @@ def pilot(results: Results) -> Grid:
             percent(student.gain, sign="+"),
             _share(student.absorbed),
         )
-        for student in results.students
+        for student in results.measured.students
     ]
     return [head, *rows]
 
 
 def correlations(results: Results) -> Iterator[str]:
     """Sentences about the pilot; none where there are too few students."""
-    gains = [(student.overlap, student.gain) for student in results.students]
-    shares = [(student.overlap, student.absorbed) for student in results.students if student.absorbed is not None]
-    for name, points in (("gain", gains), ("share of the teacher's lead", shares)):
-        r = correlation([x for x, _ in points], [y for _, y in points])
+    students = results.measured.students
+    for name, r in (
+        ("gain", correlation(students, "gain")),
+        ("share of the teacher's lead", correlation(students, "absorbed")),
+    ):
         if r is not None:
-            yield f"Pearson's r of {name} and overlap: {r[0]:.2f} ({r[1]:.2f} to {r[2]:.2f})."
+            ends = "one expert or few: no interval" if r.interval is None else "{:.2f} to {:.2f}".format(*r.interval)
+            yield f"Pearson's r of {name} and overlap: {r.r:.2f} ({ends})."
 
 
 def means_by_seed(results: Results, table: Table) -> Grid:
-    seeds = results.standings.seeds
+    seeds = table.seeds
     rows = [("", *(f"seed {seed}" for seed in seeds))]
     for line in table.lines:
         means = results.standings.by_seed(line, table.exams, results.way)
@@ -148,10 +204,14 @@ def _as_html(results: Results) -> Iterator[str]:
     yield (
         f"<p>{len(seeds)} seed{'s' * (len(seeds) != 1)} ({', '.join(map(str, seeds))}), {results.steps} steps an "
         f"expert. Accuracy in %, means with 95 % intervals, paired by seed and question. "
-        f"Of one seed they are those of the questions alone.</p>"
+        f"p is corrected by Holm, for the paper's claims as one family. Of one seed, intervals are those of the "
+        f"questions alone, and nothing is decided.</p>"
     )
+    if results.gain_shares:
+        yield from _grid_as_html(gain_shares(results), _GAIN_SHARES)
+        yield f"<p>{html.escape(prediction(results))}</p>"
     for table in results.tables:
-        yield f"<h2>{html.escape(table.title.capitalize())}</h2>"
+        yield f"<h2>{html.escape(table.title.capitalize())}, {named_seeds(table.seeds)}</h2>"
         for way in results.standings.ways:
             yield from _grid_as_html(grid(results, table, way), way)
         yield from _grid_as_html(claims(results, table), "what the paper says, and whether it shows here")
@@ -162,13 +222,11 @@ def _as_html(results: Results) -> Iterator[str]:
         # Within the page, so that it is one file that can be sent to somebody.
         source = base64.b64encode(picture).decode()
         yield f'<h2>{html.escape(title)}</h2><img alt="{html.escape(title)}" src="data:image/png;base64,{source}">'
-    if results.students:
+    if results.measured.students:
         yield from _grid_as_html(pilot(results), _PILOT)
         yield from (f"<p>{line}</p>" for line in correlations(results))
-    if results.absorbed:
-        rows = [(absorbed.student, absorbed.capability, _share(absorbed.share)) for absorbed in results.absorbed]
-        caption = "what students took of their teachers' lead"
-        yield from _grid_as_html([("student", "capability", "share"), *rows], caption)
+    if results.phase_changes:
+        yield from _grid_as_html(phases(results), _PHASES)
     yield "</html>"
 
 
@@ -179,7 +237,7 @@ def _grid_as_html(rows: Grid, caption: str) -> Iterator[str]:
         cells: list[str] = []
         for text in row:
             # The only cells with such a word are verdicts.
-            colour = f" class={text}" if text in ("holds", "fails", "undecided") else ""
+            colour = f' class="{text}"' if text in ("holds", "fails", "undecided", "one seed") else ""
             cells.append(f"<{tag}{colour}>{html.escape(text)}</{tag}>")
         yield f"<tr>{''.join(cells)}</tr>"
     yield "</table>"

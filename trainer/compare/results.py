@@ -3,16 +3,30 @@
 Left out: how it is shown (`report`).
 """
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from adapters.names import BASE
-from trainer.compare.answers import MergedModel, ResultAnswers
+from trainer.compare.answers import MergedModel
 from trainer.compare.costs import cost_by_step, cost_of
-from trainer.compare.dynamics import DynamicsPoint, Pull, Share, Student, correlation, pulls, series, students, sweep
-from trainer.compare.standings import Line, Standings, Table, Verdict, absorption, tables, verdicts
+from trainer.compare.dynamics import (
+    DynamicsPoint,
+    PhaseChange,
+    Pull,
+    Share,
+    Student,
+    correlation,
+    phase_changes,
+    pulls,
+    series,
+    students,
+    sweep,
+)
+from trainer.compare.standings import Line, Standings, Table, Verdict, gain_share, tables, verdicts
 from trainer.evaluation.intervals import Interval
 from trainer.plan.comparison import BUILD, EXPERTS, of_seeds, pair_of, planned_results
 from trainer.plan.cost import Cost
@@ -23,12 +37,25 @@ from trainer.reporting.events import Event
 
 
 @dataclass(frozen=True, slots=True)
-class Absorbed:
-    """The share of a teacher's lead that a student took."""
+class GainShare:
+    """What a rival of CoPD has of its experts' gain over its own start."""
 
-    student: str
-    capability: str
+    system: str
+    label: str
+    way: str
+    exams: tuple[str, ...]
     share: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What the events of a comparison say beside its answers."""
+
+    spent: Mapping[tuple[str, str], Cost]
+    """The mean cost of a seed, by system and row."""
+    series: Sequence[DynamicsPoint]
+    pulls: Sequence[Pull]
+    students: Sequence[Student]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,34 +67,38 @@ class Results:
     """The way of answering that numbers without intervals are shown for."""
     standings: Standings
     tables: Sequence[Table]
-    verdicts: Mapping[str, Mapping[str, Sequence[Verdict]]]
-    """The verdicts on a table's claims, by its title and way."""
-    spent: Mapping[tuple[str, str], Cost]
-    """The mean cost of a seed, by system and row."""
+    verdicts: Mapping[Table, Sequence[Verdict]]
     blind: Mapping[str, float]
     """What the best answer gets that looks at nothing, by exam, where that is known."""
-    series: Sequence[DynamicsPoint]
-    pulls: Sequence[Pull]
+    measured: Measured
+    phase_changes: Sequence[PhaseChange]
     merges: Mapping[int, Mapping[str, MergedModel]]
     """How branches were merged, by seed and system."""
-    students: Sequence[Student]
     sweep: Sequence[Share]
-    absorbed: Sequence[Absorbed]
+    gain_shares: Sequence[GainShare]
+
+
+def measured_by(events: Sequence[Event], recipe: Recipe, standings: Standings) -> Measured:
+    # Of all systems, whichever the recipe asks for now: what was asked for before has been answered as well.
+    plans = {seed: make_plan(of_seeds(recipe, seed, seed, tuple(BUILD))) for seed in standings.seeds}
+    branches = {segment.branch: segment for plan in plans.values() for segment in plan.segments}
+    return Measured(
+        _spent(recipe, plans, standings, events),
+        series(events, branches),
+        list(pulls(events, branches)),
+        students(standings, events, branches, standings.ways[0]),
+    )
 
 
 def results_of(
     recipe: Recipe,
-    answers: Sequence[ResultAnswers],
-    events: Sequence[Event],
+    standings: Standings,
+    measured: Measured,
     blind: Mapping[str, float],
     merges: Mapping[int, Mapping[str, MergedModel]],
 ) -> Results:
-    standings = Standings(answers)
     capabilities, method = tuple(recipe.capabilities), recipe.method
     answered_tables = tables(method, capabilities, standings)
-    # Of all systems, whichever the recipe asks for now: what was asked for before has been answered as well.
-    plans = {seed: make_plan(of_seeds(recipe, seed, seed, tuple(BUILD))) for seed in standings.seeds}
-    branches = {segment.branch: segment for plan in plans.values() for segment in plan.segments}
     way = standings.ways[0]  # greedy, wherever both are asked
     return Results(
         recipe.name,
@@ -75,15 +106,13 @@ def results_of(
         way,
         standings,
         answered_tables,
-        {table.title: {way: verdicts(standings, table, way) for way in standings.ways} for table in answered_tables},
-        _spent(recipe, plans, standings, events),
+        verdicts(standings, answered_tables),
         blind,
-        series(events, branches),
-        list(pulls(events, branches)),
+        measured,
+        phase_changes(measured.series),
         merges,
-        students(standings, events, branches, way),
         sweep(standings, method, capabilities, way),
-        _absorbed(standings, capabilities, pair_of(method, capabilities), way),
+        list(_gain_shares(standings, capabilities, pair_of(method, capabilities))),
     )
 
 
@@ -100,21 +129,24 @@ def _spent(
     return {key: sum(of_seeds, start=Cost()).over(len(of_seeds)) for key, of_seeds in costs.items()}
 
 
-def _absorbed(standings: Standings, exams: Sequence[str], pair: tuple[str, str], way: str) -> list[Absorbed]:
+def _gain_shares(standings: Standings, exams: Sequence[str], pair: tuple[str, str]) -> Iterator[GainShare]:
     base, (hub, spoke) = Line(BASE, BASE), pair
     expert = {name: Line(name, EXPERTS, name) for name in exams}
-    # A student, what it was before, and the capabilities that its teachers are experts of.
+    # A system, what it was before, and the capabilities whose experts it is measured by.
     cases = [
-        ("static_v2t", expert[hub], [spoke]),
-        ("static_t2v", expert[spoke], [hub]),
-        ("mopd", base, exams),
+        (Line("mixed RLVR", "mixed2"), base, pair),
+        (Line(f"static OPD {spoke} -> {hub}", "static_v2t"), expert[hub], (spoke,)),
+        (Line(f"static OPD {hub} -> {spoke}", "static_t2v"), expert[spoke], (hub,)),
+        (Line("mixed RLVR", "mixed3"), base, tuple(exams)),
+        (Line("MOPD", "mopd"), base, tuple(exams)),
     ]
-    return [
-        Absorbed(system, exam, absorption(standings, exam, Line(system, system), before, expert[exam], way))
-        for system, before, taught in cases
-        if standings.has(Line(system, system))
-        for exam in taught
-    ]
+    for line, before, taught in cases:
+        if standings.has(line):
+            alone = [(name,) for name in taught] if len(taught) > 1 else []
+            for way in standings.ways:
+                for names in (*alone, tuple(taught)):
+                    share = gain_share(standings, names, line, before, [expert[name] for name in names], way)
+                    yield GainShare(line.system, line.label, way, names, share)
 
 
 # ---- as JSON ----
@@ -127,19 +159,34 @@ def as_json(results: Results) -> dict[str, Any]:
         "seeds": results.standings.seeds,
         "blind": dict(results.blind),
         "tables": [_table_as_json(results, table) for table in results.tables],
-        "series": [asdict(point) for point in results.series],
-        "gradient_cosines": [asdict(pull) for pull in results.pulls],
+        "series": [asdict(point) for point in results.measured.series],
+        "phase_changes": [asdict(change) | {"change": number(change.change)} for change in results.phase_changes],
+        "gradient_cosines": [asdict(pull) for pull in results.measured.pulls],
         "merges": {
             str(seed): {system: asdict(model) for system, model in models.items()}
             for seed, models in results.merges.items()
         },
         "pilot": {
-            "students": [asdict(student) for student in results.students],
-            "r_gain": correlation([s.overlap for s in results.students], [s.gain for s in results.students]),
+            "students": [asdict(student) for student in results.measured.students],
+            "gain": asdict(r) if (r := correlation(results.measured.students, "gain")) else None,
         },
         "sweep": [asdict(share) | {"accuracy": number(share.accuracy)} for share in results.sweep],
-        "absorption": [asdict(absorbed) for absorbed in results.absorbed],
+        "gain_shares": [asdict(share) for share in results.gain_shares],
+        "spent": [
+            {"system": system, "row": row} | asdict(cost) for (system, row), cost in results.measured.spent.items()
+        ],
     }
+
+
+def measured_in(path: Path) -> Measured:
+    """What the events said when this `comparison.json` was written: they are too large to be kept for ever."""
+    numbers = json.loads(path.read_text())
+    return Measured(
+        {(cost.pop("system"), cost.pop("row")): Cost(**cost) for cost in numbers["spent"]},
+        [DynamicsPoint(**point) for point in numbers["series"]],
+        [Pull(**pull) for pull in numbers["gradient_cosines"]],
+        [Student(**student) for student in numbers["pilot"]["students"]],
+    )
 
 
 def _table_as_json(results: Results, table: Table) -> dict[str, Any]:
@@ -147,29 +194,25 @@ def _table_as_json(results: Results, table: Table) -> dict[str, Any]:
     lines: list[dict[str, Any]] = []
     for line in table.lines:
         accuracies = {
-            way: {exam: number(standings.accuracy(line, [exam], way)) for exam in table.exams}
-            | {"mean": number(standings.accuracy(line, table.exams, way))}
+            way: {exam: number(standings.accuracy(line, [exam], way, table.seeds)) for exam in table.exams}
+            | {"mean": number(standings.accuracy(line, table.exams, way, table.seeds))}
             for way in standings.ways
         }
-        spent = results.spent.get((line.system, line.row))  # none of the base
-        lines.append(
-            {"label": line.label, "system": line.system, "row": line.row, "seeds": standings.seeds_of(line)}
-            | accuracies
-            | {"spent": asdict(spent) if spent else None}
-        )
+        lines.append({"label": line.label, "system": line.system, "row": line.row} | accuracies)
     claims = [
         {
             "ahead": verdict.claim.ahead.label,
             "behind": verdict.claim.behind.label,
             "exam": verdict.claim.exam,
-            "way": way,
+            "is_papers": verdict.claim.is_papers,
+            "way": verdict.way,
             "difference": number(verdict.difference),
+            "p": verdict.p if verdict.p is None else round(verdict.p, 4),
             "verdict": verdict.word,
         }
-        for way, of_way in results.verdicts[table.title].items()
-        for verdict in of_way
+        for verdict in results.verdicts[table]
     ]
-    return {"title": table.title, "lines": lines, "claims": claims}
+    return {"title": table.title, "seeds": table.seeds, "lines": lines, "claims": claims}
 
 
 def number(interval: Interval) -> dict[str, float | None]:

@@ -5,8 +5,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean
 
+from adapters.errors import UserError
 from trainer.compare.answers import examine_seed, path_of, read_answers, read_merges
-from trainer.compare.results import Results, results_of
+from trainer.compare.results import Results, measured_by, measured_in, results_of
+from trainer.compare.standings import Standings
 from trainer.data.held_out import held_out_data
 from trainer.evaluation.exams import exams
 from trainer.local.train import events_of, is_trained, run_processes, train
@@ -51,9 +53,16 @@ def groups(seeds: Iterable[int], size: int) -> list[list[int]]:
 def gathered(recipe: Recipe, out: Path) -> Results:
     """What all seeds in the folder say, whichever were asked for this time."""
     paths = sorted((out / "answers").glob("seed-*.jsonl"))
-    answers = [line for path in paths for line in read_answers(path)]
-    merges = {seed: read_merges(out, seed) for seed in sorted({line.seed for line in answers})}
-    return results_of(recipe, answers, read_events(events_of(out, recipe)), blind_levels(recipe, merges), merges)
+    standings = Standings([line for path in paths for line in read_answers(path)])
+    if not standings.seeds:
+        raise UserError(f"{out}: there is no answers/seed-0.jsonl; name the --out folder of a comparison")
+    merges = {seed: read_merges(out, seed) for seed in standings.seeds}
+    # A folder that was kept has its answers alone: events are a thousand times as large.
+    events = events_of(out, recipe)
+    measured = (
+        measured_by(read_events(events), recipe, standings) if events.exists() else measured_in(out / "comparison.json")
+    )
+    return results_of(recipe, standings, measured, blind_levels(recipe, merges), merges)
 
 
 def blind_levels(recipe: Recipe, seeds: Iterable[int]) -> dict[str, float]:

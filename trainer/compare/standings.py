@@ -3,16 +3,19 @@
     table 1   two branches                            table 2   all branches
     table 3   what each edge and the merge give       table 4   the share of RLVR steps in a cycle
 
-A difference is taken question by question and seed by seed before its spread is. A claim of the paper, that one line is
-ahead of another, *holds* where the interval of the difference lies above zero, *fails* where it lies below, and is
-*undecided* in between.
+A difference is taken question by question and seed by seed before its spread is. A table stands on the seeds that all
+its lines have; lines with fewer have a table of their own, beside CoPD at those seeds.
+A claim, that one line is ahead of another, *holds* where its difference is above zero with p < 0.05, *fails* where it
+is below, and is *undecided* in between. Claims are tested together, so p is corrected by Holm: those of the paper as
+one family, over all tables and ways of answering, and the rest as another. Nothing is decided by *one seed*, whose
+interval is that of the questions alone.
 
 Left out: where answers come from (`answers`), and how it is shown (`report`).
 
 Axes: S seeds, Q questions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,11 +23,12 @@ from numpy.typing import NDArray
 
 from adapters.names import BASE
 from trainer.compare.answers import ResultAnswers
-from trainer.evaluation.intervals import Interval, interval
+from trainer.evaluation.intervals import Interval, holm, interval
 from trainer.plan.comparison import EXPERTS, MERGED, pair_of, sweep_shares
 from trainer.recipe import MethodConfig
 
 MEAN = "mean"
+SIGNIFICANT = 0.05
 Values = NDArray[np.float64]
 
 
@@ -54,20 +58,26 @@ class Table:
     exams: tuple[str, ...]
     lines: tuple[Line, ...]
     claims: tuple[Claim, ...]
+    seeds: tuple[int, ...]
+    """Those that all its lines have."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
     claim: Claim
+    way: str
+    seeds: tuple[int, ...]
     difference: Interval
+    p: float | None
+    """Corrected for all claims of the family; None of one seed, which is not tested."""
 
     @property
     def word(self) -> str:
-        low, high = self.difference.low, self.difference.high
-        # Without an end there is one value, which says nothing of how far it may be off.
-        if low is None or high is None or low <= 0 <= high:
+        if self.p is None:
+            return "one seed"
+        if self.p >= SIGNIFICANT:
             return "undecided"
-        return "holds" if low > 0 else "fails"
+        return "holds" if self.difference.mean > 0 else "fails"
 
 
 class Standings:
@@ -84,14 +94,11 @@ class Standings:
     def has(self, line: Line) -> bool:
         return any((line.system, line.row) == key[:2] for key in self._values)
 
-    def accuracy(self, line: Line, exams: Sequence[str], way: str, seeds: Sequence[int] | None = None) -> Interval:
-        """The mean over exams, which count alike, and over all its seeds or those given."""
-        chosen = self.seeds_of(line) if seeds is None else seeds
-        return interval(centred([self._stacked(line, exam, way, chosen) for exam in exams]))
+    def accuracy(self, line: Line, exams: Sequence[str], way: str, seeds: Sequence[int]) -> Interval:
+        """The mean over exams, which count alike, and over these seeds."""
+        return interval(centred([self._stacked(line, exam, way, seeds) for exam in exams]))
 
-    def difference(self, ahead: Line, behind: Line, exams: Sequence[str], way: str) -> Interval:
-        # It is taken seed by seed, and seeds may have questions of their own: only seeds of both count.
-        seeds = [seed for seed in self.seeds_of(ahead) if seed in self.seeds_of(behind)]
+    def difference(self, ahead: Line, behind: Line, exams: Sequence[str], way: str, seeds: Sequence[int]) -> Interval:
         return interval(centred([
             self._stacked(ahead, exam, way, seeds) - self._stacked(behind, exam, way, seeds) for exam in exams
         ]))  # fmt: skip
@@ -130,26 +137,64 @@ def centred(exams_SQ: Sequence[Values]) -> Values:
 # ---- the paper's tables ----
 
 
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A table before it is known what was answered."""
+
+    title: str
+    exams: tuple[str, ...]
+    subject: Line
+    """The line that most claims are about: its seeds are the table's."""
+    lines: tuple[Line, ...]
+    claims: tuple[Claim, ...]
+
+
 def tables(method: MethodConfig, capabilities: Sequence[str], standings: Standings) -> list[Table]:
-    """The tables that have a claim, with the lines that were answered."""
+    """The tables that have a claim, with the lines that were answered, each on the seeds that all its lines have."""
     pair = pair_of(method, capabilities)
     hub_first = (pair[0], *(name for name in capabilities if name != pair[0]))
     shares = sweep_shares(method)
     swept = {name: shares[name] for name in standings.systems if name in shares}
-    answered: list[Table] = []
     copd = Line("CoPD", "copd3", MERGED)
     by_share = tuple(Line(f"CoPD, {rlvr} : {opd}", name, MERGED) for name, (rlvr, opd) in swept.items())
     share_claims = tuple(Claim(copd, line) for line in by_share)
-    sweep = Table("RLVR : distillation steps in a cycle", hub_first, (*by_share, copd), share_claims)
-    for table in (_two(pair), _all(hub_first), _ablations(pair), sweep):
-        lines = tuple(line for line in table.lines if standings.has(line))
-        claims = tuple(claim for claim in table.claims if claim.ahead in lines and claim.behind in lines)
-        if claims:
-            answered.append(Table(table.title, table.exams, lines, claims))
-    return answered
+    title = "RLVR : distillation steps in a cycle"
+    sweep = Layout(title, hub_first, copd, (*by_share, copd), share_claims)
+    layouts = (_two(pair), _all(hub_first), _spokes(hub_first), _ablations(pair), sweep)
+    return [table for layout in layouts for table in answered(layout, standings)]
 
 
-def _two(pair: tuple[str, str]) -> Table:
+def answered(layout: Layout, standings: Standings) -> Iterator[Table]:
+    """The layout as one table for each set of seeds: a line that few seeds have would cost all lines the rest."""
+    lines = [line for line in layout.lines if standings.has(line)]
+    subject = layout.subject if layout.subject in lines else next(iter(lines), None)
+    if subject is None:
+        return
+    whole = set(standings.seeds_of(subject))
+    groups: dict[tuple[int, ...], list[Line]] = {}
+    for line in lines:
+        groups.setdefault(tuple(sorted(whole.intersection(standings.seeds_of(line)))), []).append(line)
+    for seeds, group in sorted(groups.items(), key=lambda item: -len(item[0])):
+        # With the lines that it is compared with, as they are at these seeds.
+        rivals = {
+            line
+            for claim in layout.claims
+            if claim.ahead in group or claim.behind in group
+            for line in (claim.ahead, claim.behind)
+        }
+        members = tuple(
+            line for line in lines if line in group or (line in rivals and set(seeds) <= set(standings.seeds_of(line)))
+        )
+        claims = tuple(
+            claim
+            for claim in layout.claims
+            if (claim.ahead in group or claim.behind in group) and claim.ahead in members and claim.behind in members
+        )
+        if seeds and claims:
+            yield Table(layout.title, layout.exams, members, claims, seeds)
+
+
+def _two(pair: tuple[str, str]) -> Layout:
     hub, spoke = pair
     base, copd = Line("base", BASE), Line("CoPD", "copd2", MERGED)
     home = {name: Line(f"{name} expert", EXPERTS, name) for name in pair}
@@ -169,10 +214,10 @@ def _two(pair: tuple[str, str]) -> Table:
         *(Claim(copd, home[name], name) for name in pair),
         Claim(home[hub], mixed),
     )
-    return Table("two branches", pair, lines, claims)
+    return Layout("two branches", pair, copd, lines, claims)
 
 
-def _all(exams: tuple[str, ...]) -> Table:
+def _all(exams: tuple[str, ...]) -> Layout:
     base, copd = Line("base", BASE), Line("CoPD", "copd3", MERGED)
     home = {name: Line(f"{name} expert", EXPERTS, name) for name in exams}
     mixed, mopd = Line("mixed RLVR", "mixed3"), Line("MOPD", "mopd")
@@ -192,10 +237,23 @@ def _all(exams: tuple[str, ...]) -> Table:
         *(Claim(mixed, expert) for expert in home.values()),
         *(Claim(pairwise, rival, is_papers=False) for rival in (mixed, mopd, merge, copd)),
     )
-    return Table(f"{len(exams)} branches", exams, (*rivals, equal, merge, control, *branches, copd, pairwise), claims)
+    lines = (*rivals, equal, merge, control, *branches, copd, pairwise)
+    return Layout(f"{len(exams)} branches", exams, copd, lines, claims)
 
 
-def _ablations(pair: tuple[str, str]) -> Table:
+def _spokes(exams: tuple[str, ...]) -> Layout:
+    """Spokes do not teach each other. Do they keep what their expert knows of the rest?"""
+    spokes = exams[1:]
+    home = {name: Line(f"{name} expert", EXPERTS, name) for name in spokes}
+    branch = {name: Line(f"CoPD, {name} branch", "copd3", name) for name in spokes}
+    claims = tuple(
+        Claim(branch[name], home[name], exam, is_papers=False) for name in spokes for exam in spokes if exam != name
+    )
+    lines = (*home.values(), *branch.values())
+    return Layout("what spokes keep of each other's capabilities", spokes, next(iter(branch.values())), lines, claims)
+
+
+def _ablations(pair: tuple[str, str]) -> Layout:
     hub, spoke = pair  # in the systems' names, as in the paper: text and image
     copd = Line("CoPD", "copd2", MERGED)
     lines = (
@@ -204,25 +262,46 @@ def _ablations(pair: tuple[str, str]) -> Table:
         Line(f"{hub} branch alone", "copd2", hub),
         Line(f"{spoke} branch alone", "copd2", spoke),
     )
-    return Table("what each part gives", pair, (*lines, copd), tuple(Claim(copd, line) for line in lines))
+    return Layout("what each part gives", pair, copd, (*lines, copd), tuple(Claim(copd, line) for line in lines))
 
 
-def verdicts(standings: Standings, table: Table, way: str) -> list[Verdict]:
-    return [
-        Verdict(
-            claim,
-            standings.difference(claim.ahead, claim.behind, table.exams if claim.exam == MEAN else [claim.exam], way),
-        )
-        for claim in table.claims
-    ]
+def verdicts(standings: Standings, tables: Sequence[Table]) -> dict[Table, list[Verdict]]:
+    """The verdicts on every claim, way by way, with p-values corrected for the number of those tested."""
+    differences: dict[tuple[Table, str, Claim], Interval] = {}
+    families: dict[bool, list[tuple[Table, str, Claim]]] = {True: [], False: []}
+    for table in tables:
+        for way in standings.ways:
+            for claim in table.claims:
+                key, exams = (table, way, claim), table.exams if claim.exam == MEAN else [claim.exam]
+                differences[key] = standings.difference(claim.ahead, claim.behind, exams, way, table.seeds)
+                # The interval of one seed knows nothing of the next seed: nothing to test.
+                if len(table.seeds) > 1:
+                    families[claim.is_papers].append(key)
+    corrected: dict[tuple[Table, str, Claim], float] = {}
+    for keys in families.values():
+        p_values = [p for key in keys if (p := differences[key].p_value) is not None]
+        corrected |= zip(keys, holm(p_values), strict=True)
+    by_table: dict[Table, list[Verdict]] = {table: [] for table in tables}
+    for key, difference in differences.items():
+        table, way, claim = key
+        by_table[table].append(Verdict(claim, way, table.seeds, difference, corrected.get(key)))
+    return by_table
 
 
-# ---- what a student takes from a teacher ----
+# ---- what a system keeps of the experts' gain ----
 
 
-def absorption(standings: Standings, exam: str, student: Line, before: Line, teacher: Line, way: str) -> float | None:
-    """The student's gain as a share of what its teacher was ahead, of its own seeds; None where that is nothing."""
-    seeds = standings.seeds_of(student)
+def gain_share(
+    standings: Standings, exams: Sequence[str], line: Line, before: Line, experts: Sequence[Line], way: str
+) -> float | None:
+    """The line's gain as a share of the experts', each in its own exam, over the line's seeds; None where they have
+    none.
+
+    Of mixed RLVR this is 1 - Phi, of a student of frozen teachers eta: what the paper's bounds are made of.
+    """
+    seeds = standings.seeds_of(line)
     # A share, so that students of teachers that are ahead by more do not look better for that alone.
-    start, end, goal = (standings.accuracy(line, [exam], way, seeds).mean for line in (before, student, teacher))
+    start, end = (standings.accuracy(model, exams, way, seeds).mean for model in (before, line))
+    pairs = zip(exams, experts, strict=True)
+    goal = float(np.mean([standings.accuracy(expert, [exam], way, seeds).mean for exam, expert in pairs]))
     return (end - start) / (goal - start) if goal > start else None

@@ -5,7 +5,7 @@ question hard for both does not widen it. Questions and seeds are both samples o
 trained: the spread of the mean counts both (two-way layout, random effects, Satterthwaite's degrees of freedom). Seeds
 with questions of their own are that layout without an effect of questions.
 
-Left out: corrections for many comparisons.
+Many claims that are tested at once are corrected for their number by Holm's rule.
 
 Axes: S seeds, Q questions.
 """
@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 _LEVEL = 0.95
+_NORMAL = 1e6
+"""Degrees of freedom from which t is the normal distribution to more digits than the grid has."""
 _GRID = 20_001
 """Points that the density of t is summed over: the quantile is right to 1e-4, as the printed table is."""
 
@@ -35,6 +37,15 @@ class Interval:
     @property
     def half_width(self) -> float | None:
         return None if self.error is None else self.error * student_t(self.freedom)
+
+    @property
+    def p_value(self) -> float | None:
+        """The chance of a mean at least as far from 0 where the true one is 0, two-sided."""
+        if self.error is None:
+            return None
+        if self.error == 0:
+            return 0.0 if self.mean else 1.0
+        return tail_probability(abs(self.mean) / self.error, self.freedom)
 
     @property
     def low(self) -> float | None:
@@ -96,12 +107,36 @@ def average(parts: Sequence[Interval]) -> Interval:
 
 
 def student_t(freedom: float) -> float:
-    """The two-sided 95 % quantile: with t = sqrt(f) tan(a), the density of the angle a is that of cos(a) ** (f - 1)."""
-    freedom = min(freedom, 1e6)  # the normal distribution to more digits than the grid has
+    """The two-sided 95 % quantile of Student's t."""
+    angles, below = _student_angles(freedom)
+    return math.sqrt(min(freedom, _NORMAL)) * math.tan(float(np.interp(_LEVEL, below, angles)))
+
+
+def tail_probability(t: float, freedom: float) -> float:
+    """The chance that Student's t is further from 0 than this, on either side."""
+    angles, below = _student_angles(freedom)
+    return 1 - float(np.interp(math.atan(t / math.sqrt(min(freedom, _NORMAL))), angles, below))
+
+
+def _student_angles(freedom: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Angles a with t = sqrt(f) tan(a), and the chance that |t| is below: the density of a is that of
+    cos(a) ** (f - 1)."""
+    freedom = min(freedom, _NORMAL)
     # For many degrees of freedom all of the density is near angle 0, where it is normal: nothing is left beyond 12.
     angles = np.linspace(0.0, min(math.pi / 2, 12 / math.sqrt(freedom)), _GRID)
     density = np.cos(angles) ** (freedom - 1)
-    # Trapezoids; a constant factor is left out, as the last sum stands for 1.
+    # Trapezoids; the density on one side of 0 is half of all, as on the other.
     below = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
-    # The density on one side of 0 up to the 95 % point: both sides are alike.
-    return math.sqrt(freedom) * math.tan(float(np.interp(_LEVEL * below[-1], below, angles)))
+    return angles, below / below[-1]
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Each p-value corrected for all: below 0.05, it holds with 5 % for the whole family.
+
+    p_(i) of the m sorted ones becomes the largest of min(1, (m - j + 1) p_(j)) over j <= i.
+    """
+    order = np.argsort(p_values)
+    raised = [min(1.0, (len(p_values) - rank) * p_values[index]) for rank, index in enumerate(order)]
+    corrected = np.empty(len(p_values))
+    corrected[order] = np.maximum.accumulate(raised) if raised else []
+    return corrected.tolist()

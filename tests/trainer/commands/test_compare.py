@@ -1,8 +1,14 @@
+import json
+import re
+import shutil
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
 from clients.cli import main
+
+RESULTS = Path("bench/results/compare")
 
 COMPARE = "recipes/miniature/compare.toml"
 
@@ -37,3 +43,30 @@ def test_a_recipe_that_cannot_be_compared_is_refused_in_one_line(
 def test_a_recipe_of_a_comparison_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["run", COMPARE, "--out", str(tmp_path / "out")]) == 2
     assert "take coevo compare" in capsys.readouterr().err
+
+
+def test_tables_are_made_again_from_answers_without_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """A seed of the committed comparison, through the door: its numbers are those of the answers."""
+    kept, out = tmp_path / "kept", tmp_path / "out"
+    (kept / "answers").mkdir(parents=True)
+    shutil.copy(RESULTS / "comparison.json", kept)
+    for name in ("seed-13.jsonl", "merges-13.json"):
+        shutil.copy(RESULTS / "answers" / name, kept / "answers")
+    assert main(["compare", COMPARE, "--from", str(kept), "--out", str(out)]) == 0
+    assert "report.html has tables" in capsys.readouterr().out
+    rewards = {
+        (line["system"], line["row"], line["exam"]): line["rewards"]
+        for line in map(json.loads, (kept / "answers" / "seed-13.jsonl").read_text().splitlines())
+        if line["way"] == "greedy"
+    }
+    copd = fmean(fmean(rewards["copd2", "merged", exam]) for exam in ("text", "image"))
+    table = (out / "tables.md").read_text()
+    (row,) = re.findall(r"two branches, seed 13, greedy.*?(\| CoPD \|[^\n]*)", table, re.DOTALL)
+    assert f"{100 * copd:.1f} ± " in row.split(" | ")[3]
+    assert table.count("| one seed |") > 5
+    assert "| holds |" not in table
+
+
+def test_a_folder_without_answers_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["compare", COMPARE, "--from", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert "there is no answers/seed-0.jsonl" in capsys.readouterr().err

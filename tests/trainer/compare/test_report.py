@@ -11,8 +11,9 @@ import pytest
 
 from tests.trainer.orchestration.run_events import overlap, step
 from trainer.compare.answers import MergedModel, ResultAnswers
-from trainer.compare.report import grid, markdown, write_report
-from trainer.compare.results import Results, as_json, results_of
+from trainer.compare.report import markdown, write_report
+from trainer.compare.results import Results, as_json, measured_by, measured_in, results_of
+from trainer.compare.standings import Standings
 from trainer.plan.comparison import planned_results
 from trainer.plan.make import make_plan
 from trainer.recipe import ComparisonConfig, Recipe
@@ -63,7 +64,9 @@ def results(measured: Measured) -> Results:
 
 def results_from(answers: list[ResultAnswers], events: list[dict[str, Any]], recipe: Recipe = RECIPE) -> Results:
     merges = {seed: {"copd3": MergedModel(1.5, {"1": 0.7, "1.5": 0.8}, {"text - image": 0.4})} for seed in range(2)}
-    return results_of(recipe, answers, events, {"text": 0.1, "image": 0.2, "video": 0.2}, merges)
+    standings = Standings(answers)
+    measured = measured_by(events, recipe, standings)
+    return results_of(recipe, standings, measured, {"text": 0.1, "image": 0.2, "video": 0.2}, merges)
 
 
 def test_the_report_is_one_file_that_needs_no_other(results: Results, tmp_path: Path):
@@ -89,9 +92,15 @@ def test_claims_have_a_verdict_in_both_ways_of_answering(results: Results):
 def test_every_number_is_json(results: Results):
     text = json.dumps(as_json(results), allow_nan=False)
     assert json.loads(text)["seeds"] == [0, 1]
-    copd = next(line for line in json.loads(text)["tables"][1]["lines"] if line["label"] == "CoPD")
-    assert copd["spent"]["steps"] == 30
-    assert copd["spent"]["rollouts"] > 30 * 24
+    copd = next(cost for cost in json.loads(text)["spent"] if (cost["system"], cost["row"]) == ("copd3", "merged"))
+    assert copd["steps"] == 30
+    assert copd["rollouts"] > 30 * 24
+
+
+def test_numbers_in_the_file_stand_in_for_lost_events(results: Results, tmp_path: Path):
+    path = tmp_path / "comparison.json"
+    path.write_text(json.dumps(as_json(results)))
+    assert measured_in(path) == results.measured
 
 
 def test_the_cost_is_the_mean_of_the_seeds_that_a_line_has(measured: Measured, results: Results):
@@ -99,15 +108,12 @@ def test_the_cost_is_the_mean_of_the_seeds_that_a_line_has(measured: Measured, r
     answers = [line for line in measured.answers if (line.seed, line.system) != (1, "copd3")]
     events = [event for event in measured.events if not event.get("branch", "").startswith("s1-copd3")]
     fewer = results_from(answers, events)
-    assert fewer.spent["copd3", "merged"] == results.spent["copd3", "merged"]
-    head, *rows = grid(fewer, fewer.tables[1], "greedy")
-    seeds = {row[0]: row[head.index("seeds")] for row in rows}
-    assert (seeds["CoPD"], seeds["MOPD"]) == ("1", "2")
+    assert fewer.measured.spent["copd3", "merged"] == results.measured.spent["copd3", "merged"]
 
 
 def test_systems_asked_for_before_keep_their_cost(measured: Measured, results: Results):
     now = RECIPE.model_copy(update={"comparison": ComparisonConfig(systems=("mixed2",))})
-    assert results_from(measured.answers, measured.events, now).spent == results.spent
+    assert results_from(measured.answers, measured.events, now).measured.spent == results.measured.spent
 
 
 def test_markdown_has_the_same_tables(results: Results):
@@ -117,4 +123,4 @@ def test_markdown_has_the_same_tables(results: Results):
     assert len(widths) == 2  # of two exams and of three
     assert sum(line.startswith("| CoPD, 1 : 4 |") for line in lines) == 2
     assert sum(line.startswith("Pearson's r of ") for line in lines) == 2
-    assert sum(line.startswith("| text | ") for line in lines) == len(results.students) // 2
+    assert sum(line.startswith("| text | ") for line in lines) == len(results.measured.students) // 2

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 
 from trainer.compare.answers import ResultAnswers
-from trainer.compare.standings import Claim, Line, Standings, Table, absorption, centred, tables, verdicts
+from trainer.compare.standings import Claim, Line, Standings, Table, centred, gain_share, tables, verdicts
 from trainer.evaluation.intervals import interval
 from trainer.recipe import MethodConfig
 
 A, B = Line("a", "a"), Line("b", "b")
 METHOD = MethodConfig(topology="hub", hub="text")  # 3 RLVR steps and 2 of distillation in a cycle
-TABLE = Table("t", ("text", "image"), (A, B), (Claim(A, B), Claim(A, B, "image")))
+TABLE = Table("t", ("text", "image"), (A, B), (Claim(A, B), Claim(A, B, "image")), (0, 1, 2))
 
 
 def answers(system: str, exam: str, by_seed: Sequence[Sequence[float]], row: str = "") -> list[ResultAnswers]:
@@ -28,7 +28,7 @@ def drawn(mean: float, seeds: int = 3, questions: int = 200, number: int = 0) ->
 
 def test_the_mean_is_that_of_exams_which_count_alike():
     standings = Standings([*answers("a", "text", [[1, 1, 1, 1]]), *answers("a", "image", [[0, 1]])])
-    assert standings.accuracy(A, ["text", "image"], "greedy").mean == pytest.approx(0.75)
+    assert standings.accuracy(A, ["text", "image"], "greedy", [0]).mean == pytest.approx(0.75)
 
 
 def test_how_hard_an_exam_is_does_not_widen_the_interval():
@@ -55,28 +55,69 @@ def test_a_verdict_goes_by_the_interval_of_the_difference():
     ):
         rows = [answers("a", exam, ahead) + answers("b", exam, behind) for exam in ("text", "image")]
         standings = Standings([*rows[0], *rows[1]])
-        assert [verdict.word for verdict in verdicts(standings, TABLE, "greedy")] == [word, word]
+        assert [verdict.word for verdict in verdicts(standings, [TABLE])[TABLE]] == [word, word]
+
+
+def test_nothing_is_decided_by_one_seed():
+    rows = [*answers("a", "text", drawn(0.9, 1)), *answers("b", "text", drawn(0.1, 1, number=1))]
+    table = Table("t", ("text",), (A, B), (Claim(A, B),), (0,))
+    (verdict,) = verdicts(Standings(rows), [table])[table]
+    assert (verdict.word, verdict.p) == ("one seed", None)
+    assert verdict.difference.mean > 0.5
+
+
+def test_a_claim_may_fall_to_the_number_of_those_beside_it():
+    """Of one p-value 0.03 holds; of three that are alike, Holm wants each below 0.05 / 3."""
+    rng = np.random.default_rng(3)
+    seeds, rows = 8, list[ResultAnswers]()
+    for exam in ("text", "image", "video"):
+        base = rng.random((seeds, 50)) * 0.1
+        # The same small lead everywhere, with a spread between seeds that makes it just significant alone.
+        lead = np.linspace(-0.012, 0.06, seeds)[:, None]
+        rows += [*answers("a", exam, (base + lead).tolist()), *answers("b", exam, base.tolist())]
+    standings = Standings(rows)
+    together = Table("t", ("text", "image", "video"), (A, B),
+                     tuple(Claim(A, B, exam) for exam in ("text", "image", "video")), tuple(range(seeds)))  # fmt: skip
+    alone = Table("t", ("text",), (A, B), (Claim(A, B),), tuple(range(seeds)))
+    (single,) = verdicts(standings, [alone])[alone]
+    assert single.p is not None
+    assert 0.05 / 3 < single.p < 0.05
+    family = verdicts(standings, [together])[together]
+    assert [verdict.word for verdict in family] == ["undecided"] * 3
+    assert family[0].p == pytest.approx(3 * single.p)
+    controls = Table("t", ("text",), (A, B), (Claim(A, B, is_papers=False),), tuple(range(seeds)))
+    # Claims of ours are another family: they cost the paper's nothing.
+    both = verdicts(standings, [alone, controls])
+    assert both[alone][0].p == pytest.approx(single.p)
+    assert both[controls][0].p == pytest.approx(single.p)
 
 
 def test_differences_are_paired_by_question_and_seed():
     values = drawn(0.5)
     lower = [[max(0.0, value - 0.1) for value in seed] for seed in values]
     standings = Standings([*answers("a", "text", values), *answers("b", "text", lower)])
-    difference = standings.difference(A, B, ["text"], "greedy")
+    difference = standings.difference(A, B, ["text"], "greedy", [0, 1, 2])
     assert difference.mean == pytest.approx(0.1 * np.mean(values))
     assert difference.half_width is not None
     assert difference.half_width < 0.02
 
 
-def test_only_seeds_that_both_have_are_compared():
-    standings = Standings([*answers("a", "text", [[1, 1], [0, 0]]), *answers("b", "text", [[0, 1]])])
-    assert standings.difference(A, B, ["text"], "greedy").mean == pytest.approx(0.5)
-    assert standings.by_seed(A, ["text"], "greedy") == {0: 1.0, 1: 0.0}
+def test_a_table_stands_on_the_seeds_that_all_its_lines_have():
+    """A line with fewer has a table of its own, with what it is compared with at those seeds."""
+    many, few = drawn(0.5), drawn(0.5, 1)
+    rows = [line for exam in ("text", "image", "video")
+            for system, row, values in [("base", "", many), ("mixed3", "", many), ("copd3", "merged", many),
+                                        ("mopd-equal", "", few)]
+            for line in answers(system, exam, values, row)]  # fmt: skip
+    whole, narrow = tables(METHOD, ("text", "image", "video"), Standings(rows))
+    assert [line.label for line in whole.lines] == ["base", "mixed RLVR", "CoPD"]
+    assert [line.label for line in narrow.lines] == ["MOPD, equal steps", "CoPD"]
+    assert (whole.seeds, narrow.seeds) == ((0, 1, 2), (0,))
 
 
 def test_a_question_that_nobody_could_judge_is_left_out():
     rows = [ResultAnswers(0, "a", "", "text", "greedy", (1.0, None, 0.0, 1.0), 1.0, 0.0)]
-    assert Standings(rows).accuracy(A, ["text"], "greedy").mean == pytest.approx(2 / 3)
+    assert Standings(rows).accuracy(A, ["text"], "greedy", [0]).mean == pytest.approx(2 / 3)
 
 
 def test_the_papers_tables_have_the_lines_that_were_answered():
@@ -107,9 +148,10 @@ def test_shares_of_the_sweep_are_a_table_of_their_own():
     assert [claim.behind.system for claim in table.claims] == ["r4o1", "r1o4"]
 
 
-def test_absorption_is_the_share_of_the_teachers_lead():
-    """At the seeds that the student has: another seed's teacher, which knows nothing, does not count."""
+def test_a_share_of_the_gain_is_that_of_its_own_seeds():
+    """Another seed's expert, which knows nothing, does not count."""
+    base, experts = Line("base", "base"), [B]
     rows = [*answers("base", "text", [[0, 0, 0, 0], [0, 0, 0, 0]]), *answers("a", "text", [[1, 0, 0, 0]]),
             *answers("b", "text", [[1, 1, 0, 0], [0, 0, 0, 0]])]  # fmt: skip
-    assert absorption(Standings(rows), "text", A, Line("base", "base"), B, "greedy") == pytest.approx(0.5)
-    assert absorption(Standings(rows), "text", A, B, Line("base", "base"), "greedy") is None
+    assert gain_share(Standings(rows), ["text"], A, base, experts, "greedy") == pytest.approx(0.5)
+    assert gain_share(Standings(rows), ["text"], A, B, [base], "greedy") is None
