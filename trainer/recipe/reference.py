@@ -45,6 +45,7 @@ This page is made from the docstrings in `trainer/recipe/`: `coevo recipe refere
 So `[method]` in a file takes the place of an inherited `[method]`: keys that it does not repeat have their defaults
 again, not the inherited values. `coevo run`, `coevo plan` and `coevo doctor` name the keys that are dropped so.
 
+<!-- docs: file longer.toml -->
 ```toml
 extends = "miniature"
 name = "longer"
@@ -56,7 +57,7 @@ rollout.max_completion_tokens = 64
 Commands that take a recipe take `--set KEY=VALUE`, as often as you like; later ones win. KEY is spelt as in TOML. VALUE
 is read as TOML or `null`, or else as plain text, so that words need no quotes.
 
-```
+```sh
 coevo plan miniature --set rollout.group_size=4 --set base.dtype=bfloat16
 ```
 
@@ -65,6 +66,7 @@ coevo plan miniature --set rollout.group_size=4 --set base.dtype=bfloat16
 `coevo recipe schema --out recipe.schema.json` writes a JSON Schema. Editors with Taplo (in VS Code: Even Better TOML)
 then complete keys, show their meaning, and mark what is wrong, if the recipe begins with this line:
 
+<!-- docs: part of a recipe -->
 ```toml
 #:schema ./recipe.schema.json
 ```
