@@ -3,12 +3,13 @@
 Left out: sending, waiting and trying again (`client`).
 """
 
+import asyncio
 import hashlib
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, BinaryIO, Generic, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -28,6 +29,8 @@ JSON = {"content-type": "application/json"}
 # Prompts of one request: at most so many, and at most so many tokens of completions between them.
 _MAX_PROMPTS = 16
 _MAX_TOKENS = 2048
+_CHUNK = 2**20
+"""Bytes of a file that are read, and then sent, at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +72,16 @@ class Call(Generic[T]):
     fields: Mapping[str, str] = field(default_factory=dict[str, str])
     files: Mapping[str, Path] = field(default_factory=dict[str, Path])
     """The parts of a form, with `fields`; read while they are sent."""
+    body: Path | None = None
+    """A file instead of `content`; read while it is sent."""
     media: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
     """What can be uploaded when the service does not know it, by id."""
     target: DownloadTarget | None = None
     """The file for the response's body; without one it goes into memory."""
     any_base: bool = False
     """Whether it may be sent before the base is known to be the right one."""
+    is_long: bool = False
+    """Whether the engine works for it. Of these so many are under way, and the others wait."""
 
     @contextmanager
     def arguments(self) -> Generator[dict[str, Any]]:
@@ -82,14 +89,24 @@ class Call(Generic[T]):
         with ExitStack() as stack:
             # Opened anew for each try: the last one has read them, in part or to their end.
             files = {name: (name, stack.enter_context(path.open("rb"))) for name, path in self.files.items()}
-            body = {"data": self.fields, "files": files} if files else {"content": self.content}
+            headers = dict(self.headers)
+            if self.body is not None:
+                headers["content-length"] = str(self.body.stat().st_size)  # or it would go in pieces of unsaid number
+                body: dict[str, Any] = {"content": _chunks(stack.enter_context(self.body.open("rb")))}
+            else:
+                body = {"data": self.fields, "files": files} if files else {"content": self.content}
             yield {
                 "method": self.method,
                 "url": self.path,
                 "params": [*self.params],
-                "headers": dict(self.headers),
+                "headers": headers,
                 **body,
             }
+
+
+async def _chunks(file: BinaryIO) -> AsyncGenerator[bytes]:
+    while chunk := await asyncio.to_thread(file.read, _CHUNK):
+        yield chunk
 
 
 def path_of(*parts: str | int) -> str:
@@ -142,6 +159,11 @@ def check_response(response: httpx.Response) -> None:
     except ValidationError:  # a proxy on the way answered
         detail = f"{response.request.method} {response.url.path}: status {response.status_code} without a reason"
         error = error_of(f"http-{response.status_code}", response.status_code, detail)
+    if response.status_code == 401:  # its own words are for who writes requests by hand
+        where = f"{response.url.scheme}://{response.url.netloc.decode()}"
+        error = error_of(
+            error.type, 401, f"{where}: the service wants another key; set COEVO_API_KEY to the one it has"
+        )
     wait = response.headers.get("retry-after", "")
     error.retry_after_s = float(wait) if wait.isdecimal() else None  # the service never says it as a date
     raise error

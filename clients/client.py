@@ -1,8 +1,9 @@
 """The one client of the service, for an event loop.
 
-Every call has one deadline, which holds for its tries, its pauses and the uploads on its way. Nothing is done twice
-by being asked twice: revisions and media go by their content. Arrays travel as safetensors. A client that was given a
-base's digest asks nothing of a service with another base, and looks again whenever a request got no response.
+Every call has one deadline, which holds for its tries, its pauses and the uploads on its way. It begins when the call
+gets its place: of hundreds that are made at once most wait for others first. Nothing is done twice by being asked
+twice: revisions and media go by their content. Arrays travel as safetensors. A client that was given a base's digest
+asks nothing of a service with another base, and looks again whenever a request got no response.
 
 A call ends with its result or one `ServiceError`; where the caller can mend it, that is a `UserError` too.
 
@@ -11,7 +12,6 @@ that was given, nowhere else.
 """
 
 import asyncio
-import gzip
 import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -27,11 +27,14 @@ from clients.calls import BINARY, JSON, Call, DownloadTarget, media_id, path_of,
 from clients.retries import RefusedError, RetryDeadline, ServiceError, error_of
 from service.concurrency import gather_or_cancel
 from service.schemas import (
+    SAFETENSORS,
     AdaptersResponse,
     GenerateRequest,
     GenerateResponse,
     LogprobsRequest,
     LogprobsResponse,
+    RolloutsIndex,
+    RolloutsKept,
     RunInfo,
     RunsResponse,
     StepRollouts,
@@ -50,6 +53,8 @@ _UPLOAD_ROUNDS = 3
 for ever, as a media store that is too small for one request forgets them every time."""
 _CONNECT_S = 10.0
 """The longest wait for a connection. A host that answers nothing at all would use up a call's whole time in one try."""
+_UPLOAD_BYTES_PER_S = 2**20
+"""What a call's time grows by with the bytes that it sends: a slow line of 8 Mbit/s."""
 _POOL = 8
 """Connections of one pool: it looks at all of them, and asks the kernel of the idle ones, whenever a request begins or
 ends."""
@@ -67,7 +72,7 @@ def from_environment(environ: Mapping[str, str]) -> ServiceAddress:
 
 
 class AsyncClient:
-    """At most `max_in_flight` requests are on their way. `media` holds the bytes of the ids that a request names."""
+    """At most `max_in_flight` requests to the engine are on their way. `media` holds the bytes of a request's ids."""
 
     def __init__(
         self,
@@ -79,11 +84,15 @@ class AsyncClient:
         max_in_flight: int = 64,
     ) -> None:
         self.url = url
+        self.answered = 0
+        """Requests so far that had their answer, whichever it was."""
         self._base = base
         self._is_base_checked = False
         self._timeout_s = timeout_s
         # Last in, first out: the pool that was used last is used next, so that the others stay idle.
         self._slots: asyncio.LifoQueue[httpx.AsyncClient] = asyncio.LifoQueue()
+        # Places of their own for all else: a publish must not wait for the hours that hundreds of samples take.
+        self._quick_slots: asyncio.LifoQueue[httpx.AsyncClient] = asyncio.LifoQueue()
         self._pools: list[httpx.AsyncClient] = []
         if api_key is not None and not (api_key.isascii() and api_key.isprintable()):
             # httpx's own error would show the key.
@@ -91,13 +100,18 @@ class AsyncClient:
             raise RefusedError("invalid", None, detail)
         headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
         context = httpx.create_ssl_context(trust_env=False)  # one for all pools: each would read the certificates
-        for first in range(0, max_in_flight, _POOL):
-            size = min(_POOL, max_in_flight - first)
+        sizes = [min(_POOL, max_in_flight - first) for first in range(0, max_in_flight, _POOL)]
+        for slots, size in [(self._quick_slots, _POOL), *((self._slots, size) for size in sizes)]:
             limits = httpx.Limits(max_connections=size, max_keepalive_connections=size)
             pool = httpx.AsyncClient(base_url=url, headers=headers, trust_env=False, limits=limits, verify=context)
             self._pools.append(pool)
             for _ in range(size):
-                self._slots.put_nowait(pool)
+                slots.put_nowait(pool)
+
+    @property
+    def longest_s(self) -> float:
+        """The longest time that a call takes, if it says nothing else."""
+        return self._timeout_s
 
     async def __aenter__(self) -> Self:
         return self
@@ -124,6 +138,7 @@ class AsyncClient:
             headers=JSON | BINARY,
             content=request.model_dump_json(exclude_none=True).encode(),
             media=media,
+            is_long=True,
         )
         return await self._run(call, timeout_s)
 
@@ -147,6 +162,7 @@ class AsyncClient:
                 headers=JSON | BINARY,
                 content=request.model_copy(update={"prompts": part}).model_dump_json(exclude_none=True).encode(),
                 media=media,
+                is_long=True,
             )
             for part in parts
         ]
@@ -212,27 +228,42 @@ class AsyncClient:
 
     async def download(self, branch: str, revision: int, file: str, to: Path) -> Path:
         """Into the file `to`, which appears when it is whole and has the manifest's hash."""
-        deadline = self._deadline(None)
-        manifest = await self._finish(_describe(branch, revision), deadline)
+        manifest = await self.describe(branch, revision)
         if file not in manifest.files:
             names = ", ".join(manifest.files) or "none"
             raise error_of("not-found", None, f"{branch}@{revision} has no {file}; its files are {names}")
         target = DownloadTarget(to, manifest.files[file].sha256)
         path = path_of("adapters", branch, revision, file)
-        await self._finish(Call("GET", path, _read_nothing, target=target), deadline)
+        await self._run(Call("GET", path, _read_nothing, target=target))
         return to
 
-    async def put_rollouts(self, run: str, branch: str, step: int, rollouts: StepRollouts) -> None:
-        """Again for the same step replaces them."""
-        # The fastest level: they are mostly digits, which pack well at any.
-        content = await asyncio.to_thread(lambda: gzip.compress(rollouts.model_dump_json().encode(), 1))
-        headers = JSON | {"content-encoding": "gzip"}
-        path = path_of("runs", run, "rollouts", branch, step)
-        await self._run(Call("PUT", path, _read_nothing, headers=headers, content=content))
+    async def put_rollouts(
+        self, run: str, branch: str, step: int, record: Path, *, keep: int | None = None
+    ) -> list[int]:
+        """A step's record; again for the same step replaces it. With `keep`, so many steps of the branch stay: those
+        whose rollouts went."""
+        call = Call(
+            "PUT",
+            path_of("runs", run, "rollouts", branch, step),
+            lambda response: read_json(response, RolloutsKept).removed,
+            params=[] if keep is None else [("keep", str(keep))],
+            headers={"content-type": SAFETENSORS},
+            body=record,
+        )
+        return await self._run(call, self._timeout_s + record.stat().st_size / _UPLOAD_BYTES_PER_S)
 
-    async def rollouts(self, run: str, branch: str, step: int) -> StepRollouts:
+    async def rollouts(
+        self, run: str, branch: str, step: int, *, part: str | None = None, first: int = 0, count: int = 16
+    ) -> StepRollouts:
+        """A page: some prompts of a part, or of each, from the number `first` on."""
         path = path_of("runs", run, "rollouts", branch, step)
-        return await self._run(Call("GET", path, lambda response: read_json(response, StepRollouts)))
+        params = [("first", str(first)), ("count", str(count)), *([] if part is None else [("part", part)])]
+        return await self._run(Call("GET", path, lambda response: read_json(response, StepRollouts), params=params))
+
+    async def recorded_steps(self, run: str) -> dict[str, list[int]]:
+        """The steps of each branch whose rollouts are kept."""
+        path = path_of("runs", run, "rollouts")
+        return await self._run(Call("GET", path, lambda response: read_json(response, RolloutsIndex).branches))
 
     async def runs(self) -> list[RunInfo]:
         """The one that was heard of last comes first."""
@@ -253,28 +284,24 @@ class AsyncClient:
     async def wait_until_ready(self, timeout_s: float) -> None:
         await self._run(_READY, timeout_s)
 
-    def _deadline(self, timeout_s: float | None) -> RetryDeadline:
-        return RetryDeadline(self.url, self._timeout_s if timeout_s is None else timeout_s)
-
     async def _run(self, call: Call[T], timeout_s: float | None = None) -> T:
-        return await self._finish(call, self._deadline(timeout_s))
-
-    async def _finish(self, call: Call[T], deadline: RetryDeadline) -> T:
         """The call's result, with the uploads that it turns out to need."""
-        for _ in range(_UPLOAD_ROUNDS):
-            try:
-                return await self._repeat(call, deadline)
-            except ServiceError as error:
-                uploads = calls.unknown_media(error, call.media)
-            for upload in uploads:
-                await self._repeat(upload, deadline)
-        return await self._repeat(call, deadline)
+        async with self._slot(call) as http:
+            deadline = RetryDeadline(self.url, self._timeout_s if timeout_s is None else timeout_s)
+            for _ in range(_UPLOAD_ROUNDS):
+                try:
+                    return await self._repeat(call, deadline, http)
+                except ServiceError as error:
+                    uploads = calls.unknown_media(error, call.media)
+                for upload in uploads:
+                    await self._repeat(upload, deadline, http)
+            return await self._repeat(call, deadline, http)
 
-    async def _repeat(self, call: Call[T], deadline: RetryDeadline) -> T:
+    async def _repeat(self, call: Call[T], deadline: RetryDeadline, http: httpx.AsyncClient) -> T:
         while True:
             try:
                 # httpx's own limits are for each read: a server that sends a byte now and then passes them for ever.
-                async with asyncio.timeout(deadline.left_s()), self._slot() as http:
+                async with asyncio.timeout(deadline.left_s()):
                     if self._base is not None and not self._is_base_checked and not call.any_base:
                         base = (await self._send(_ADAPTERS, deadline.left_s(), http)).base
                         if base.digest != self._base:
@@ -290,13 +317,15 @@ class AsyncClient:
             await asyncio.sleep(pause_s)
 
     @asynccontextmanager
-    async def _slot(self) -> AsyncGenerator[httpx.AsyncClient]:
-        """The right to one of the `max_in_flight` requests, and the pool for it."""
-        pool = await self._slots.get()
+    async def _slot(self, call: Call[Any]) -> AsyncGenerator[httpx.AsyncClient]:
+        """A place among those that are under way, and the pool for it. It is kept through pauses: who waits behind
+        would get no more from a service that has no time."""
+        slots = self._slots if call.is_long else self._quick_slots
+        pool = await slots.get()
         try:
             yield pool
         finally:
-            self._slots.put_nowait(pool)
+            slots.put_nowait(pool)
 
     async def _send(self, call: Call[T], left_s: float, http: httpx.AsyncClient) -> T:
         timeout = httpx.Timeout(left_s, connect=min(left_s, _CONNECT_S))
@@ -308,6 +337,7 @@ class AsyncClient:
                     with call.target.open(response) as write:
                         async for piece in response.aiter_bytes():
                             write(piece)
+                self.answered += 1
                 calls.check_response(response)
                 return call.read(response)
 

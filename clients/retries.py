@@ -20,6 +20,9 @@ from adapters.errors import UserError
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 2.0
 
+TOO_SLOW = "too-slow"
+"""The type of an error of a service that was reached and did not answer in the call's time."""
+
 log = logging.getLogger(__name__)
 
 
@@ -33,6 +36,11 @@ class ServiceError(Exception):
         self.detail = detail
         self.more: dict[str, Any] = {}
         self.retry_after_s: float | None = None
+
+    @property
+    def is_away(self) -> bool:
+        """Nobody was there, or who answered was not ready: no fault of what was asked."""
+        return (self.status is None and self.type != TOO_SLOW) or self.status in (502, 503)
 
     def __str__(self) -> str:
         return f"{self.detail} ({self.type})"
@@ -86,6 +94,8 @@ class RetryDeadline:
             final.more, final.retry_after_s = error.more, error.retry_after_s
             return final
         reason = f"no answer within {self._timeout_s:g} s, {_words(error)}"
+        if isinstance(error, TimeoutError | httpx.ReadTimeout):  # not of connecting: somebody has taken the request
+            return error_of(TOO_SLOW, None, f"{self._url}: {reason}; look whether its engine still works")
         return error_of("no-answer", None, f"{self._url}: {reason}; start the service, or mend COEVO_SERVICE_URL")
 
 

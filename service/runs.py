@@ -1,7 +1,7 @@
 """What runs tell: their events as the queue had them, a summary of each run, and every step's rollouts.
 
     RUN/events.jsonl                 an event a line, with the queue's name for it (`id`) and when it was written (`at`)
-    RUN/rollouts/BRANCH/STEP.json.gz
+    RUN/rollouts/BRANCH/STEP.safetensors     a step's record, see `rollouts`
 
 Events come out of the queue once each: a batch is on the disk before the queue forgets it, and what a crash leaves in
 both places is known by its name. Line numbers never change, so whoever follows a run goes on after the last he has
@@ -17,12 +17,13 @@ import math
 import os
 import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, BinaryIO, Protocol, cast
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
@@ -30,7 +31,7 @@ from adapters.names import shown
 from adapters.store import disk_full_as_user_error, sync
 from service.schemas import RunBranch, RunInfo
 
-EVENTS, ROLLOUTS = "events.jsonl", "rollouts"
+EVENTS, ROLLOUTS, RECORD = "events.jsonl", "rollouts", ".safetensors"
 MOST_AT_ONCE = 1000  # events taken from the queue, and then written with one fsync
 RUN_PATTERN = r"^[a-z][a-z0-9_-]{0,63}$"
 REWARD = "native/reward"
@@ -72,15 +73,28 @@ class _Run:
 class Runs:
     """The folder of all runs."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, is_read_only: bool = False) -> None:
+        """Read-only, nothing is mended: another process may be writing there."""
         self.is_closed = False
         self.news = asyncio.Event()
         """Set, and replaced by another, when there may be more to read."""
         self._folder = folder
-        for leftover in folder.glob(f"*/{ROLLOUTS}/*/*{_PART}"):
+        self._runs: dict[str, _Run] = {}
+        if is_read_only:
+            self.look()
+            return
+        for leftover in folder.glob(f".*{_PART}"):
             leftover.unlink()
-        names = sorted(path.parent.name for path in folder.glob(f"*/{EVENTS}"))
-        self._runs = {run: _load(run, self._events(run)) for run in names if is_run(run)}
+        self._runs = {run: _load(run, self._events(run)) for run in self._names()}
+
+    def look(self) -> bool:
+        """Reads what another process has written since; whether there was anything."""
+        before = self._runs
+        self._runs = {run: _read(self._events(run), before.get(run, _unread(run))) for run in self._names()}
+        return self._runs != before
+
+    def _names(self) -> list[str]:
+        return sorted(path.parent.name for path in self._folder.glob(f"*/{EVENTS}") if is_run(path.parent.name))
 
     # ---- events ----
 
@@ -147,32 +161,45 @@ class Runs:
 
     # ---- rollouts ----
 
-    def put_rollouts(self, run: str, branch: str, step: int, packed: bytes) -> None:
-        """`packed` is JSON in gzip. What was there before is replaced."""
-        path = self._rollouts(run, branch, step)
-        part = path.with_name(f".{uuid.uuid4().hex}{_PART}")
+    @contextmanager
+    def receive_rollouts(self, run: str, branch: str, step: int) -> Generator[BinaryIO]:
+        """A file for a step's record. What is in it at the block's end replaces what was there before."""
+        path = self.rollouts(run, branch, step)
+        part = self._folder / f".{uuid.uuid4().hex}{_PART}"  # not beside it: what is refused makes no run's folder
         with disk_full_as_user_error("the runs"):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            self._folder.mkdir(parents=True, exist_ok=True)
             try:
                 with part.open("xb") as file:
-                    file.write(packed)
+                    yield file
                     file.flush()
                     os.fsync(file.fileno())
+                path.parent.mkdir(parents=True, exist_ok=True)
                 part.replace(path)
             finally:
                 part.unlink(missing_ok=True)
 
-    def rollouts(self, run: str, branch: str, step: int) -> bytes | None:
-        try:
-            return self._rollouts(run, branch, step).read_bytes()
-        except FileNotFoundError:
-            return None
+    def rollouts(self, run: str, branch: str, step: int) -> Path:
+        """The record of a step; there may be none."""
+        return self._folder / run / ROLLOUTS / branch / f"{step}{RECORD}"
+
+    def recorded_steps(self, run: str) -> dict[str, list[int]]:
+        """The steps of each branch whose records are kept."""
+        steps: dict[str, list[int]] = {}
+        for path in (self._folder / run / ROLLOUTS).glob(f"*/[0-9]*{RECORD}"):
+            steps.setdefault(path.parent.name, []).append(int(path.stem))
+        return {branch: sorted(steps[branch]) for branch in sorted(steps)}
+
+    def trim_rollouts(self, run: str, branch: str, step: int, keep: int) -> list[int]:
+        """Keep so many records of the steps up to this one; those that went. Later ones may be of a run that goes on
+        from an older revision: it replaces them by and by."""
+        steps = [number for number in self.recorded_steps(run).get(branch, []) if number <= step]
+        removed = steps[:-keep]
+        for number in removed:
+            self.rollouts(run, branch, number).unlink(missing_ok=True)
+        return removed
 
     def _events(self, run: str) -> Path:
         return self._folder / run / EVENTS
-
-    def _rollouts(self, run: str, branch: str, step: int) -> Path:
-        return self._folder / run / ROLLOUTS / branch / f"{step}.json.gz"
 
     def _append(self, run: str, events: list[tuple[str, dict[str, Any]]]) -> None:
         """Those that are not in the file yet: a batch may come again, if the queue was not told to forget it."""
@@ -229,18 +256,29 @@ def _write(path: Path, data: bytes, size: int) -> None:
 
 def _load(run: str, path: Path) -> _Run:
     """The state that a run's file tells. What is behind its last whole line is cut off."""
+    if not path.exists():
+        return _unread(run)
+    state = _read(path, _unread(run))
+    with path.open("r+b") as file:
+        file.truncate(state.end.offset)
+        os.fsync(file.fileno())
+    return state
+
+
+def _unread(run: str) -> _Run:
     now = datetime.now(UTC)
     info = RunInfo(id=run, name="", state="running", branches={}, num_events=0, started=now, updated=now)
-    state = _Run(Position(), "", info)
-    if not path.exists():
-        return state
-    with path.open("r+b") as file:
+    return _Run(Position(), "", info)
+
+
+def _read(path: Path, state: _Run) -> _Run:
+    """The state after all whole lines of the file."""
+    with path.open("rb") as file:
+        file.seek(state.end.offset)
         for line in file:
             if not line.endswith(b"\n"):
                 break
             state = _after(state, line)
-        file.truncate(state.end.offset)
-        os.fsync(file.fileno())
     return state
 
 

@@ -272,27 +272,38 @@ class RecordedGroup(Body):
 
 
 class RecordedPart(Body):
-    """One term of the loss."""
+    """Some prompts of one term of the loss."""
 
     name: str
     capability: str | None
+    num_groups: int
+    """All that it has."""
+    first: int
+    """The number of the first one here, counted from 0."""
     groups: list[RecordedGroup]
 
 
 class StepRollouts(Body):
-    """A step's rollouts, for people to read."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [{"run": "demo-1", "branch": "text", "step": 1, "parts": [], "metrics": {"reward": 0.5}}]
-        }
-    )
+    """A page of a step's rollouts, for people to read."""
 
     run: str
     branch: str
     step: int
     parts: list[RecordedPart]
     metrics: dict[str, float]
+
+
+class RolloutsIndex(Body):
+    """The steps of a run whose rollouts are kept."""
+
+    branches: dict[str, list[int]]
+
+
+class RolloutsKept(Body):
+    """What became of a step's rollouts."""
+
+    removed: list[int]
+    """The older steps of the branch whose rollouts went for them."""
 
 
 class Problem(BaseModel):

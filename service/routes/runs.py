@@ -1,19 +1,18 @@
 """`/runs`: how far runs have come, what they tell while they go on, and the rollouts of every step."""
 
 import asyncio
-import gzip
-import zlib
 from collections.abc import AsyncGenerator
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request
 from fastapi import Path as PathParameter
-from fastapi.exceptions import RequestValidationError
-from pydantic import ValidationError
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import FileResponse, Response, StreamingResponse
 
+from adapters.names import shown
 from service import schemas
 from service.http.problems import ProblemError
+from service.rollouts import Record, RecordError
 from service.routes.adapters import Branch, Revision
 from service.runs import RUN_PATTERN, Runs
 from service.state import State
@@ -22,18 +21,16 @@ router = APIRouter(tags=["runs"])
 
 Run = Annotated[str, PathParameter(pattern=RUN_PATTERN)]
 After = Annotated[int, Query(ge=0, le=2**53)]
+Keep = Annotated[int | None, Query(ge=1, le=2**53)]
 LastEventId = Annotated[int | None, Header(ge=0, le=2**53)]
 
 KEEP_ALIVE_S = 15.0  # proxies close connections that are silent for a minute, some earlier
-_COMPRESSION = 1  # the fastest: a step's rollouts are packed while somebody waits
-_GZIP = 16 + zlib.MAX_WBITS  # zlib's way to say gzip's header and not its own
+_PAGE_TOKENS = 200_000
+"""Tokens of completions in one page of rollouts, about 10 MB of JSON. A prompt with more is a page by itself."""
+_CHUNK = 2**20
+"""Bytes that are gathered before a thread writes them: changing threads costs more than a few thousand bytes."""
 
-_ROLLOUTS_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/StepRollouts"}}},
-    }
-}
+_BINARY: dict[str, Any] = {"content": {schemas.SAFETENSORS: {"schema": {"type": "string", "format": "binary"}}}}
 
 
 @router.get("/runs")
@@ -76,28 +73,87 @@ async def follow(runs: Runs, run: str, after: int, *, keep_alive_s: float = KEEP
             yield ": nothing new\n\n"
 
 
-@router.put("/runs/{run}/rollouts/{branch}/{step}", status_code=204, openapi_extra=_ROLLOUTS_BODY)
-async def put_rollouts(run: Run, branch: Branch, step: Revision, request: Request, state: State) -> Response:
-    """Keep a step's rollouts. The body may be packed (`Content-Encoding: gzip`); sent again, it replaces the first."""
-    encoding = request.headers.get("content-encoding", "identity").strip().lower()
-    if encoding not in ("identity", "gzip"):
-        raise ProblemError("invalid", 422, "Content-Encoding: send gzip, or none")
-    body = await request.body()
-    packed = await asyncio.to_thread(_check, body, encoding == "gzip", state.settings.body_bytes, (run, branch, step))
-    await asyncio.to_thread(state.runs.put_rollouts, run, branch, step, packed)
-    return Response(status_code=204)
+@router.get("/runs/{run}/rollouts")
+async def kept_rollouts(run: Run, state: State) -> schemas.RolloutsIndex:
+    """The steps whose rollouts are kept."""
+    return schemas.RolloutsIndex(branches=await asyncio.to_thread(state.runs.recorded_steps, run))
 
 
-@router.get("/runs/{run}/rollouts/{branch}/{step}", responses={200: {"model": schemas.StepRollouts}})
-async def rollouts(run: Run, branch: Branch, step: Revision, request: Request, state: State) -> Response:
-    """A step's rollouts."""
-    packed = await asyncio.to_thread(state.runs.rollouts, run, branch, step)
-    if packed is None:
-        raise ProblemError("unknown-run", 404, f"{run} has no rollouts of step {step} of {branch}")
-    headers = {"vary": "Accept-Encoding"}
-    if _takes_gzip(request.headers.get("accept-encoding", "")):
-        return Response(packed, headers=headers | {"content-encoding": "gzip"}, media_type="application/json")
-    return Response(await asyncio.to_thread(gzip.decompress, packed), headers=headers, media_type="application/json")
+@router.put("/runs/{run}/rollouts/{branch}/{step}", openapi_extra={"requestBody": {"required": True, **_BINARY}})
+async def put_rollouts(
+    run: Run, branch: Branch, step: Revision, request: Request, state: State, keep: Keep = None
+) -> schemas.RolloutsKept:
+    """Keep a step's record; sent again, it replaces the first. With `keep`, so many steps of the branch stay."""
+    with state.runs.receive_rollouts(run, branch, step) as file:
+        chunk = bytearray()
+        async for piece in request.stream():
+            chunk += piece
+            if len(chunk) >= _CHUNK:
+                await asyncio.to_thread(file.write, bytes(chunk))
+                chunk.clear()
+        await asyncio.to_thread(file.write, bytes(chunk))
+        file.flush()
+        await asyncio.to_thread(_check, Path(file.name), (run, branch, step))
+    removed = [] if keep is None else await asyncio.to_thread(state.runs.trim_rollouts, run, branch, step, keep)
+    return schemas.RolloutsKept(removed=removed)
+
+
+def _check(path: Path, name: tuple[str, str, int]) -> None:
+    record = Record(path)
+    record.check()
+    if (record.head.run, record.head.branch, record.head.step) != name:
+        raise RecordError("run, branch, step: not those of the path")
+
+
+@router.get(
+    "/runs/{run}/rollouts/{branch}/{step}",
+    responses={200: {"model": schemas.StepRollouts, "content": _BINARY["content"]}},
+)
+async def rollouts(
+    run: Run,
+    branch: Branch,
+    step: Revision,
+    request: Request,
+    state: State,
+    part: str | None = None,
+    first: Annotated[int, Query(ge=0, le=2**53)] = 0,
+    count: Annotated[int, Query(ge=1, le=1024)] = 16,
+) -> Response:
+    """A page of a step's rollouts: some prompts of one part, or of each. Or all of it, as safetensors."""
+    path = state.runs.rollouts(run, branch, step)
+    if not await asyncio.to_thread(path.exists):
+        kept = (await asyncio.to_thread(state.runs.recorded_steps, run)).get(branch, [])
+        hint = f"; it has those of {', '.join(map(str, kept))}" if kept else ""
+        raise ProblemError("unknown-run", 404, f"{run} has no rollouts of step {step} of {branch}{hint}")
+    headers = {"vary": "Accept"}
+    if schemas.SAFETENSORS in request.headers.get("accept", ""):
+        return FileResponse(path, headers=headers, media_type=schemas.SAFETENSORS)
+    text = await asyncio.to_thread(lambda: read_page(Record(path), part, first, count).model_dump_json())
+    return Response(text, headers=headers, media_type="application/json")
+
+
+def read_page(record: Record, part: str | None, first: int, count: int) -> schemas.StepRollouts:
+    """At most so many prompts of each part, and few enough that nobody waits for the interpreter."""
+    heads = [head for head in record.head.parts if part in (None, head.name)]
+    if not heads:
+        names = ", ".join(head.name for head in record.head.parts)
+        raise ProblemError("not-found", 404, f"part {shown(part or '')}: there is none of that name; it has {names}")
+    parts: list[schemas.RecordedPart] = []
+    for head in heads:
+        groups: list[schemas.RecordedGroup] = []
+        tokens = 0
+        for number in range(first, min(first + count, head.num_groups)):
+            tokens += record.tokens(head.name, number)
+            if groups and tokens > _PAGE_TOKENS // len(heads):
+                break
+            groups.append(record.group(head.name, number))
+        parts.append(
+            schemas.RecordedPart(
+                name=head.name, capability=head.capability, num_groups=head.num_groups, first=first, groups=groups
+            )
+        )
+    head = record.head
+    return schemas.StepRollouts(run=head.run, branch=head.branch, step=head.step, parts=parts, metrics=head.metrics)
 
 
 def _known(runs: Runs, run: str) -> schemas.RunInfo:
@@ -105,40 +161,3 @@ def _known(runs: Runs, run: str) -> schemas.RunInfo:
     if info is None:
         raise ProblemError("unknown-run", 404, f"there is no run {run}; /runs lists them")
     return info
-
-
-def _check(body: bytes, is_packed: bool, limit: int, name: tuple[str, str, int]) -> bytes:
-    """The body as it is kept, when it is what the schema says and of the step that the path names."""
-    plain = _unpack(body, limit) if is_packed else body
-    try:
-        rollouts = schemas.StepRollouts.model_validate_json(plain, strict=True)
-    except ValidationError as error:
-        errors = error.errors(include_url=False, include_context=False, include_input=False)
-        # As FastAPI does for a body that it reads itself.
-        raise RequestValidationError([{**item, "loc": ("body", *item["loc"])} for item in errors]) from None
-    if (rollouts.run, rollouts.branch, rollouts.step) != name:
-        raise ProblemError("invalid", 422, "run, branch, step: not those of the path")
-    return body if is_packed else gzip.compress(plain, _COMPRESSION)
-
-
-def _unpack(body: bytes, limit: int) -> bytes:
-    """A single gzip file, inflated no further than to the limit."""
-    inflater = zlib.decompressobj(_GZIP)
-    try:
-        plain = inflater.decompress(body, limit + 1)
-    except zlib.error:
-        raise ProblemError("bad-request", 400, "the body is not gzip, but Content-Encoding says so") from None
-    if len(plain) > limit:
-        raise ProblemError("too-large", 413, f"the body unpacked is larger than {limit} bytes")
-    if not inflater.eof or inflater.unused_data:  # a second file behind it would be read by some and not by others
-        raise ProblemError("bad-request", 400, "the body is not one whole gzip file")
-    return plain
-
-
-def _takes_gzip(accepted: str) -> bool:
-    """`gzip;q=0` is a no."""
-    for item in accepted.lower().split(","):
-        coding, _, quality = item.replace(" ", "").partition(";")
-        if coding in ("gzip", "*") and quality not in ("q=0", "q=0.0", "q=0.00", "q=0.000"):
-            return True
-    return False

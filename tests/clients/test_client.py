@@ -1,7 +1,6 @@
 """The client against a service that answers as each test wants: tries, deadlines, uploads, refusals."""
 
 import asyncio
-import gzip
 import hashlib
 import logging
 import os
@@ -42,9 +41,6 @@ from service.schemas import (
     LogprobsResponse,
     MediaInfo,
     Prompt,
-    RecordedCompletion,
-    RecordedGroup,
-    RecordedPart,
     RunBranch,
     RunInfo,
     RunsResponse,
@@ -247,6 +243,44 @@ def test_requests_go_together_but_no_more_than_the_limit(app, url):
     assert most == 3
 
 
+def test_a_calls_time_begins_when_it_gets_its_place(app, url):
+    """Twelve calls of a third of their time, three at once: the last begin when the first time is over."""
+    time_s = 3.0
+
+    @app.post("/generate")
+    async def generate(request: GenerateRequest):
+        await asyncio.sleep(time_s / 3)
+        return binary(encode_generated(generated(request)))
+
+    async def scenario():
+        async with AsyncClient(url, timeout_s=time_s, max_in_flight=3) as client:
+            return await client.generate("text", GenerateRequest(prompts=[Prompt(prompt=[1])] * 12))
+
+    assert len(asyncio.run(scenario())) == 12
+
+
+def test_what_is_quick_does_not_wait_for_what_is_long(app, url):
+    release = asyncio.Event()
+
+    @app.post("/generate")
+    async def generate(request: GenerateRequest):
+        await release.wait()
+        return binary(encode_generated(generated(request)))
+
+    @app.get("/runs")
+    async def runs():
+        release.set()
+        return RunsResponse(runs=[])
+
+    async def scenario():
+        async with AsyncClient(url, timeout_s=PATIENCE_S, max_in_flight=1) as client:
+            request = GenerateRequest(prompts=[Prompt(prompt=[1])] * 3)
+            return await asyncio.gather(client.generate("text", request), client.runs())
+
+    answers, listed = asyncio.run(scenario())
+    assert (len(answers), listed) == (3, [])
+
+
 def test_prompts_with_short_answers_travel_together(app, url):
     @app.post("/generate")
     async def generate(request: GenerateRequest):
@@ -430,42 +464,38 @@ def test_a_download_that_breaks_off_begins_again(app, url, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["weights"]
 
 
-def recorded():
-    completion = RecordedCompletion(
-        text="8",
-        token_ids=[1, 2],
-        logprobs=[-0.5, -0.25],
-        reward=None,
-        why=None,
-        is_cut_off=True,
-        advantages=None,
-        delta=[0.5, 0.125],
-    )
-    group = RecordedGroup(
-        prompt_id="p", question="2*4?", answer="8", media=[], prompt_token_ids=[5], completions=[completion]
-    )
-    part = RecordedPart(name="text", capability=None, groups=[group])
-    return StepRollouts(run="first", branch="image", step=3, parts=[part], metrics={"loss": 0.5})
+def test_a_record_is_streamed_and_again_after_a_503(app, url, tmp_path):
+    path = tmp_path / "record"
+    path.write_bytes(os.urandom(3 * 2**20))
 
-
-def test_rollouts_travel_packed_and_again_after_a_503(app, url):
     @app.put("/runs/{run}/rollouts/{branch}/{step}")
-    async def put(run: str, branch: str, step: int, request: Request):
-        app.state.seen.append((run, branch, step, request.headers["content-encoding"], await request.body()))
+    async def put(run: str, branch: str, step: int, keep: int, request: Request):
+        size = request.headers["content-length"]
+        app.state.seen.append((run, branch, step, keep, size, await request.body() == path.read_bytes()))
         if len(app.state.seen) == 1:
             raise ProblemError("not-ready", 503, "starting")
-        return Response(status_code=204)
+        return {"removed": [1]}
+
+    assert ask(url, "put_rollouts", "first", "image", 3, path, keep=2) == [1]
+    assert app.state.seen == [("first", "image", 3, 2, str(3 * 2**20), True)] * 2
+
+
+def test_a_page_of_rollouts_is_asked_for_by_its_place(app, url):
+    page = StepRollouts(run="first", branch="image", step=3, parts=[], metrics={"loss": 0.5})
 
     @app.get("/runs/{run}/rollouts/{branch}/{step}")
-    async def get(run: str, branch: str, step: int):
-        return Response(app.state.seen[0][-1], headers={"content-encoding": "gzip"}, media_type="application/json")
+    async def get(run: str, branch: str, step: int, request: Request):
+        app.state.seen.append(dict(request.query_params))
+        return page
 
-    assert ask(url, "put_rollouts", "first", "image", 3, recorded()) is None
-    first, second = app.state.seen
-    assert first == second
-    assert first[:4] == ("first", "image", 3, "gzip")
-    assert StepRollouts.model_validate_json(gzip.decompress(first[4])) == recorded()
-    assert ask(url, "rollouts", "first", "image", 3) == recorded()
+    @app.get("/runs/{run}/rollouts")
+    async def index(run: str):
+        return {"branches": {"image": [3, 4]}}
+
+    assert ask(url, "rollouts", "first", "image", 3) == page
+    assert ask(url, "rollouts", "first", "image", 3, part="native", first=8, count=4) == page
+    assert app.state.seen == [{"first": "0", "count": "16"}, {"first": "8", "count": "4", "part": "native"}]
+    assert ask(url, "recorded_steps", "first") == {"image": [3, 4]}
 
 
 def test_runs_are_listed(app, url):
@@ -692,15 +722,16 @@ def test_a_service_that_never_answers_ends_the_call_at_its_deadline(app, url):
 
     with pytest.raises(RefusedError, match=r"no answer within 0\.3 s, timed out") as caught:
         ask(url, "adapters", options={"timeout_s": 0.3})
-    assert caught.value.type == "no-answer"
+    assert (caught.value.type, caught.value.is_away) == ("too-slow", False)
     assert "\n" not in str(caught.value)
 
 
 def test_nobody_there_is_the_users_error():
     listener, port = listening()
     listener.close()
-    with pytest.raises(UserError, match="connection refused; start the service"):
+    with pytest.raises(RefusedError, match="connection refused; start the service") as caught:
         ask(f"http://127.0.0.1:{port}", "adapters", options={"timeout_s": 0.3})
+    assert caught.value.is_away
 
 
 @pytest.mark.parametrize(

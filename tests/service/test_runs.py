@@ -1,15 +1,15 @@
 import asyncio
-import gzip
 import json
 import logging
 import os
+import re
 import time
-import tracemalloc
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
 import httpx
 import pytest
+import safetensors.numpy
 from fastapi import FastAPI
 
 from adapters.store import DiskFullError
@@ -18,8 +18,9 @@ from service.http.auth import BodyLimit
 from service.routes import runs as routes_runs
 from service.routes.runs import follow
 from service.runs import MOST_AT_ONCE, Runs
-from service.schemas import RecordedCompletion, RecordedGroup, RecordedPart, StepRollouts
+from service.schemas import SAFETENSORS, StepRollouts
 from tests import disks
+from tests.service import records
 from trainer.queue.client import Queue
 from trainer.queue.server import start
 
@@ -241,8 +242,8 @@ def test_with_a_full_disk_events_stay_in_the_queue(queue, small_disk):
     assert len(queue.events()) == 48
     assert steps(small_disk / "runs") == [1]
     assert info_of(runs).num_events == 1
-    with pytest.raises(DiskFullError):
-        runs.put_rollouts("first", "image", 3, bytes(5000))
+    with pytest.raises(DiskFullError), runs.receive_rollouts("first", "image", 3) as file:
+        file.write(bytes(5000))
     assert [path for path in (small_disk / "runs").rglob("*") if path.is_file()] == [
         small_disk / "runs/first/events.jsonl"
     ]
@@ -399,106 +400,145 @@ async def test_a_stream_without_events_is_kept_alive(queue, runs):
     await stream.aclose()
 
 
-def recorded(step=3, text="8", advantages=(0.5, 0.5), **more):
-    completion = RecordedCompletion(
-        text=text,
-        token_ids=[1, 2],
-        logprobs=[-0.5, -1.25],
-        reward=1.0,
-        why="equal",
-        is_cut_off=False,
-        advantages=advantages and list(advantages),
-        delta=None,
-    )
-    group = RecordedGroup(
-        prompt_id="p", question="2*4?", answer="8", media=["sha256:0"], prompt_token_ids=[5], completions=[completion]
-    )
-    part = RecordedPart(name="native", capability="text", groups=[group])
-    return StepRollouts(run="first", branch="image", step=step, parts=[part], metrics={"native/reward": 1.0}, **more)
-
+# ---- rollouts ----
 
 PATH = "/runs/first/rollouts/image/3"
-PACKED = {"content-encoding": "gzip"}
 
 
-@pytest.mark.parametrize("is_packed", [True, False])
-@pytest.mark.parametrize("accepted", ["gzip", "identity", "br, gzip;q=0", "br, *;q=0.5"])
-async def test_rollouts_come_back_as_they_were_put(app, runs, folder, is_packed, accepted):
-    body = recorded().model_dump_json().encode()
-    content, headers = (gzip.compress(body), PACKED) if is_packed else (body, {})
-    assert (await ask(app, "PUT", PATH, content=content, headers=headers)).status_code == 204
-    answer = await ask(app, "GET", PATH, headers={"accept-encoding": accepted})
-    assert StepRollouts.model_validate_json(answer.content) == recorded()
-    assert answer.headers["content-type"] == "application/json"
-    assert (answer.headers.get("content-encoding") == "gzip") == (accepted in ("gzip", "br, *;q=0.5"))
-    assert gzip.decompress((folder / "first/rollouts/image/3.json.gz").read_bytes()) == body
-    assert runs.infos() == []
+@pytest.fixture
+def body(tmp_path):
+    return records.write(tmp_path / "record").read_bytes()
 
 
-async def test_rollouts_that_are_put_again_replace_the_first(app, folder):
-    for text in ("8", "9"):
-        body = recorded(text=text, advantages=None).model_dump_json()
-        assert (await ask(app, "PUT", PATH, content=body)).status_code == 204
-    answer = await ask(app, "GET", PATH)
-    assert answer.json()["parts"][0]["groups"][0]["completions"][0]["text"] == "9"
-    assert [path.name for path in (folder / "first/rollouts/image").iterdir()] == ["3.json.gz"]
+async def put(app, content, path=PATH):
+    return await ask(app, "PUT", path, content=content)
 
 
-WHOLE = gzip.compress(recorded().model_dump_json().encode())
+async def test_rollouts_are_read_in_pages(app, body):
+    assert (await put(app, body)).json() == {"removed": []}
+    page = StepRollouts.model_validate((await ask(app, "GET", f"{PATH}?count=2")).json())
+    assert (page.run, page.branch, page.step, page.metrics) == ("first", "image", 3, {"native/reward": 0.5})
+    assert [(part.name, part.num_groups, len(part.groups)) for part in page.parts] == [
+        ("native", 5, 2),
+        ("image", 1, 1),
+    ]
+    taught, left = page.parts[1].groups[0].completions
+    assert (taught.token_ids, taught.delta) == (records.IDS, [2.0, -2.0, 0.0, 0.5])
+    assert (left.reward, left.why, left.is_cut_off, left.advantages, left.logprobs) == (
+        None, "it hung", True, None, [-1.25] * 3,
+    )  # fmt: skip
+    last = (await ask(app, "GET", f"{PATH}?part=native&first=4&count=9")).json()
+    ((part,),) = ((part for part in last["parts"]),)
+    assert (part["first"], [group["question"] for group in part["groups"]]) == (4, ["4+1?"])
+
+
+async def test_a_long_page_ends_early_and_has_a_prompt_at_least(app, body, monkeypatch):
+    await put(app, body)
+    monkeypatch.setattr("service.routes.runs._PAGE_TOKENS", 20)
+    counts = [
+        [len(part["groups"]) for part in (await ask(app, "GET", f"{PATH}?{query}")).json()["parts"]]
+        for query in ("part=native", "part=native&first=4", "")
+    ]
+    assert counts == [[2], [1], [1, 1]]
+
+
+async def test_a_record_comes_back_as_it_was_put_for_any_reader_of_safetensors(app, body, tmp_path):
+    await put(app, body)
+    answer = await ask(app, "GET", PATH, headers={"accept": SAFETENSORS})
+    assert answer.content == body
+    arrays = safetensors.numpy.load(answer.content)
+    assert arrays["image/0/ids"].tolist() == [*records.IDS, *records.IDS[:3]]
+    assert arrays["image/0/delta"].tolist() == [2.0, -2.0, 0.0, 0.5]
+    assert arrays["native/4/prompt_ids"].tolist() == [1, 2]
+
+
+async def test_rollouts_that_are_put_again_replace_the_first(app, body, folder, tmp_path):
+    shorter = records.write(tmp_path / "shorter", parts={"native": records.groups()["native"][:1]})
+    for content in (body, shorter.read_bytes()):
+        assert (await put(app, content)).status_code == 200
+    (part,) = (await ask(app, "GET", PATH)).json()["parts"]
+    assert part["num_groups"] == 1
+    assert [path.name for path in (folder / "first/rollouts/image").iterdir()] == ["3.safetensors"]
+
+
+async def test_only_the_last_records_are_kept_if_so_wished(app, tmp_path):
+    removed: list[list[int]] = []
+    for step in (1, 2, 10, 11, 3):
+        body = records.write(tmp_path / "record", step=step).read_bytes()
+        removed.append((await put(app, body, f"/runs/first/rollouts/image/{step}?keep=2")).json()["removed"])
+    # In the end the run goes on from an older revision: what was made later is replaced by and by.
+    assert removed == [[], [], [1], [2], []]
+    assert (await ask(app, "GET", "/runs/first/rollouts")).json() == {"branches": {"image": [3, 10, 11]}}
+    answer = await ask(app, "GET", "/runs/first/rollouts/image/2")
+    assert (answer.status_code, answer.json()["type"]) == (404, "unknown-run")
+    assert "no rollouts of step 2 of image; it has those of 3, 10, 11" in answer.json()["detail"]
+
+
+async def test_a_part_that_is_not_there_is_told_with_those_that_are(app, body):
+    await put(app, body)
+    answer = await ask(app, "GET", f"{PATH}?part=video")
+    assert (answer.status_code, answer.json()["detail"]) == (
+        404, "part 'video': there is none of that name; it has native, image",
+    )  # fmt: skip
+
+
+def changed(body, **changes):
+    """The record with other values in its header."""
+    length = int.from_bytes(body[:8], "little")
+    header = json.loads(body[8 : 8 + length])
+    head = json.loads(header["__metadata__"]["step"])
+    head |= {name: value for name, value in changes.items() if name in head}
+    header |= {name: value for name, value in changes.items() if name not in head}
+    header = {name: value for name, value in header.items() if value is not None}
+    header["__metadata__"] = {"step": json.dumps(head)}
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + body[8 + length :]
+
+
+def place(begin, end, shape=None, dtype="I32"):
+    return {"dtype": dtype, "shape": shape or [(end - begin) // 4], "data_offsets": [begin, end]}
 
 
 @pytest.mark.parametrize(
-    ("content", "headers", "status"),
+    ("damage", "status", "says"),
     [
-        (b"{", {}, 422),
-        (recorded(step=4).model_dump_json().encode(), {}, 422),
-        (recorded().model_dump_json().encode().replace(b"-1.25", b"NaN"), {}, 422),
-        (recorded().model_dump_json().encode().replace(b"-1.25", b"1e999"), {}, 422),
-        (recorded().model_dump_json().encode().replace(b"-1.25", b'"-1.25"'), {}, 422),
-        (recorded().model_dump_json().encode().replace(b'"why"', b'"wy"'), {}, 422),
-        (recorded().model_dump_json().encode(), PACKED, 400),
-        (WHOLE[:-9], PACKED, 400),
-        (WHOLE + WHOLE, PACKED, 400),
-        (b"", PACKED, 400),
-        (WHOLE, {"content-encoding": "br"}, 422),
-        (gzip.compress(b" " * (LIMIT + 1)), PACKED, 413),
-        (gzip.compress(bytes(50 * 2**20)), PACKED, 413),
-        (b" " * (LIMIT + 1), {}, 413),
+        (lambda body: b"", 422, "not a step's record"),
+        (lambda body: b"{", 422, "bytes; at most|not a step's record"),
+        (lambda body: b"\xff" * 100, 422, "at most 16777216 are read"),
+        (lambda body: body[:-1], 422, "not as long as its header says"),
+        (lambda body: body + b"x", 422, "not as long as its header says"),
+        (lambda body: body[:-4] + b"\0\0\xc0\x7f", 422, "not finite"),
+        (lambda body: changed(body, step=4), 422, "not those of the path"),
+        (lambda body: changed(body, branch="text"), 422, "not those of the path"),
+        (lambda body: changed(body, metrics={"a": "b"}), 422, "1 places do not fit"),
+        (lambda body: changed(body, parts=[{"name": "../x", "capability": None, "num_groups": 1}]), 422, "not fit"),
+        (lambda body: changed(body, parts=[{"name": "x", "capability": None, "num_groups": 2**40}]), 422, "prompts"),
+        (lambda body: changed(body, parts=[{"name": "x", "capability": None, "num_groups": 1}]), 422, "KeyError"),
+        (lambda body: changed(body, **{"native/0/ids": None}), 422, "do not follow each other"),
+        (lambda body: changed(body, **{"native/0/ids": place(0, 2**40)}), 422, "do not follow each other"),
+        (lambda body: changed(body, **{"native/0/ids": place(4, 0)}), 422, "do not follow"),
+        (lambda body: changed(body, **{"native/0/ids": "x"}), 422, "TypeError"),
+        (lambda body: b" " * (LIMIT + 1), 413, "large"),
     ],
-    ids=[
-        "cut off",
-        "another step",
-        "NaN",
-        "infinity",
-        "text",
-        "misspelt",
-        "not packed",
-        "half",
-        "two",
-        "nothing",
-        "brotli",
-        "a byte too many",
-        "bomb",
-        "too large",
-    ],
-)
-async def test_a_body_that_is_none_is_refused_and_leaves_nothing(app, folder, content, headers, status):
-    answer = await ask(app, "PUT", PATH, content=content, headers=headers)
+)  # fmt: skip
+async def test_a_body_that_is_no_record_is_refused_and_leaves_nothing(app, folder, body, damage, status, says):
+    answer = await put(app, damage(body))
     assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
-    assert not folder.exists()
+    assert re.search(says, answer.json()["detail"])
+    assert [*folder.glob("*")] == []
 
 
-async def test_a_bomb_is_not_unpacked_beyond_the_limit(app):
-    bomb = gzip.compress(bytes(50 * 2**20))
-    tracemalloc.start()
-    assert (await ask(app, "PUT", PATH, content=bomb, headers=PACKED)).status_code == 413
-    assert tracemalloc.get_traced_memory()[1] < 10 * 2**20
-    tracemalloc.stop()
+async def test_tokens_that_do_not_fit_their_notes_are_refused(app, tmp_path):
+    packed = records.group(0, records.completion())
+    for name in ("ids", "logprobs"):
+        body = records.write(tmp_path / "r", parts={"native": [packed | {name: packed[name][:-1]}]}).read_bytes()
+        answer = await put(app, body)
+        assert (answer.status_code, "other numbers of tokens" in answer.json()["detail"]) == (422, True)
 
 
 def test_what_a_crash_left_half_written_is_gone_after_a_start(folder):
-    (folder / "first/rollouts/image").mkdir(parents=True)
-    (folder / "first/rollouts/image/.0.part").write_bytes(b"x")
+    folder.mkdir()
+    (folder / ".0.part").write_bytes(b"x")
     runs = Runs(folder)
-    assert list((folder / "first/rollouts/image").iterdir()) == []
+    assert list(folder.iterdir()) == []
     assert runs.infos() == []

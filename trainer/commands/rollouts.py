@@ -7,7 +7,6 @@ the id of one that the service has (COEVO_SERVICE_URL).
 
 import argparse
 import asyncio
-import gzip
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +19,8 @@ from rich.text import Text
 from adapters.base import locate
 from adapters.errors import UserError
 from clients.client import AsyncClient, ServiceError, from_environment
+from service.rollouts import Record
+from service.runs import RECORD, ROLLOUTS
 from service.schemas import RecordedCompletion, RecordedPart, StepRollouts
 from trainer.recipe.file import load
 
@@ -36,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("branch", metavar="BRANCH")
     parser.add_argument("step", type=int, metavar="STEP", help="the revision that it made")
     parser.add_argument("--part", metavar="NAME", help="native, or a teacher's; all by default")
+    parser.add_argument("--first", type=int, default=0, metavar="N", help="after so many prompts of each part [0]")
     parser.add_argument("--prompts", type=int, default=3, metavar="N", help="of each part [3]")
     parser.add_argument("--completions", type=int, default=8, metavar="N", help="of each prompt [8]")
     parser.add_argument("--base", metavar="NAME", help="whose tokenizer tells the tokens; the run's by default")
@@ -55,7 +57,8 @@ def run(arguments: argparse.Namespace) -> int:
     console.print(Text(f"{rollouts.run}: {rollouts.branch}@{rollouts.step}", style="bold"))
     # All parts, but few prompts of each: a step has hundreds of completions.
     for part in parts:
-        for line in lines(part, tokenizer.decode, arguments.prompts, arguments.completions):
+        reward = rollouts.metrics.get(f"{part.name}/reward")
+        for line in lines(part, reward, tokenizer.decode, arguments.completions):
             # In a file a line stays a line, for who searches it.
             console.print(line, soft_wrap=not sys.stdout.isatty())
     return 0
@@ -63,25 +66,43 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _from_folder(folder: Path, arguments: argparse.Namespace) -> tuple[StepRollouts, str]:
     """A step's rollouts in `runs/ID`, or in the folder that `coevo run` made; and the run's base."""
-    runs = [folder] if (folder / "rollouts").is_dir() else sorted((folder / "runs").glob("*"))
+    runs = [folder] if (folder / ROLLOUTS).is_dir() else sorted((folder / "runs").glob("*"))
     for run in runs:
-        path = run / "rollouts" / arguments.branch / f"{arguments.step}.json.gz"
+        path = run / ROLLOUTS / arguments.branch / f"{arguments.step}{RECORD}"
         if not path.exists():
             continue
-        rollouts = StepRollouts.model_validate_json(gzip.decompress(path.read_bytes()))
         recipe = run.parents[1] / "recipe.json"  # beside `runs`, if `coevo run` made it
-        return rollouts, load(recipe).base.name if recipe.exists() else "miniature"
-    branches = sorted({path.parent.name for run in runs for path in run.glob("rollouts/*/*.json.gz")})
+        return _page(Record(path), arguments), load(recipe).base.name if recipe.exists() else "miniature"
+    steps = {path.parent.name: path.parent for run in runs for path in run.glob(f"{ROLLOUTS}/*/*{RECORD}")}
     raise UserError(
         f"{folder}: no rollouts of {arguments.branch}@{arguments.step}; "
-        + (f"there are some of {', '.join(branches)}" if branches else "name a run's folder")
+        + (f"there are some of {', '.join(sorted(steps))}" if steps else "name a run's folder")
     )
+
+
+def _page(record: Record, arguments: argparse.Namespace) -> StepRollouts:
+    parts = [
+        RecordedPart(
+            name=part.name,
+            capability=part.capability,
+            num_groups=part.num_groups,
+            first=arguments.first,
+            groups=[
+                record.group(part.name, number)
+                for number in range(arguments.first, min(arguments.first + arguments.prompts, part.num_groups))
+            ],
+        )
+        for part in record.head.parts
+    ]
+    return StepRollouts(**record.head.model_dump(exclude={"parts"}), parts=parts)
 
 
 def _from_service(arguments: argparse.Namespace) -> tuple[StepRollouts, str]:
     async def read() -> tuple[StepRollouts, str]:
         async with AsyncClient(**from_environment(os.environ), timeout_s=30) as client:
-            rollouts = await client.rollouts(arguments.run, arguments.branch, arguments.step)
+            rollouts = await client.rollouts(
+                arguments.run, arguments.branch, arguments.step, first=arguments.first, count=arguments.prompts
+            )
             return rollouts, (await client.adapters()).base.name
 
     try:
@@ -90,13 +111,12 @@ def _from_service(arguments: argparse.Namespace) -> tuple[StepRollouts, str]:
         raise UserError(f"{arguments.run}: neither a folder nor a run of the service: {error}") from None
 
 
-def lines(part: RecordedPart, decode: Decode, prompts: int, completions: int) -> Iterator[Text]:
-    completions_of_part = [completion for group in part.groups for completion in group.completions]
-    rewards = [completion.reward for completion in completions_of_part if completion.reward is not None]
-    mean = f"{sum(rewards) / len(rewards):.3f}" if rewards else "-"
-    title = f"{part.name}: {len(part.groups)} prompts, {len(completions_of_part)} completions, mean reward {mean}"
-    yield Text(f"\n{title}", style="bold")
-    for group in part.groups[:prompts]:
+def lines(part: RecordedPart, reward: float | None, decode: Decode, completions: int) -> Iterator[Text]:
+    shown = f"{part.first + 1} to {part.first + len(part.groups)} of {part.num_groups}"
+    yield Text(
+        f"\n{part.name}: prompts {shown}, mean reward of all {'-' if reward is None else f'{reward:.3f}'}", "bold"
+    )
+    for group in part.groups:
         media = f"  ({len(group.media)} media)" if group.media else ""
         yield Text()
         yield Text.assemble((group.question, "cyan"), (f"  = {group.answer}{media}", "dim"))

@@ -1,40 +1,52 @@
 """A step's rollouts as they are kept, for people to read and for a step to be learnt again without an engine.
 
-    record   what was learnt from, as it travels to the service
-    replay   the same again, from a folder of such records: `--replay runs/ID` of the worker
+    write_step   what was learnt from, into the file that travels to the service (`service.rollouts`)
+    replay       the same again, from a folder of such records: `--replay runs/ID` of the worker
 
-Equal records give bit-equal revisions, whoever works when. Left out of a record: a teacher's likeliest tokens, so steps
-with `teacher_signal = "top-k"` cannot be replayed; and media, which are drawn again.
+Equal records give bit-equal revisions, whoever works when. Left out of a record: media, which are drawn again.
 """
 
 import asyncio
-import gzip
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from adapters.errors import UserError
 from clients.calls import media_id
-from service.schemas import RecordedCompletion, RecordedGroup, RecordedPart, StepRollouts
+from service.rollouts import (
+    PROMPT_IDS,
+    CompletionNotes,
+    GroupNotes,
+    PackedGroup,
+    PartHead,
+    Record,
+    RecordError,
+    RecordHead,
+    pack_group,
+    unpack_group,
+    write_record,
+)
+from service.runs import RECORD, ROLLOUTS
 from trainer.loop import Batch, StepContext, prompts_by_capability, prompts_of
-from trainer.parts import Completion, Floats, Prompt, Rollout, loss_term
+from trainer.parts import Completion, Prompt, Rollout, TopK, loss_term
 from trainer.plan.steps import Step
 
 
-def record(run: str, step: Step, batch: Batch) -> StepRollouts:
+def write_step(path: Path, run: str, step: Step, batch: Batch) -> None:
+    """Blocks, but holds the interpreter for a prompt's arrays at a time only."""
     capabilities = {teacher.name: teacher.capability for teacher in step.teachers}
     capabilities |= {f"negative-{capability}": capability for capability in step.negative}
     parts = [
-        RecordedPart(
-            name=name,
-            capability=capabilities.get(name),  # None for the rewards' term: its capabilities are the step's
-            groups=[_recorded(rollout) for rollout in rollouts],
-        )
+        # None for the rewards' term: its capabilities are the step's.
+        PartHead(name=name, capability=capabilities.get(name), num_groups=len(rollouts))
         for name, rollouts in batch.rollouts.items()
     ]
     metrics = {name: value for name, value in batch.metrics.items() if np.isfinite(value)}  # JSON has no NaN
-    return StepRollouts(run=run, branch=step.branch, step=step.number, parts=parts, metrics=metrics)
+    head = RecordHead(run=run, branch=step.branch, step=step.number, metrics=metrics, parts=parts)
+    write_record(path, head, lambda part, number: _packed(batch.rollouts[part][number]))
 
 
 async def replay(folder: Path, step: Step, context: StepContext) -> Batch:
@@ -43,84 +55,93 @@ async def replay(folder: Path, step: Step, context: StepContext) -> Batch:
 
 
 def read_batch(folder: Path, step: Step, context: StepContext) -> Batch:
-    path = folder / "rollouts" / step.branch / f"{step.number}.json.gz"
+    path = folder / ROLLOUTS / step.branch / f"{step.number}{RECORD}"
     try:
-        recorded = StepRollouts.model_validate_json(gzip.decompress(path.read_bytes()))
-    except (OSError, EOFError, ValueError) as error:
-        raise UserError(f"{path}: no record of {step.makes} ({type(error).__name__}); name the run's folder") from None
-    if context.loss.teacher_signal == "top-k" and step.teachers:
-        raise UserError('loss.teacher_signal: "top-k" is not in the records; replay with "sampled"')
-    rollouts: dict[str, list[Rollout]] = {}
-    for part in recorded.parts:
-        # Prompts are drawn again, with their media, and compared by id: another recipe or data set would teach the
-        # recorded completions of other questions.
-        prompts = list(_prompts(step, context, part))
-        if [group.prompt_id for group in part.groups] != [prompt.id for prompt in prompts]:
-            raise UserError(f"{path}: made of other prompts than this recipe draws; replay with its own recipe")
-        rollouts[part.name] = [
-            Rollout(
-                prompt,
-                np.array(group.prompt_token_ids, np.int64),
-                tuple(_completion(completion) for completion in group.completions),
-            )
-            for group, prompt in zip(part.groups, prompts, strict=True)
-        ]
+        record = Record(path)
+        rollouts: dict[str, list[Rollout]] = {}
+        for part in record.head.parts:
+            # Prompts are drawn again, with their media, and compared by id: another recipe or data set would teach the
+            # recorded completions of other questions.
+            prompts = list(_prompts(step, context, part))
+            groups = [record.arrays(part.name, number) for number in range(part.num_groups)]
+            packed = [unpack_group(arrays) for arrays in groups]
+            if [group.notes.prompt_id for group in packed] != [prompt.id for prompt in prompts]:
+                raise UserError(f"{path}: made of other prompts than this recipe draws; replay with its own recipe")
+            rollouts[part.name] = [
+                Rollout(prompt, arrays[PROMPT_IDS].astype(np.int64), tuple(_completions(group)))
+                for prompt, arrays, group in zip(prompts, groups, packed, strict=True)
+            ]
+    except (OSError, RecordError) as error:
+        reason = str(error) if isinstance(error, RecordError) else type(error).__name__
+        raise UserError(f"{path}: no record of {step.makes} ({reason}); name the run's folder") from None
     terms = tuple(loss_term(name, rollouts_of_term) for name, rollouts_of_term in rollouts.items())
-    return Batch(terms, rollouts, recorded.metrics)
+    return Batch(terms, rollouts, record.head.metrics)
 
 
-def _prompts(step: Step, context: StepContext, part: RecordedPart) -> Iterator[Prompt]:
+def _prompts(step: Step, context: StepContext, part: PartHead) -> Iterator[Prompt]:
     if part.capability is not None:
-        yield from prompts_of(step, context, part.capability, part.name, len(part.groups))
+        yield from prompts_of(step, context, part.capability, part.name, part.num_groups)
         return
     for capability, count in zip(step.capabilities, prompts_by_capability(step, context), strict=True):
         yield from prompts_of(step, context, capability, part.name, count)
 
 
-def _recorded(rollout: Rollout) -> RecordedGroup:
+def _packed(rollout: Rollout) -> dict[str, NDArray[Any]]:
     prompt = rollout.prompt
     question = [
         "".join(part["text"] if part["type"] == "text" else f"<{part['type']}>" for part in message["content"])
         for message in prompt.messages
     ]
-    return RecordedGroup(
+    rows = [_row(completion) for completion in rollout.completions]
+    notes = GroupNotes(
         prompt_id=prompt.id,
         question="\n".join(question),
         answer=prompt.answer,
         media=[media_id(data) for data in (*prompt.images, *prompt.videos)],
-        prompt_token_ids=rollout.ids_P.tolist(),
         completions=[
-            RecordedCompletion(
+            CompletionNotes(
                 text=completion.text,
-                token_ids=completion.ids_C.tolist(),
-                logprobs=completion.logprobs_C.tolist(),
                 reward=completion.reward,
                 why=completion.why,
                 is_cut_off=completion.is_cut_off,
-                advantages=_values(completion.advantages_C),
-                delta=_values(completion.delta_C),
+                tokens=len(completion.ids_C),
+                arrays=list(row),
+                beta=completion.top_k and completion.top_k.beta,
             )
-            for completion in rollout.completions
+            for completion, row in zip(rollout.completions, rows, strict=True)
         ],
     )
+    return pack_group(notes, rollout.ids_P, rows)
 
 
-def _completion(recorded: RecordedCompletion) -> Completion:
-    return Completion(
-        np.array(recorded.token_ids, np.int64),
-        np.array(recorded.logprobs, np.float32),
-        recorded.text,
-        recorded.is_cut_off,
-        recorded.reward,
-        recorded.why,
-        advantages_C=_floats(recorded.advantages),
-        delta_C=_floats(recorded.delta),
-    )
+def _row(completion: Completion) -> dict[str, NDArray[Any]]:
+    """What there is for each token."""
+    top = completion.top_k
+    row: dict[str, NDArray[Any] | None] = {
+        "ids": completion.ids_C,
+        # Empty where nobody asked for them, which is not one for each token.
+        "logprobs": completion.logprobs_C if len(completion.logprobs_C) else None,
+        "advantages": completion.advantages_C,
+        "delta": completion.delta_C,
+        "top_ids": top and top.ids_Ck,
+        "top_logprobs": top and top.logprobs_Ck,
+    }
+    return {name: array for name, array in row.items() if array is not None}
 
 
-def _values(row_C: Floats | None) -> list[float] | None:
-    return None if row_C is None else row_C.tolist()
-
-
-def _floats(values: list[float] | None) -> Floats | None:
-    return None if values is None else np.array(values, np.float32)
+def _completions(group: PackedGroup) -> Iterator[Completion]:
+    for notes, row in zip(group.notes.completions, group.rows, strict=True):
+        top = None
+        if notes.beta is not None:
+            top = TopK(row["top_ids"].astype(np.int64), row["top_logprobs"], notes.beta)
+        yield Completion(
+            row["ids"].astype(np.int64),
+            row.get("logprobs", np.zeros(0, np.float32)),
+            notes.text,
+            notes.is_cut_off,
+            notes.reward,
+            notes.why,
+            advantages_C=row.get("advantages"),
+            delta_C=row.get("delta"),
+            top_k=top,
+        )

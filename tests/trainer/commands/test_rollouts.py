@@ -1,48 +1,19 @@
 """A step's rollouts as a person reads them."""
 
-import gzip
 from pathlib import Path
 
 import pytest
 
 from clients.cli import main
-from service.schemas import RecordedCompletion, RecordedGroup, RecordedPart, StepRollouts
+from service.rollouts import recorded_group
+from service.schemas import RecordedPart
+from tests.service import records
 from trainer.commands.rollouts import colour, lines
-
-IDS = list(b"37+2")
-
-
-def completion(**changes) -> RecordedCompletion:
-    usual = {"text": "37+2", "token_ids": IDS, "logprobs": [-0.1] * 4, "reward": 1.0, "why": None, "is_cut_off": False,
-             "advantages": [0.5] * 4, "delta": None}  # fmt: skip
-    return RecordedCompletion.model_validate(usual | changes)
-
-
-def rollouts() -> StepRollouts:
-    groups = [
-        RecordedGroup(prompt_id=f"{number}", question=f"{number}+1?", answer="8", media=[], prompt_token_ids=[1, 2],
-                      completions=[completion(), completion(reward=0.0, advantages=[-0.5] * 4)])
-        for number in range(5)
-    ]  # fmt: skip
-    taught = RecordedGroup(
-        prompt_id="x", question="<image>1+red?", answer="3", media=["sha256:0"], prompt_token_ids=[1],
-        completions=[
-            completion(delta=[2.0, -2.0, 0.0, 0.5]),
-            completion(reward=None, why="it hung", is_cut_off=True, advantages=None),
-        ],
-    )  # fmt: skip
-    parts = [
-        RecordedPart(name="native", capability=None, groups=groups),
-        RecordedPart(name="image", capability="image", groups=[taught]),
-    ]
-    return StepRollouts(run="small-1", branch="text", step=3, parts=parts, metrics={})
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    path = tmp_path / "runs/small-1/rollouts/text/3.json.gz"
-    path.parent.mkdir(parents=True)
-    path.write_bytes(gzip.compress(rollouts().model_dump_json().encode()))
+    records.write(tmp_path / "runs/small-1/rollouts/text/3.safetensors", run="small-1", branch="text")
     return tmp_path
 
 
@@ -50,7 +21,7 @@ def test_questions_rewards_and_advantages_are_told(folder: Path, capsys) -> None
     assert main(["rollouts", str(folder), "text", "3", "--prompts=2", "--completions=1"]) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[0] == "small-1: text@3"
-    assert "native: 5 prompts, 10 completions, mean reward 0.500" in out
+    assert "native: prompts 1 to 2 of 5, mean reward of all 0.500" in out
     assert "0+1?  = 8" in out
     assert "   1.00 +0.50  37+2" in out
     assert not [line for line in out if line.startswith(("2+1?", "   0.00"))]
@@ -67,8 +38,17 @@ def test_runs_id_and_the_folder_around_it_are_the_same(folder: Path, capsys) -> 
     assert "native:" not in outputs[0]
 
 
+def test_later_prompts_are_told_when_asked_for(folder: Path, capsys) -> None:
+    assert main(["rollouts", str(folder), "text", "3", "--part=native", "--first=3", "--prompts=9"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert "native: prompts 4 to 5 of 5, mean reward of all 0.500" in out
+    assert [line for line in out if "+1?" in line] == ["3+1?  = 8", "4+1?  = 8"]
+
+
 def test_tokens_are_coloured_by_what_the_teacher_thinks_of_them() -> None:
-    (_, _, _, first, _) = lines(rollouts().parts[1], lambda ids: "".join(map(chr, ids)), 9, 9)
+    groups = [recorded_group(records.groups()["image"][0])]
+    part = RecordedPart(name="image", capability="image", num_groups=1, first=0, groups=groups)
+    (_, _, _, first, _) = lines(part, None, lambda ids: "".join(map(chr, ids)), 9)
     styles = {first.plain[span.start : span.end]: str(span.style) for span in first.spans}
     assert styles["3"] == colour(2.0) == "black on rgb(0,255,0)"
     assert styles["7"] == colour(-2.0) == "black on rgb(255,0,0)"
