@@ -10,12 +10,14 @@ What a step computes is `loop.train_step`; leases, timings, faults and cancellat
 
 import asyncio
 import logging
+import tempfile
 import time
 import traceback
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 from adapters.errors import UserError
@@ -23,9 +25,10 @@ from adapters.names import Ref
 from clients.client import ServiceError
 from service.concurrency import Stopped, cancelled_by
 from service.faults import fault
+from service.runs import RECORD
 from trainer.loop import Batch, Gather, StepContext, StepResult, gather_batch, train_step
 from trainer.orchestration.heartbeat import Heartbeat
-from trainer.orchestration.replay import record
+from trainer.orchestration.replay import write_step
 from trainer.plan.make import make_plan
 from trainer.plan.rhythm import decided
 from trainer.plan.steps import Plan, Step, is_there
@@ -190,12 +193,7 @@ class StepScheduler:
             seconds=seconds,
             warnings=list(warnings(metrics)),
         )
-        # After the event: people see the step at once, and a record can be megabytes.
-        try:
-            rollouts = await asyncio.to_thread(record, self._run.id, step, result.batch)
-            await self._context.client.put_rollouts(self._run.id, step.branch, step.number, rollouts)
-        except ServiceError as error:  # they are for people, and for `--replay`: the run goes on without them
-            log.warning("%s: its rollouts were not kept: %s", step.makes, error)
+        await self._keep_rollouts(step, result.batch)  # after the event: people see the step at once
         if result.update.skipped is None:
             self._skipped[step.branch] = 0
             return True
@@ -206,6 +204,17 @@ class StepScheduler:
             reason = f"{MAX_SKIPPED} steps in a row were skipped, the last because {result.update.skipped}"
             await self._fail(step, lease, reason, fatal=True)
         return True
+
+    async def _keep_rollouts(self, step: Step, batch: Batch) -> None:
+        """They are for people, and for `--replay`: the run goes on without them, but says so."""
+        try:
+            with tempfile.TemporaryDirectory(prefix="coevo-") as folder:
+                path = Path(folder) / f"{step.number}{RECORD}"
+                await asyncio.to_thread(write_step, path, self._run.id, step, batch)
+                await self._context.client.put_rollouts(self._run.id, step.branch, step.number, path)
+        except (ServiceError, OSError) as error:
+            log.warning("%s: its rollouts were not kept: %s", step.makes, error)
+            await self._tell("rollouts", branch=step.branch, step=step.number, error=f"not kept: {error}")
 
     async def _handle(self, error: Exception, step: Step, lease: Lease) -> None:
         """A failed step costs its job an attempt, unless the branch is another's already or the service is away."""
