@@ -98,7 +98,7 @@ def test_an_abbreviation_is_the_flag_that_it_begins(
     (tmp_path / "x").mkdir()
     monkeypatch.chdir(tmp_path)
     assert main(["base", "build", "--ou", "x"]) == 2
-    assert capsys.readouterr().err == "coevo base: x exists: name a new folder with --out, or remove this one\n"
+    assert capsys.readouterr().err == "coevo base: x: exists; name a new folder\n"
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,7 @@
-"""`coevo base`: where a base lies, the miniature's base made anew, and what a base of the miniature can do."""
+"""`coevo base`: where a base lies, bases that are made here, and what a base of the miniature can do."""
 
 import argparse
 import os
-import shutil
-import tempfile
 from pathlib import Path
 
 from rich.console import Console
@@ -34,6 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     build.add_argument("--steps", type=int, help="training steps [for each capability as many as the shipped base's]")
     build.add_argument("--seed", type=int, default=0)
 
+    untrained = actions.add_parser("untrained", help="make a base with Qwen3-VL's vocabulary that has learnt nothing")
+    untrained.add_argument("--out", type=Path, required=True, metavar="DIR", help="a folder that does not exist yet")
+    untrained.add_argument("--seed", type=int, default=0)
+
     check = actions.add_parser("check", help="accuracy by capability and level, beside the blind levels")
     check.add_argument("--base", default="miniature", metavar="NAME", help="miniature, or a folder that build made")
     check.add_argument("--capabilities", nargs="+", default=SHIPPED, metavar="NAME", help=f"[{' '.join(SHIPPED)}]")
@@ -46,18 +48,17 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.action == "path":
         print(locate(arguments.name))
         return 0
-    return _build(arguments) if arguments.action == "build" else _check(arguments)
+    return {"build": _build, "untrained": _untrained, "check": _check}[arguments.action](arguments)
 
 
 def _build(arguments: argparse.Namespace) -> int:
-    import torch  # here, as in `_check`: `coevo base path` answers at once
+    import torch  # here, as below: `coevo base path` answers at once
 
+    from adapters.merge import appearing
     from trainer.miniature.build import Habits, Training, build, save
     from trainer.miniature.capabilities import capability
 
     out: Path = arguments.out
-    if out.exists():
-        raise UserError(f"{out} exists: name a new folder with --out, or remove this one")
     if not 0 <= arguments.conflict <= 1:
         raise UserError(f"--conflict {arguments.conflict}: it is a number from 0 (none) to 1 (strong)")
     capabilities = [capability(name) for name in arguments.capabilities]
@@ -66,17 +67,27 @@ def _build(arguments: argparse.Namespace) -> int:
     training = Training(seed=arguments.seed, steps=steps)
     torch.set_num_threads(THREADS)
     out.parent.mkdir(parents=True, exist_ok=True)
-    # Beside its place, where a rename is one move: a base that is there is whole.
-    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
+    with appearing(out) as draft:  # before the training: a folder that is there is told at once
         model, processor = build(
             capabilities, Habits(conflict=arguments.conflict), training, lambda line: print(line, flush=True)
         )
-        save(model, processor, staging)
-        staging.rename(out)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        save(model, processor, draft)
     print(f"base: {out}")
+    return 0
+
+
+def _untrained(arguments: argparse.Namespace) -> int:
+    from transformers.utils.logging import disable_progress_bar
+
+    from adapters.merge import appearing
+    from trainer.miniature.build import save
+    from trainer.miniature.untrained import build_untrained
+
+    disable_progress_bar()  # one of a single shard
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    with appearing(arguments.out) as draft:
+        save(*build_untrained(arguments.seed), draft)
+    print(f"base: {arguments.out}, untrained: it answers with random tokens; for a recipe: base.name={arguments.out}")
     return 0
 
 

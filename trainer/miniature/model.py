@@ -56,6 +56,11 @@ def build_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
     tokenizer.add_special_tokens(list(SPECIAL))
     tokenizer.add_tokens([AddedToken(word, normalized=False) for word in (*WORDS, *words)])
     assert tokenizer.get_vocab_size() <= VOCABULARY
+    return with_marks(tokenizer)
+
+
+def with_marks(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    """A tokenizer that knows which of its tokens end an answer and stand for media."""
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
@@ -70,23 +75,32 @@ def build_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def build_processor(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLProcessor:
-    """A processor that leaves pixels as they are drawn, from one cell to 256."""
+def build_processor(
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    template: str = CHAT_TEMPLATE,
+    image_pixels: tuple[int, int] = (CELL**2, 256 * CELL**2),
+    video_pixels: tuple[int, int] = (CELL**2, 512 * CELL**2),
+) -> Qwen3VLProcessor:
+    """A processor that leaves pixels as they are drawn, from one cell to 256, where no other bounds are given."""
     normalisation: dict[str, Any] = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "patch_size": 16}
-    image = Qwen2VLImageProcessor(size={"shortest_edge": CELL**2, "longest_edge": 256 * CELL**2}, **normalisation)
+    image = Qwen2VLImageProcessor(size=_size(image_pixels), **normalisation)
     video = Qwen3VLVideoProcessor(
-        size={"shortest_edge": CELL**2, "longest_edge": 512 * CELL**2},
+        size=_size(video_pixels),
         do_sample_frames=False,  # the service's decoder has sampled them already
         cap_pixels_per_frame=False,
         **normalisation,
     )
-    return Qwen3VLProcessor(
-        image_processor=image, tokenizer=tokenizer, video_processor=video, chat_template=CHAT_TEMPLATE
-    )
+    return Qwen3VLProcessor(image_processor=image, tokenizer=tokenizer, video_processor=video, chat_template=template)
 
 
-def build_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
-    """Qwen3-VL's own parts at about 3 M parameters, which two cores train in minutes."""
+def _size(pixels: tuple[int, int]) -> dict[str, int]:
+    """Areas, whatever transformers calls them."""
+    return {"shortest_edge": pixels[0], "longest_edge": pixels[1]}
+
+
+def build_config(tokenizer: PreTrainedTokenizerFast, vocabulary: int = VOCABULARY) -> Qwen3VLConfig:
+    """Qwen3-VL's own parts at about 3 M parameters beside the embedding, which two cores train in minutes."""
 
     def token(mark: str) -> int:
         token_id = tokenizer.convert_tokens_to_ids(mark)
@@ -95,7 +109,7 @@ def build_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
 
     hidden = 192
     text: dict[str, Any] = {
-        "vocab_size": VOCABULARY,
+        "vocab_size": vocabulary,
         "hidden_size": hidden,
         "intermediate_size": 2 * hidden,
         "num_hidden_layers": 4,
