@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from adapters.names import BASE
 from trainer.compare.results import Results
 from trainer.evaluation.overlap import ALARM
 from trainer.plan.comparison import EXPERTS
 
 _SMOOTH = 10
 """Steps whose cosines are one point: those of single steps spread more than they differ."""
+PHASES = {"rlvr": "RLVR", "opd": "distillation"}
 NAMES = {EXPERTS: "experts alone", "copd2": "CoPD, two branches", "copd3": "CoPD"}
 
 
@@ -45,11 +47,11 @@ def pictures(results: Results) -> dict[str, bytes]:
 
 
 def _draw_means(results: Results, figure: Any) -> None:
-    """Every line of the tables with its interval; of tables with one title, the one with most seeds."""
+    """Every line with its interval, of the tables that set systems beside the base."""
     standings = results.standings
-    drawn = {table.title: table for table in reversed(results.tables)}
+    drawn = [table for table in results.tables if table.lines[0].system == BASE] or results.tables[:1]
     panels = figure.subplots(1, len(drawn), squeeze=False)[0]
-    for panel, table in zip(panels, reversed(drawn.values()), strict=True):
+    for panel, table in zip(panels, drawn, strict=True):
         lines = table.lines[::-1]  # an axis counts upwards, a table downwards
         for number, way in enumerate(standings.ways):
             means = [standings.accuracy(line, table.exams, way, table.seeds) for line in lines]
@@ -89,18 +91,21 @@ def _draw_series(results: Results, figure: Any) -> None:
 
 
 def _draw_phases(results: Results, figure: Any) -> None:
-    """Below zero in RLVR and above it in distillation is the saw that the paper describes."""
+    """Left of zero in RLVR and right of it in distillation is the saw that the paper describes."""
     panels = figure.subplots(1, 2)
-    for panel, quantity in zip(panels, ("overlap", "kl"), strict=True):
-        changes = [change for change in results.phase_changes if change.quantity == quantity]
-        panel.bar(
-            [f"{NAMES.get(change.system, change.system)}\n{change.phase}" for change in changes],
+    titles = {"overlap": "change of overlap in one phase", "kl": "change of symmetric KL in one phase, nats a token"}
+    for panel, (quantity, title) in zip(panels, titles.items(), strict=True):
+        changes = [change for change in results.phase_changes if change.quantity == quantity][::-1]
+        panel.barh(
+            [f"{NAMES.get(change.system, change.system)}, {PHASES[change.phase]}" for change in changes],
             [change.change.mean for change in changes],
-            yerr=[change.change.half_width or 0 for change in changes],
+            xerr=[change.change.half_width or 0 for change in changes],
+            color=["C0" if change.phase == "rlvr" else "C1" for change in changes],
             capsize=3,
         )
-        panel.axhline(0, color="grey", linewidth=0.8)
-        panel.set_title(f"change of {quantity} in one phase", fontsize=10)
+        panel.axvline(0, color="grey", linewidth=0.8)
+        panel.locator_params(axis="x", nbins=4)  # thousandths are wide
+        panel.set_title(title, fontsize=10)
 
 
 def _draw_pulls(results: Results, figure: Any) -> None:

@@ -70,3 +70,10 @@ def test_tables_are_made_again_from_answers_without_training(tmp_path: Path, cap
 def test_a_folder_without_answers_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["compare", COMPARE, "--from", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     assert "there is no answers/seed-0.jsonl" in capsys.readouterr().err
+
+
+@pytest.mark.reference
+def test_the_tables_in_the_docs_are_those_of_the_committed_answers(tmp_path: Path):
+    assert main(["compare", COMPARE, "--from", str(RESULTS), "--out", str(tmp_path)]) == 0
+    page = Path("docs/results-tables.md").read_text()
+    assert page.endswith((tmp_path / "tables.md").read_text())
