@@ -66,6 +66,15 @@ def two_machines() -> Generator[Machines]:
 
 
 @contextlib.contextmanager
+def loopback() -> Generator[int]:
+    """A machine without a cable, whose ports are all free."""
+    with _new_namespace() as namespace:
+        with inside(namespace):
+            _ip("link", "set", "lo", "up")
+        yield namespace
+
+
+@contextlib.contextmanager
 def inside(namespace: int) -> Generator[None]:
     """This thread is there, and so is what it starts."""
     with _opened(_OWN) as before:
