@@ -6,6 +6,7 @@ is behind `routes.openai` alone, so none of its other routes can be reached.
 
 import asyncio
 import hashlib
+import math
 import os
 import shutil
 import tempfile
@@ -24,12 +25,14 @@ from adapters.errors import UserError
 from adapters.manifest import base_digest, folder_digest
 from adapters.names import BASE, is_name, shown
 from adapters.store import DiskFullError, Store
-from adapters.validate import BaseShape, InvalidAdapterError, base_shape, check_adapter
+from adapters.validate import BOUNDS, BaseShape, InvalidAdapterError, WeightBounds, base_shape, check_adapter
+from service.engine.finite import NotFiniteError
 from service.engine.vllm import CACHED_ADAPTERS, Engine, EngineDiedError, EngineMedia, LoadedAdapter, start_engine
 from service.faults import RESTARTS_VARIABLE
+from service.files import RunFiles
 from service.http import problems
 from service.http.admission import Admission
-from service.http.auth import ApiKey, BodyLimit
+from service.http.auth import OPEN_PATHS, ApiKey, BodyLimit
 from service.http.metrics import Metrics, Timed
 from service.http.problems import ProblemError
 from service.inputs import Decoder
@@ -38,7 +41,7 @@ from service.mediastore import MediaStore
 from service.publishing.fence import QueueFence, fenced_by_queue
 from service.publishing.publisher import Publisher, PublishRefusedError
 from service.publishing.registry import Extra, Registry, UnavailableError
-from service.routes import adapters, health, media, openai, runs, scores
+from service.routes import adapters, health, history, media, openai, page, rollouts, runs, scores
 from service.runs import Runs
 from service.schemas import CANARY_COMPLETION, CANARY_PROMPT
 from service.scoring import Scorer
@@ -54,6 +57,7 @@ _PROBLEMS: problems.ProblemTable = {
         error.kind, _REFUSED_STATUS.get(error.kind, 409), str(error), **error.members
     ),
     DiskFullError: lambda error: ProblemError("disk-full", 507, str(error)),
+    NotFiniteError: lambda error: ProblemError("not-finite", 503, str(error), retry_after_s=1),
     EngineDiedError: lambda _: ProblemError("not-ready", 503, "the engine died", retry_after_s=5),
     TimeoutError: lambda _: ProblemError("busy", 503, "the engine took too long", retry_after_s=5),
 }
@@ -66,7 +70,7 @@ def routes() -> FastAPI:
         title="coevo", description="One frozen base, many adapters, exact log-probabilities.", redoc_url=None
     )
     problems.install(app, _PROBLEMS)
-    for module in (scores, adapters, runs, media, openai, health):
+    for module in (scores, adapters, runs, history, rollouts, media, openai, health, page):
         app.include_router(module.router)
     return app
 
@@ -74,9 +78,12 @@ def routes() -> FastAPI:
 def build_app(state: ServiceState) -> ASGIApp:
     app = routes()
     app.state.service = state
+    settings = state.settings
+    app.state.files = RunFiles(state.runs, settings.runs, settings.store, settings.base)
     # Inside out: the key is asked for before a byte of a body is read, and the clock sees what both refuse.
-    guarded: Any = BodyLimit(app, state.settings.body_bytes, {"/adapters/": state.settings.upload_bytes})
-    return Timed(ApiKey(guarded, state.settings.api_key), state.metrics)
+    uploads = {"/adapters/": settings.upload_bytes, "/runs/": settings.record_bytes}
+    guarded: Any = BodyLimit(app, settings.body_bytes, uploads)
+    return Timed(ApiKey(guarded, settings.api_key, {*OPEN_PATHS, *page.open_paths()}), state.metrics)
 
 
 @asynccontextmanager
@@ -85,7 +92,8 @@ async def open_state(settings: Settings) -> AsyncGenerator[ServiceState]:
     folder = locate(settings.base)
     shape, max_rank = base_shape(folder), settings.engine.max_lora_rank
     digest = await asyncio.to_thread(base_digest, folder)
-    extras = await asyncio.to_thread(extras_of, settings.extra, shape, max_rank)
+    bounds = WeightBounds(settings.max_adapter_value, settings.max_adapter_change)
+    extras = await asyncio.to_thread(extras_of, settings.extra, shape, max_rank, bounds)
     metrics = Metrics()
     admission = Admission(
         max_requests=settings.max_requests,
@@ -115,7 +123,7 @@ async def open_state(settings: Settings) -> AsyncGenerator[ServiceState]:
             engine=engine,
             store=store,
             registry=registry,
-            publisher=Publisher(store, registry, shape, max_rank=max_rank, canary=check, fence=fence),
+            publisher=Publisher(store, registry, shape, max_rank=max_rank, canary=check, fence=fence, bounds=bounds),
             runs=run_files,
             scorer=Scorer(engine, metrics),
             decoder=decoder,
@@ -126,7 +134,7 @@ async def open_state(settings: Settings) -> AsyncGenerator[ServiceState]:
         await registry.close()  # while there is an engine to unload from
 
 
-def extras_of(text: str, shape: BaseShape, max_rank: int) -> dict[str, Extra]:
+def extras_of(text: str, shape: BaseShape, max_rank: int, bounds: WeightBounds = BOUNDS) -> dict[str, Extra]:
     """`merged=DIR,other=DIR`: adapters as PEFT saves them, checked."""
     extras: dict[str, Extra] = {}
     for part in filter(None, text.split(",")):
@@ -134,7 +142,7 @@ def extras_of(text: str, shape: BaseShape, max_rank: int) -> dict[str, Extra]:
         if not is_name(name) or name == BASE or name in extras:
             raise UserError(f"--extra {shown(part)}: {shown(name)} is no name for it; write NAME=DIR, each name once")
         try:
-            check_adapter(Path(folder), shape, max_rank)
+            check_adapter(Path(folder), shape, max_rank, bounds)
         except InvalidAdapterError as error:
             raise UserError(f"--extra {part}: {error}") from None
         extras[name] = Extra(Path(folder), folder_digest(Path(folder)))
@@ -152,7 +160,10 @@ def _adapter_cache(folder: Path, store: Path) -> tempfile.TemporaryDirectory[str
 async def canary(engine: Engine, handle: object) -> list[float]:
     """Log-probabilities of the canary sequence under an adapter that is to be published."""
     assert handle is None or isinstance(handle, LoadedAdapter)
-    scores = await engine.score(CANARY_PROMPT, EngineMedia(), CANARY_COMPLETION, handle, cached=False)
+    try:
+        scores = await engine.score(CANARY_PROMPT, EngineMedia(), CANARY_COMPLETION, handle, cached=False)
+    except NotFiniteError:
+        return [math.nan]  # here it is the adapter's doing, and the publisher says so
     return scores.logprobs_C.tolist()
 
 

@@ -102,6 +102,12 @@ class Settings(_Frozen):
     """The largest body of a request but an upload."""
     upload_bytes: int = Field(default=16 * 2**30, ge=1)
     """The largest body of a published revision."""
+    max_adapter_value: float = Field(default=1000.0, gt=0, allow_inf_nan=False)
+    """The largest weight of an adapter, so that nothing overflows; training stays a hundred times below."""
+    max_adapter_change: float = Field(default=1000.0, gt=0, allow_inf_nan=False)
+    """The largest scale * max|A| * max|B| of an adapter, for the same reason."""
+    record_bytes: int = Field(default=4 * 2**30, ge=1)
+    """The largest record of a step's rollouts."""
     media_bytes: int = Field(default=8 * 2**30, ge=1)
     """All uploaded images and videos together; the least recently used go."""
     max_requests: int = Field(default=256, ge=1)

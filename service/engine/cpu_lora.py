@@ -1,14 +1,13 @@
 """LoRA on CPU for vLLM: one matrix product over a step's slots, with the columns of other slots masked out.
 
 vLLM's own kernel gathers each token's weights, [tokens, out, rank], which costs a factor of five, and takes index -1,
-the base, for the last slot. Here all columns of a base row are masked out. Slots that no token of the step has are left alone: to
-copy their weights costs as much as to use them. A step of one slot, which is most of them, needs neither copy nor mask.
+the base, for the last slot. Here all columns of a base row are masked out. Slots that no token of the step has are left
+alone: to copy their weights costs as much as to use them. A step of one slot, which is most of them, needs neither.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
@@ -23,7 +22,7 @@ class _StepSlots:
 
 
 class CpuLora(PunicaWrapperCPU):
-    """Loaded by name inside the engine; the name is given in `vllm.prepare_cpu`."""
+    """Loaded by name inside the engine; the name is given in `vllm.prepare_process`."""
 
     _steps: dict[tuple[int, int], _StepSlots]
 

@@ -9,6 +9,7 @@ The rest of the service knows `Engine` and its plain types. What this file relie
   scored again without the cache.
 * Rows are counted from the end: one runner returns a garbage head where another returns a shorter list.
 * On CPU vLLM applies the last adapter's weights to the base's rows of a mixed batch. `CpuLora` replaces that kernel.
+* A request whose numbers overflow leaves them in its blocks of the cache; `finite` keeps them from others.
 * On CPU seeded requests whose prompts come in pieces kill it. `CpuWorker` mends that.
 
 vLLM is imported inside functions: its import takes seconds, and reads variables that `start_engine` sets first.
@@ -30,6 +31,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from adapters.errors import UserError
+from service.engine.finite import COUNT_NANS, NotFiniteError, fail_corrupted, zero_new_blocks
 from service.media import Video
 from service.publishing.registry import AdapterLoadError, Dtype
 from service.settings import EngineNumbers, MediaNumbers
@@ -227,12 +229,15 @@ class Engine:
             output = await self._run(rendered, _scoring_params(width, skip_cache=True), adapter)
         assert output.prompt_token_ids[prompt_tokens:] == list(completion), "expansion moved into the completion"
         rows = _last_rows(output.prompt_logprobs, len(completion))
+        logprobs_C = _logprobs(rows)
+        if not np.isfinite(logprobs_C).all():
+            raise NotFiniteError
         if token_ids is not None:
             known = (dict(zip(row.ids, row.logprobs, strict=True)) for row in rows)
             top = [([*ids], [row[id] for id in ids]) for row, ids in zip(known, token_ids, strict=True)]
         else:
             top = [row.likeliest(top_k) for row in rows]
-        return EngineScores(prompt_tokens, _logprobs(rows), *_columns(top), rescored)
+        return EngineScores(prompt_tokens, logprobs_C, *_columns(top), rescored)
 
     async def _render(self, prompt: Sequence[int], media: EngineMedia) -> Any:
         """vLLM's input with media expanded. Media are known by id, so that a second rendering costs no processing."""
@@ -359,6 +364,7 @@ async def start_engine(base: Path, settings: EngineNumbers, media: MediaNumbers)
         app: Any = build_app(args, tasks, client.model_config)
         await init_app_state(client, app.state, args, tasks)
         app.state.server = SimpleNamespace(should_exit=False)  # its handlers of a dead engine set this
+        fail_corrupted(client)
         engine = Engine(client, app, settings, dtype)
         try:
             yield engine
@@ -383,7 +389,7 @@ def dtype_of(setting: Literal["auto"] | Dtype) -> Dtype:
 
 
 def _environment(kv_cache_gib: float) -> dict[str, str]:
-    shared = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_HOST_IP": "127.0.0.1"}
+    shared = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_HOST_IP": "127.0.0.1", **COUNT_NANS}
     if len(os.fsencode(tempfile.gettempdir())) > SOCKET_FOLDER_LENGTH:
         shared["VLLM_RPC_BASE_PATH"] = "/tmp"
     if not on_cpu():
@@ -426,13 +432,14 @@ def _arguments(base: Path, dtype: Dtype, settings: EngineNumbers, media: MediaNu
     return [*named, *flags, "--lora-target-modules", *LORA_MODULES]
 
 
-# ---- on CPU ----
+# ---- in vLLM's processes ----
 
 
-def prepare_cpu() -> None:
+def prepare_process() -> None:
     """vLLM calls this in each of its processes (entry point `vllm.general_plugins`)."""
     from vllm.platforms import current_platform
 
+    zero_new_blocks()
     if not current_platform.is_cpu():
         return
     platform: Any = type(current_platform)

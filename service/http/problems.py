@@ -38,6 +38,7 @@ Slug = Literal[
     "invalid-adapter",
     "media-reference",
     "method-not-allowed",
+    "not-finite",
     "not-found",
     "not-ready",
     "other-base",

@@ -32,7 +32,7 @@ from adapters.errors import UserError
 from adapters.manifest import WEIGHTS, FileEntry, Manifest, adapter_digest
 from adapters.names import BASE, Ref, check_branch, is_start, shown
 from adapters.store import Store, StoredBranch, disk_full_as_user_error
-from adapters.validate import BaseShape, InvalidAdapterError, check_adapter, upload_limits
+from adapters.validate import BOUNDS, BaseShape, InvalidAdapterError, WeightBounds, check_adapter, upload_limits
 from service.faults import fault
 from service.publishing.registry import AdapterLoadError, Registry, UnavailableError
 
@@ -237,11 +237,13 @@ class Publisher:
         max_rank: int,
         canary: Canary,
         fence: Fence | None = None,
+        bounds: WeightBounds = BOUNDS,
     ) -> None:
         self._store = store
         self._registry = registry
         self._base = base
         self._max_rank = max_rank
+        self._bounds = bounds
         self._canary = canary
         self._fence = fence or LocalFence(store)
         self._limits = upload_limits(base, max_rank)
@@ -395,7 +397,7 @@ class Publisher:
         if "canary" in meta and not _is_numbers(meta["canary"]):
             problems.append("meta.canary: no list of finite numbers")
         try:
-            check_adapter(stage.folder, self._base, self._max_rank)
+            check_adapter(stage.folder, self._base, self._max_rank, self._bounds)
         except InvalidAdapterError as error:
             problems += error.problems
         if problems:

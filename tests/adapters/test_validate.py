@@ -19,7 +19,15 @@ from safetensors.numpy import load_file, save_file
 from adapters.base import locate
 from adapters.errors import UserError
 from adapters.manifest import CONFIG, OPTIMISER, WEIGHTS
-from adapters.validate import Adapter, InvalidAdapterError, base_shape, check_adapter, served_copy, upload_limits
+from adapters.validate import (
+    Adapter,
+    InvalidAdapterError,
+    WeightBounds,
+    base_shape,
+    check_adapter,
+    served_copy,
+    upload_limits,
+)
 from tests.adapters.peft_files import PARTIAL, save_by_peft
 
 BASE = base_shape(locate("miniature"))
@@ -293,6 +301,30 @@ def test_another_kind_of_base_is_told(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(UserError, match="model_type 'llama'; take a base of type 'qwen3_vl'"):
         base_shape(tmp_path)
+
+
+def test_finite_weights_that_no_training_reaches_are_refused(adapter):
+    change_weights(adapter, lambda weights: weights | {FIRST: np.full_like(weights[FIRST], -1e30)})
+    problem = one_problem(adapter)
+    assert "q_proj.lora_A.weight' holds 1e+30, at most 1000 is taken" in problem
+    assert "--max-adapter-value" in problem
+
+
+def test_weights_that_are_large_only_together_are_refused(adapter):
+    second = FIRST.replace("lora_A", "lora_B")
+    large = {key: lambda weight: np.full_like(weight, 900.0) for key in (FIRST, second)}
+    change_weights(adapter, lambda weights: weights | {key: fill(weights[key]) for key, fill in large.items()})
+    # 900 * 900 * 16 / 8
+    problem = one_problem(adapter)
+    assert "change a weight of the base by 1.62e+06" in problem
+    assert check_adapter(adapter, BASE, 8, WeightBounds(change=1e7)).rank == 8
+
+
+def test_a_header_of_a_quarter_million_tensors_is_not_looked_through(adapter):
+    empty = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    header = json.dumps({f"t{number}": empty for number in range(250_000)}).encode()
+    (adapter / WEIGHTS).write_bytes(struct.pack("<Q", len(header)) + header)
+    assert "no safetensors header of at most 1048576 bytes" in one_problem(adapter)
 
 
 def test_the_served_copy_is_the_master_in_the_engines_dtype(adapter, tmp_path):

@@ -1,0 +1,54 @@
+"""Numbers that are not finite: they stay within the request that makes them, and are an error of it, never an answer.
+
+Two ways lead from one request to another. A block of the KV cache is given back with what is in it, and attention
+multiplies the rows of a block that are not written yet by 0: Inf * 0 is NaN. So blocks are zeroed when they are given
+out. The other way is a step's shared product on CPU, see `cpu_lora`.
+
+A token that was sampled from NaN is token 0, and looks like an answer. So vLLM counts the NaNs of each row of logits.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+
+class NotFiniteError(Exception):
+    """The model's numbers overflowed for this request; the engine is well."""
+
+    def __init__(self) -> None:
+        super().__init__("the model's numbers were not finite; ask again")
+
+
+COUNT_NANS = {"VLLM_COMPUTE_NANS_IN_LOGITS": "1"}
+"""The variable that `fail_corrupted` needs in the engine's process. It costs a look at each row of logits."""
+
+
+def zero_new_blocks() -> None:
+    """In each of vLLM's processes. vLLM does it for caches of mixed precision only, and has the kernels for all."""
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+
+    assert isinstance(KVCacheConfig.needs_kv_cache_zeroing, property), "vLLM asks for it in another way"
+    config: Any = KVCacheConfig
+    config.needs_kv_cache_zeroing = property(lambda _: True)
+
+
+def fail_corrupted(client: Any) -> None:
+    """Requests of `client` with NaN among their logits end with `NotFiniteError`; under vLLM's own routes, with 503."""
+    from vllm.exceptions import GracefulHTTPError
+    from vllm.v1.engine.async_llm import InputStreamError
+
+    class CorruptedError(NotFiniteError, GracefulHTTPError):
+        http_status = 503
+
+    processor = client.output_processor
+    process = processor.process_outputs
+
+    def checked(outputs: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
+        for output in outputs:
+            state = processor.request_states.get(output.request_id)
+            if output.num_nans_in_logits and state is not None:
+                # The only error that vLLM passes on as it is and that ends its request in the engine as well. What
+                # comes for the request after it is dropped by the queue.
+                state.queue.put(InputStreamError(CorruptedError()))
+        return process(outputs, *args, **kwargs)
+
+    processor.process_outputs = checked
