@@ -77,6 +77,8 @@ class Coordinator:
         self._pace = Pace()
         self._warned: set[tuple[str, str, int]] = set()
         """What people were warned of already: the kind, the branch, its head."""
+        self._heads: dict[str, int] = {}
+        """At the last look."""
         self._is_away = False
 
     async def coordinate(self) -> None:
@@ -170,13 +172,19 @@ class Coordinator:
     # ---- what people should know ----
 
     async def _warn(self, heads: Mapping[str, int]) -> None:
-        """Warns of jobs that failed for good and of branches that stand still: once for each revision."""
+        """Warns of lost revisions, jobs that failed for good and branches that stand still: once for each head."""
         now = time.monotonic()
         self._pace.see(heads, now)
         warnings: list[tuple[str, str, str]] = []
         for job in await asyncio.to_thread(self._queue.dead):
             if job.branch in self._ends:  # another run may share the queue
                 text = f"{job.job} failed for good: {job.error}; coevo jobs retry {job.branch}"
+        for branch in self._ends:
+            head, before = heads.get(branch, 0), self._heads.get(branch, 0)
+            if head < before:  # the service says in its log what was wrong with them
+                text = f"its head fell from {before} to {head}: revisions of the store were damaged, and are made again"
+                warnings.append(("fell", branch, text))
+        self._heads = dict(heads)
                 warnings.append(("dead", job.branch, text))
         waiting = await asyncio.to_thread(self._queue.waiting, list(self._ends))
         warnings += [("waiting", branch, text) for branch, text in self._pace.stuck(waiting, now)]

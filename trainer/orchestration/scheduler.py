@@ -284,6 +284,10 @@ class StepScheduler:
                 fault(f"claimed:{branch}@{heads.get(branch, 0)}")
                 await self._tell("lease", branch=branch, what="claimed", job=reply.job.id)
                 wait_s = 0.0
+                elif reply.why == "ahead":
+                    text = "its jobs were for steps behind its next one; they are dropped, and queued anew in order"
+                    log.warning("%s: %s", branch, text)
+                    await self._tell("fell", branch=branch, text=text)
         return wait_s
 
     def _ready_steps(self, heads: Mapping[str, int]) -> list[tuple[Step, Lease]]:

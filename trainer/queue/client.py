@@ -13,6 +13,7 @@ because the service uses it too.
 """
 
 import json
+import logging
 import re
 import uuid
 from collections.abc import Generator, Iterable, Mapping, Sequence
@@ -30,6 +31,7 @@ from redis.exceptions import TimeoutError as LateError
 from redis.retry import Retry
 
 from adapters.errors import UserError
+from trainer.queue.tokens import MOST_AHEAD_US, may_publish
 
 LEASE_S = 30.0
 """How long a branch waits for a worker that died. Much less, and a worker that only hangs loses its branch."""
@@ -49,6 +51,8 @@ PERMANENT = frozenset({HEADS, TOKENS, STORE})
 _CANNOT_NOW = re.compile("(^|caused error: )(MISCONF|BUSY|NOREPLICAS) ")
 
 Entry = tuple[str, dict[str, str]]
+
+log = logging.getLogger(__name__)
 
 
 class QueueAwayError(UserError):
@@ -97,7 +101,8 @@ class Lease:
 class Refusal:
     """Why a branch cannot be worked on now."""
 
-    why: Literal["empty", "held", "dead"]
+    why: Literal["empty", "held", "dead", "ahead"]
+    """`ahead`: its jobs began behind its head, and are dropped; the coordinator enqueues those that are missing."""
     holder: str = ""
     left_s: float = 0.0
     """Until its lease runs out, if it is not renewed."""
@@ -156,7 +161,7 @@ class Queue:
         answer = self._run(
             "claim",
             [jobs_key(branch), lease_key(branch), attempts_key(branch), HEADS, TOKENS, DEAD, NEWS, STORE],
-            [branch, worker, nonce, int(self.lease_s * 1000), ATTEMPTS, KEPT_S],
+            [branch, worker, nonce, int(self.lease_s * 1000), ATTEMPTS, MOST_AHEAD_US, KEPT_S],
         )
         self._unanswered.pop(claim, None)
         match answer:
@@ -195,11 +200,12 @@ class Queue:
 
     # ---- the coordinator ----
 
-    def enqueue(self, job: Job) -> Literal["enqueued", "there", "done"]:
+    def enqueue(self, job: Job) -> Literal["enqueued", "there", "done", "ahead"]:
+        """`ahead`: there are steps between it and the branch's other jobs or its head; those come first."""
         answer = self._run(
             "enqueue",
             [jobs_key(job.branch), HEADS, NEWS],
-            [job.branch, job.id, json.dumps(asdict(job)), job.last, KEPT_S],
+            [job.branch, job.id, json.dumps(asdict(job)), job.first, job.last, KEPT_S],
         )
         if answer == "conflict":
             raise JobConflictError(f"{job.id}: there is another job of that name; end its run, or take another queue")
@@ -231,14 +237,23 @@ class Queue:
 
     def reconcile(self, store: str, branches: Mapping[str, tuple[int, int]]) -> bool:
         """Heads and newest tokens as they are on disk. Whether the server knew nothing."""
+        keys = [key(name) for name in branches for key in (jobs_key, lease_key, attempts_key)]
         words = [word for name, (head, token) in branches.items() for word in (name, head, token)]
-        answer = self._run("reconcile", [HEADS, TOKENS, STORE, *map(jobs_key, branches)], [store, *words])
+        answer = self._run("reconcile", [HEADS, TOKENS, STORE, NEWS, *keys], [store, KEPT_S, *words])
         if answer[0] == "other":
             raise OtherStoreError(
                 f"{redacted(self.url)}: serves another store ({answer[1]}); take another database of that server "
                 "(redis://HOST:PORT/1), or empty this one (redis-cli flushdb)"
             )
-        return answer == ["anew"]
+        for name in answer[1]:
+            log.warning(
+                "%s: a revision was published under the token %d, which is ahead of the clock of %s; its fence leaves "
+                "it out. If that clock was set back, set it right; else no lease had this token: look who published it",
+                name,
+                branches[name][1],
+                redacted(self.url),
+            )
+        return answer[0] == "anew"
 
     def identity(self) -> tuple[str | None, str]:
         """The store that the server was reconciled with, and the server's run id: another after each restart, in which
@@ -248,9 +263,11 @@ class Queue:
 
     def is_current(self, branch: str, token: int | None) -> bool:
         """Whether no newer token is known; without a token, whether nobody works on the branch."""
-        newest, is_held = self._do(("HGET", TOKENS, branch), ("EXISTS", lease_key(branch)))
+        newest, is_held, (s, us) = self._do(("HGET", TOKENS, branch), ("EXISTS", lease_key(branch)), ("TIME",))
+        if token is None:
+            return not is_held
         # Not by the lease: one that ran out unnoticed is still the newest.
-        return not is_held if token is None else token >= int(newest or 0)
+        return may_publish(token, newest=int(newest or 0), now=int(s) * 1_000_000 + int(us))
 
     def advance(self, branch: str, revision: int, token: int | None) -> None:
         """Says that the revision is in the store."""

@@ -83,7 +83,7 @@ class Console:
                 self._times.append(time.monotonic())
                 self._tokens.append(self._sampled(event))
                 return f"{event['branch']}@{event['step']} of {self._ends.get(event['branch'])}: {_step_line(event)}"
-            case "failed" | "dead" | "waiting":
+            case "failed" | "dead" | "waiting" | "fell":
                 self._notes.append(f"{event['branch']}: {event.get('error') or event.get('text')}")
                 return self._notes[-1]
             case "overlap":

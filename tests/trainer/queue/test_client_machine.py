@@ -1,4 +1,5 @@
-"""Two branches, three workers, a store and a server that loses everything, in any order, beside a model in Python."""
+"""Two branches, three workers, a store that loses revisions and a server that loses everything, in any order, beside a
+model in Python."""
 
 from collections.abc import Generator
 from dataclasses import dataclass, field
@@ -35,6 +36,10 @@ class Branch:
 
     def lose_all(self) -> None:
         self.jobs, self.newest, self.holder, self.attempts, self.is_dead = [], self.token_on_disk, None, 0, False
+
+    def fall(self, newest: int) -> None:
+        """Its newest revision was damaged. What was queued and held goes; who failed for good stays that."""
+        self.head, self.jobs, self.newest, self.holder, self.attempts = self.head - 1, [], newest, None, 0
 
     def claim(self, worker: str) -> str:
         if not self.jobs:
@@ -150,6 +155,14 @@ class Machine(RuleBasedStateMachine):
         if model.is_dead:
             model.is_dead, model.attempts = False, 0
 
+    @rule(branch=branches)
+    def lose_a_revision(self, branch: str) -> None:
+        if self.models[branch].head > 0:
+            # Newer than every token that was given: whoever held the branch holds it no more.
+            self.models[branch].fall(1 + max(token for name, token in self.given if name == branch))
+            self.heads[branch] -= 1
+            self.reconcile()
+
     @rule()
     def lose_all(self) -> None:
         self.raw.flushall()
@@ -163,7 +176,7 @@ class Machine(RuleBasedStateMachine):
         self.reconcile()
 
     @invariant()
-    def heads_never_go_back(self) -> None:
+    def heads_go_back_with_the_store_alone(self) -> None:
         heads = self.queue.heads()
         assert heads == {name: model.head for name, model in self.models.items()}
         assert all(heads[name] >= self.heads[name] for name in BRANCHES)

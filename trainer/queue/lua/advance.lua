@@ -15,7 +15,10 @@ if tonumber(revision) > head then
   redis.call('XADD', news, 'MAXLEN', '~', 1000, '*', 'advanced', branch)
   redis.call('EXPIRE', news, kept_s)
 end
-if tonumber(token) > tonumber(redis.call('HGET', tokens, branch) or '0') then
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+-- A server that lost its last second may not know the token yet. One that is ahead of its clock it never gave.
+if tonumber(token) > tonumber(redis.call('HGET', tokens, branch) or '0') and tonumber(token) <= now then
   redis.call('HSET', tokens, branch, token)
 end
 for _, entry in ipairs(redis.call('XRANGE', jobs, '-', '+')) do

@@ -1,6 +1,6 @@
 -- The right to work on a branch's current job. Asked again with the same nonce, it gives the same answer.
 local jobs, lease, attempts, heads, tokens, dead, news, store = unpack(KEYS)
-local branch, worker, nonce, lease_ms, most, kept_s = unpack(ARGV)
+local branch, worker, nonce, lease_ms, most, most_ahead, kept_s = unpack(ARGV)
 
 if redis.call('EXISTS', store) == 0 then return {'unreconciled'} end
 local first = redis.call('XRANGE', jobs, '-', '+', 'COUNT', 1)[1]
@@ -11,7 +11,18 @@ local job, head = first[2][2], redis.call('HGET', heads, branch) or '0'
 local held = redis.call('HMGET', lease, 'worker', 'nonce', 'token')
 -- The claim came here before and its answer got lost.
 if held[2] == nonce then return {'claimed', job, held[3], head} end
-if held[1] and held[1] ~= worker then return {'held', held[1], tostring(redis.call('PTTL', lease))} end
+if held[1] and held[1] ~= worker then
+  -- Longer than a new one: the server's clock was set back. Its worker renews it, or it is dead.
+  if redis.call('PTTL', lease) > tonumber(lease_ms) then redis.call('PEXPIRE', lease, lease_ms) end
+  return {'held', held[1], tostring(redis.call('PTTL', lease))}
+end
+if tonumber(head) < cjson.decode(job).first then
+  -- Steps before it are missing, so it would wait for ever. The coordinator enqueues what the head needs.
+  redis.call('DEL', jobs, lease, attempts)
+  redis.call('XADD', news, 'MAXLEN', '~', 1000, '*', 'fell', branch)
+  redis.call('EXPIRE', news, kept_s)
+  return {'ahead'}
+end
 
 -- Each claim counts until a step or a clean release takes it back: who dies can say nothing.
 local count = redis.call('HINCRBY', attempts, 'count', 1)
@@ -30,7 +41,9 @@ end
 -- double and too short for two claims, so tokens do not run ahead of the clock.
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
-local token = string.format('%.0f', math.max(now, tonumber(redis.call('HGET', tokens, branch) or '0') + 1))
+local newest = tonumber(redis.call('HGET', tokens, branch) or '0')
+if newest > now + tonumber(most_ahead) then newest = 0 end -- nobody's clock is set back so far: it was made up
+local token = string.format('%.0f', math.max(now, newest + 1))
 redis.call('HSET', tokens, branch, token)
 redis.call('DEL', lease)
 redis.call('HSET', lease, 'worker', worker, 'nonce', nonce, 'token', token, 'job', cjson.decode(job).id)
