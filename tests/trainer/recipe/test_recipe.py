@@ -198,7 +198,7 @@ def test_the_paper_recipe_has_the_papers_settings():
     assert (recipe.rollout.prompts, recipe.rollout.group_size, recipe.rollout.temperature) == (256, 8, 1.0)
     assert (recipe.rollout.max_prompt_tokens, recipe.rollout.max_completion_tokens) == (16_384, 16_384)
     assert (recipe.loss.eps_low, recipe.loss.eps_high) == (0.2, 0.28)
-    assert (recipe.optimiser.lr, recipe.optimiser.weight_decay, recipe.optimiser.grad_norm) == (1e-6, 0.01, 1.0)
+    assert (recipe.optimiser.lr, recipe.optimiser.weight_decay, recipe.optimiser.grad_norm) == (1e-5, 0.01, 1.0)
     assert recipe.optimiser.warmup_steps == 0
     assert recipe.method.rlvr_steps / recipe.method.opd_steps == 1.5
     assert {capability.reward.format_share for capability in recipe.capabilities.values()} == {0.1}
