@@ -83,6 +83,9 @@ class Coordinator:
 
     async def coordinate(self) -> None:
         """Until every branch has come to its plan's end, and all is measured."""
+        # The queue first: a wrong password is told at once, a service may be waited for.
+        with contextlib.suppress(QueueAwayError):
+            await asyncio.to_thread(self._queue.has_run, self._run)
         await self._check_store()
         await self._put("running")
         newest = "0"
@@ -176,15 +179,15 @@ class Coordinator:
         now = time.monotonic()
         self._pace.see(heads, now)
         warnings: list[tuple[str, str, str]] = []
-        for job in await asyncio.to_thread(self._queue.dead):
-            if job.branch in self._ends:  # another run may share the queue
-                text = f"{job.job} failed for good: {job.error}; coevo jobs retry {job.branch}"
         for branch in self._ends:
             head, before = heads.get(branch, 0), self._heads.get(branch, 0)
             if head < before:  # the service says in its log what was wrong with them
                 text = f"its head fell from {before} to {head}: revisions of the store were damaged, and are made again"
                 warnings.append(("fell", branch, text))
         self._heads = dict(heads)
+        for job in await asyncio.to_thread(self._queue.dead):
+            if job.branch in self._ends:  # another run may share the queue
+                text = f"{job.job} failed for good: {job.error}; coevo jobs retry {job.branch}"
                 warnings.append(("dead", job.branch, text))
         waiting = await asyncio.to_thread(self._queue.waiting, list(self._ends))
         warnings += [("waiting", branch, text) for branch, text in self._pace.stuck(waiting, now)]
