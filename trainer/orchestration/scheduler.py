@@ -276,6 +276,10 @@ class StepScheduler:
                 # A job that is dead or not queued yet sends news when that changes.
                 if reply.why == "held":  # its lease may run out before the next news: a dead worker sends none
                     wait_s = min(wait_s, max(0.05, reply.left_s + 0.02))
+                elif reply.why == "ahead":
+                    text = "its jobs were for steps behind its next one; they are dropped, and queued anew in order"
+                    log.warning("%s: %s", branch, text)
+                    await self._tell("fell", branch=branch, text=text)
             elif reply.job.run != self._run.id:
                 # Two runs may share a branch's name in one queue; the job of the other is for its own workers.
                 await asyncio.to_thread(self._queue.release, reply)
@@ -284,10 +288,6 @@ class StepScheduler:
                 fault(f"claimed:{branch}@{heads.get(branch, 0)}")
                 await self._tell("lease", branch=branch, what="claimed", job=reply.job.id)
                 wait_s = 0.0
-                elif reply.why == "ahead":
-                    text = "its jobs were for steps behind its next one; they are dropped, and queued anew in order"
-                    log.warning("%s: %s", branch, text)
-                    await self._tell("fell", branch=branch, text=text)
         return wait_s
 
     def _ready_steps(self, heads: Mapping[str, int]) -> list[tuple[Step, Lease]]:
