@@ -1,7 +1,8 @@
 """`coevo check RECIPE`: what a person can get wrong about a recipe and its data, found before an engine starts.
 
-Exit code 2 and the list of all problems with their remedies; 0 and a short table when there is none. `coevo run` asks
-the same before it starts anything. Data sets of the hub are fetched, as training would.
+Exit code 2 and the list of all problems with their remedies; 0 and a short table when there is none. `coevo run` and
+`coevo compare` ask the same before they start anything, `coevo filter` what is of its own rows. Data sets of the hub
+are fetched, as training would.
 """
 
 import argparse
@@ -44,6 +45,16 @@ def check(recipe: Recipe, out: Path) -> list[MachineFact]:
     except UserError as error:
         facts.append(MachineFact("FAIL", "tracking.to", str(error).removeprefix("tracking.to: ")))
     return facts
+
+
+def add_unchecked(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--unchecked", action="store_true", help="start although `coevo check` finds problems")
+
+
+def is_refused(command: str, arguments: argparse.Namespace, facts: Sequence[MachineFact]) -> bool:
+    """Whether a command must not start, which is told, and so are warnings. `--unchecked` lets it."""
+    tell(command, arguments.recipe, facts)
+    return has_problems(facts) and not arguments.unchecked
 
 
 def has_problems(facts: Sequence[MachineFact]) -> bool:

@@ -23,9 +23,8 @@ from pathlib import Path
 
 from adapters.errors import UserError
 from service.concurrency import Stopped
-from trainer.data.base import base_of
+from trainer.commands.check import add_unchecked, check, is_refused
 from trainer.local.train import check_folder, settings_of
-from trainer.orchestration.tracking import check_trackers
 from trainer.recipe import ComparisonConfig, Recipe
 from trainer.recipe.arguments import add_recipe_arguments
 from trainer.recipe.file import load
@@ -40,20 +39,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--from", type=Path, metavar="DIR", dest="source", help="trains nothing: tables from its answers"
     )
+    add_unchecked(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to this file as well")
 
 
 def run(arguments: argparse.Namespace) -> int:
     recipe = of_comparison(load(arguments.recipe, arguments.set), arguments.seeds)
-    check_trackers(recipe.tracking.to)
     if arguments.together < 1:
         raise UserError(f"--together {arguments.together}: take 1 or more")
-    base_of(recipe)  # what is wrong with it is told before anything is written
     if arguments.json and not arguments.json.absolute().parent.is_dir():
         raise UserError(f"{arguments.json}: there is no folder {arguments.json.parent}; make it first")
     out = arguments.out or Path("out") / f"compare-{recipe.name}"
     if arguments.source is None:
         check_folder(out, recipe, resume=arguments.resume)  # seeds and systems are no part of what it compares
+        print("checking the recipe, its data and this machine", flush=True)
+        if is_refused("compare", arguments, check(recipe, out)):
+            return 2
     out.mkdir(parents=True, exist_ok=True)
     assert recipe.comparison is not None
     # Not at the top: they import torch and transformers, and what is wrong above is told at once.

@@ -26,6 +26,7 @@ from adapters.manifest import base_digest
 from adapters.names import BASE, Ref
 from clients.client import AsyncClient, ServiceError, from_environment
 from service.media import Limits
+from trainer.commands.check import add_unchecked, is_refused
 from trainer.data.base import base_of
 from trainer.data.datasets import PromptSet
 from trainer.data.export import original_rows, settings, write
@@ -68,6 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--below", type=float, default=1.0, metavar="RATE", help="keep rates below it; 2: 1 too [1]")
     parser.add_argument("--limit", type=int, metavar="N", help="ask the first N usable rows only")
     parser.add_argument("--resume", action="store_true", help="go on with what was answered before")
+    add_unchecked(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -85,6 +87,11 @@ def run(arguments: argparse.Namespace) -> int:
     rule = answer_rule(reward)
     base = base_of(recipe)
     digest = base_digest(base)
+    # Here, for it reads data sets: what is wrong above is told at once.
+    from trainer.local.preflight import capability_facts
+
+    if is_refused("filter", arguments, capability_facts(recipe, name)):
+        return 2
     with RewardPool(num_children=HALF_THE_CORES) as pool:
         try:
             model = asyncio.run(_pinned_model(digest, arguments.adapter))

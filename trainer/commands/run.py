@@ -19,7 +19,7 @@ from pathlib import Path
 from adapters.errors import UserError
 from adapters.names import MERGED
 from service.concurrency import Stopped
-from trainer.commands.check import check, has_problems, tell
+from trainer.commands.check import add_unchecked, check, is_refused
 from trainer.local.examiner import ADAPTER
 from trainer.local.train import check_folder, events_of, is_trained, run_processes, settings_of, train
 from trainer.recipe.arguments import add_recipe_arguments
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe_arguments(parser)
     parser.add_argument("--out", type=Path, metavar="DIR", help="where everything lies [out/NAME]")
     parser.add_argument("--resume", action="store_true", help="go on with what is there")
-    parser.add_argument("--unchecked", action="store_true", help="start although `coevo check` finds problems")
+    add_unchecked(parser)
     parser.add_argument("--worker-each", action="store_true", help="a worker for each branch instead of one for all")
     parser.add_argument("--port", type=int, default=0, metavar="N", help="of the service [any free one]")
 
@@ -46,9 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_folder(out, recipe, resume=arguments.resume)
     if not is_trained(out, recipe):
         print("checking the recipe, its data and this machine", flush=True)
-        facts = check(recipe, out)
-        tell("run", arguments.recipe, facts)
-        if has_problems(facts) and not arguments.unchecked:
+        if is_refused("run", arguments, check(recipe, out)):
             return 2
     try:
         # Training and the exam in one block: the queue server and Ctrl-C are the same for both.

@@ -63,19 +63,25 @@ class DataSource:
 
 def preflight(recipe: Recipe, out: Path) -> list[MachineFact]:
     """Everything that is looked at before a run in the folder `out`; what fails ends it before it begins."""
-    kinds = {part.reward.kind for part in (*recipe.capabilities.values(), *recipe.evaluation.sets.values())}
-    with closing(RewardPool(num_children=1)) as pool:
-        # First, for its server takes a second to load, in which data sets are opened.
-        if not kinds <= _HARMLESS:
-            pool.start()
-        facts = [queue_row(), *_base_facts(recipe, out)]
-        tokenizer = _tokenizer(recipe)
-        for source in _sources(recipe):
-            facts += _source_facts(recipe, source, pool, tokenizer)
-    return facts
+    return [queue_row(), *_base_facts(recipe, out), *_data_facts(recipe, list(_sources(recipe)))]
+
+
+def capability_facts(recipe: Recipe, name: str) -> list[MachineFact]:
+    """The same of a capability's training data and reward alone: for what asks a service that runs elsewhere."""
+    path = f"capabilities.{name}.data"
+    return _data_facts(recipe, [source for source in _sources(recipe) if source.path == path])
 
 
 # ---- data ----
+
+
+def _data_facts(recipe: Recipe, sources: Sequence[DataSource]) -> list[MachineFact]:
+    with closing(RewardPool(num_children=1)) as pool:
+        # First, for its server takes a second to load, in which data sets are opened.
+        if not {source.reward.kind for source in sources} <= _HARMLESS:
+            pool.start()
+        tokenizer = _tokenizer(recipe)
+        return [fact for source in sources for fact in _source_facts(recipe, source, pool, tokenizer)]
 
 
 def column_facts(recipe: Recipe) -> Iterator[MachineFact]:

@@ -131,6 +131,45 @@ def test_a_run_with_a_mistake_starts_nothing(mistake: str, capsys: pytest.Captur
     assert not Path("out").exists()
 
 
+COMPARED = ("method.kind=copd", "comparison.scales=[]")
+
+
+@pytest.mark.parametrize("mistake", ["a wrong column", "a damaged picture", "no memory"])
+def test_a_comparison_with_a_mistake_starts_nothing(mistake: str, capsys: pytest.CaptureFixture[str]) -> None:
+    make, change, words = MISTAKES[mistake]
+    make()
+    changes = [word for value in (*COMPARED, change) for word in ("--set", value)]
+    assert main(["compare", "recipe.toml", *changes]) == 2
+    assert words in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("mistake", ["a wrong column", "a damaged picture", "a reward that raises"])
+def test_a_filter_with_a_mistake_asks_nothing(mistake: str, capsys: pytest.CaptureFixture[str]) -> None:
+    make, change, words = MISTAKES[mistake]
+    make()
+    name = "pictures" if "picture" in mistake else "sums"
+    assert main(["filter", "recipe.toml", name, "--out", "kept.jsonl", "--set", change]) == 2
+    assert words in capsys.readouterr().err
+    assert not list(Path().glob("kept*"))
+
+
+def test_a_filter_looks_at_its_own_rows_alone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setenv("COEVO_SERVICE_URL", "http://127.0.0.1:9")
+    damage_a_picture()
+    assert main(["filter", "recipe.toml", "sums", "--out", "kept.jsonl", "--set", "engine.kv_cache_gib=100000"]) == 2
+    assert "127.0.0.1:9: no service is ready there" in capsys.readouterr().err
+
+
+def test_what_is_unchecked_is_told_and_starts(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setenv("COEVO_SERVICE_URL", "http://127.0.0.1:9")
+    damage_a_picture()
+    assert main(["filter", "recipe.toml", "pictures", "--out", "kept.jsonl", "--unchecked"]) == 2
+    problem, end = capsys.readouterr().err.splitlines()
+    assert "pictures.jsonl: row 8: " in problem
+    assert "127.0.0.1:9: no service is ready there" in end
+
+
 def test_mistakes_hide_no_others(capsys: pytest.CaptureFixture[str]) -> None:
     damage_a_picture()
     changes = [f"{SUMS}.data.name=./none.jsonl", f"{SUMS}.reward.kind=my_rewards:nothing", "base.name=nowhere/nothing"]
