@@ -169,6 +169,8 @@ class LimitsInfo(Body):
     max_model_len: int
     top_k: int
     body_bytes: int
+    request_timeout_s: float
+    """How long the engine may take for one request."""
 
 
 class MediaInfo(Body):

@@ -64,6 +64,7 @@ async def adapters(state: State) -> schemas.AdaptersResponse:
             max_model_len=engine.max_model_len,
             top_k=engine.top_k,
             body_bytes=state.settings.body_bytes,
+            request_timeout_s=state.settings.request_timeout_s,
         ),
         # Pixel bounds as they are and not as they were set: those left out are the base's own.
         media=schemas.MediaInfo(
@@ -106,6 +107,8 @@ async def file(branch: Branch, revision: Revision, file: str, state: State) -> R
         names = ", ".join([*manifest.files, MANIFEST])
         raise ProblemError("not-found", 404, f"{branch}@{revision} has no such file; it has {names}")
     path: Path = state.store.folder(Ref(branch, revision)) / file
+    if not path.exists():  # of a live revision only the moments may be gone
+        raise ProblemError("not-found", 404, f"{branch}@{revision} has no {file} any more; newer revisions have")
     return FileResponse(path, media_type="application/octet-stream")
 
 

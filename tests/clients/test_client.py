@@ -582,7 +582,7 @@ def described(digest):
     return AdaptersResponse(
         base=BaseInfo(name="miniature", digest=digest),
         branches={},
-        limits=LimitsInfo(rank=8, max_model_len=64, top_k=5, body_bytes=1),
+        limits=LimitsInfo(rank=8, max_model_len=64, top_k=5, body_bytes=1, request_timeout_s=600),
         media=MEDIA,
         engine=EngineInfo(version="0", dtype="float32"),
     )

@@ -7,17 +7,20 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 
+from adapters.errors import UserError
 from adapters.names import BASE, Ref
 from trainer.commands.check import tell
 from trainer.commands.doctor import column_warnings, shape_of_base
 from trainer.doctor import memory
 from trainer.doctor.fit import stored_bytes
+from trainer.plan.bounds import kept_rollouts, record_bytes, too_long
 from trainer.plan.cost import Cost
 from trainer.plan.make import make_plan
 from trainer.plan.steps import Plan, Segment, Step, impossible
 from trainer.recipe import Recipe
 from trainer.recipe.arguments import add_recipe_arguments
 from trainer.recipe.file import load
+from trainer.recipe.limits import limit_lines
 
 HEADS = ("segment", "kind", "steps", "own data", "teachers", "rollouts", "generated <=", "scored <=")
 GB = 10**9
@@ -26,6 +29,7 @@ GB = 10**9
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe_arguments(parser)
+    parser.add_argument("--limits", action="store_true", help="show the limits that follow from the recipe, too")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -37,6 +41,10 @@ def run(arguments: argparse.Namespace) -> int:
     assert not problems, problems
     rows = list(lines(plan, recipe, shape_of_base(recipe)))
     _print(rows, recipe.name)
+    if arguments.limits:
+        print(*limit_lines(recipe), sep="\n")
+    if why := too_long(plan, recipe):  # after the table, which shows what is so much
+        raise UserError(why)
     tell("plan", arguments.recipe, column_warnings(recipe))
     return 0
 
@@ -60,7 +68,7 @@ def _print(rows: Sequence[tuple[str, ...]], title: str) -> None:
 
 
 def lines(plan: Plan, recipe: Recipe, shape: memory.Shape) -> Iterator[tuple[str, ...]]:
-    """A row for each segment, one for all of them, and one for the disk."""
+    """A row for each segment, one for all of them, and two for the disk: revisions, and records of rollouts."""
     whole = Cost()
     for segment in plan.segments:
         segment_cost = sum((cost(step, recipe) for step in segment.steps), Cost())
@@ -78,6 +86,10 @@ def lines(plan: Plan, recipe: Recipe, shape: memory.Shape) -> Iterator[tuple[str
     # In float32: the masters and Adam's two moments.
     step_bytes = memory.lora_parameters(shape, recipe.lora.rank) * 12
     yield ("disk", "", f"{step_bytes / GB:.3g} GB a step", f"at most {stored / GB:.3g} GB kept", "", "", "", "")
+    largest, kept = max((record_bytes(step, recipe) for step in plan.steps), default=0), kept_rollouts(plan, recipe)
+    steps = "all steps" if kept.steps is None else f"the last {kept.steps}"
+    room = f"at most {kept.bytes / GB:.3g} GB kept: {steps}"
+    yield ("rollouts", "", f"{largest / GB:.3g} GB a step", room, "", "", "", "")
 
 
 def cost(step: Step, recipe: Recipe) -> Cost:

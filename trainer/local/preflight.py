@@ -25,6 +25,7 @@ from trainer.doctor import memory
 from trainer.doctor.fit import memory_rows, parts_of, served_row, shape_in, store_row, stored_bytes
 from trainer.doctor.machine import Card, MachineFact, Status, found_cards, queue_row
 from trainer.evaluation.exams import answer_rule
+from trainer.local.bounds import bound_facts
 from trainer.parts import Prompt
 from trainer.plan.make import make_plan
 from trainer.recipe import CapabilityConfig, Data, DatasetData, Recipe, RewardConfig
@@ -322,6 +323,7 @@ def _base_facts(recipe: Recipe, out: Path) -> Iterator[MachineFact]:
     # Of a run that goes on, a part is there.
     there = sum(file.stat().st_size for file in (out / "store").rglob("*") if file.is_file())
     yield store_row(max(0, most - there), out, if_short="FAIL")
+    yield from bound_facts(plan, recipe, out / "runs", if_short="FAIL")
     yield served_row(recipe, shape)
 
 

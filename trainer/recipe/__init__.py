@@ -43,6 +43,7 @@ from trainer.recipe.training import (
     MergeConfig,
     OptimiserConfig,
     RolloutConfig,
+    RolloutsConfig,
     TrackingConfig,
 )
 
@@ -72,6 +73,7 @@ __all__ = [
     "Recipe",
     "RewardConfig",
     "RolloutConfig",
+    "RolloutsConfig",
     "TrackingConfig",
     "edges",
     "engine_rank",
@@ -102,6 +104,7 @@ class Recipe(Section):
     optimiser: OptimiserConfig = OptimiserConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     budget: BudgetConfig = BudgetConfig()
+    rollouts: RolloutsConfig = RolloutsConfig()
     tracking: TrackingConfig = TrackingConfig()
     comparison: ComparisonConfig | None = None
     """The systems and seeds of one run, instead of `method.kind` alone: what `coevo compare` makes of a recipe."""

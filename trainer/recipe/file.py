@@ -74,8 +74,10 @@ def digest(recipe: Recipe) -> str:
 
 def run_id(recipe: Recipe) -> str:
     """The name of a run: the same for all recipes that compute the same."""
-    # So the same folder is found again with another budget, other trackers, or more systems to compare.
-    plain = recipe.model_copy(update={"budget": type(recipe.budget)(), "tracking": type(recipe.tracking)()})
+    # So the same folder is found again with another budget, other records or trackers, or more systems to compare.
+    plain = recipe.model_copy(
+        update={name: type(getattr(recipe, name))() for name in ("budget", "rollouts", "tracking")}
+    )
     if plain.comparison is not None:
         plain = plain.model_copy(update={"comparison": ComparisonConfig()})
     return f"{recipe.name}-{digest(plain).removeprefix('sha256:')[:8]}"  # short: it names folders

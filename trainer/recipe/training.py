@@ -135,6 +135,20 @@ class BudgetConfig(Section):
     keep_last: int = Field(default=4, ge=2)
     """The revisions of a branch that stay in the store, beside heads, phase ends and those that the plan still
     names."""
+    tokens_per_s: float = Field(default=1000.0, gt=0)
+    """The tokens that the engine samples in a second at least, of all sequences together. What a request may take, and
+    how long one waits, follows from it."""
+    step_hours: float = Field(default=24.0, gt=0)
+    """The longest that the rollouts and scores of a step may take. A plan with a longer step is refused; a step that
+    takes longer has failed."""
+
+
+class RolloutsConfig(Section):
+    """The records of what each step learnt from: for people, and for a worker's `--replay`."""
+
+    keep: Literal["all", "last"] | Annotated[int, Field(ge=1)] | None = None
+    """The steps of each branch whose records stay: `all`, the `last`, or so many. null = as many as take at most 20 GB
+    in the whole run, the last in any case."""
 
 
 class TrackingConfig(Section):

@@ -17,8 +17,9 @@ def test_every_recipe_has_a_plan_that_is_printed(recipe: Path, capsys: pytest.Ca
     assert main(["plan", str(recipe)]) == 0
     rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
     plan = make_plan(load(recipe))
-    assert [row[0] for row in rows[1:-2]] == [segment.id for segment in plan.segments]
-    assert rows[-2][2] == f"{len(list(plan.steps))} steps"
+    assert [row[0] for row in rows[1:-3]] == [segment.id for segment in plan.segments]
+    assert rows[-3][2] == f"{len(list(plan.steps))} steps"
+    assert [row[0] for row in rows[-3:]] == ["all", "disk", "rollouts"]
 
 
 def test_a_step_costs_its_own_prompts_and_its_teachers() -> None:
@@ -34,6 +35,21 @@ def test_a_fork_of_a_revision_of_an_earlier_run_is_planned(capsys: pytest.Captur
         words += ["--set", f'branches.{name}.capabilities=["{name}"]']
     assert main(words) == 0
     assert "text:0" in capsys.readouterr().out
+
+
+def test_a_rate_that_cannot_finish_a_step_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "recipes/paper-copd2.toml", "--set", "budget.tokens_per_s=500"]
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    for part in ("text@7 samples up to 67,108,864 tokens", "46.6 h at budget.tokens_per_s = 500", "needs 971 tokens"):
+        assert part in error
+    assert main([*words, "--set", "budget.step_hours=47"]) == 0
+
+
+def test_limits_are_shown_when_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "recipes/paper-copd2.toml", "--limits"]) == 0
+    assert "| one call | 524,288 tokens |" in capsys.readouterr().out
 
 
 def test_a_recipe_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,6 +24,7 @@ def served(**changes) -> AdaptersResponse:
         max_model_len=numbers["max_model_len"],
         top_k=numbers["top_k"],
         body_bytes=1,
+        request_timeout_s=numbers["request_timeout_s"],
     )
     engine = EngineInfo(version="0", dtype=numbers["dtype"])
     return AdaptersResponse(
@@ -51,11 +52,18 @@ def test_every_number_is_one_of_the_services_settings() -> None:
         ({"max_model_len": 100}, "its max_model_len is 100, 209 are needed"),
         ({"max_lora_rank": 8}, "its max_lora_rank is 8, 16 are needed"),
         ({"top_k": 5}, "its top_k is 5, 20 are needed"),
+        ({"request_timeout_s": 30}, "its request_timeout_s is 30, 600 are needed"),
     ],
 )
 def test_another_service_is_told_with_what_differs(change, said) -> None:
     with pytest.raises(UserError, match=said):
         check_service(served(**change), RECIPE)
+
+
+def test_a_service_of_another_base_is_told_with_both() -> None:
+    check_service(served(), RECIPE, "sha256:0")
+    with pytest.raises(UserError, match=r"its base is miniature \(0\), base.name is miniature \(abcd\)"):
+        check_service(served(), RECIPE, "sha256:abcd")
 
 
 def test_a_larger_service_will_do() -> None:
