@@ -21,7 +21,7 @@ FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`([^`\n]+)`")
 PATH = re.compile(rf"(?<![\w./~-])(?:{'|'.join(FOLDERS)})/[\w./-]*")
 MODULE = re.compile(r"(?:adapters|bench|clients|service|trainer)(?:\.[A-Za-z_]\w*)+")
-TREE = re.compile(r"^```\n(trainer/ .*?)^```$", re.MULTILINE | re.DOTALL)
+TREE = re.compile(r"^```text\n(trainer/ .*?)^```$", re.MULTILINE | re.DOTALL)
 
 a_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 

@@ -29,6 +29,7 @@ from adapters.merge import cosines, make_merge_plan, write_adapter
 from adapters.merge_inputs import open_base, open_revision
 from adapters.names import BASE
 from trainer.evaluation.exams import (
+    MEAN,
     Exam,
     ExamAnswer,
     ExamResult,
@@ -177,7 +178,7 @@ def _candidate(merge: Result, scale: float, folder: Path) -> Path:
 def tried_scales(merge: Result, scales: Sequence[float], results: Sequence[ExamResult]) -> dict[float, float]:
     """Accuracy of a merge by scale, on what its own branches are for."""
     means = mean_results([result for result in results if result.capability in merge.capabilities])
-    accuracy = {mean.model: mean.accuracy.mean for mean in means}
+    accuracy = {mean.model: mean.accuracy.mean for mean in means if mean.name == MEAN}
     return {scale: accuracy[_candidate(merge, scale, Path()).name] for scale in scales}
 
 

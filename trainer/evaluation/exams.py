@@ -334,10 +334,16 @@ def question_means(answers: Iterable[ExamAnswer], count: int) -> Values:
     return np.array([sum(judged) / len(judged) if judged else math.nan for judged in rewards])
 
 
+MEAN = "mean"
+MEAN_OF_EXAMS = "mean over exams"
+
+
 @dataclass(frozen=True, slots=True)
 class MeanResult:
-    """One model over all capabilities, each counting alike, and in each of them every exam."""
+    """One model over all that it was asked."""
 
+    name: str
+    """`mean`, in which every capability counts alike, or `mean over exams`, the overall of the paper's tables."""
     model: str
     way: str
     accuracy: Interval
@@ -345,11 +351,16 @@ class MeanResult:
 
 
 def mean_results(results: Sequence[ExamResult]) -> list[MeanResult]:
-    """`greedy`, and `sampled` whatever the number of samples; where a capability has no such answers, not at all."""
+    """`greedy`, and `sampled` whatever the number of samples; where a capability has no such answers, not at all.
+
+    Exams count alike within their capability, and capabilities alike. Where a capability has several, the mean over
+    all exams is told beside that.
+    """
     capabilities = {result.capability for result in results}
+    models, exam_names = (dict.fromkeys(getattr(result, key) for result in results) for key in ("model", "exam"))
     rows: list[MeanResult] = []
     for way in ("greedy", "sampled"):
-        for model in dict.fromkeys(result.model for result in results):
+        for model in models:
             groups: dict[str, list[ExamResult]] = defaultdict(list)
             for result in results:
                 if result.model == model and (result.way == "greedy") == (way == "greedy"):
@@ -358,5 +369,9 @@ def mean_results(results: Sequence[ExamResult]) -> list[MeanResult]:
             if set(groups) == capabilities:
                 accuracy = average([average([exam.accuracy for exam in group]) for group in groups.values()])
                 gain = average([average([exam.gain for exam in group]) for group in groups.values()])
-                rows.append(MeanResult(model, way, accuracy, gain))
+                rows.append(MeanResult(MEAN, model, way, accuracy, gain))
+            answered = [exam for group in groups.values() for exam in group]
+            if len(answered) == len(exam_names) > len(capabilities):
+                accuracy, gain = (average([getattr(exam, key) for exam in answered]) for key in ("accuracy", "gain"))
+                rows.append(MeanResult(MEAN_OF_EXAMS, model, way, accuracy, gain))
     return rows

@@ -18,7 +18,6 @@ HEADS = (
     "exam", "way", "model", "accuracy", "low", "high", "gain", "gain low", "gain high", "blind", "questions",
     "unscorable", "cut off", "tokens",
 )  # fmt: skip
-MEAN = "mean"
 _WIDTH = 140
 """Columns of a table that goes to a file: three capabilities in two ways, and their means."""
 
@@ -49,7 +48,7 @@ def lines(results: Sequence[ExamResult], means: Sequence[MeanResult]) -> Iterato
             f"{result.tokens:.1f}",
         )  # fmt: skip
     for mean in means:
-        yield (MEAN, mean.way, mean.model, *_accuracy_cells(mean.accuracy), *_cells(mean.gain), *["-"] * 5)
+        yield (mean.name, mean.way, mean.model, *_accuracy_cells(mean.accuracy), *_cells(mean.gain), *["-"] * 5)
 
 
 def _accuracy_cells(interval: Interval) -> tuple[str, str, str]:
@@ -73,7 +72,7 @@ def show(title: str, results: Sequence[ExamResult], means: Sequence[MeanResult])
     from rich.table import Table
 
     # The means come last, as one more exam.
-    rows = [(result.exam, result) for result in results] + [(MEAN, mean) for mean in means]
+    rows = [(result.exam, result) for result in results] + [(mean.name, mean) for mean in means]
     models = list(dict.fromkeys(result.model for result in results))
     columns = list(dict.fromkeys((exam, row.way) for exam, row in rows))
     cells = {

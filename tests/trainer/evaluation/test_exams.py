@@ -185,8 +185,23 @@ def test_every_capability_counts_alike_in_the_mean() -> None:
         *answered("base", "image", "greedy", *[(0.0,)] * 4),
         *answered("base", "image", "avg@2", *[(1.0, 0.0)] * 4),
     ]
-    (row,) = mean_results(exam_results(answers, graded))
+    row, _ = mean_results(exam_results(answers, graded))  # and the mean over exams
     assert (row.model, row.way, row.accuracy.mean) == ("base", "greedy", 0.25)
+
+
+def test_the_papers_overall_is_told_beside_the_mean_of_capabilities() -> None:
+    """By the paper's own table: (7 x 56.97 + 5 x 58.76) / 12 = 57.72 over benchmarks, 57.87 over capabilities."""
+    names = [("image", f"i{number}") for number in range(7)] + [("text", f"t{number}") for number in range(5)]
+    benchmarks = [exam(name, capability, GREEDY) for capability, name in names]
+    answers = [
+        answer
+        for capability, name in names
+        for answer in answered("base", name, "greedy", *[(0.5697 if capability == "image" else 0.5876,)] * 4)
+    ]
+    capabilities, overall = mean_results(exam_results(answers, benchmarks))
+    assert (capabilities.name, overall.name) == ("mean", "mean over exams")
+    assert capabilities.accuracy.mean == pytest.approx(0.57865)
+    assert overall.accuracy.mean == pytest.approx(0.577158, abs=1e-6)
 
 
 def test_lines_for_programs_have_as_many_cells_as_heads() -> None:

@@ -72,7 +72,10 @@ def test_every_benchmark_of_the_paper_counts_for_its_capability():
 
 def test_answers_are_as_many_as_the_paper_says_and_the_greedy_one():
     sampled = {name: benchmark.answers.samples for name, benchmark in SETS.items() if benchmark.answers.samples}
-    assert sampled == {"aime24": 16, "aime25": 16, "hmmt25": 16, "minerva": 4}
+    image = {"mmmu": 2, "mathvista": 2, "zerobench-sub": 2, "wemath": 2}
+    assert sampled == {"aime24": 16, "aime25": 16, "hmmt25": 4, "math500": 4, "minerva": 4, **image}
+    answers = [SETS[name].answers for name in sampled]
+    assert {(answer.temperature, answer.top_p) for answer in answers} == {(0.7, 0.8)}
     assert all(benchmark.answers.greedy for benchmark in SETS.values())
 
 
