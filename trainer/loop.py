@@ -346,5 +346,5 @@ async def publish(
             meta=meta,
         )
     # Not before: a step lost between update and commit leaves no trace, the branch is brought anew from the store.
-    learner.advance(step.branch, step.number)
+    learner.advance(step.branch, step.number, manifest.digest)
     return manifest

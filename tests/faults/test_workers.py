@@ -2,6 +2,7 @@
 
 import signal
 import time
+from collections.abc import Set
 from pathlib import Path
 
 import httpx
@@ -9,6 +10,7 @@ import pytest
 
 from adapters.manifest import read_manifest
 from tests.faults.cluster import Child, Cluster
+from tests.faults.proxy import failing
 from tests.faults.recipes import written
 from trainer.queue.client import Queue, lease_key
 from trainer.recipe.file import load, run_id
@@ -24,10 +26,12 @@ def solo(cluster: Cluster, folder: Path, name: str, *changes: str) -> tuple[Path
     return recipe, f"{name}-text", cluster.coordinator(recipe)
 
 
-def finish(cluster: Cluster, recipe: Path, coordinator: Child, *workers: Child) -> None:
+def finish(
+    cluster: Cluster, recipe: Path, coordinator: Child, *workers: Child, made_again: Set[tuple[str, int]] = frozenset()
+) -> None:
     assert [worker.wait() for worker in workers] == [0] * len(workers)
     assert coordinator.wait() == 0
-    cluster.check(recipe)
+    cluster.check(recipe, made_again)
 
 
 def events_of(cluster: Cluster, recipe: Path, kind: str) -> list[dict]:
@@ -94,6 +98,17 @@ def test_the_second_worker_waits_and_takes_over_when_the_first_ends(cluster: Clu
     finish(cluster, recipe, coordinator, second)
 
 
+def test_two_workers_of_one_name_on_two_machines_share_no_lease(cluster: Cluster, tmp_path: Path) -> None:
+    """Each with a folder for locks of its own, as two machines have. One makes the steps, the other waits."""
+    recipe, branch, coordinator = solo(cluster, tmp_path, "twins", "rollout.prompts=24", "rollout.group_size=16")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    twins = [cluster.worker(branch, name="twin"), cluster.worker(branch, name="twin", TMPDIR=str(elsewhere))]
+    finish(cluster, recipe, coordinator, *twins)
+    assert [event for event in events_of(cluster, recipe, "lease") if event["what"] == "lost"] == []
+    assert any("another twin has it" in twin.log for twin in twins)
+
+
 def test_a_step_that_is_longer_than_the_lease_keeps_it(cluster: Cluster, tmp_path: Path) -> None:
     """Faults 6 and 7: renewals come from a thread of their own."""
     recipe, branch, coordinator = solo(cluster, tmp_path, "long", "rollout.prompts=24", "rollout.group_size=16")
@@ -133,6 +148,28 @@ def test_a_job_that_always_fails_dies_and_can_be_tried_again(cluster: Cluster, t
     marker.touch()
     assert cluster.queue.retry(branch)
     finish(cluster, recipe, coordinator, cluster.worker(branch, name="stoic", COEVO_TEST_MARKER=str(marker)))
+
+
+@pytest.mark.parametrize("status", [500, 507])
+def test_a_service_that_fails_once_costs_an_attempt(cluster: Cluster, tmp_path: Path, status: int) -> None:
+    recipe, branch, coordinator = solo(cluster, tmp_path, f"failing{status}")
+    with failing(cluster.service.url, "PUT", f"/adapters/{branch}/2", status) as url:
+        worker = cluster.worker(branch, name=f"failed{status}", COEVO_SERVICE_URL=url)
+        finish(cluster, recipe, coordinator, worker)
+    (event,) = events_of(cluster, recipe, "failed")
+    assert (event["step"], event["error"], event["dead"]) == (2, "no room for it (disk-full)", False)
+
+
+def test_a_step_that_hangs_is_given_up_though_its_lease_is_renewed(cluster: Cluster, tmp_path: Path) -> None:
+    """The event loop itself stands still, as with a dead rank; the thread of the heartbeat goes on."""
+    recipe, branch, coordinator = solo(cluster, tmp_path, "hanging")
+    fault = f"hang:gathered:{branch}@2"
+    assert cluster.worker(branch, name="hung", words=("--hung=8",), COEVO_FAULT=fault).wait() == 70
+    (event,) = events_of(cluster, recipe, "failed")
+    assert "its update made no progress for " in event["error"]
+    waiting = cluster.queue.waiting([branch])[branch]
+    assert (waiting.worker, waiting.attempts) == (None, 1)
+    finish(cluster, recipe, coordinator, cluster.worker(branch, name="hung"))
 
 
 def test_the_processes_of_a_torchrun_work_and_end_as_one(cluster: Cluster, tmp_path: Path) -> None:

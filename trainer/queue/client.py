@@ -47,6 +47,9 @@ HEADS, TOKENS, STORE = "coevo:heads", "coevo:tokens", "coevo:store"
 DEAD, NEWS, EVENTS, RUNS = "coevo:dead", "coevo:news", "coevo:events", "coevo:runs"
 PERMANENT = frozenset({HEADS, TOKENS, STORE})
 
+_UNDER = "\n"
+"""Between a worker and its lock in a lease: no name has it."""
+
 # In a transaction the client puts before it which command of several it was.
 _CANNOT_NOW = re.compile("(^|caused error: )(MISCONF|BUSY|NOREPLICAS) ")
 
@@ -129,8 +132,13 @@ class Waiting:
 class Queue:
     """One connection; give each thread its own. A call ends within seconds, whatever the server does."""
 
-    def __init__(self, url: str, *, lease_s: float = LEASE_S, timeout_s: float = 1.0) -> None:
+    def __init__(self, url: str, *, lease_s: float = LEASE_S, timeout_s: float = 1.0, lock: str = "") -> None:
+        """`lock` is the name of one that this process holds: then a lease is a worker's own only under the same lock.
+
+        Two machines may have workers of one name, and one that takes the other's lease would lose it again at once.
+        """
         self.url = url
+        self._lock = lock
         self.lease_s = lease_s
         self._timeout_s = timeout_s
         # Twice more at once, which mends a connection that was lost. Who can wait longer for a server asks again.
@@ -161,14 +169,14 @@ class Queue:
         answer = self._run(
             "claim",
             [jobs_key(branch), lease_key(branch), attempts_key(branch), HEADS, TOKENS, DEAD, NEWS, STORE],
-            [branch, worker, nonce, int(self.lease_s * 1000), ATTEMPTS, MOST_AHEAD_US, KEPT_S],
+            [branch, self._holder(worker), nonce, int(self.lease_s * 1000), ATTEMPTS, MOST_AHEAD_US, KEPT_S],
         )
         self._unanswered.pop(claim, None)
         match answer:
             case ["claimed", job, token, _]:
                 return Lease(branch, int(token), nonce, Job(**json.loads(job)))
             case ["held", holder, left_ms]:
-                return Refusal("held", holder, int(left_ms) / 1000)
+                return Refusal("held", _worker_of(holder), int(left_ms) / 1000)
             case ["unreconciled"]:
                 raise NotReconciledError(f"{redacted(self.url)}: waits for the service, which tells it what is stored")
             case [why]:
@@ -182,7 +190,7 @@ class Queue:
         branches = self._run(
             "renew",
             [TOKENS, STORE, *(lease_key(lease.branch) for lease in leases)],
-            [worker, int(self.lease_s * 1000), *words],
+            [self._holder(worker), int(self.lease_s * 1000), *words],
         )
         if branches == ["unreconciled"]:
             return list(leases)  # the server knows no tokens yet: nothing says that a lease is lost
@@ -296,7 +304,7 @@ class Queue:
         waiting: dict[str, Waiting] = {}
         for name, entries, worker, attempts in zip(names, replies, replies, replies, strict=True):
             jobs = (Job(**json.loads(fields["job"])) for _, fields in cast(list[Entry], entries))
-            waiting[name] = Waiting(tuple(jobs), worker, int(attempts or 0))
+            waiting[name] = Waiting(tuple(jobs), _worker_of(worker) if worker else None, int(attempts or 0))
         return waiting
 
     def dead(self) -> list[DeadJob]:
@@ -332,6 +340,9 @@ class Queue:
 
     def forget(self, names: Sequence[str]) -> None:
         self._do(("XDEL", EVENTS, *names))
+
+    def _holder(self, worker: str) -> str:
+        return f"{worker}{_UNDER}{self._lock}" if self._lock else worker
 
     def _run(self, script: str, keys: Sequence[str], words: Sequence[Any]) -> Any:
         with self._away_as_error():
@@ -371,6 +382,10 @@ def lease_key(branch: str) -> str:
 
 def attempts_key(branch: str) -> str:
     return f"coevo:attempts:{branch}"
+
+
+def _worker_of(holder: str) -> str:
+    return holder.partition(_UNDER)[0]
 
 
 def redacted(url: str) -> str:

@@ -15,6 +15,7 @@ LIMITS = {
     "decided": (0.9, "of the prompts have one reward for all their completions: take easier or harder ones"),
     "unscorable": (0.1, "of the completions cannot be scored: look at the reward"),
     # Rounding to bfloat16 alone makes up to 0.04 (on random weights); another base or another size of images far more.
+    "new_moments": (0.5, "the optimiser's moments were lost with revisions of the store, and began anew"),
     "mismatch": (0.05, "nat lie between trainer and engine: give them the same base, media settings and dtype"),
 }
 """What a metric may be at most, and what to do when it is more."""

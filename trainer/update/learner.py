@@ -5,15 +5,17 @@ orders, the others `follow`. What was learnt counts when it is published: until 
 revision and is brought again, so a step that is lost between the two, with its lease for instance, leaves nothing.
 """
 
+import logging
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from adapters.manifest import CONFIG, OPTIMISER, WEIGHTS
 from adapters.names import Ref
-from clients.client import AsyncClient
+from clients.client import AsyncClient, RefusedError
 from service.schemas import CANARY_COMPLETION, CANARY_PROMPT
 from trainer.parts import Completion, LossTerm, Prompt, Rollout
 from trainer.recipe import LoraConfig, LossConfig, OptimiserConfig
@@ -22,6 +24,8 @@ from trainer.update.packing import lay_out
 from trainer.update.policy import Policy
 from trainer.update.ranks import SINGLE_PROCESS, Ranks
 from trainer.update.update import Update, update
+
+log = logging.getLogger("worker")
 
 
 class Learner:
@@ -46,25 +50,49 @@ class Learner:
         self._budget = budget
         self._ranks = ranks
         self._optimisers: dict[str, Optimiser] = {}
-        self._revisions: dict[str, int] = {}
+        self._revisions: dict[str, tuple[int, str]] = {}
+        """The revision that each branch is here, and its digest."""
+        self._without_moments: set[str] = set()
+        """Branches whose next update begins with no moments, though their revision had some."""
         self._canaries: dict[str, list[float]] = {}
 
     # ---- rank 0 ----
 
+    @property
+    def packs(self) -> int:
+        """How many were computed so far: what a long update is seen to live by."""
+        return self._policy.packs
+
     async def prepare(self, ref: Ref, client: AsyncClient) -> None:
         """Makes sure that the branch is here at this revision, with the moments that belong to it."""
         assert ref.revision is not None
-        if self._revisions.get(ref.branch) == ref.revision:
-            return  # the usual case: this worker made the parent itself
         manifest = await client.describe(ref.branch, ref.revision)
+        # The usual case: this worker made the parent itself. By its digest: a revision that the store lost was made
+        # again, perhaps by another worker, and is the same to rounding only.
+        if self._revisions.get(ref.branch) == (ref.revision, manifest.digest):
+            return
         with tempfile.TemporaryDirectory(prefix="coevo-") as folder:
             # Revision 0 has no files: a branch begins with a random A, drawn here, and B = 0.
-            for name in manifest.files.keys() & {CONFIG, WEIGHTS, OPTIMISER}:
+            for name in manifest.files.keys() & {CONFIG, WEIGHTS}:
                 await client.download(ref.branch, ref.revision, name, Path(folder) / name)
+            self._without_moments.discard(ref.branch)
+            if OPTIMISER in manifest.files:
+                await self._download_moments(ref, client, Path(folder))
             files = {path.name: path.read_bytes() for path in Path(folder).iterdir()} if self._ranks.count > 1 else {}
             self._ranks.from_first(("install", ref.branch, files))
             self._install(ref.branch, Path(folder))
-        self._revisions[ref.branch] = ref.revision
+        self._revisions[ref.branch] = ref.revision, manifest.digest
+
+    async def _download_moments(self, ref: Ref, client: AsyncClient, folder: Path) -> None:
+        assert ref.revision is not None
+        try:
+            await client.download(ref.branch, ref.revision, OPTIMISER, folder / OPTIMISER)
+        except RefusedError as error:
+            if error.status != 404:
+                raise
+            # Only the newest revisions and phase ends keep them. So the store has lost the revisions after this one.
+            log.warning("%s: the optimiser's moments are gone, they begin anew; look for damage in the store", ref)
+            self._without_moments.add(ref.branch)
 
     def learn(self, branch: str, terms: Sequence[LossTerm]) -> Update:
         """One training step on the weights of a branch, in all processes together."""
@@ -83,11 +111,14 @@ class Learner:
         self._budget = result.budget  # what did not fit once is not tried again
         if self._ranks.leads:
             self._canaries[branch] = self._measure_canary(branch)
+        if branch in self._without_moments:
+            return replace(result, metrics={**result.metrics, "new_moments": 1.0})
         return result
 
-    def advance(self, branch: str, revision: int) -> None:
+    def advance(self, branch: str, revision: int, digest: str) -> None:
         """What is here is that revision now."""
-        self._revisions[branch] = revision
+        self._revisions[branch] = revision, digest
+        self._without_moments.discard(branch)
 
     def save(self, branch: str, folder: Path) -> None:
         self._policy.adapters.save(branch, folder)

@@ -115,6 +115,23 @@ def test_branches_are_leased_each_on_their_own(queue: Queue) -> None:
     assert [lease.job.id for lease in leases] == ["a", "t"]
 
 
+def test_a_worker_of_the_same_name_elsewhere_is_another(queue: Queue, server: Server) -> None:
+    """Under another lock. It waits for a lease that is renewed, which costs no attempt, and takes one that ran out."""
+    queue.enqueue(job())
+    here, there = (Queue(server.url, lock=lock) for lock in ("a", "b"))
+    lease = claimed(here)
+    for _ in range(2 * ATTEMPTS):
+        assert here.renew("w1", [lease]) == [lease]
+        refusal = there.claim("image", "w1")
+        assert isinstance(refusal, Refusal)
+        assert (refusal.why, refusal.holder) == ("held", "w1")
+    waiting = queue.waiting(["image"])["image"]
+    assert (waiting.worker, waiting.attempts) == ("w1", 1)
+    assert claimed(here).token > lease.token  # started again, it takes its own back
+    for connection in (here, there):
+        connection.close()
+
+
 # ---- attempts ----
 
 

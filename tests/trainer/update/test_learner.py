@@ -45,7 +45,7 @@ def learner_of(policy: Policy, ranks: Ranks | None = None, **changes: Any) -> Le
 def install(policy: Policy, learner: Learner, folder: Path, branch: str = BRANCH) -> None:
     """What `prepare` does once the files of a revision are in a folder."""
     learner._install(branch, folder)
-    learner.advance(branch, 0)
+    learner.advance(branch, 0, "digest")
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_what_was_saved_is_installed_with_its_moments(policy: Policy, term: Loss
     learner.learn(BRANCH, [term])
     learner.save(BRANCH, tmp_path / "saved")
     assert {path.name for path in (tmp_path / "saved").iterdir()} >= {WEIGHTS, OPTIMISER}
-    learner.advance(BRANCH, 1)
+    learner.advance(BRANCH, 1, "digest")
     learner.learn(BRANCH, [term])
     expected = weights(policy)
 
@@ -109,7 +109,7 @@ def test_what_was_learnt_is_no_revision_until_it_is_published(policy: Policy, te
     learner.learn(BRANCH, [term])
     with pytest.raises(KeyError):  # a second update without a revision between
         learner.learn(BRANCH, [term])
-    learner.advance(BRANCH, 1)
+    learner.advance(BRANCH, 1, "digest")
     learner.learn(BRANCH, [term])
 
 
