@@ -8,6 +8,7 @@ A token that was sampled from NaN is token 0, and looks like an answer. So vLLM 
 """
 
 from collections.abc import Sequence
+from http import HTTPStatus
 from typing import Any
 
 
@@ -15,7 +16,7 @@ class NotFiniteError(Exception):
     """The model's numbers overflowed for this request; the engine is well."""
 
     def __init__(self) -> None:
-        super().__init__("the model's numbers were not finite; ask again")
+        Exception.__init__(self, "the model's numbers were not finite; ask again")  # vLLM's own class is beside it below
 
 
 COUNT_NANS = {"VLLM_COMPUTE_NANS_IN_LOGITS": "1"}
@@ -37,7 +38,9 @@ def fail_corrupted(client: Any) -> None:
     from vllm.v1.engine.async_llm import InputStreamError
 
     class CorruptedError(NotFiniteError, GracefulHTTPError):
-        http_status = 503
+        """To vLLM's own routes an error with a status."""
+
+        http_status = HTTPStatus.SERVICE_UNAVAILABLE
 
     processor = client.output_processor
     process = processor.process_outputs
