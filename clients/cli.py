@@ -24,6 +24,7 @@ COMMANDS = {
         "a run's coordinator: enqueues its jobs, retires old revisions",
     ),
     "status": ("trainer.commands.status", "which runs there are, how far they are, who waits for what"),
+    "look": ("trainer.commands.look", "a run in the browser, to read: a folder, or a running service"),
     "rollouts": ("trainer.commands.rollouts", "what a step learnt from: questions, answers, rewards, advantages"),
     "jobs": ("trainer.commands.jobs", "what is queued, who works on it, what failed for good"),
     "plan": ("trainer.commands.plan", "every step of a recipe before anything runs, and what it costs"),
