@@ -42,6 +42,9 @@ class LossConfig(Section):
     normalise: Literal["sequence", "token"] = "sequence"
     """The mean of a term. sequence: over tokens, then over sequences. token: over all tokens alike (DAPO), so that
     long completions weigh more."""
+    part_weights: Literal["equal", "rollouts"] = Field(default="equal", exclude_if=lambda value: value == "equal")
+    """The weight of a step's parts, native and of each teacher. equal: each is a mean of its own and they add up, as in
+    the paper. rollouts: as its share of the largest part's completions, so that a completion weighs the same in all."""
     std: bool = True
     """The division of advantages by the group's standard deviation, as in GRPO; false is Dr. GRPO."""
     eps_low: float = Field(default=0.2, gt=0, lt=1)

@@ -1,6 +1,7 @@
 """One training step's mathematics on the policy: loss terms in, an updated adapter and its measurements out.
 
-    L = sum over terms of  sum_t w_t * loss_t        w_t = 1 / (S * |y|) or 1 / N, of the whole batch
+    L = sum over terms of  u * sum_t w_t * loss_t    w_t = 1 / (S * |y|) or 1 / N, of the term's whole batch
+                                                     u = 1, or S / (the S of the largest term)
     loss_t = surrogate(advantage_t)                  rewards, sampled teachers, the control
            + beta * KL_t(student || teacher)         teachers with their k likeliest tokens
 
@@ -103,6 +104,7 @@ class PackedTerm:
     """A term of the loss as this process computes it: its packs, by capability."""
 
     term: LossTerm
+    weight: float
     packs: Mapping[str, list[Pack]]
     old_logprobs: dict[tuple[str, int], Tensor] = field(default_factory=dict[tuple[str, int], Tensor])
     """Log-probabilities before the first update, of each pack, once they are known."""
@@ -124,7 +126,8 @@ def update(
     try:
         while budget >= LEAST_BUDGET:
             try:
-                packed = [pack_term(term, budget, ranks) for term in terms]
+                weights = part_weights(terms, loss)
+                packed = [pack_term(*pair, budget, ranks) for pair in zip(terms, weights, strict=True)]
                 metrics: dict[str, float] = {}
                 for _ in range(loss.updates_per_batch):
                     gradients, measured = batch_gradients(policy, adapter, packed, loss, ranks)
@@ -146,7 +149,16 @@ def update(
         policy.vision.forget()  # features are kept for a batch: several packs and updates share a picture
 
 
-def pack_term(term: LossTerm, budget: int, ranks: Ranks) -> PackedTerm:
+def part_weights(terms: Sequence[LossTerm], loss: LossConfig) -> list[float]:
+    """The weight of each part of a step. A teacher's part has often half the rollouts of the native one, and a gradient
+    of twice its norm: counted by rollouts, rewards keep their say in distillation steps."""
+    largest = max(term.num_sequences for term in terms)
+    if loss.part_weights == "equal" or largest == 0:
+        return [1.0] * len(terms)
+    return [term.num_sequences / largest for term in terms]
+
+
+def pack_term(term: LossTerm, weight: float, budget: int, ranks: Ranks) -> PackedTerm:
     """Packs of one capability each, so that their gradients can be told apart; of all packs this process's share."""
     by_capability: dict[str, list[Rollout]] = {}
     for rollout in term.rollouts:
@@ -158,7 +170,7 @@ def pack_term(term: LossTerm, budget: int, ranks: Ranks) -> PackedTerm:
         packs_of_all = pack([rollout for rollout in rollouts if has_signal(rollout)], budget)
         # Every process packs the whole batch and takes its share, so nobody has to be told which.
         packs[capability] = [packs_of_all[index] for index in share_out(packs_of_all, ranks.count)[ranks.rank]]
-    return PackedTerm(term, packs)
+    return PackedTerm(term, weight, packs)
 
 
 def has_signal(rollout: Rollout) -> bool:
@@ -183,7 +195,7 @@ def batch_gradients(
             with same_room_in_all_processes(policy, adapter, ranks):
                 for index, row in enumerate(packs):
                     old_N = packed.old_logprobs.get((capability, index))
-                    pack_sums, logprobs_N = forward_backward(policy, adapter, packed.term, row, old_N, loss)
+                    pack_sums, logprobs_N = forward_backward(policy, adapter, packed, row, old_N, loss)
                     # With one update a batch, the default, the policy that sampled is the policy that learns: the old
                     # log-probabilities are the ones just computed, and no pass is made for them.
                     packed.old_logprobs.setdefault((capability, index), logprobs_N)
@@ -205,7 +217,7 @@ def batch_gradients(
 
 
 def forward_backward(
-    policy: Policy, adapter: str, term: LossTerm, row: Pack, old_N: Tensor | None, loss: LossConfig
+    policy: Policy, adapter: str, packed: PackedTerm, row: Pack, old_N: Tensor | None, loss: LossConfig
 ) -> tuple[TokenSums, Tensor]:
     """One pack through the policy. Its gradients are added to those of the parameters; its log-probabilities return."""
     device = policy.device
@@ -213,10 +225,10 @@ def forward_backward(
     # Completions end to end, in the order of the pack: position t of every array is the t-th predicted token.
     advantages_N = on_device([advantages_of(completion) for completion in completions], device)
     engine_N = on_device([completion.logprobs_C for completion in completions], device)
-    weights_N = token_weights(
+    weights_N = packed.weight * token_weights(
         [len(completion.ids_C) for completion in completions],
-        num_sequences=term.num_sequences,
-        num_tokens=term.num_tokens,
+        num_sequences=packed.term.num_sequences,
+        num_tokens=packed.term.num_tokens,
         normalise=loss.normalise,
     ).to(device)
 

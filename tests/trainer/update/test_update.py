@@ -142,6 +142,16 @@ def test_the_gradient_is_the_sum_of_the_parts(policy, adapter, native, taught):
         assert done.metrics[f"{name}grad_norm"] == pytest.approx(norm, rel=1e-5)
 
 
+def test_parts_weigh_by_their_rollouts_where_the_recipe_says_so(policy, adapter, native, taught):
+    """Ten completions and four: the smaller part counts 0.4, and the norm that is told is that of its share."""
+    both, done = gradients_of(policy, adapter, [native, taught], part_weights="rollouts")
+    first, _ = gradients_of(policy, adapter, [native])
+    second, second_done = gradients_of(policy, adapter, [taught])
+    assert (native.num_sequences, taught.num_sequences) == (10, 4)
+    assert difference(both, {key: first[key] + 0.4 * second[key] for key in first}) < ROUNDING
+    assert done.metrics["teacher/grad_norm"] == pytest.approx(0.4 * second_done.metrics["teacher/grad_norm"], rel=1e-4)
+
+
 def test_other_adapters_are_left_alone(policy, noisy, native):
     updated, untouched = noisy(0), noisy(1)
     before = values(policy, untouched)
