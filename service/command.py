@@ -17,6 +17,7 @@ from pathlib import Path
 import uvicorn
 
 from adapters.errors import UserError
+from service import logs
 from service import settings as all_settings
 from service.processes import tell_ready
 from service.settings import Settings, read
@@ -37,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     settings = _settings(arguments)  # a wrong value is told before anything starts
+    logs.set_up()
     command = [sys.executable, "-m", "service.command", *_as_flags(arguments)]
     if settings.port != 0:
         return supervise(command)
@@ -73,6 +75,7 @@ def main(words: Sequence[str] | None = None) -> int:
     add_arguments(parser)
     try:
         settings = _settings(parser.parse_args(words))
+        logs.set_up()
         return asyncio.run(_serve(settings))
     except UserError as error:
         print(f"coevo serve: {error}", file=sys.stderr)
@@ -86,11 +89,14 @@ async def _serve(settings: Settings) -> int:
 
     began = time.monotonic()
     # The port first and the engine last: a port that is taken is told before the engine loads.
-    with _listen(settings.host, settings.port) as listener:
+    with _listen(settings.host, settings.port, settings.send_timeout_s) as listener:
         print(f"coevo serve: loading {settings.base} ...", flush=True)
         async with open_state(settings) as state:
             app = build_app(state)
-            server = _Server(uvicorn.Config(app, log_level="warning", lifespan="off", timeout_keep_alive=KEEP_ALIVE_S))
+            logs.set_up()  # again, as vLLM and transformers are here now
+            # Without a configuration of its own: its lines go the way of all others.
+            config = uvicorn.Config(app, log_config=None, lifespan="off", timeout_keep_alive=KEEP_ALIVE_S)
+            server = _Server(config)
 
             def stop() -> None:
                 state.runs.close()  # who follows a run would be waited for, and does not go by himself
@@ -113,13 +119,16 @@ async def _serve(settings: Settings) -> int:
     return 0
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int, send_timeout_s: float) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = socket.create_server((host, port), family=family, backlog=2048)
         # Accepted sockets inherit it. asyncio sets it only on those that name TCP, and these do not: an answer in two
         # pieces would wait 40 ms for the caller's acknowledgement of the first.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            # A connection that is closed waits until its peer has read the rest, for ever if need be. Here it does not.
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(send_timeout_s * 1000))
         return listener
     except OSError as error:
         raise UserError(

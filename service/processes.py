@@ -30,5 +30,5 @@ def die_with_parent(command: Sequence[str]) -> list[str]:
 def tell_ready() -> None:
     """Tells the parent that this process does its work from now on."""
     if descriptor := os.environ.pop(READY_VARIABLE, None):
-        with open(int(descriptor), "wb", buffering=0) as pipe:
+        with os.fdopen(int(descriptor), "wb", buffering=0) as pipe:
             pipe.write(b"\n")

@@ -306,6 +306,11 @@ class _StepEvent(_Loose):
     metrics: dict[str, float | None] = {}
 
 
+class _NoteEvent(_Loose):
+    branch: str
+    text: str
+
+
 def _after(state: _Run, line: bytes) -> _Run:
     """The state when another line is in the file. A line that says nothing is counted all the same."""
     end = Position(state.end.number + 1, state.end.offset + len(line))
@@ -326,8 +331,15 @@ def _after(state: _Run, line: bytes) -> _Run:
             step = _StepEvent.model_validate(members)
             branch = _branch(info, step.branch)
             if step.step >= branch.head:  # an older one is told late, or again: a head never goes back
-                branch = branch.model_copy(update={"head": step.step, "reward": step.metrics.get(REWARD)})
+                reward = step.metrics.get(REWARD)
+                # It was told of rewards that are all alike: a higher one says that this is over.
+                notice = branch.notice if (reward or 0.0) <= (branch.reward or 0.0) else None
+                branch = branch.model_copy(update={"head": step.step, "reward": reward, "notice": notice})
                 info = info.model_copy(update={"branches": {**info.branches, step.branch: branch}})
+        elif event.kind == "unrewarded":
+            note = _NoteEvent.model_validate(members)
+            branch = _branch(info, note.branch).model_copy(update={"notice": note.text})
+            info = info.model_copy(update={"branches": {**info.branches, note.branch: branch}})
     except ValueError as error:  # pydantic's errors are such, too; one bad event must not keep a service from starting
         log.warning("%s: event %d cannot be understood: %s", info.id, end.number, shown(str(error)))
     return _Run(end, newest, info)

@@ -223,6 +223,8 @@ class RunBranch(Body):
     """The last step of its plan."""
     reward: float | None = None
     """The newest step's, on the branch's own capabilities."""
+    notice: str | None = None
+    """What a person should know: that it earns no reward. None again when it does."""
 
 
 class RunInfo(Body):

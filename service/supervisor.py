@@ -13,9 +13,9 @@ dies each time uses them up, and one that dies once a day does not.
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
-import sys
 import time
 from asyncio.subprocess import Process
 from collections import deque
@@ -25,6 +25,8 @@ from service.faults import RESTARTS_VARIABLE
 from service.processes import READY_VARIABLE, die_with_parent
 
 ENGINE_DIED = 70  # EX_SOFTWARE of sysexits.h
+
+log = logging.getLogger(__name__)
 
 _FORWARDED = (signal.SIGTERM, signal.SIGINT)
 
@@ -104,10 +106,10 @@ class _Supervisor:
                 return _exit_status(status)
             tries = self._budget.spent()
             if not self._budget.take():
-                _say(f"the service ended {tries + 1} times and hardly served, last {_words(status)}; giving up")
+                log.warning(f"the service ended {tries + 1} times and hardly served, last {_words(status)}; giving up")
                 return ENGINE_DIED
             pause_s = self._backoff_s * 2**tries  # 1, 2, 4 s: what made it die may still be there
-            _say(f"the service ended, {_words(status)}; starting it again in {pause_s:g} s")
+            log.warning(f"the service ended, {_words(status)}; starting it again in {pause_s:g} s")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
                     await self._stop.wait()
@@ -156,7 +158,7 @@ class _Supervisor:
     async def _kill_when_late(self, child: Process) -> None:
         await self._stop.wait()
         await asyncio.sleep(self._stop_within_s)
-        _say(f"the service did not stop within {self._stop_within_s:g} s; killing it")
+        log.warning(f"the service did not stop within {self._stop_within_s:g} s; killing it")
         child.kill()
 
 
@@ -166,7 +168,3 @@ def _exit_status(status: int) -> int:
 
 def _words(status: int) -> str:
     return f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
-
-
-def _say(message: str) -> None:
-    print(f"coevo serve: {message}", file=sys.stderr, flush=True)

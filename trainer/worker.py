@@ -4,9 +4,7 @@
     torchrun --nproc-per-node 4 -m trainer.worker --branch all
 
 It works for one run, as the queue has its recipe, and ends when its branches have come to their plan's end. SIGTERM
-finishes the update under way, publishes it and hands over; a second one ends at once. Exit status: 0 the plan is done
-or it was told to stop, 2 what it was given cannot be used, 69 the service or the queue was away for too long (start it
-again), 70 something unforeseen.
+finishes the update under way, publishes it and hands over; a second one ends at once. Exit status: `endings`.
 """
 
 import argparse
@@ -18,7 +16,7 @@ import signal
 import socket
 import sys
 import tempfile
-import traceback
+import uuid
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -27,56 +25,46 @@ from pathlib import Path
 from adapters.base import locate
 from adapters.errors import UserError
 from adapters.manifest import base_digest
-from clients.client import AsyncClient, ServiceError, from_environment
+from clients.client import AsyncClient, from_environment
 from clients.parser import Parser
+from service import logs
 from service.concurrency import Stopped, cancelled_by
 from trainer.data.base import base_of
 from trainer.loop import gather_batch
+from trainer.orchestration.deadline import in_time
+from trainer.orchestration.endings import status_of
 from trainer.orchestration.heartbeat import Heartbeat
 from trainer.orchestration.replay import replay
 from trainer.orchestration.scheduler import Run, StepScheduler, retry_while_away
 from trainer.orchestration.setup import capabilities_of, make_context, make_learner, open_training_sets
+from trainer.orchestration.watchdog import Patience, Watchdog
 from trainer.plan.make import make_plan
-from trainer.queue.client import LEASE_S, Queue, QueueAwayError
+from trainer.queue.client import LEASE_S, Queue
 from trainer.queue.server import url_from_environment
 from trainer.recipe import Recipe
+from trainer.recipe.limits import limits
 from trainer.recipe.serving import check_service
 from trainer.rewards.pool import HALF_THE_CORES, RewardPool
 from trainer.update.ranks import Ranks, joined
 
 ALL = "all"
-UNAVAILABLE, UNFORESEEN = 69, 70
-"""EX_UNAVAILABLE and EX_SOFTWARE of sysexits.h: a supervisor starts a worker again after both."""
 
 log = logging.getLogger("worker")
 
 
 def main(words: Sequence[str] | None = None) -> int:
     arguments = parse(words)
-    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stdout)
-    for library in ("httpx", "httpcore", "filelock"):
-        logging.getLogger(library).setLevel(logging.WARNING)  # a line a request at INFO
-    try:
-        url = url_from_environment(os.environ)
-        with joined() as ranks:
-            if not ranks.leads:
-                return follow(arguments, ranks)
-            with unique_name(arguments.name) as name:
-                return asyncio.run(work(arguments, name, url, ranks))
-    except QueueAwayError as error:
-        print(f"worker: {error}", file=sys.stderr)
-        return UNAVAILABLE
-    except ServiceError as error:
-        print(f"worker: {error}", file=sys.stderr)
-        return UNAVAILABLE if error.status in (None, 429, 503) else 2
-    except UserError as error:
-        print(f"worker: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    except Exception:
-        traceback.print_exc()
-        return UNFORESEEN
+    return status_of("worker", lambda: advance(arguments))
+
+
+def advance(arguments: argparse.Namespace) -> int:
+    logs.set_up()
+    url = url_from_environment(os.environ)
+    with joined() as ranks:
+        if not ranks.leads:
+            return follow(arguments, ranks)
+        with unique_name(arguments.name) as (name, lock):
+            return asyncio.run(work(arguments, name, lock, url, ranks))
 
 
 def parse(words: Sequence[str] | None) -> argparse.Namespace:
@@ -88,44 +76,61 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--run", metavar="ID", help="the run to work for; by default the first that has the branches")
     parser.add_argument("--device", help="cpu, cuda or cuda:1 [cuda where there is one]")
     parser.add_argument("--lease", type=float, default=LEASE_S, metavar="SECONDS", help="how long a lease lasts [30]")
+    hung = "when a step without progress is given up [by the recipe's lengths]"
+    parser.add_argument("--hung", type=float, metavar="SECONDS", help=hung)
     parser.add_argument("--replay", type=Path, metavar="DIR", help="learn from the rollouts recorded in runs/ID again")
     return parser.parse_args(words)
 
 
-async def work(arguments: argparse.Namespace, name: str, url: str, ranks: Ranks) -> int:
+async def work(arguments: argparse.Namespace, name: str, lock: str, url: str, ranks: Ranks) -> int:
     """Rank 0: finds the run, makes ready what its steps need, makes them."""
     signals = StopSignals()
-    queue = Queue(url, lease_s=arguments.lease)
+    queue = Queue(url, lease_s=arguments.lease, lock=lock)
     with RewardPool(num_children=HALF_THE_CORES) as pool:
         try:
             run, branches = await cancelled_by(signals.stop, find_run(queue, arguments.run, arguments.branch))
+            logs.set_up(run=run.id, worker=name)
+            recipe, base = run.recipe, base_of(run.recipe)
+            digest = await asyncio.to_thread(base_digest, base)
+            steps = [step for step in run.plan.steps if step.branch in branches]
+            training_sets = open_training_sets(recipe, base, capabilities_of(steps))
+            for capability, training_set in training_sets.items():
+                await check_fingerprint(queue, run.id, capability, training_set.prompts.fingerprint)
+            # Before the learner, which is of no use with the wrong service, and takes the longest to load.
+            await cancelled_by(signals.stop, see_service(recipe, digest))
         except Stopped:
             ranks.from_first(None)
             return 0
 
-        recipe, base = run.recipe, base_of(run.recipe)
-        digest = await asyncio.to_thread(base_digest, base)
-        steps = [step for step in run.plan.steps if step.branch in branches]
-        training_sets = open_training_sets(recipe, base, capabilities_of(steps))
-        for capability, training_set in training_sets.items():
-            await check_fingerprint(queue, run.id, capability, training_set.prompts.fingerprint)
         ranks.from_first(recipe.model_dump_json())
         learner = make_learner(recipe, base, digest, arguments.device, ranks)
 
-        async with AsyncClient(**from_environment(os.environ), base=digest) as client:
-            check_service(await client.adapters(), recipe)
+        patience_s = limits(recipe).patience_s
+        async with AsyncClient(**from_environment(os.environ), base=digest, engine_s=patience_s) as client:
             # A connection of its own: the thread renews leases while the queue's other calls wait.
-            heartbeat = Heartbeat(Queue(url, lease_s=arguments.lease), name)
+            heartbeat = Heartbeat(Queue(url, lease_s=arguments.lease, lock=lock), name)
             heartbeat.start()
+            watchdog = Watchdog(
+                Queue(url, lease_s=arguments.lease),
+                heartbeat,
+                run.id,
+                name,
+                Patience.of(recipe, client.longest_s) if arguments.hung is None else Patience.in_all(arguments.hung),
+                done=lambda: client.answered + learner.packs,
+            )
+            watchdog.start()
             scheduler = StepScheduler(
                 run,
                 branches,
                 name=name,
                 queue=queue,
                 heartbeat=heartbeat,
+                watchdog=watchdog,
                 context=make_context(recipe, base, client, pool, training_sets),
                 learner=learner,
-                gather=partial(replay, arguments.replay) if arguments.replay else gather_batch,
+                gather=in_time(
+                    partial(replay, arguments.replay) if arguments.replay else gather_batch, recipe.budget.step_hours
+                ),
             )
             signals.then(scheduler.stop)
             log.info("%s works for %s on %s", name, run.id, ", ".join(branches))
@@ -133,6 +138,7 @@ async def work(arguments: argparse.Namespace, name: str, url: str, ranks: Ranks)
                 await scheduler.run()
             finally:
                 heartbeat.end()
+                watchdog.end()
                 learner.stop()
     log.info("%s", "stopped, everything handed over" if signals.stop.is_set() else f"{run.id}: its branches are done")
     return 0
@@ -149,21 +155,28 @@ def follow(arguments: argparse.Namespace, ranks: Ranks) -> int:
 
 
 @contextmanager
-def unique_name(name: str | None) -> Generator[str]:
-    """The worker's name for as long as it lives. No two on one machine have the same, so that a claim under a name
-    is that worker's own; and one that died is replaced by the next to start, which takes its leases back."""
+def unique_name(name: str | None) -> Generator[tuple[str, str]]:
+    """The worker's name for as long as it lives, and the lock that it has it by. No two on one machine have the same,
+    so that a lease under both is that worker's own; one that died is replaced by the next, which takes its leases back.
+    """
     host = socket.gethostname().lower()
     candidates = [name] if name else [f"{host}-{number}" for number in range(1, 1000)]
     for candidate in candidates:
         # A lock and not the file's existence: the kernel gives it back however the process ends.
-        file = (Path(tempfile.gettempdir()) / f"coevo-worker-{candidate}.lock").open("a")
+        file = (Path(tempfile.gettempdir()) / f"coevo-worker-{candidate}.lock").open("a+")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.close()
             continue
         with file:
-            yield candidate
+            # Drawn and not a host's name: two machines, or two containers on one, may have one name.
+            file.seek(0)
+            if not (lock := file.read()):
+                lock = uuid.uuid4().hex
+                file.write(lock)
+                file.flush()
+            yield candidate, lock
             return
     raise UserError(f"--name {name}: a worker of that name runs on this machine; take another name")
 
@@ -188,6 +201,12 @@ async def find_run(queue: Queue, run_id: str | None, words: Sequence[str]) -> tu
             log.info("waits for a run with %s", ", ".join(words))
             has_said = True
         await asyncio.sleep(0.5)
+
+
+async def see_service(recipe: Recipe, base: str) -> None:
+    """Waits for the service. A UserError if it is not the recipe's, or wants another key."""
+    async with AsyncClient(**from_environment(os.environ)) as client:
+        check_service(await client.adapters(), recipe, base)
 
 
 def chosen_branches(words: Sequence[str], branches: Sequence[str], run_id: str) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Request
 from fastapi import Path as PathParameter
 from starlette.responses import FileResponse, JSONResponse, Response
+from structlog.contextvars import bind_contextvars
 
 from adapters.manifest import ADAPTER_FILES, MANIFEST, OPTIMISER, Manifest
 from adapters.names import Ref
@@ -117,6 +118,7 @@ async def publish(branch: Branch, revision: Revision, request: Request, state: S
     """Publish a revision: files `adapter_model.safetensors`, `adapter_config.json`, optional `optimizer.safetensors`;
     fields, all optional: `parent` (the head where it is left out), `token`, `job`, `base`, `meta` (JSON). The same
     files again are answered 200."""
+    bind_contextvars(branch=branch, revision=revision)
     async with state.publisher.stage() as stage:
         fields: dict[str, str] = {}
         async for part in read_parts(request.headers.get("content-type", ""), request.stream()):

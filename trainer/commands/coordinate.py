@@ -5,17 +5,19 @@ import asyncio
 import logging
 import os
 import signal
-import sys
 from pathlib import Path
 
 from clients.client import AsyncClient, from_environment
+from service import logs
 from trainer.orchestration.coordinator import Coordinator
+from trainer.orchestration.endings import status_of
 from trainer.orchestration.tracking import check_trackers, track
 from trainer.queue.client import Queue
 from trainer.queue.server import url_from_environment
 from trainer.recipe import Recipe
 from trainer.recipe.arguments import add_recipe_arguments
 from trainer.recipe.file import load, run_id
+from trainer.recipe.limits import limits
 
 _TRACKED_S = 20.0
 """The longest wait at the end for trackers: they get the last events while the run waits for nothing else."""
@@ -31,18 +33,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stdout)
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # it would log every request
     url = url_from_environment(os.environ)
     recipe = load(arguments.recipe, arguments.set)
+    logs.set_up(run=run_id(recipe))
     check_trackers(recipe.tracking.to)
-    return asyncio.run(coordinate(recipe, url, arguments.tracking))
+    return status_of("coevo coordinate", lambda: asyncio.run(coordinate(recipe, url, arguments.tracking)))
 
 
 async def coordinate(recipe: Recipe, url: str, folder: Path) -> int:
     service = from_environment(os.environ)
     run = run_id(recipe)
-    async with AsyncClient(**service) as client:
+    async with AsyncClient(**service, engine_s=limits(recipe).patience_s) as client:
         # A task of its own, so that a signal ends it where it waits and this function still closes what is open.
         task = asyncio.create_task(Coordinator(run, recipe, Queue(url), client).coordinate())
         for number in (signal.SIGTERM, signal.SIGINT):

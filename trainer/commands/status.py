@@ -49,6 +49,9 @@ def run(arguments: argparse.Namespace) -> int:
         if run.state != "finished" or arguments.all or arguments.run:
             for row in rows(run, queue):
                 print("\t".join(row))
+            for branch in run.branches.values():
+                if branch.notice:
+                    print(branch.notice)
     for job in queue.dead() if queue else []:
         print(f"failed for good: {job.job}: {job.error}\n  mend that, then: coevo jobs retry {job.branch}")
     return 0

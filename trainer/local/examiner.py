@@ -11,11 +11,11 @@ from pathlib import Path
 from adapters.manifest import CONFIG
 from adapters.names import BASE, MERGED
 from clients.client import AsyncClient, from_environment
-from service.concurrency import Stopped
 from trainer.evaluation.exams import Decode, Exam, ExamAnswer, examine
 from trainer.local.processes import LOOK_S, SERVICE, ProcessGroup
 from trainer.queue.server import URL_VARIABLE
 from trainer.recipe import Recipe
+from trainer.recipe.limits import limits
 from trainer.recipe.parts import ENGINE_RANKS, engine_rank
 from trainer.rewards.pool import HALF_THE_CORES, RewardPool
 
@@ -81,7 +81,7 @@ class Examiner:
 
     async def ask(self, url: str, models: Sequence[str], pool: RewardPool) -> list[ExamAnswer]:
         key = from_environment(os.environ)["api_key"]
-        async with AsyncClient(url, api_key=key) as client:
+        async with AsyncClient(url, api_key=key, engine_s=limits(self.recipe).patience_s) as client:
             # A task beside this one, which looks at the stop flag: signals set a flag and interrupt nothing.
             work = asyncio.create_task(
                 examine(
@@ -94,10 +94,12 @@ class Examiner:
                     decode=self.decode,
                 )
             )
-            while not work.done():
-                if self.processes.is_stopped():
-                    work.cancel()
-                    await asyncio.wait([work])  # until its questions have left the service
-                    raise Stopped
-                await asyncio.wait([work], timeout=LOOK_S)
-            return await work
+            try:
+                while not work.done():
+                    self.processes.check_stop()
+                    self.processes.restart_dead()
+                    await asyncio.wait([work], timeout=LOOK_S)
+                return await work
+            finally:
+                work.cancel()
+                await asyncio.wait([work])  # until its questions have left the service

@@ -1,10 +1,12 @@
 """Processes of ours with a log each: started, restarted, stopped in the order in which they need each other.
 
-Left out: which processes a run has (`train`), and who ends them if we are killed (`service.processes`: they die with
-us).
+A process that died is started again until it has died too often without progress of the run in between. Left out: which
+processes a run has (`train`), who starts an engine again (`service.supervisor`), and who ends them if we are killed
+(`service.processes`: they die with us).
 """
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -17,7 +19,9 @@ from pathlib import Path
 
 from adapters.errors import UserError
 from service.concurrency import Stopped
+from service.faults import RESTARTS_VARIABLE
 from service.processes import die_with_parent
+from trainer.queue.server import LOG, Server, start
 
 COORDINATOR, SERVICE = "coordinator", "service"
 LOOK_S = 0.2
@@ -31,11 +35,10 @@ _SERVICE_WITHIN_S = 1800.0
 _STILL_S = 60.0
 """Between two lines while an engine loads: a person should see that it goes on, and a log stay short."""
 _RESTARTS = 5
-"""In a row. A worker that dies each time at once has a fault that another start does not mend."""
-_LIVED_S = 600.0
-"""A process that has lived so long starts with all its restarts again."""
+"""Without a step of the run in between. A process that dies each time has a fault that another start does not mend; by
+time alone, one that loads for long would be started for ever."""
 _RESTARTABLE = frozenset({69, 70})
-"""Exit status of a worker that is worth another start: queue or service were away for too long, or it had a bug."""
+"""Exit status that is worth another start: queue or service were away for too long, or there was a bug."""
 
 
 _OURS = re.compile(r"(?:coevo \w+|worker): ")
@@ -48,7 +51,7 @@ _POINTERS = ("See root cause above", "giving up")
 
 def error_line(log: str) -> str:
     """The line of a log that says why its process ended: its last word, or the error that this points at."""
-    lines = log.strip().splitlines()
+    lines = [line for raw in log.strip().splitlines() for line in _texts(raw)]
     if not lines:
         return ""
     is_pointer = any(words in lines[-1] for words in _POINTERS)
@@ -60,6 +63,25 @@ def error_line(log: str) -> str:
     return causes[-1] if causes else lines[-1]
 
 
+def _texts(line: str) -> list[str]:
+    """The lines for a person in a line of a log: of one in JSON its message and its traceback."""
+    if not line.startswith("{"):
+        return [line]
+    try:
+        fields = json.loads(line)
+        return [fields["event"].strip(), *fields.get("exception", "").splitlines()]
+    except (ValueError, KeyError):  # it was cut off, or is somebody else's
+        return [line]
+
+
+def ending(status: int | None, line: str) -> str:
+    """How a process ended, for a person: a signal, or the line in its log that says why."""
+    if status is not None and status < 0:
+        hint = ", as the kernel does when memory is full" if status == -signal.SIGKILL else ""
+        return f"killed by {signal.Signals(-status).name}{hint}" + (f"; its last line: {line}" if line else "")
+    return line or f"it ended with status {status}"
+
+
 @dataclass(eq=False, slots=True)
 class Process:
     words: Sequence[str]
@@ -68,7 +90,47 @@ class Process:
     begin: int
     """Where this life of it begins in the log."""
     restarts: int
-    started: float = field(default_factory=time.monotonic)
+    """Since the run's last progress."""
+
+
+class QueueServer:
+    """The run's own queue server, which comes back at the same address with what it had written."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._life = contextlib.ExitStack()
+        self._server: Server | None = None
+        self.restarts = 0
+
+    def __enter__(self) -> "QueueServer":
+        self._start(0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._life.close()
+
+    @property
+    def url(self) -> str:
+        assert self._server is not None
+        return self._server.url
+
+    def restart_dead(self) -> None:
+        assert self._server is not None
+        if (status := self._server.process.poll()) is None:
+            return
+        log = self._folder / LOG
+        lines = log.read_text(errors="replace").strip().splitlines()
+        reason = f"{ending(status, lines[-1] if lines else '')} ({log})"
+        if self.restarts == _RESTARTS:
+            raise UserError(f"the queue server did not go on: {reason}; {_RESTARTS} restarts brought no step")
+        print(f"queue server: {reason}; starting it again", flush=True)
+        self.restarts += 1
+        port = int(self.url.rpartition(":")[2].split("/")[0])
+        self._life.close()
+        self._start(port)
+
+    def _start(self, port: int) -> None:
+        self._server = self._life.enter_context(start(self._folder, port))
 
 
 @dataclass(eq=False, slots=True)
@@ -79,6 +141,8 @@ class ProcessGroup:
     environ: dict[str, str]
     is_stopped: Callable[[], bool] = lambda: False
     """Whether somebody has told the run to stop."""
+    queue: QueueServer | None = None
+    """None where the queue server is somebody else's."""
     _processes: dict[str, Process] = field(default_factory=dict[str, Process])
 
     def __enter__(self) -> "ProcessGroup":
@@ -91,6 +155,7 @@ class ProcessGroup:
 
     def start(self, name: str, *words: str, **environ: str) -> None:
         path = self.folder / f"{name}.log"
+        restarts = self._processes[name].restarts + 1 if name in self._processes else 0
         with path.open("a") as log:
             begin = log.tell()
             popen = subprocess.Popen(
@@ -98,12 +163,9 @@ class ProcessGroup:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=os.environ | self.environ | environ,
+                env=os.environ | self.environ | environ | {RESTARTS_VARIABLE: str(restarts)},
                 start_new_session=True,
             )
-        before = self._processes.get(name)
-        is_restart = before is not None and time.monotonic() - before.started < _LIVED_S
-        restarts = before.restarts + 1 if before and is_restart else 0
         self._processes[name] = Process(words, popen, path, begin, restarts)
 
     def serve(self, name: str, *words: str, **environ: str) -> str:
@@ -143,26 +205,29 @@ class ProcessGroup:
 
     def reason(self, name: str) -> str:
         """What ended a process: a signal, or the error in its log."""
-        status, line = self.status(name), error_line(self.log(name))
-        if status is not None and status < 0:
-            hint = ", as the kernel does when memory is full" if status == -signal.SIGKILL else ""
-            line = f"{signal.Signals(-status).name}{hint}" + (f"; its last line: {line}" if line else "")
-            return f"killed by {line}"
-        return line or f"it ended with status {status}"
+        return ending(self.status(name), error_line(self.log(name)))
+
+    def progressed(self) -> None:
+        """The run has made a step: every process has all its restarts again."""
+        for counted in (*self._processes.values(), *filter(None, [self.queue])):
+            counted.restarts = 0
 
     def restart_dead(self) -> None:
-        """Starts workers again that died; what cannot go on ends the run."""
+        """Starts processes again that died; what cannot go on ends the run."""
+        if self.queue is not None:
+            self.queue.restart_dead()
         for name, process in list(self._processes.items()):
             status = process.popen.poll()
             if status is None or status == 0:
                 continue
-            is_worker = name not in (COORDINATOR, SERVICE)
-            # A negative status is a signal: the kernel's for want of memory, or somebody's by hand.
-            if is_worker and (status in _RESTARTABLE or status < 0) and process.restarts < _RESTARTS:
-                print(f"{name}: {self.reason(name)}; starting it again", flush=True)
-                self.start(name, *process.words)
-            else:
+            # A negative status is a signal: the kernel's for want of memory, or somebody's by hand. A service has a
+            # parent that starts it again, so that the end of both is its last word.
+            if name == SERVICE or not (status in _RESTARTABLE or status < 0):
                 raise UserError(self.last_log_line(name))
+            if process.restarts == _RESTARTS:
+                raise UserError(f"{self.last_log_line(name)}; {_RESTARTS} restarts brought no step")
+            print(f"{name}: {self.reason(name)}; starting it again", flush=True)
+            self.start(name, *process.words)
 
     def stop(self, within_s: float = _STOP_WITHIN_S) -> None:
         """Workers first, they hand over; the service last, it takes what they publish."""

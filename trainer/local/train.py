@@ -5,15 +5,15 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from adapters.errors import UserError
-from trainer.local.processes import COORDINATOR, LOOK_S, SERVICE, ProcessGroup
+from trainer.local.processes import COORDINATOR, LOOK_S, SERVICE, ProcessGroup, QueueServer
 from trainer.plan.make import make_plan
 from trainer.queue.client import Queue, QueueAwayError, redacted
-from trainer.queue.server import URL_VARIABLE, describe, start
+from trainer.queue.server import URL_VARIABLE, describe
 from trainer.recipe import Recipe
 from trainer.recipe.file import load, run_id, write_resolved
 from trainer.reporting.console import Console
@@ -42,12 +42,19 @@ def check_folder(out: Path, recipe: Recipe, *, resume: bool) -> None:
 @contextmanager
 def run_processes(out: Path, recipe: Recipe) -> Generator[ProcessGroup]:
     """A queue server, and a group for the other processes; none of them outlives the block."""
-    with stop_signals() as is_stopped, queue_server(out) as url:
+    with ExitStack() as stack:
+        is_stopped, queue = stack.enter_context(stop_signals()), None
+        if url := os.environ.get(URL_VARIABLE):
+            describe(url)  # a server that does not answer is told before anything starts
+        else:
+            queue = stack.enter_context(QueueServer(out / "queue"))
+            url = queue.url
+        print(f"queue server: {redacted(url)}", flush=True)
         # Once the queue server has locked the folder: else the processes of another run there would read this recipe.
         write_resolved(recipe, out)
         # Threads of several processes that wait for each other on the same cores are slower than one.
         environ = {URL_VARIABLE: url, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-        with ProcessGroup(out / "logs", environ, is_stopped) as processes:
+        with ProcessGroup(out / "logs", environ, is_stopped, queue) as processes:
             yield processes
 
 
@@ -73,19 +80,6 @@ def stop_signals() -> Generator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-@contextmanager
-def queue_server(out: Path) -> Generator[str]:
-    """The address of the queue server: the one that the environment names, else one for this run."""
-    if url := os.environ.get(URL_VARIABLE):
-        describe(url)  # a server that does not answer is told before anything starts
-        print(f"queue server: {redacted(url)}", flush=True)
-        yield url
-        return
-    with start(out / "queue") as server:
-        print(f"queue server: {server.url}", flush=True)
-        yield server.url
-
-
 def train(recipe: Recipe, out: Path, processes: ProcessGroup, *, worker_each: bool = False, port: int = 0) -> None:
     """Makes all steps of the plan."""
     branches = [start.branch for start in make_plan(recipe).starts]
@@ -105,7 +99,9 @@ def train(recipe: Recipe, out: Path, processes: ProcessGroup, *, worker_each: bo
     starting = [f"worker-{name}" for name in workers]
     print(f"{', '.join(starting)}: starting, with the data and a copy of the base", flush=True)
     with Console(recipe, events_of(out, recipe), url) as console:
-        while not processes.is_stopped() and processes.is_running(COORDINATOR):
+        # Not `is_running`: a coordinator that was killed is started again below.
+        while not processes.is_stopped() and processes.status(COORDINATOR) != 0:
+            made = sum(console.heads().values())
             processes.restart_dead()
             for name in [name for name in starting if WORKS in processes.log(name)]:
                 starting.remove(name)
@@ -114,13 +110,14 @@ def train(recipe: Recipe, out: Path, processes: ProcessGroup, *, worker_each: bo
             with suppress(QueueAwayError):
                 for job in queue.dead():
                     if job.branch in branches:
-                        raise UserError(f"{job.job} failed for good: {job.error}; mend that, then go on with --resume")
+                        log = processes.folder / f"worker-{job.branch if worker_each else 'all'}.log"
+                        raise UserError(f"{job.job} failed for good: {job.error} ({log}); mend that, then add --resume")
             console.look()
+            if sum(console.heads().values()) > made:
+                processes.progressed()
             time.sleep(LOOK_S)
         console.look()  # at the events that came with the end
     processes.check_stop()
-    if processes.status(COORDINATOR) != 0:  # it failed after `restart_dead` had looked
-        raise UserError(processes.last_log_line(COORDINATOR))
     processes.stop()
 
 

@@ -10,30 +10,32 @@ What a step computes is `loop.train_step`; leases, timings, faults and cancellat
 
 import asyncio
 import logging
-import tempfile
 import time
 import traceback
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
+
+from structlog.contextvars import bind_contextvars, unbind_contextvars
 
 from adapters.errors import UserError
 from adapters.names import Ref
 from clients.client import ServiceError
 from service.concurrency import Stopped, cancelled_by
 from service.faults import fault
-from service.runs import RECORD
-from trainer.loop import Batch, Gather, StepContext, StepResult, gather_batch, train_step
+from trainer.loop import NATIVE, Batch, Gather, StepContext, StepResult, gather_batch, train_step
 from trainer.orchestration.heartbeat import Heartbeat
-from trainer.orchestration.replay import write_step
+from trainer.orchestration.replay import keep_record
+from trainer.orchestration.watchdog import Watchdog
+from trainer.plan.bounds import kept_rollouts
 from trainer.plan.make import make_plan
 from trainer.plan.rhythm import decided
 from trainer.plan.steps import Plan, Step, is_there
 from trainer.queue.client import Lease, NotReconciledError, Queue, QueueAwayError, Refusal
 from trainer.recipe import Recipe
+from trainer.reporting.unrewarded import unrewarded
 from trainer.rollout.metrics import warnings
 from trainer.update.learner import Learner
 
@@ -76,13 +78,14 @@ class StepScheduler:
         name: str,
         queue: Queue,
         heartbeat: Heartbeat,
+        watchdog: Watchdog,
         context: StepContext,
         learner: Learner,
         gather: Gather = gather_batch,
     ) -> None:
         self._run = run
         self._name = name
-        self._queue, self._heartbeat = queue, heartbeat
+        self._queue, self._heartbeat, self._watchdog = queue, heartbeat, watchdog
         self._context, self._learner, self._gather = context, learner, gather
         # An adaptive rhythm moves the phases within a plan; where each branch ends is the same in all of them.
         self._ends = {branch: run.plan.head(branch) for branch in branches}
@@ -90,6 +93,9 @@ class StepScheduler:
         # By branch, not by step: the steps of a branch follow each other, so it has one under way at most.
         self._under_way: set[str] = set()
         self._skipped: dict[str, int] = {}
+        self._keep = kept_rollouts(run.plan, run.recipe).steps
+        self._namesakes: set[str] = set()
+        """Branches that another worker of this name had: a person is told once."""
         self._stopping = asyncio.Event()
         self._looking, self._learning = asyncio.Lock(), asyncio.Lock()
 
@@ -123,6 +129,7 @@ class StepScheduler:
         try:
             while (assignment := await self._next_step()) is not None:
                 step, lease = assignment
+                bind_contextvars(branch=step.branch, step=step.number)
                 seconds: dict[str, float] = {}
                 try:
                     result = await train_step(
@@ -142,7 +149,9 @@ class StepScheduler:
                     if is_ours and step.number == lease.job.last and self._heartbeat.holds(lease):
                         await self._claim_next_job(lease)
                 finally:
+                    self._watchdog.rest(step.branch)
                     self._under_way.discard(step.branch)
+                    unbind_contextvars("branch", "step")
                     self._heartbeat.wake()
         except BaseException:
             self.stop()  # the other tasks must see this end
@@ -153,7 +162,9 @@ class StepScheduler:
     async def _gather_unless_stopped(self, step: Step, context: StepContext, seconds: dict[str, float]) -> Batch:
         """Rollouts may be broken off, since nothing is lost with them; an update that has begun is finished."""
         began = time.monotonic()
+        self._watchdog.begin(step, "rollouts")
         batch = await cancelled_by(self._stopping, self._gather(step, context))
+        self._watchdog.rest(step.branch)  # until its turn to learn comes: others are watched meanwhile
         seconds["gather"] = time.monotonic() - began
         return batch
 
@@ -164,16 +175,19 @@ class StepScheduler:
             # Asked here and not before: while others learnt, the branch can have gone to another worker.
             if not self._heartbeat.holds(lease):
                 raise LeaseLostError
+            self._watchdog.begin(step, "update")
             fault(f"gathered:{step.makes}")
             began = time.monotonic()
             yield
             seconds["learn"] = time.monotonic() - began
+            self._watchdog.begin(step, "publishing")
             fault(f"learnt:{step.makes}")
         seconds["publish"] = -time.monotonic()  # until `_report`; another branch learns meanwhile
 
     async def _report(self, step: Step, lease: Lease, result: StepResult, seconds: dict[str, float]) -> bool:
         """Tells of a published step. False: another worker had published it before."""
         seconds["publish"] += time.monotonic()
+        self._watchdog.rest(step.branch)
         fault(f"published:{step.makes}")
         # The service answers a second publish of the same bits with the first one's manifest. Its token is then not
         # ours: the branch is another's, which has told of the step as well.
@@ -193,7 +207,16 @@ class StepScheduler:
             seconds=seconds,
             warnings=list(warnings(metrics)),
         )
-        await self._keep_rollouts(step, result.batch)  # after the event: people see the step at once
+        if step.number == 1 and NATIVE in result.batch.rollouts:
+            rules = {name: training_set.rule for name, training_set in self._context.training_sets.items()}
+            if text := unrewarded(step.branch, result.batch.rollouts[NATIVE], rules):
+                log.warning("%s", text)
+                await self._tell("unrewarded", branch=step.branch, step=step.number, text=text)
+        try:  # after the event: people see the step at once
+            await keep_record(self._context.client, self._run.id, step, result.batch, self._keep)
+        except (ServiceError, OSError) as error:  # it is for people, and for `--replay`: the run goes on, but says so
+            log.warning("%s: its rollouts were not kept: %s", step.makes, error)
+            await self._tell("rollouts", branch=step.branch, step=step.number, error=f"not kept: {error}")
         if result.update.skipped is None:
             self._skipped[step.branch] = 0
             return True
@@ -205,24 +228,13 @@ class StepScheduler:
             await self._fail(step, lease, reason, fatal=True)
         return True
 
-    async def _keep_rollouts(self, step: Step, batch: Batch) -> None:
-        """They are for people, and for `--replay`: the run goes on without them, but says so."""
-        try:
-            with tempfile.TemporaryDirectory(prefix="coevo-") as folder:
-                path = Path(folder) / f"{step.number}{RECORD}"
-                await asyncio.to_thread(write_step, path, self._run.id, step, batch)
-                await self._context.client.put_rollouts(self._run.id, step.branch, step.number, path)
-        except (ServiceError, OSError) as error:
-            log.warning("%s: its rollouts were not kept: %s", step.makes, error)
-            await self._tell("rollouts", branch=step.branch, step=step.number, error=f"not kept: {error}")
-
     async def _handle(self, error: Exception, step: Step, lease: Lease) -> None:
         """A failed step costs its job an attempt, unless the branch is another's already or the service is away."""
         if isinstance(error, ServiceError) and error.type in LOST:
             await self._lose(lease)
-        elif isinstance(error, ServiceError) and (not isinstance(error, UserError) or error.status is None):
-            raise error  # the service is away, which is no fault of the job
-        elif isinstance(error, UserError):
+        elif isinstance(error, ServiceError) and error.is_away:
+            raise error  # which is no fault of the job
+        elif isinstance(error, UserError | ServiceError):  # a refusal, or a service that failed at this step
             await self._fail(step, lease, str(error))
         else:
             traceback.print_exception(error)
@@ -276,6 +288,10 @@ class StepScheduler:
                 # A job that is dead or not queued yet sends news when that changes.
                 if reply.why == "held":  # its lease may run out before the next news: a dead worker sends none
                     wait_s = min(wait_s, max(0.05, reply.left_s + 0.02))
+                    if reply.holder == self._name and branch not in self._namesakes:
+                        self._namesakes.add(branch)
+                        words = "%s: another %s has it, on another machine; waits for it, give each a --name of its own"
+                        log.warning(words, branch, self._name)
                 elif reply.why == "ahead":
                     text = "its jobs were for steps behind its next one; they are dropped, and queued anew in order"
                     log.warning("%s: %s", branch, text)

@@ -32,6 +32,8 @@ class Policy:
         self._language: Any = model.model.language_model
         self.adapters = Adapters(self._language)
         self.vision = Vision(model, processor, pixels)
+        self.packs = 0
+        """How many were computed."""
 
     @property
     def device(self) -> torch.device:
@@ -52,6 +54,7 @@ class Policy:
     def logprobs(self, adapter: str | None, pack: Pack, chosen_NK: Tensor | None = None) -> Logprobs:
         """Log-probabilities of the pack's own tokens, or of `chosen_NK`, under an adapter or the base (None)."""
         self.adapters.select(adapter)
+        self.packs += 1
         hidden_TD = self._hidden(pack)
         ids_NK = torch.from_numpy(pack.targets_N)[:, None] if chosen_NK is None else chosen_NK
         sources_N = torch.from_numpy(pack.sources_N).to(self.device)

@@ -13,8 +13,9 @@ import redis
 from adapters.errors import UserError
 from service.concurrency import Stopped
 from trainer.local import processes
-from trainer.local.processes import COORDINATOR, SERVICE, ProcessGroup, error_line
+from trainer.local.processes import COORDINATOR, SERVICE, ProcessGroup, QueueServer, error_line
 from trainer.queue import server as queue_server
+from trainer.queue.client import Queue
 
 FOR_EVER = "import time; time.sleep(600)"
 AT_ITS_END = """
@@ -48,16 +49,18 @@ def end(group: ProcessGroup, name: str) -> None:
     wait_until(lambda: not group.is_running(name))
 
 
-@pytest.mark.parametrize("code", ["raise SystemExit(69)", "raise SystemExit(70)", "import os; os.kill(os.getpid(), 9)"])
-def test_a_worker_that_died_is_started_again(group: ProcessGroup, code: str) -> None:
-    group.start("worker-all", "-c", f"print('a life', flush=True); {code}")
+@pytest.mark.parametrize("name", ["worker-all", COORDINATOR])
+@pytest.mark.parametrize("code", ["raise SystemExit(69)", "raise SystemExit(70)", "os.kill(os.getpid(), 9)"])
+def test_what_died_is_started_again_and_counted(group: ProcessGroup, name: str, code: str) -> None:
+    group.start(name, "-c", f"import os; print('life', os.environ['COEVO_RESTARTS'], flush=True); {code}")
     for _ in range(processes._RESTARTS):
-        end(group, "worker-all")
+        end(group, name)
         group.restart_dead()
-    end(group, "worker-all")
-    with pytest.raises(UserError, match=r"the worker-all did not go on: .*a life"):
+    end(group, name)
+    with pytest.raises(UserError, match=rf"the {name} did not go on: .*life 5.*; 5 restarts brought no step"):
         group.restart_dead()
-    assert (group.folder / "worker-all.log").read_text().splitlines() == ["a life"] * (1 + processes._RESTARTS)
+    assert group.last_log_line(name).endswith(f"({group.folder}/{name}.log)")
+    assert (group.folder / f"{name}.log").read_text() == "".join(f"life {number}\n" for number in range(6))
 
 
 ENGINE = """coevo serve: loading miniature ...
@@ -78,6 +81,13 @@ RuntimeError: Engine core initialization failed. See root cause above. Failed co
         (ENGINE, "ValueError: too little memory for the cache"),
         (ENGINE + "coevo serve: the service ended 4 times; giving up", "ValueError: too little memory for the cache"),
         ("coevo serve: the service ended 4 times; giving up", "coevo serve: the service ended 4 times; giving up"),
+        ('{"level": "info", "event": "w works for r"}\n', "w works for r"),
+        (
+            '{"event": "worker ended", "exception": "Traceback ...\\nValueError: no room"}\nleaked semaphores\n',
+            "ValueError: no room",
+        ),
+        (ENGINE + '{"event": "the service ended 4 times; giving up"}', "ValueError: too little memory for the cache"),
+        ('{"event": "cut o', '{"event": "cut o'),
     ],
 )
 def test_the_reason_in_a_log_is_its_last_word_or_the_error_behind_it(log: str, said: str) -> None:
@@ -107,19 +117,39 @@ def test_a_restart_is_told_with_its_reason(group: ProcessGroup, capsys: pytest.C
     assert capsys.readouterr().out == f"worker-all: killed by SIGKILL, {hint}; starting it again\n"
 
 
-def test_a_worker_that_lived_long_has_all_its_restarts_again(
-    group: ProcessGroup, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(processes, "_LIVED_S", 0.0)
+def test_a_step_of_the_run_gives_all_restarts_again(group: ProcessGroup) -> None:
     group.start("worker-all", "-c", "raise SystemExit(70)")
     for _ in range(processes._RESTARTS + 1):
         end(group, "worker-all")
         group.restart_dead()
+        group.progressed()
+
+
+def test_the_queue_server_comes_back_with_what_it_had(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with QueueServer(tmp_path / "queue") as server, ProcessGroup(tmp_path / "logs", {}, queue=server) as group:
+        queue, address = Queue(server.url), server.url
+        queue.put_run("run", {"state": "running"})
+        for _ in range(processes._RESTARTS):
+            kill_server(server)
+            group.restart_dead()
+            assert "queue server: killed by SIGKILL" in capsys.readouterr().out
+        assert server.url == address
+        assert queue.runs() == {"run": {"state": "running"}}
+        kill_server(server)
+        with pytest.raises(UserError, match=r"the queue server did not go on: killed by SIGKILL.*server\.log"):
+            group.restart_dead()
+        queue.close()
+
+
+def kill_server(server: QueueServer) -> None:
+    assert server._server is not None
+    server._server.process.kill()
+    server._server.process.wait()
 
 
 @pytest.mark.parametrize(
     ("name", "code"),
-    [("worker-all", "raise SystemExit(2)"), (COORDINATOR, "raise SystemExit(70)"), (SERVICE, "raise SystemExit(70)")],
+    [("worker-all", "raise SystemExit(2)"), (COORDINATOR, "raise SystemExit(2)"), (SERVICE, "raise SystemExit(70)")],
 )
 def test_what_cannot_go_on_ends_the_run_with_its_last_line(group: ProcessGroup, name: str, code: str) -> None:
     group.start(name, "-c", f"print('first'); print('why it ended'); {code}")

@@ -17,6 +17,7 @@ from trainer.loop import Batch, StepContext
 from trainer.orchestration.coordinator import due
 from trainer.orchestration.heartbeat import Heartbeat
 from trainer.orchestration.scheduler import Run, StepScheduler
+from trainer.orchestration.watchdog import Patience, Watchdog
 from trainer.plan.make import make_plan
 from trainer.plan.steps import Step
 from trainer.queue.client import ATTEMPTS, Job, Queue
@@ -46,12 +47,15 @@ def schedule(queue: Queue, run: Run, branches: Sequence[str], gather: Any, work:
     async def main() -> None:
         heartbeat = Heartbeat(Queue(queue.url), "worker")
         heartbeat.start()
+        # Not started: nothing hangs here. It is in tests/faults/test_workers.py.
+        watchdog = Watchdog(queue, heartbeat, run.id, "worker", Patience.in_all(60), done=lambda: 0)
         scheduler = StepScheduler(
             run,
             branches,
             name="worker",
             queue=queue,
             heartbeat=heartbeat,
+            watchdog=watchdog,
             context=cast(StepContext, None),  # of no use without a batch
             learner=cast(Learner, None),
             gather=gather,
