@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from adapters.errors import UserError
+from service import logs
 from service.engine.finite import COUNT_NANS, NotFiniteError, fail_corrupted, zero_new_blocks
 from service.media import Video
 from service.publishing.registry import AdapterLoadError, Dtype
@@ -389,7 +390,7 @@ def dtype_of(setting: Literal["auto"] | Dtype) -> Dtype:
 
 
 def _environment(kv_cache_gib: float) -> dict[str, str]:
-    shared = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_HOST_IP": "127.0.0.1", **COUNT_NANS}
+    shared = {"VLLM_NO_USAGE_STATS": "1", "VLLM_CONFIGURE_LOGGING": "0", "VLLM_HOST_IP": "127.0.0.1", **COUNT_NANS}
     if len(os.fsencode(tempfile.gettempdir())) > SOCKET_FOLDER_LENGTH:
         shared["VLLM_RPC_BASE_PATH"] = "/tmp"
     if not on_cpu():
@@ -441,6 +442,7 @@ def prepare_process() -> None:
 
     zero_new_blocks()
     if not current_platform.is_cpu():
+    logs.set_up()
         return
     platform: Any = type(current_platform)
     platform.get_punica_wrapper = classmethod(lambda cls: "service.engine.cpu_lora.CpuLora")
