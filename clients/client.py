@@ -109,9 +109,9 @@ class AsyncClient:
                 slots.put_nowait(pool)
 
     @property
-    def longest_s(self) -> float:
-        """The longest time that a call takes, if it says nothing else."""
-        return self._timeout_s
+    def longest_s(self) -> tuple[float, float]:
+        """The longest time that a call takes: one that the engine works for, and any other."""
+        return self._engine_s, self._timeout_s
 
     async def __aenter__(self) -> Self:
         return self

@@ -115,7 +115,7 @@ async def work(arguments: argparse.Namespace, name: str, lock: str, url: str, ra
                 heartbeat,
                 run.id,
                 name,
-                Patience.of(recipe, client.longest_s) if arguments.hung is None else Patience.in_all(arguments.hung),
+                Patience.of(recipe, *client.longest_s) if arguments.hung is None else Patience.in_all(arguments.hung),
                 done=lambda: client.answered + learner.packs,
             )
             watchdog.start()

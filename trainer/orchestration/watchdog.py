@@ -49,12 +49,12 @@ class Patience:
         return cls(seconds, seconds, seconds)
 
     @classmethod
-    def of(cls, recipe: Recipe, request_s: float) -> "Patience":
-        """`request_s` is the longest time that one request of the client takes."""
+    def of(cls, recipe: Recipe, engine_s: float, request_s: float) -> "Patience":
+        """By the longest time of a call that the engine works for, and of any other."""
         judged_s = max(capability.reward.deadline_s for capability in recipe.capabilities.values())
         pack_s = recipe.budget.tokens_per_micro_batch / _SLOWEST_TOKENS_PER_S
         # An update begins with the download of its branch.
-        return cls(request_s + judged_s + _GRACE_S, request_s + pack_s + _GRACE_S, request_s + _GRACE_S)
+        return cls(engine_s + judged_s + _GRACE_S, request_s + pack_s + _GRACE_S, request_s + _GRACE_S)
 
 
 @dataclass(frozen=True, slots=True)
