@@ -104,7 +104,8 @@ class Recipe(Section):
     optimiser: OptimiserConfig = OptimiserConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     budget: BudgetConfig = BudgetConfig()
-    rollouts: RolloutsConfig = RolloutsConfig()
+    # Keys that came later are left out of files at their defaults, so that runs of before keep their names.
+    rollouts: RolloutsConfig = Field(default=RolloutsConfig(), exclude_if=lambda config: config == RolloutsConfig())
     tracking: TrackingConfig = TrackingConfig()
     comparison: ComparisonConfig | None = None
     """The systems and seeds of one run, instead of `method.kind` alone: what `coevo compare` makes of a recipe."""

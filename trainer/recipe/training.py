@@ -138,10 +138,10 @@ class BudgetConfig(Section):
     keep_last: int = Field(default=4, ge=2)
     """The revisions of a branch that stay in the store, beside heads, phase ends and those that the plan still
     names."""
-    tokens_per_s: float = Field(default=1000.0, gt=0)
+    tokens_per_s: float = Field(default=1000.0, gt=0, exclude_if=lambda rate: rate == 1000)
     """The tokens that the engine samples in a second at least, of all sequences together. What a request may take, and
     how long one waits, follows from it."""
-    step_hours: float = Field(default=24.0, gt=0)
+    step_hours: float = Field(default=24.0, gt=0, exclude_if=lambda hours: hours == 24)
     """The longest that the rollouts and scores of a step may take. A plan with a longer step is refused; a step that
     takes longer has failed."""
 
