@@ -114,10 +114,20 @@ def test_runs_are_summed_up_and_again_after_a_start(queue, runs, folder):
         second, first = opened.infos()
         assert (second.id, second.state, second.name, second.branches) == ("second", "finished", "single", {})
         assert (first.id, first.state, first.name, first.num_events) == ("first", "running", "mutual", 7)
-        assert first.branches["image"].model_dump() == {"head": 2, "last": 9, "reward": 0.2}
-        assert first.branches["text"].model_dump() == {"head": 1, "last": 8, "reward": None}
+        assert first.branches["image"].model_dump() == {"head": 2, "last": 9, "reward": 0.2, "notice": None}
+        assert first.branches["text"].model_dump() == {"head": 1, "last": 8, "reward": None, "notice": None}
         assert (first.started, second.updated) == (info_of(runs).started, info_of(runs, "second").updated)
         assert first.started <= first.updated < second.started
+
+
+def test_a_notice_stands_until_the_reward_rises(queue, runs):
+    for step, reward, notice in ((1, 0.0, None), (1, None, "cannot learn"), (2, 0.0, "cannot learn"), (3, 0.1, None)):
+        if reward is None:
+            queue.tell("first", "unrewarded", branch="image", step=step, text="cannot learn")
+        else:
+            queue.tell("first", "step", branch="image", step=step, metrics={"native/reward": reward})
+        runs.drain(queue)
+        assert info_of(runs).branches["image"].notice == notice
 
 
 def test_a_batch_that_was_not_forgotten_is_not_written_again(queue, runs, folder):
