@@ -85,7 +85,7 @@ async function show() {
     const node = await route.screen(context, parameters);
     if (signal.aborted) return;
     fill(main, node);
-    main.dispatchEvent(new Event("shown"));
+    main.dataset.screen = `/${path}`;
     // Screen readers and the keyboard begin at the new screen; the first one leaves the focus where it is.
     if (previous && previous !== path) { main.focus({ preventScroll: true }); scrollTo(0, 0); }
     previous = path;

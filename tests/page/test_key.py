@@ -1,0 +1,61 @@
+"""The page behind a key, and over another service."""
+
+import threading
+import time
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+import uvicorn
+from pydantic import SecretStr
+
+from service.http.auth import OPEN_PATHS, ApiKey
+from service.look import folder_app
+from service.routes import page as page_routes
+from tests.page.conftest import Looking
+
+pytestmark = pytest.mark.e2e
+KEY = "a key of the test"
+
+
+@pytest.fixture
+def guarded(demo: Path) -> Generator[str]:
+    """The routes as the service guards them."""
+    app = ApiKey(folder_app(demo, None), SecretStr(KEY), {*OPEN_PATHS, *page_routes.open_paths()})
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.02)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
+
+
+def test_a_wrong_key_is_refused_and_a_right_one_opens(page_of, guarded: str) -> None:
+    page = page_of(guarded)
+    shown = page.page
+    shown.goto(f"{guarded}/#/run/demo-1/step/text/4/native/1")
+    field = shown.get_by_label("Key", exact=True)
+    field.fill("not the key")
+    shown.keyboard.press("Enter")
+    shown.get_by_text("The service refuses this key.").wait_for()
+    field.fill(KEY)
+    shown.keyboard.press("Enter")
+    shown.wait_for_selector("h1:has-text('Prompt 2 of 8')")
+    shown.wait_for_selector(".media img")  # pictures come with the key, too
+    assert KEY not in shown.url
+    assert shown.evaluate("[localStorage.length, document.cookie]") == [0, ""]
+
+
+def test_another_service_is_looked_at_with_the_key_of_the_environment(
+    page_of, guarded: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COEVO_API_KEY", KEY)
+    looking = Looking(guarded)
+    try:
+        shown = page_of(looking.address).show("run/demo-1")
+        shown.get_by_text("Live").wait_for()  # events are passed on as they come
+        assert shown.evaluate("fetch('/adapters/text', {method: 'POST', body: '{}'}).then(r => r.status)") == 405
+    finally:
+        looking.stop()
