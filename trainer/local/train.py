@@ -90,6 +90,7 @@ def train(recipe: Recipe, out: Path, processes: ProcessGroup, *, worker_each: bo
         queue.retry(job.branch)
     url = processes.serve(SERVICE, resolved, *flags)
     processes.environ["COEVO_SERVICE_URL"] = url
+    print(f"page: {url}/ shows the run in a browser, now and with `coevo look {out}` later", flush=True)
     began = time.monotonic()
     processes.start(COORDINATOR, "-m", "clients.cli", "coordinate", resolved, f"--tracking={out / 'runs'}")
     for name in workers:
