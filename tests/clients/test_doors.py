@@ -54,6 +54,7 @@ ELSEWHERE = {
     "publish": "tests/engine/test_publish.py",
     "rollouts": "tests/trainer/commands/test_rollouts.py",
     "coordinate": "tests/clients/test_doors.py",
+    "look": "tests/page/test_page.py",
 }
 WRONG = {
     "serve": ("serve --set engine.kv_cache_gib=1", "--set: there is no recipe to set it in; name one"),
@@ -62,6 +63,7 @@ WRONG = {
     "run": (f"run {ROOT}/recipes/miniature/compare.toml", "compares systems; take coevo compare"),
     "coordinate": (f"coordinate {RECIPE} --traking x", "--traking: no such flag; did you mean --tracking?"),
     "status": ("status another-1", f"another-1: no such run; there are {RUN}"),
+    "look": ("look {here}", "no run in it; name a folder of coevo run, such as out/demo-0, or a URL"),
     "rollouts": ("rollouts {here} text 3", "no rollouts of text@3; name a run's folder"),
     "jobs": ("jobs retry video", "video: no job of it has failed for good; image has"),
     "plan": (f"plan {RECIPE} --set method.cycles=0", "method.cycles"),
