@@ -19,7 +19,7 @@ def test_a_branch_whose_rewards_are_all_the_lowest_is_told_with_an_answer() -> N
     text = unrewarded("text", [rollout(0.0, 0.0, text="la " * 40), rollout(0.0, None)], RULES)
     assert text is not None
     assert text.startswith("text cannot learn yet: all 3 completions of its first step got 0. One is 'la la la")
-    assert "l...'; its reward, math, looks for a result that equals the answer" in text
+    assert "la ...'; its reward, math, looks for a result that equals the answer" in text
     assert text.endswith("coevo check RECIPE tries the reward on the data's own answers")
     own = unrewarded("b", [rollout(-1.0, -1.0, capability="own")], RULES)
     assert own is not None
