@@ -6,7 +6,6 @@ The service behind `status` and `rollouts` has the routes of runs alone, so that
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import threading
@@ -53,8 +52,8 @@ ELSEWHERE = {
     "filter": "tests/engine/test_filter.py",
     "publish": "tests/engine/test_publish.py",
     "rollouts": "tests/trainer/commands/test_rollouts.py",
-    "coordinate": "tests/clients/test_doors.py",
-    "look": "tests/page/test_page.py",
+    "coordinate": "tests/clients/test_waiting.py",
+    "look": "tests/page/conftest.py",
 }
 WRONG = {
     "serve": ("serve --set engine.kv_cache_gib=1", "--set: there is no recipe to set it in; name one"),
@@ -160,19 +159,6 @@ def test_a_mistake_is_one_line_with_the_remedy(name: str, door, capsys: pytest.C
     assert message in output.err
     assert output.err.count("\n") == 1
     assert not list(Path().iterdir())
-
-
-def test_a_coordinator_waits_for_its_service_and_hands_over(running: dict[str, str]) -> None:
-    command = [sys.executable, "-m", "clients.cli", "coordinate", str(RECIPE)]
-    environ = os.environ | running | {"COEVO_SERVICE_URL": "http://127.0.0.1:9"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ, cwd=ROOT)
-    assert process.stdout is not None
-    assert process.stdout.readline() == f"coordinator: coordinates {RUN}\n"
-    assert "http://127.0.0.1:9: connection refused; trying again" in process.stdout.readline()
-    process.send_signal(signal.SIGTERM)
-    rest, _ = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 0
-    assert rest.endswith(f"coordinator: stopped; started again with the same recipe it goes on with {RUN}\n")
 
 
 def test_help_and_mistakes_import_nothing_heavy(tmp_path: Path) -> None:
