@@ -1,7 +1,9 @@
 """`coevo bench NAME`: runs one of the measurements here."""
 
 import argparse
+from pathlib import Path
 
+from adapters.errors import UserError
 from clients.parser import command_of
 
 NAMES = {
@@ -25,5 +27,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         benches.add_parser(name, help=gloss, description=gloss, module=f"bench.{name}")
 
 
+def positive(text: str) -> int:
+    """A number of rounds, questions or workers: of none there is no median."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"take 1 or more, not {text}")
+    return int(text)
+
+
 def run(arguments: argparse.Namespace) -> int:
+    file: Path | None = arguments.json
+    if file and not file.parent.is_dir():  # before minutes are measured, and not after
+        raise UserError(f"--json {file}: there is no folder {file.parent}; name a file in a folder that is there")
     return command_of(f"bench.{arguments.bench}").run(arguments)

@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bench.command import positive
 from bench.served import served
 
 CAPABILITIES = ("text", "image", "video")
@@ -205,6 +206,8 @@ def _draw(curves: Curves, table: dict[str, list[float]], path: Path) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to this file as well")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw the curves into this file")
-    parser.add_argument("--steps", type=int, default=100, metavar="N")
-    parser.add_argument("--seeds", type=int, default=3, metavar="N")
-    parser.add_argument("--questions", type=int, default=256, metavar="N", help="held-out questions of a capability")
+    parser.add_argument("--steps", type=positive, default=100, metavar="N")
+    parser.add_argument("--seeds", type=positive, default=3, metavar="N")
+    parser.add_argument(
+        "--questions", type=positive, default=256, metavar="N", help="held-out questions of a capability"
+    )

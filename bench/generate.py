@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from adapters.base import locate
+from bench.command import positive
 from bench.score import ENVIRONMENT, save_adapters
 from bench.served import served
 from trainer.evaluation.exams import Exam, decoder, examine, exams
@@ -172,8 +173,8 @@ def _input(ids: list[int], media: Any) -> dict[str, Any]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the row to this file as well")
-    parser.add_argument("--questions", type=int, default=500, metavar="N", help="of each capability")
-    parser.add_argument("--rounds", type=int, default=3, metavar="N")
+    parser.add_argument("--questions", type=positive, default=500, metavar="N", help="of each capability")
+    parser.add_argument("--rounds", type=positive, default=3, metavar="N")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
 
 

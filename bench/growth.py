@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adapters.base import locate
+from bench.command import positive
 from trainer.parts import Completion, LossTerm, Prompt, Rollout
 
 if TYPE_CHECKING:
@@ -272,7 +273,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to this file as well")
     parser.add_argument("--picture", type=Path, nargs="?", const=PICTURE, metavar="FILE",
                         help="draw the growth (default: docs/growth.png)")  # fmt: skip
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="of the update (default: 1)")
+    parser.add_argument("--threads", type=positive, default=1, metavar="N", help="of the update (default: 1)")
     parser.add_argument("--point", help=argparse.SUPPRESS)
 
 

@@ -30,6 +30,7 @@ from safetensors.torch import save_file
 from adapters.manifest import CONFIG, WEIGHTS
 from adapters.merge_inputs import LAYERS
 from adapters.validate import TARGETS, BaseShape, base_shape
+from bench.command import positive
 
 GB = 10**9
 PEAK_GB = 7.0
@@ -153,8 +154,8 @@ def _merge() -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to this file as well")
-    parser.add_argument("--layers", type=int, default=36, metavar="N", help="of the base; 36 are a 4B's")
-    parser.add_argument("--rank", type=int, default=64, metavar="N")
+    parser.add_argument("--layers", type=positive, default=36, metavar="N", help="of the base; 36 are a 4B's")
+    parser.add_argument("--rank", type=positive, default=64, metavar="N")
     parser.add_argument("--method", default="mean", choices=("mean", "svd", "ties"))
     parser.add_argument("--folder", type=Path, metavar="DIR", help="where there is room; the system's by default")
 

@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from bench.command import positive
 from bench.served import served
 
 RECIPE = "miniature"
@@ -119,4 +120,4 @@ def _recipe(name: str, prefetch: int, folder: Path) -> Any:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the row to this file as well")
-    parser.add_argument("--rounds", type=int, default=3, metavar="N")
+    parser.add_argument("--rounds", type=positive, default=3, metavar="N")

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import redis
 
+from bench.command import positive
 from trainer.queue.client import Job, Lease, Queue
 from trainer.queue.server import start
 
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to this file as well")
-    parser.add_argument("--most", type=int, default=MOST, metavar="N", help="workers at most (default: 64)")
+    parser.add_argument("--most", type=positive, default=MOST, metavar="N", help="workers at most (default: 64)")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -23,6 +23,7 @@ from typing import Any, TypeVar, cast
 
 from math_verify import parse, verify
 
+from bench.command import positive
 from trainer.rewards import RewardItem, Rule
 from trainer.rewards.mathematics import warm_up
 from trainer.rewards.pool import RewardPool
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to this file as well")
-    parser.add_argument("--children", type=int, default=2, metavar="N", help="processes that score (default: 2)")
+    parser.add_argument("--children", type=positive, default=2, metavar="N", help="processes that score (default: 2)")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -32,6 +32,7 @@ import numpy as np
 from PIL import Image
 
 from adapters.base import locate
+from bench.command import positive
 from bench.served import served
 
 GROUP, COMPLETION, ADAPTERS, MOST = 8, 64, 3, 16
@@ -280,7 +281,7 @@ def _row(label: str, value: float, peer: str, peer_value: float) -> dict[str, An
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to this file as well")
-    parser.add_argument("--rounds", type=int, default=7, metavar="N")
+    parser.add_argument("--rounds", type=positive, default=7, metavar="N")
     parser.add_argument("--peer", choices=PEERS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
 

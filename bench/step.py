@@ -39,6 +39,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from bench.command import positive
+
 SECTIONS = ("update", "memory", "memory_16", "step", "questions")
 TARGETS = {
     "update_270_64": 1 / 3,
@@ -94,5 +96,5 @@ def _description(row: dict[str, Any], figures: dict[str, float]) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to this file as well")
-    parser.add_argument("--rounds", type=int, default=3, metavar="N")
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="of either trainer")
+    parser.add_argument("--rounds", type=positive, default=3, metavar="N")
+    parser.add_argument("--threads", type=positive, default=1, metavar="N", help="of either trainer")

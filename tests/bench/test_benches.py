@@ -1,6 +1,5 @@
 """That the benches of the update run, and measure what they say. Their figures are no matter here."""
 
-import argparse
 import json
 import time
 from dataclasses import replace
@@ -14,7 +13,9 @@ from transformers import Qwen3VLConfig
 
 from bench import gpu_lab, gpu_step, growth
 from bench.gpu_lab import ADAPTERS, DENSE, EAGER, OURS, QWEN3_VL_4B, ROWS, TINY, WAYS, Lab
+from clients.cli import main
 from trainer.doctor.memory import KNOWN_SHAPES, lora_parameters, shape_of
+from trainer.doctor.price import model_flops
 from trainer.update.attention import Layout, layout, visibility
 from trainer.update.packing import lay_out
 
@@ -51,7 +52,7 @@ def test_flops_are_those_of_the_products(lab: Lab, way: str) -> None:
         gpu_lab.forward_backward(lab, WAYS[way], rollout)
     lab.policy.recompute_layers()
     predicted = TINY.group * CASE[1]
-    wanted = gpu_lab.model_flops(lab.shape, TINY.rank, tokens=tokens, pairs=0, predicted=predicted)
+    wanted = model_flops(lab.shape, TINY.rank, tokens=tokens, pairs=0, predicted=predicted)
     into_first = sum(outputs + TINY.rank for _, outputs in lab.shape.projections[:3]) * lab.shape.hidden
     assert counter.get_total_flops() == wanted - 2 * tokens * into_first
 
@@ -83,7 +84,7 @@ def test_the_whole_model_is_the_same_through_a_block_mask(lab: Lab) -> None:
 
 def test_gpu_step_goes_through_every_section(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "rows.json"
-    assert gpu_step.run(argparse.Namespace(tiny=True, seconds=1000.0, json=file)) == 0
+    assert main(["bench", "gpu_step", "--tiny", "--seconds=1000", f"--json={file}"]) == 0
     printed = capsys.readouterr().out
     assert "40/12 dense mask: refused, 73 packed tokens are more than 60" in printed
     rows = json.loads(file.read_text())
@@ -111,7 +112,7 @@ def test_a_section_that_would_be_late_is_skipped(lab: Lab, capsys: pytest.Captur
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
 def test_without_a_gpu_gpu_step_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    assert gpu_step.run(argparse.Namespace(tiny=False, seconds=1000.0, json=None)) == 0
+    assert main(["bench", "gpu_step"]) == 0
     assert capsys.readouterr().out == "gpu_step: no CUDA device here, nothing is measured\n"
 
 
