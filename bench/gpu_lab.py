@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, Qwen3VLConfig, Qwen3VLProcessor
 
 from adapters.base import locate
-from trainer.doctor.memory import Shape, lora_parameters, shape_of
+from trainer.doctor.memory import Shape, shape_of
 from trainer.parts import Completion, Prompt, Rollout
 from trainer.recipe import LossConfig
 from trainer.update import attention
@@ -339,14 +339,6 @@ def _loss(logprobs_N: Tensor, rollout: Rollout) -> Tensor:
         importance_cap=LOSS.importance_cap,
     )
     return (policy_gradient.loss_N * weights_N).sum()
-
-
-def model_flops(shape: Shape, rank: int, *, tokens: int, pairs: int, predicted: int) -> int:
-    """Forward and backward: 2 a weight and token, and 2 back through it, or 4 if it learns; 12 a pair and channel."""
-    weights = shape.layers * sum(inputs * outputs for inputs, outputs in shape.projections)
-    channels = shape.layers * shape.heads * shape.head_dim
-    output = shape.hidden * shape.vocabulary
-    return tokens * (4 * weights + 6 * lora_parameters(shape, rank)) + 12 * pairs * channels + 4 * predicted * output
 
 
 # ---- time and memory ----

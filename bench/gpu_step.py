@@ -44,6 +44,7 @@ from adapters.validate import served_copy
 from bench import gpu_lab
 from bench.gpu_lab import ADAPTERS, DENSE, OURS, ROWS, WAYS, Case, Lab, Timing, seconds, timed
 from trainer.doctor.memory import lora_parameters, worker_parts
+from trainer.doctor.price import model_flops
 from trainer.parts import LossTerm
 from trainer.update import attention, logprobs
 from trainer.update.optim import Optimiser
@@ -105,7 +106,7 @@ def measure_step(lab: Lab, steps: Steps, case: Case, way: str) -> Iterable[Row]:
     outputs: list[Tensor] = []
     timing = timed(lab, lambda: outputs.append(gpu_lab.forward_backward(lab, WAYS[way], rollout)[0]))
     predicted = len(outputs[0])
-    flops = gpu_lab.model_flops(lab.shape, lab.sizes.rank, tokens=tokens, pairs=pairs, predicted=predicted)
+    flops = model_flops(lab.shape, lab.sizes.rank, tokens=tokens, pairs=pairs, predicted=predicted)
     rates = [(predicted / timing.seconds, "completion tokens/s"), (tokens / timing.seconds, "tokens/s")]
     if lab.peak_flops:
         rates.append((100 * flops / timing.seconds / lab.peak_flops, "% MFU"))

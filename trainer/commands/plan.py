@@ -1,18 +1,21 @@
 """`coevo plan RECIPE`: every step before anything runs, as a table, and what it all costs.
 
-Tokens are upper bounds: prompts and completions of the recipe's longest.
+Tokens are upper bounds: prompts and completions of the recipe's longest. `--card` makes hours of them, `--price` money.
 """
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from adapters.errors import UserError
 from adapters.names import BASE, Ref
 from trainer.commands.check import tell
 from trainer.commands.doctor import column_warnings, shape_of_base
-from trainer.doctor import memory
-from trainer.doctor.fit import stored_bytes
+from trainer.doctor import memory, price
+from trainer.doctor.fit import memory_rows, parts_of, stored_bytes
+from trainer.doctor.machine import Card, MachineFact
 from trainer.plan.bounds import kept_rollouts, record_bytes, too_long
 from trainer.plan.cost import Cost
 from trainer.plan.make import make_plan
@@ -29,23 +32,36 @@ GB = 10**9
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe_arguments(parser)
+    parser.add_argument("--card", choices=list(price.CARDS), help="tell the hours on one card of this kind")
+    parser.add_argument("--price", type=float, metavar="X", help="what an hour of it costs: tell that, too")
     parser.add_argument("--limits", action="store_true", help="show the limits that follow from the recipe, too")
 
 
 def run(arguments: argparse.Namespace) -> int:
     recipe = load(arguments.recipe, arguments.set)
+    if arguments.price is not None and arguments.card is None:
+        raise UserError(f"--price {arguments.price:g}: of an hour of which card? name it with --card")
+    if arguments.price is not None and not 0 < arguments.price < float("inf"):
+        raise UserError(f"--price {arguments.price:g}: take what an hour costs, more than 0")
+    if arguments.card is not None and recipe.base.dtype != "bfloat16":
+        raise UserError(f"--card {arguments.card}: knows the rates of bfloat16; add --set base.dtype=bfloat16")
     plan = make_plan(recipe)
     # Which revisions a store has only its service knows: here those that branches start from are taken as there.
     origins = [Ref.parse(start.origin) for start in plan.starts if start.origin != BASE]
     problems = list(impossible(plan, origins))
     assert not problems, problems
-    rows = list(lines(plan, recipe, shape_of_base(recipe)))
+    shape = shape_of_base(recipe)
+    rows = list(lines(plan, recipe, shape))
     _print(rows, recipe.name)
     if arguments.limits:
         print(*limit_lines(recipe), sep="\n")
     if why := too_long(plan, recipe):  # after the table, which shows what is so much
         raise UserError(why)
-    tell("plan", arguments.recipe, column_warnings(recipe))
+    warnings = column_warnings(recipe)
+    if arguments.card is not None:
+        print(*price_lines(plan, recipe, shape, arguments.card, arguments.price), sep="\n")
+        warnings += memory_warnings(recipe, shape, price.CARDS[arguments.card])
+    tell("plan", arguments.recipe, warnings)
     return 0
 
 
@@ -102,6 +118,50 @@ def cost(step: Step, recipe: Recipe) -> Cost:
     longest = rollout.max_completion_tokens
     # Twice: the teacher and the student score each completion, so that both numbers come from the same engine.
     return Cost(1, rollouts, rollouts * longest, 2 * distilled * longest)
+
+
+def groups_of(plan: Plan, recipe: Recipe) -> Counter[price.Group]:
+    """The prompts of all steps with their completions, and how many there are of each kind."""
+    rollout, (prompts, group_size) = recipe.rollout, recipe.rollout.opd_batch
+    rewarded = price.Group(rollout.max_prompt_tokens, rollout.max_completion_tokens, rollout.group_size, teachers=0)
+    control = replace(rewarded, size=group_size)
+    taught = replace(control, teachers=1)
+    groups = Counter[price.Group]()
+    for step in plan.steps:
+        groups[rewarded] += rollout.prompts if step.capabilities else 0
+        groups[taught] += prompts * len(step.teachers)
+        groups[control] += prompts * len(step.negative)
+    return groups
+
+
+def price_lines(plan: Plan, recipe: Recipe, shape: memory.Shape, name: str, hourly: float | None) -> Iterator[str]:
+    """The hours on a card, with where each number comes from."""
+    card, most = price.CARDS[name], recipe.rollout.prompts * recipe.rollout.group_size
+    engine = price.Engine(min(recipe.engine.max_num_seqs, most), recipe.engine.kv_cache_gib)
+    taken = price.hours(
+        groups_of(plan, recipe),
+        shape,
+        card,
+        engine,
+        rank=recipe.lora.rank,
+        updates=recipe.loss.updates_per_batch,
+    )
+    cost = "" if hourly is None else f", {taken.total * hourly:,.2f} at {hourly:g} an hour"
+    origin = "measured on an H100" if name == price.MEASURED else "scaled from an H100"
+    share, bandwidth = f"{100 * price.SHARE:.1f} % of {card.flops / 1e12:,.0f} TFLOP/s", card.bandwidth / 1e12
+    yield f"about {taken.total:,.1f} hours on one {card.name}{cost}"
+    yield f"{taken.updates:10,.1f}  updates, {share}: {origin}"
+    yield f"{taken.scoring:10,.1f}  scores by teachers and students, the same share: not measured"
+    yield f"{taken.sampling:10,.1f}  sampling, {bandwidth:.3g} TB/s of memory: at best, not measured"
+    yield "Completions are at their longest, and nothing overlaps. Sources: data sheets and"
+    yield f"{price.SOURCE}; the arithmetic is in trainer/doctor/price.py."
+
+
+def memory_warnings(recipe: Recipe, shape: memory.Shape, card: price.DataSheet) -> list[MachineFact]:
+    """That it does not fit, which a plan leaves to `coevo doctor`: hours on a card that is too small mean nothing."""
+    parts = parts_of(recipe, shape, on_gpu=True)
+    facts = memory_rows(recipe, shape, parts, [Card(card.name, int(card.gib * memory.GIB))])
+    return [replace(fact, status="WARN") for fact in facts if fact.status == "FAIL"]
 
 
 def teachers_of(segment: Segment) -> str:

@@ -1,9 +1,11 @@
+import contextlib
+import re
 from pathlib import Path
 
 import pytest
 
 from clients.cli import main
-from trainer.commands.plan import cost
+from trainer.commands.plan import cost, groups_of
 from trainer.plan.cost import Cost
 from trainer.plan.make import make_plan
 from trainer.plan.steps import Step, Teacher
@@ -50,6 +52,49 @@ def test_a_rate_that_cannot_finish_a_step_is_refused(capsys: pytest.CaptureFixtu
 def test_limits_are_shown_when_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "recipes/paper-copd2.toml", "--limits"]) == 0
     assert "| one call | 524,288 tokens |" in capsys.readouterr().out
+
+
+def test_hours_and_money_are_told_of_a_card(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "recipes/gpu-1x80g-4b.toml", "--set", "method.cycles=1", "--card"]
+    assert main([*words, "h100", "--price", "2.5"]) == 0
+    lines = capsys.readouterr().out.splitlines()[-6:]
+    hours, cost = re.findall(r"[\d,.]*\d", lines[0].replace("H100 SXM, 80 GB", ""))[:2]
+    assert float(cost) == pytest.approx(2.5 * float(hours), abs=0.13)
+    assert float(hours) == pytest.approx(sum(float(line.split()[0]) for line in lines[1:4]), abs=0.2)
+    assert "25.2 % of 989 TFLOP/s: measured on an H100" in lines[1]
+    assert lines[5].startswith("bench/results/gpu_step.json; ")
+    assert main([*words, "rtx-4090"]) == 0
+    printed = capsys.readouterr()
+    assert "25.2 % of 165 TFLOP/s: scaled from an H100" in printed.out
+    assert "warning: recipe fits: " in printed.err
+    assert max(map(len, printed.out.splitlines()[-6:])) <= 80
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--card", "h10"], "--card h10: no such value; did you mean h100?"),
+        (["--price", "2.5"], "--price 2.5: of an hour of which card? name it with --card"),
+        (["--card", "h100", "--price", "0"], "--price 0: take what an hour costs, more than 0"),
+        (["--card", "h100", "--set", "base.dtype=float32"], "knows the rates of bfloat16; add --set base.dtype="),
+    ],
+)
+def test_a_price_that_cannot_be_is_one_line(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2") if words[1] == "h10" else contextlib.nullcontext():
+        assert main(["plan", "recipes/gpu-1x80g-4b.toml", *words]) == 2
+    output = capsys.readouterr()
+    assert (output.out, output.err.count("\n")) == ("", 1)
+    assert said in output.err
+
+
+def test_groups_are_those_of_rewards_teachers_and_controls() -> None:
+    recipe = load(Path("recipes/miniature.toml"), ["rollout.opd_prompts=2", "rollout.opd_group_size=4"])
+    plan = make_plan(recipe)
+    groups = groups_of(plan, recipe)
+    costs = [cost(step, recipe) for step in plan.steps]
+    assert sum(group.size * count for group, count in groups.items()) == sum(step.rollouts for step in costs)
+    scored = sum(2 * group.teachers * group.size * group.completion * count for group, count in groups.items())
+    assert scored == sum(step.scored for step in costs)
 
 
 def test_a_recipe_that_is_not_there_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
