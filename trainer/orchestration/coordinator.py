@@ -154,9 +154,11 @@ class Coordinator:
                 continue
             manifest: Manifest = await self._client.describe(start.branch, head)
             if not (manifest.job or "").startswith(f"{self._run}:"):
+                maker = (manifest.job or "hand").partition(":")[0]
                 raise UserError(
-                    f"{start.branch}: the store has it at revision {head}, made by {manifest.job or 'hand'} and not "
-                    f"by {self._run}; take another store, or the recipe that began it"
+                    f"{start.branch}: the store has it at revision {head}, made by {maker} and not by {self._run}; "
+                    "start the service with another --store, give this recipe's branches other names, or go on with "
+                    "the recipe that began it"
                 )
         existing = [Ref(name, revision) for name, branch in adapters.branches.items() for revision in branch.revisions]
         problems = list(impossible(self._plan, existing))

@@ -67,7 +67,7 @@ class NotReconciledError(UserError):
 
 
 class JobConflictError(UserError):
-    """Another job has the same id."""
+    """Another job has the same id, or the branch is another run's."""
 
 
 class OtherStoreError(UserError):
@@ -217,6 +217,12 @@ class Queue:
         )
         if answer == "conflict":
             raise JobConflictError(f"{job.id}: there is another job of that name; end its run, or take another queue")
+        if answer.startswith("run "):
+            raise JobConflictError(
+                f"{job.branch}: the queue has jobs of {answer.removeprefix('run ')} for it, and this is {job.run}; give "
+                "this recipe's branches other names, take another store and queue, or end that run and empty the queue "
+                "(redis-cli flushdb)"
+            )
         return answer
 
     def put_run(self, run: str, record: Mapping[str, Any]) -> None:

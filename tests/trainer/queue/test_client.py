@@ -285,6 +285,16 @@ def test_another_job_of_the_same_name_is_a_conflict(queue: Queue) -> None:
     assert queue.waiting(["image"])["image"].jobs == (job(),)
 
 
+def test_a_branch_takes_no_jobs_of_two_runs(queue: Queue) -> None:
+    queue.enqueue(job())
+    other = Job("other:image:2", "other", "image", "train", 2, 2)
+    with pytest.raises(JobConflictError, match="image: the queue has jobs of run for it, and this is other; give"):
+        queue.enqueue(other)
+    assert queue.waiting(["image"])["image"].jobs == (job(),)
+    queue.advance("image", 2, None)
+    assert queue.enqueue(other) == "enqueued"  # the first has nothing left to do
+
+
 def test_advance_told_again_changes_nothing(queue: Queue, raw: Any) -> None:
     queue.enqueue(job())
     lease = claimed(queue)
