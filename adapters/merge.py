@@ -46,7 +46,8 @@ from adapters.merge_math import inner_products, ties, trim_threshold, truncated
 from adapters.merge_record import RECORD, BranchRecord, Method, Record, write_adapter_card, write_card
 from adapters.names import shown
 from adapters.store import disk_full_as_user_error, sync
-from adapters.validate import TARGETS, BaseShape, safetensors_header
+from adapters.tensor_files import safetensors_header
+from adapters.validate import TARGETS, BaseShape
 
 _COPIED = {".json", ".jinja", ".txt", ".model"}
 """Files of the base that come along by their ending: settings, templates, tokenizers. No weights, and no card: the
@@ -311,6 +312,7 @@ def _branch_records(plan: MergePlan) -> tuple[BranchRecord, ...]:
             rank=branch.adapter.rank,
             alpha=branch.adapter.alpha,
             rslora=branch.adapter.is_rank_stabilised,
+            dtype=branch.dtype,
         )
         for branch, share in zip(plan.branches, plan.shares, strict=True)
     )

@@ -19,7 +19,8 @@ from adapters.errors import UserError
 from adapters.manifest import WEIGHTS, base_digest, folder_digest, read_manifest, verify
 from adapters.names import Ref, is_name, is_revision, shown
 from adapters.store import RETIRED
-from adapters.validate import Adapter, BaseShape, base_shape, check_adapter, header_problem
+from adapters.tensor_files import HALVES, MASTERS, header_problem
+from adapters.validate import Adapter, BaseShape, base_shape, check_adapter
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 PREFIX = "base_model.model."
@@ -70,6 +71,8 @@ class MergeInput:
     digest: str
     adapter: Adapter
     weights: Any
+    dtype: str
+    """Of its weights in the file; several are joined. The merge computes in float32 whatever it is."""
     sizes: Mapping[str, tuple[int, int]]
     """Outputs and inputs of every projection of the base; an adapter need not have them all."""
 
@@ -78,8 +81,8 @@ class MergeInput:
         if f"{PREFIX}{projection}.lora_A.weight" not in self.weights.keys():  # noqa: SIM118, a file and no mapping
             num_outputs, num_inputs = self.sizes[projection]
             return torch.zeros(num_outputs, self.adapter.rank), torch.zeros(self.adapter.rank, num_inputs)
-        down_rI = self.weights.get_tensor(f"{PREFIX}{projection}.lora_A.weight")
-        up_Or = self.weights.get_tensor(f"{PREFIX}{projection}.lora_B.weight")
+        down_rI = self.weights.get_tensor(f"{PREFIX}{projection}.lora_A.weight").float()
+        up_Or = self.weights.get_tensor(f"{PREFIX}{projection}.lora_B.weight").float()
         return up_Or * self.adapter.scale, down_rI
 
 
@@ -185,9 +188,10 @@ def _head(store: Path, ref: Ref) -> Ref:
 
 
 def _open(folder: Path, base: MergeBase, name: str, source: str, digest: str | None) -> MergeInput:
-    adapter = check_adapter(folder, base.shape, _MAX_RANK)
+    adapter = check_adapter(folder, base.shape, _MAX_RANK, dtypes=MASTERS | HALVES)
     weights = safe_open(folder / WEIGHTS, framework="pt")
-    return MergeInput(name, source, digest or folder_digest(folder), adapter, weights, projections(base.shape))
+    dtype = ", ".join(sorted({str(weights.get_slice(key).get_dtype()) for key in weights.keys()}))  # noqa: SIM118
+    return MergeInput(name, source, digest or folder_digest(folder), adapter, weights, dtype, projections(base.shape))
 
 
 @contextmanager

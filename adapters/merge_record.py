@@ -27,6 +27,8 @@ class BranchRecord(Frozen):
     rank: int
     alpha: float
     rslora: bool
+    dtype: str = "F32"
+    """The dtype of its weights in its file."""
 
 
 class Record(Frozen):
@@ -96,7 +98,7 @@ def _beginning(library: str, base: str, branches: Sequence[BranchRecord]) -> Ite
 
 
 def _table(branches: Sequence[BranchRecord]) -> Iterator[str]:
-    yield from ("", "| branch | from | digest | weight | rank | alpha |", "| --- | --- | --- | --- | --- | --- |")
+    yield from ("", "| branch | from | digest | weight | rank | alpha | dtype |", f"|{' --- |' * 7}")
     for b in branches:
         alpha = f"{b.alpha:g}{' (rsLoRA)' if b.rslora else ''}"
-        yield f"| {b.name} | {b.source} | `{b.digest}` | {b.share:.6g} | {b.rank} | {alpha} |"
+        yield f"| {b.name} | {b.source} | `{b.digest}` | {b.share:.6g} | {b.rank} | {alpha} | {b.dtype} |"

@@ -1,47 +1,37 @@
-"""What an adapter must be before anything loads it, with all its problems at once; and the copy that is served.
+"""What an adapter must be before anything loads it, with all its problems at once.
 
 The engine says nothing about an adapter with a wrong prefix or keys of the vision tower: it ignores what it does not
 know and serves the rest. So every key is looked at here, with its shape. Keys decide, not `target_modules`, which PEFT
 writes as names, as a pattern, or with names of modules that it then left out. A projection without keys has no change.
 
-Files are judged by their bytes: only safetensors is read, its header is bounded before it is parsed, and no pickle is
-ever opened. Masters are float32, nothing else: an update of a small learning rate rounds to nothing in 16 bits, and a
-publisher that has only those converts them knowingly.
+Masters are float32, nothing else: an update of a small learning rate rounds to nothing in 16 bits, and a publisher that
+has only those converts them knowingly. An adapter that is only merged may have 16 bits.
 
-Left out: whether the adapter computes what its publisher thinks (the canary of `service.publishing.publisher`).
+Left out: files as bytes (`tensor_files`), and whether the adapter computes what its publisher thinks (the canary of
+`service.publishing.publisher`).
 """
 
 import json
 import math
-import shutil
-import struct
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeGuard, cast
+from typing import Any, TypeGuard, cast
 
-import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from adapters.errors import UserError
 from adapters.manifest import ADAPTER_FILES, CONFIG, OPTIMISER, WEIGHTS
 from adapters.names import shown
-
-Shape = tuple[int, ...]
+from adapters.tensor_files import HEADER_BYTES, MASTERS, Shape, header_problem, maxima
 
 CONFIG_BYTES = 2**20
 """The largest config that is read. PEFT's own has 1 kB, and nothing larger is parsed."""
-_HEADER_BYTES = 2**20
-"""The largest header of a safetensors file. An adapter of 80 layers has 1,120 tensors and 0.2 MB of it, its moments
-three times that; a header of 250,000 tensors takes ten seconds to look through."""
-_IN_FLOAT32 = f"convert it: save_file({{k: v.float() for k, v in load_file(f).items()}}, f), f = '{WEIGHTS}'"
+_IN_FLOAT32 = f"convert them: save_file({{k: v.float() for k, v in load_file(f).items()}}, f), f = '{WEIGHTS}'"
 """With both functions of safetensors.torch."""
-_NAMED = 5
-"""Problems of one kind that are named; the rest is counted, or a wrong prefix would fill a log."""
+_NAMED = 2
+"""Tensors or settings with one problem that are named; the rest is counted, for a wrong prefix is wrong 500 times."""
 
-# Pickles of protocol 2 to 5, and the zip and gzip archives that torch.save and others write. They are known by their
-# first bytes, never opened: unpickling runs whatever the file says.
-_PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"\x1f\x8b")
 _PREFIX = "base_model.model.model.language_model.layers."
 _PROJECTIONS = {
     "self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"),
@@ -166,64 +156,26 @@ def base_shape(folder: Path) -> BaseShape:
 def upload_limits(base: BaseShape, max_rank: int) -> dict[str, int]:
     """The files that an upload may have, and the most bytes of each: two moments for each weight, and headers."""
     weights = 4 * sum(math.prod(shape) for shape in base.shapes(max_rank).values())
-    return {CONFIG: CONFIG_BYTES, WEIGHTS: weights + _HEADER_BYTES, OPTIMISER: 2 * weights + _HEADER_BYTES}
+    return {CONFIG: CONFIG_BYTES, WEIGHTS: weights + HEADER_BYTES, OPTIMISER: 2 * weights + HEADER_BYTES}
 
 
-def check_adapter(folder: Path, base: BaseShape, max_rank: int, bounds: WeightBounds = BOUNDS) -> Adapter:
+def check_adapter(
+    folder: Path, base: BaseShape, max_rank: int, bounds: WeightBounds = BOUNDS, dtypes: Collection[str] = MASTERS
+) -> Adapter:
     """The adapter in a folder, read to the last value. InvalidAdapterError if it is none of this base."""
     missing = [name for name in ADAPTER_FILES if not (folder / name).is_file()]
     if missing:
         raise InvalidAdapterError(f"{name}: missing" for name in missing)
     adapter, problems = _check_config(folder / CONFIG, max_rank)
-    problems += _check_weights(folder / WEIGHTS, base, adapter, bounds)
+    problems += _check_weights(folder / WEIGHTS, base, adapter, bounds, dtypes)
     moments = folder / OPTIMISER
     if moments.is_file():  # their names and shapes are the trainer's; only that they can be continued from is checked
         problem = header_problem(moments)
-        problems += _value_problems(moments, _maxima(moments)) if problem is None else [problem]
+        problems += _value_problems(moments, maxima(moments)) if problem is None else [problem]
     if problems:
         raise InvalidAdapterError(problems)
     assert adapter is not None
     return adapter
-
-
-def served_copy(source: Path, target: Path, dtype: Literal["bfloat16", "float32"]) -> None:
-    """The adapter in the engine's dtype, in a new folder that appears whole or not at all."""
-    draft = target.with_name(f"{target.name}.tmp")
-    shutil.rmtree(draft, ignore_errors=True)  # of a process that was killed
-    draft.mkdir(parents=True)
-    try:
-        shutil.copyfile(source / CONFIG, draft / CONFIG)
-        if dtype == "float32":
-            shutil.copyfile(source / WEIGHTS, draft / WEIGHTS)
-        else:
-            _write_bfloat16(source / WEIGHTS, draft / WEIGHTS)
-        draft.rename(target)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
-
-
-def _write_bfloat16(source: Path, target: Path) -> None:
-    import torch  # here, as checking an adapter needs none, and its import takes seconds
-
-    # Tensor by tensor: safetensors' own writers hold the interpreter's lock, and the whole file in memory.
-    with safe_open(source, framework="pt") as masters, target.open("wb") as file:
-        shapes: dict[str, Shape] = {key: tuple(masters.get_slice(key).get_shape()) for key in sorted(masters.keys())}
-        file.write(safetensors_header(shapes, "BF16"))
-        for key in shapes:
-            file.write(masters.get_tensor(key).to(torch.bfloat16).view(torch.uint8).numpy())
-
-
-def safetensors_header(shapes: Mapping[str, Shape], dtype: Literal["BF16", "F32"]) -> bytes:
-    """The beginning of a file whose tensors follow in the order of their keys."""
-    header: dict[str, Any] = {}
-    end = 0
-    for key in sorted(shapes):
-        begin, end = end, end + {"BF16": 2, "F32": 4}[dtype] * math.prod(shapes[key])
-        header[key] = {"dtype": dtype, "shape": shapes[key], "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # so that the tensors lie at multiples of 8, as a memory map wants them
-    return struct.pack("<Q", len(text)) + text
 
 
 def _check_config(path: Path, max_rank: int) -> tuple[Adapter | None, list[str]]:
@@ -235,11 +187,13 @@ def _check_config(path: Path, max_rank: int) -> tuple[Adapter | None, list[str]]
     if not isinstance(config, dict):
         return None, [f"{CONFIG}: no JSON object of at most {CONFIG_BYTES} bytes"]
     settings = cast(dict[str, Any], config)
-    foreign = [key for key, value in settings.items() if value and key not in _CHECKED | _HARMLESS]
-    problems = [
-        *_kind_problems(settings),
-        *_few(f"{CONFIG}: {shown(key)} is set, and is no part of a plain LoRA; {_remedy(key)}" for key in foreign),
-    ]
+    by_remedy: dict[str, list[str]] = {}
+    for key, value in settings.items():
+        if value and key not in _CHECKED | _HARMLESS:
+            by_remedy.setdefault(_remedy(key), []).append(key)
+    problems = [*_kind_problems(settings)]
+    for remedy, foreign in by_remedy.items():
+        problems += _alike(CONFIG, map(shown, foreign), f"no part of a plain LoRA; {remedy}")
     rank, alpha = settings.get("r"), settings.get("lora_alpha")
     if not _is_number(alpha) or not 0 < alpha < 1e6:
         problems.append(f"{CONFIG}: lora_alpha is {_value(alpha)}, not a number above 0")
@@ -268,47 +222,27 @@ def _remedy(key: str) -> str:
     return _REMEDIES.get(key, "train without it")
 
 
-def _check_weights(path: Path, base: BaseShape, adapter: Adapter | None, bounds: WeightBounds) -> list[str]:
+def _check_weights(
+    path: Path, base: BaseShape, adapter: Adapter | None, bounds: WeightBounds, dtypes: Collection[str]
+) -> list[str]:
     if (problem := header_problem(path)) is not None:
         return [problem]
     with safe_open(path, framework="numpy") as file:
         slices = {key: file.get_slice(key) for key in sorted(file.keys())}
-        dtypes = {key: str(part.get_dtype()) for key, part in slices.items()}
+        dtype_of = {key: str(part.get_dtype()) for key, part in slices.items()}
         shapes: dict[str, Shape] = {key: tuple(part.get_shape()) for key, part in slices.items()}
-    wrong_dtypes = {key: dtype for key, dtype in dtypes.items() if dtype != "F32"}
-    problems = [
-        *_key_problems(shapes.keys(), base),
-        *_few(
-            f"{WEIGHTS}: {shown(key)} is {dtype}, masters are F32; {_IN_FLOAT32}" for key, dtype in wrong_dtypes.items()
-        ),
-    ]
+    problems = [*_key_problems(shapes.keys(), base)]
+    for dtype in sorted(set(dtype_of.values()) - set(dtypes)):
+        keys = [key for key in shapes if dtype_of[key] == dtype]
+        problems += _alike(WEIGHTS, map(shown, keys), f"{dtype}, and not {' or '.join(sorted(dtypes))}; {_IN_FLOAT32}")
     if adapter is not None:
         expected = base.shapes(adapter.rank)
-        wrong_shapes = {key: shape for key, shape in shapes.items() if expected.get(key, shape) != shape}
-        problems += _few(
-            f"{WEIGHTS}: {shown(key)} has the shape {list(shape)}, not {list(expected[key])}"
-            for key, shape in wrong_shapes.items()
-        )
-    maxima = _maxima(path)
-    problems += _value_problems(path, maxima, bounds.value)
-    return problems if problems or adapter is None else [*_change_problems(maxima, adapter.scale, bounds.change)]
-
-
-def header_problem(path: Path) -> str | None:
-    """Why a file is not safetensors, before any of its tensors is read; None where it is."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(9)  # 8 bytes of length, and the brace of the header
-    if len(head) < 9 or head[8:] != b"{" or struct.unpack("<Q", head[:8])[0] > min(_HEADER_BYTES, size - 8):
-        # Only now: 640 in little-endian bytes begins like a pickle, and is a fine length of a header.
-        if head.startswith(_PICKLES):
-            return f"{path.name}: a pickle or an archive, not safetensors; write it with safetensors.torch.save_file"
-        return f"{path.name}: no safetensors header of at most {_HEADER_BYTES} bytes; cut off, or another kind of file"
-    try:
-        with safe_open(path, framework="numpy"):
-            return None
-    except (SafetensorError, OSError):
-        return f"{path.name}: damaged: header and data do not fit together"
+        wrong = {key: shape for key, shape in shapes.items() if expected.get(key, shape) != shape}
+        texts = (f"{shown(key)} of {list(shape)} for {list(expected[key])}" for key, shape in wrong.items())
+        problems += _alike(WEIGHTS, texts, f"of another shape than r = {adapter.rank} and the base give")
+    largest = maxima(path, dtypes)
+    problems += _value_problems(path, largest, bounds.value)
+    return problems if problems or adapter is None else [*_change_problems(largest, adapter.scale, bounds.change)]
 
 
 def _key_problems(keys: Collection[str], base: BaseShape) -> Iterator[str]:
@@ -319,67 +253,57 @@ def _key_problems(keys: Collection[str], base: BaseShape) -> Iterator[str]:
     # A without B is no change of zero but a file that lost something.
     pairs = {f"{key.rsplit('.lora_', 1)[0]}.lora_{half}.weight" for key in known & set(keys) for half in "AB"}
     lost = sorted(pairs - set(keys))
-    yield from _few(f"{WEIGHTS}: {shown(key)} is missing, its other half is there; save it again" for key in lost)
+    yield from _alike(WEIGHTS, map(shown, lost), "missing, though the other half is there; save the adapter again")
     by_reason: dict[str, list[str]] = {}
     for key in sorted(set(keys) - known):
         by_reason.setdefault(_why_not(key, base), []).append(key)
     for reason, extra in by_reason.items():
-        yield from _few(f"{WEIGHTS}: {shown(key)} {reason}" for key in extra)
+        yield from _alike(WEIGHTS, map(shown, extra), reason)
 
 
 def _why_not(key: str, base: BaseShape) -> str:
     """What a key is that no projection has, and how its adapter becomes servable."""
     if "visual" in key:
-        return "belongs to the vision tower, which is frozen; train with exclude_modules='.*visual.*'"
+        return "of the vision tower, which is frozen; train with exclude_modules='.*visual.*'"
     if key.startswith(_PREFIX):
-        return f"is no projection of this base; train {', '.join(sorted(TARGETS))} of {base.num_layers} layers only"
+        return f"no projection of this base; train {', '.join(sorted(TARGETS))} of {base.num_layers} layers only"
     if "lm_head" in key or "embed_tokens" in key:
-        return "is outside the layers; train without it"
-    return f"does not begin with {_PREFIX}; rename the keys"
+        return "outside the layers; train without it"
+    return f"not below {_PREFIX}; rename the keys"
 
 
-def _maxima(path: Path) -> dict[str, float]:
-    """The largest absolute value of each tensor; NaN where one is in it."""
-    with safe_open(path, framework="numpy") as file:
-        # Only float32: NumPy has no bfloat16 to look into, and the wrong dtype is a problem of its own.
-        keys = [key for key in sorted(file.keys()) if file.get_slice(key).get_dtype() == "F32"]
-        return {key: float(np.abs(file.get_tensor(key)).max(initial=0.0)) for key in keys}
-
-
-def _value_problems(path: Path, maxima: Mapping[str, float], bound: float = math.inf) -> Iterator[str]:
-    yield from _few(
-        f"{path.name}: {shown(key)} holds a value that is not finite"
-        for key, value in maxima.items()
-        if not math.isfinite(value)
-    )
-    yield from _few(
-        f"{path.name}: {shown(key)} holds {value:.3g}, at most {bound:g} is taken (10,000 steps at a learning rate of "
-        "1e-3 make 10); train with a smaller learning rate, or serve with a larger --max-adapter-value"
-        for key, value in maxima.items()
-        if bound < value < math.inf
+def _value_problems(path: Path, largest: Mapping[str, float], bound: float = math.inf) -> Iterator[str]:
+    infinite = (shown(key) for key, value in largest.items() if not math.isfinite(value))
+    yield from _alike(path.name, infinite, "with values that are not finite")
+    large = (f"{shown(key)} with {value:.3g}" for key, value in largest.items() if bound < value < math.inf)
+    yield from _alike(
+        path.name,
+        large,
+        f"at most {bound:g} is taken (10,000 steps at a learning rate of 1e-3 make 10); train with a smaller learning "
+        "rate, or serve with a larger --max-adapter-value",
     )
 
 
-def _change_problems(maxima: Mapping[str, float], scale: float, bound: float) -> Iterator[str]:
+def _change_problems(largest: Mapping[str, float], scale: float, bound: float) -> Iterator[str]:
     changes = {
-        key: scale * value * maxima[key.replace(".lora_A.", ".lora_B.")]
-        for key, value in maxima.items()
+        key: scale * value * largest[key.replace(".lora_A.", ".lora_B.")]
+        for key, value in largest.items()
         if ".lora_A." in key
     }
-    yield from _few(
-        f"{WEIGHTS}: {shown(key)} and its B change a weight of the base by {change:.3g} (scale * max|A| * max|B|), at "
-        f"most {bound:g} is taken; train with a smaller lora_alpha, or serve with a larger --max-adapter-change"
-        for key, change in changes.items()
-        if change > bound
+    yield from _alike(
+        WEIGHTS,
+        (f"{shown(key)} with {change:.3g}" for key, change in changes.items() if change > bound),
+        f"a change of the base's weights (scale * max|A| * max|B|) of which at most {bound:g} is taken; train with a "
+        "smaller lora_alpha, or serve with a larger --max-adapter-change",
     )
 
 
-def _few(problems: Iterable[str]) -> Iterator[str]:
-    """A wrong prefix is wrong five hundred times: the first are named, the rest counted."""
-    listed = list(problems)
-    yield from listed[:_NAMED]
-    if len(listed) > _NAMED:
-        yield f"and {len(listed) - _NAMED} more like the last"
+def _alike(file: str, names: Iterable[str], problem: str) -> Iterator[str]:
+    """A problem of many, with its remedy said once: the first are named, the rest counted."""
+    listed = list(names)
+    if listed:
+        rest = f" and {len(listed) - _NAMED} more" if len(listed) > _NAMED else ""
+        yield f"{file}: {', '.join(listed[:_NAMED])}{rest}: {problem}"
 
 
 def _is_number(value: object) -> TypeGuard[int | float]:

@@ -40,7 +40,7 @@ import torch
 from torch import Tensor
 
 from adapters.manifest import ADAPTER_FILES, WEIGHTS, FileEntry, verify
-from adapters.validate import served_copy
+from adapters.tensor_files import served_copy
 from bench import gpu_lab
 from bench.gpu_lab import ADAPTERS, DENSE, OURS, ROWS, WAYS, Case, Lab, Timing, seconds, timed
 from trainer.doctor.memory import lora_parameters, worker_parts

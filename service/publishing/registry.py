@@ -26,7 +26,7 @@ from adapters.errors import UserError
 from adapters.manifest import FileEntry, Manifest, verify
 from adapters.names import BASE, Ref
 from adapters.store import Store, disk_full_as_user_error
-from adapters.validate import served_copy
+from adapters.tensor_files import served_copy
 
 Dtype = Literal["bfloat16", "float32"]
 

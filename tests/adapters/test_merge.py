@@ -205,6 +205,22 @@ def test_adapters_with_fewer_modules_give_their_deltas_and_zero_elsewhere(base32
     assert "| query-value |" in (tmp_path / "stacked" / "README.md").read_text()
 
 
+@pytest.mark.parametrize(("dtype", "name"), [(torch.bfloat16, "BF16"), (torch.float16, "F16")])
+def test_an_adapter_of_16_bits_is_folded_in_float32(dtype, name, base32, folders, tmp_path) -> None:
+    half = shutil.copytree(folders["image"], tmp_path / "half")
+    rounded = {key: weight.to(dtype) for key, weight in load_file(half / WEIGHTS).items()}
+    save_file(rounded, half / WEIGHTS)
+    exact = shutil.copytree(folders["image"], tmp_path / "exact")
+    save_file({key: weight.float() for key, weight in rounded.items()}, exact / WEIGHTS)
+    for folder in (half, exact):
+        branches = [open_folder(folder, base32, "image"), open_folder(folders["text"], base32, "text")]
+        record = fold(base32, make_merge_plan(branches, {}), tmp_path / f"{folder.name}-merged")
+        assert record.branches[0].dtype == ("F32" if folder is exact else name)
+    for path in sorted((tmp_path / "exact-merged").glob("*.safetensors")):
+        merged, wanted = load_file(tmp_path / "half-merged" / path.name), load_file(path)
+        assert all(torch.equal(merged[key], wanted[key]) for key in wanted)
+
+
 def test_svd_and_ties_take_adapters_that_share_no_module(base32, tmp_path) -> None:
     names = ("query-value", "two-layers")
     partial = [save_by_peft(tmp_path / name, seed=seed, **PARTIAL[name]) for seed, name in enumerate(names)]

@@ -1,6 +1,7 @@
 """What an adapter must be: PEFT's own is valid, and every other shape, setting and file is named."""
 
 import json
+import math
 import pickle
 import struct
 import zipfile
@@ -15,17 +16,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file as load_torch
+from safetensors.torch import save_file as save_torch
 
 from adapters.base import locate
 from adapters.errors import UserError
 from adapters.manifest import CONFIG, OPTIMISER, WEIGHTS
+from adapters.tensor_files import HALVES, MASTERS, header_problem, served_copy
 from adapters.validate import (
     Adapter,
     InvalidAdapterError,
     WeightBounds,
     base_shape,
     check_adapter,
-    served_copy,
     upload_limits,
 )
 from tests.adapters.peft_files import PARTIAL, save_by_peft
@@ -88,11 +91,11 @@ def test_keys_decide_and_not_target_modules(adapter, targets):
     ("settings", "says"),
     [
         ({"target_modules": "all-linear"}, "vision tower, which is frozen; train with exclude_modules='.*visual.*'"),
-        ({"target_modules": ["q_proj"], "use_dora": True}, "'use_dora' is set, and is no part of a plain LoRA; train"),
-        ({"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, "lm_head.weight' is outside the layers"),
+        ({"target_modules": ["q_proj"], "use_dora": True}, "'use_dora': no part of a plain LoRA; train"),
+        ({"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}, "lm_head.weight': outside the layers"),
         ({"target_modules": ["q_proj"], "bias": "all"}, "train with bias='none'"),
         ({"target_modules": ["q_proj", "v_proj"], "rank_pattern": {"q_proj": 2}}, "pad A and B with zeros"),
-        ({"target_modules": ["q_proj", "lm_head"]}, "'base_model.model.lm_head.lora_A.weight' is outside the layers"),
+        ({"target_modules": ["q_proj", "lm_head"]}, "lm_head.lora_A.weight' and 1 more: outside the layers"),
         ({"target_modules": ["q_proj"], "trainable_token_indices": [1]}, "embed_tokens"),
     ],
 )
@@ -115,13 +118,13 @@ def test_rank_stabilised_scaling_is_understood(adapter):
         ({"use_rslora": 1}, "use_rslora is 1"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights is"),
         ({"init_lora_weights": ["gaussian"]}, "init_lora_weights is"),
-        ({"use_dora": True}, "'use_dora' is set"),
-        ({"modules_to_save": ["lm_head"]}, "'modules_to_save' is set"),
-        ({"rank_pattern": {"q_proj": 4}}, "'rank_pattern' is set"),
-        ({"alpha_pattern": {"q_proj": 4}}, "'alpha_pattern' is set"),
-        ({"fan_in_fan_out": True}, "'fan_in_fan_out' is set"),
-        ({"lora_bias": True}, "'lora_bias' is set"),
-        ({"a_later_invention": "on"}, "'a_later_invention' is set"),
+        ({"use_dora": True}, "'use_dora': no part of a plain LoRA; "),
+        ({"modules_to_save": ["lm_head"]}, "'modules_to_save': no part of a plain LoRA; "),
+        ({"rank_pattern": {"q_proj": 4}}, "'rank_pattern': no part of a plain LoRA; "),
+        ({"alpha_pattern": {"q_proj": 4}}, "'alpha_pattern': no part of a plain LoRA; "),
+        ({"fan_in_fan_out": True}, "'fan_in_fan_out': no part of a plain LoRA; "),
+        ({"lora_bias": True}, "'lora_bias': no part of a plain LoRA; "),
+        ({"a_later_invention": "on"}, "'a_later_invention': no part of a plain LoRA; "),
         ({"target_modules": None}, "target_modules is null; write names of modules, or a pattern"),
         ({"target_modules": ["q_proj", {}]}, "target_modules is"),
         ({"lora_alpha": 0}, "lora_alpha is 0"),
@@ -152,8 +155,9 @@ def test_a_rank_above_the_engines_is_told(adapter):
 def test_another_rank_than_the_config_says_is_a_wrong_shape(adapter):
     configure(adapter, r=4)
     problems = problems_of(adapter)
-    assert "has the shape [8, 384], not [4, 384]" in problems[0]
-    assert problems[-1] == "and 51 more like the last"
+    assert problems[0].startswith(f"{WEIGHTS}: 'base_model")
+    assert "' of [8, 384] for [4, 384], '" in problems[0]
+    assert problems[0].endswith(" and 54 more: of another shape than r = 4 and the base give")
 
 
 def with_tensor(key, tensor):
@@ -167,20 +171,20 @@ def without(part):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (renamed("language_model.layers", "layers"), f"does not begin with {FIRST[:45]}"),
-        (renamed("base_model.model.model", "model"), "does not begin with"),
-        (renamed("lora_A.weight", "lora_A.default.weight"), "is no projection of this base"),
-        (renamed("layers.3", "layers.4"), "is no projection of this base"),
+        (renamed("language_model.layers", "layers"), f"not below {FIRST[:45]}"),
+        (renamed("base_model.model.model", "model"), "not below"),
+        (renamed("lora_A.weight", "lora_A.default.weight"), "no projection of this base"),
+        (renamed("layers.3", "layers.4"), "no projection of this base"),
         (
             with_tensor("base_model.model.model.visual.blocks.0.attn.qkv.lora_A.weight", np.zeros((8, 96))),
             "vision tower",
         ),
-        (with_tensor("base_model.model.lm_head.lora_A.weight", np.zeros((8, 192))), "is outside the layers"),
-        (with_tensor(FIRST.replace("lora_A.weight", "lora_magnitude_vector"), np.zeros(8)), "is no projection"),
-        (without(FIRST), f"{FIRST}' is missing, its other half is there"),
-        (without("lora_B"), "layers.0.mlp.down_proj.lora_B.weight' is missing"),
-        (with_tensor(FIRST, np.zeros((192, 8))), "has the shape [192, 8], not [8, 192]"),
-        (with_tensor(FIRST, np.zeros((8, 192), "f2")), "is F16, masters are F32"),
+        (with_tensor("base_model.model.lm_head.lora_A.weight", np.zeros((8, 192))), "outside the layers"),
+        (with_tensor(FIRST.replace("lora_A.weight", "lora_magnitude_vector"), np.zeros(8)), "no projection"),
+        (without(FIRST), f"{FIRST}': missing, though the other half is there"),
+        (without("lora_B"), " and 26 more: missing, though the other half is there; save the adapter again"),
+        (with_tensor(FIRST, np.zeros((192, 8))), "of [192, 8] for [8, 192]: of another shape"),
+        (with_tensor(FIRST, np.zeros((8, 192), "f2")), "F16, and not F32; convert them"),
         (with_tensor(FIRST, np.full((8, 192), np.nan)), "not finite"),
         (with_tensor(FIRST, np.full((8, 192), -np.inf)), "not finite"),
         (without(""), "no LoRA of a projection in it"),
@@ -192,19 +196,35 @@ def test_each_tensor_that_the_engine_would_ignore_or_choke_on_is_named(adapter, 
 
 
 def test_bfloat16_masters_are_refused(adapter):
-    from safetensors.torch import load_file as load_torch
-    from safetensors.torch import save_file as save_torch
-
     weights = {key: value.bfloat16() for key, value in load_torch(adapter / WEIGHTS).items()}
     save_torch(weights, adapter / WEIGHTS)
     problems = problems_of(adapter)
-    assert "is BF16, masters are F32; convert it" in problems[0]
-    assert len(problems) == 6
+    assert "and 54 more: BF16, and not F32; convert them: save_file(" in problems[0]
+    assert len(problems) == 1
     # The remedy is carried out as it is printed.
     f = str(adapter / WEIGHTS)
-    remedy = problems[0].partition("convert it: ")[2].partition(", f = ")[0]
+    remedy = problems[0].partition("convert them: ")[2].partition(", f = ")[0]
     exec(remedy, {"f": f, "load_file": load_torch, "save_file": save_torch})
     assert check_adapter(adapter, BASE, 8).rank == 8
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_merge_takes_16_bits_but_no_infinite_value(adapter, dtype):
+    weights = {key: torch.from_numpy(value).to(dtype) for key, value in load_file(adapter / WEIGHTS).items()}
+    save_torch(weights, adapter / WEIGHTS)
+    assert check_adapter(adapter, BASE, 8, dtypes=MASTERS | HALVES) == Adapter(rank=8, alpha=16)
+    save_torch(weights | {FIRST: torch.full_like(weights[FIRST], math.inf)}, adapter / WEIGHTS)
+    with pytest.raises(InvalidAdapterError, match=f"{FIRST}': with values that are not finite"):
+        check_adapter(adapter, BASE, 8, dtypes=MASTERS | HALVES)
+
+
+def test_a_remedy_is_said_once(adapter):
+    configure(adapter, use_dora=True, lora_bias=True, fan_in_fan_out=True, rank_pattern={"q_proj": 4})
+    change_weights(adapter, renamed("language_model.layers", "layers"))
+    text = "; ".join(problems_of(adapter))
+    assert " and 1 more: no part of a plain LoRA; train without it" in text
+    for remedy in ("train without it", "train with a single r", "rename the keys"):
+        assert text.count(remedy) == 1
 
 
 def test_all_problems_are_listed_at_once(adapter):
@@ -213,7 +233,7 @@ def test_all_problems_are_listed_at_once(adapter):
         adapter, lambda weights: renamed("layers.0", "visual.0")(weights) | {"odd": np.full(1, np.nan, "f4")}
     )
     text = "; ".join(problems_of(adapter))
-    for part in ("use_dora", "bias", "lora_alpha", "vision tower", "'odd' does not begin", "not finite"):
+    for part in ("use_dora", "bias", "lora_alpha", "vision tower", "'odd': not below", "not finite"):
         assert part in text
 
 
@@ -265,8 +285,6 @@ def test_a_file_that_is_not_safetensors_is_refused(adapter, spoil):
 
 def test_a_header_whose_length_looks_like_a_pickle_is_none(tmp_path):
     """640 is 80 02 in bytes, which is how a pickle of protocol 2 begins."""
-    from adapters.validate import header_problem
-
     header = json.dumps({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode().ljust(640)
     (tmp_path / WEIGHTS).write_bytes(struct.pack("<Q", 640) + header + bytes(4))
     assert header_problem(tmp_path / WEIGHTS) is None
@@ -286,7 +304,7 @@ def test_moments_are_read_too(adapter):
     save_file({"exp_avg": np.zeros(3, "f4"), "step": np.array(3)}, adapter / OPTIMISER)
     assert check_adapter(adapter, BASE, 8).rank == 8
     save_file({"exp_avg": np.array([0, np.inf], "f4")}, adapter / OPTIMISER)
-    assert one_problem(adapter) == f"{OPTIMISER}: 'exp_avg' holds a value that is not finite"
+    assert one_problem(adapter) == f"{OPTIMISER}: 'exp_avg': with values that are not finite"
 
 
 def test_upload_limits_let_the_largest_adapter_in(adapter):
@@ -306,7 +324,7 @@ def test_another_kind_of_base_is_told(tmp_path):
 def test_finite_weights_that_no_training_reaches_are_refused(adapter):
     change_weights(adapter, lambda weights: weights | {FIRST: np.full_like(weights[FIRST], -1e30)})
     problem = one_problem(adapter)
-    assert "q_proj.lora_A.weight' holds 1e+30, at most 1000 is taken" in problem
+    assert "q_proj.lora_A.weight' with 1e+30: at most 1000 is taken" in problem
     assert "--max-adapter-value" in problem
 
 
@@ -316,7 +334,7 @@ def test_weights_that_are_large_only_together_are_refused(adapter):
     change_weights(adapter, lambda weights: weights | {key: fill(weights[key]) for key, fill in large.items()})
     # 900 * 900 * 16 / 8
     problem = one_problem(adapter)
-    assert "change a weight of the base by 1.62e+06" in problem
+    assert "q_proj.lora_A.weight' with 1.62e+06: a change of the base's weights" in problem
     assert check_adapter(adapter, BASE, 8, WeightBounds(change=1e7)).rank == 8
 
 

@@ -55,6 +55,9 @@ def chosen_scale(recipe: Recipe | None, run: Path, base: MergeBase, merge_plan: 
 def make(
     base: MergeBase, merge_plan: MergePlan, out: Path | None, adapter: Path | None, scores: dict[str, dict[str, float]]
 ) -> None:
+    for branch in merge_plan.branches:
+        if branch.dtype != "F32":
+            print(f"{branch.name}: its weights are {branch.dtype}; merged in float32")
     # First the small one: what is wrong with the branches is seen before many GB are written.
     if adapter is not None:
         write_adapter(base, merge_plan, adapter)

@@ -66,5 +66,10 @@ def test_commands_of_the_page_run_as_printed(folder: Path) -> None:
     # alpha / rank is 16 / 8, and 16 / 4.
     mean = (2 * delta(folder / "math-lora") + 4 * delta(folder / "vision-lora")) / 2
     torch.testing.assert_close(change.detach(), mean, atol=2e-3, rtol=0)
-    assert {entry.dtype for entry in load_file(folder / "half-lora" / FILE).values()} == {torch.float32}
     assert (folder / "merged-adapter" / FILE).is_file()
+
+
+def test_an_adapter_of_16_bits_is_merged_and_said(folder: Path) -> None:
+    done = typed("coevo merge half-lora math-lora --base Qwen/Qwen3-VL-4B-Instruct --adapter half-merged", folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "half-lora: its weights are BF16; merged in float32\nadapter: half-merged\n"
