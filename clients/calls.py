@@ -16,8 +16,8 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from clients.retries import ServiceError, error_of
-from service.schemas import SAFETENSORS, MediaResponse, Problem
-from service.wire import WireError
+from service.schemas import SAFETENSORS, LogprobsRequest, LogprobsResponse, MediaResponse, Problem
+from service.wire import ScoredArrays, WireError, decode_logprobs, decode_scores
 
 T = TypeVar("T")
 Model = TypeVar("Model", bound=BaseModel)
@@ -137,6 +137,24 @@ def unknown_media(error: ServiceError, media: Mapping[str, bytes]) -> list[Call[
     return [put_media(media[id]) for id in ids]
 
 
+def score(
+    adapters: Sequence[str],
+    request: LogprobsRequest,
+    media: Mapping[str, bytes],
+    read: Callable[[httpx.Response], T],
+) -> Call[T]:
+    return Call(
+        "POST",
+        "/logprobs",
+        read,
+        params=[("adapter", name) for name in adapters],
+        headers=JSON | BINARY,
+        content=request.model_dump_json(exclude_none=True).encode(),
+        media=media,
+        is_long=True,
+    )
+
+
 def prompts_together(n: int, max_tokens: int | None) -> int:
     """How many prompts travel in one request of `generate`.
 
@@ -174,6 +192,19 @@ def read_arrays(response: httpx.Response, decode: Callable[[bytes], Model], mode
         return read_json(response, model)
     try:
         return decode(response.content)
+    except WireError as error:
+        raise bad_response(response, str(error)) from None
+
+
+def read_logprobs(response: httpx.Response) -> LogprobsResponse:
+    return read_arrays(response, decode_logprobs, LogprobsResponse)
+
+
+def read_scores(response: httpx.Response) -> list[list[ScoredArrays]]:
+    if _content_type(response) != SAFETENSORS:
+        raise bad_response(response, f"its content type is {_content_type(response)[:80]!r}")
+    try:
+        return decode_scores(response.content)
     except WireError as error:
         raise bad_response(response, str(error)) from None
 

@@ -17,12 +17,13 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Any, Self, TypedDict, TypeVar
+from typing import Any, Self, TypeVar
 
 import httpx
 
 from adapters.manifest import ADAPTER_FILES, CONFIG, OPTIMISER, WEIGHTS, Manifest, files_digest
 from clients import calls
+from clients.address import KEY_VARIABLE, ServiceAddress, from_environment
 from clients.calls import BINARY, JSON, Call, DownloadTarget, media_id, path_of, read_arrays, read_json
 from clients.retries import RefusedError, RetryDeadline, ServiceError, error_of
 from service.concurrency import gather_or_cancel
@@ -39,12 +40,9 @@ from service.schemas import (
     RunsResponse,
     StepRollouts,
 )
-from service.wire import decode_generated, decode_logprobs
+from service.wire import ScoredArrays, decode_generated
 
 __all__ = ["AsyncClient", "RefusedError", "ServiceAddress", "ServiceError", "from_environment", "media_id"]
-
-URL_VARIABLE = "COEVO_SERVICE_URL"
-KEY_VARIABLE = "COEVO_API_KEY"
 
 T = TypeVar("T")
 
@@ -60,19 +58,9 @@ _POOL = 8
 ends."""
 
 
-class ServiceAddress(TypedDict):
-    """Where the service is: `AsyncClient(**address)`."""
-
-    url: str
-    api_key: str | None
-
-
-def from_environment(environ: Mapping[str, str]) -> ServiceAddress:
-    return {"url": environ.get(URL_VARIABLE) or "http://127.0.0.1:8000", "api_key": environ.get(KEY_VARIABLE) or None}
-
-
 class AsyncClient:
-    """At most `max_in_flight` requests to the engine are on their way. `media` holds the bytes of a request's ids."""
+    """At most `max_in_flight` calls that the engine works for are on their way, each for `engine_s` at most. `media`
+    holds the bytes of a request's ids."""
 
     def __init__(
         self,
@@ -81,6 +69,7 @@ class AsyncClient:
         api_key: str | None = None,
         base: str | None = None,
         timeout_s: float = 600.0,
+        engine_s: float | None = None,
         max_in_flight: int = 64,
     ) -> None:
         self.url = url
@@ -89,6 +78,7 @@ class AsyncClient:
         self._base = base
         self._is_base_checked = False
         self._timeout_s = timeout_s
+        self._engine_s = timeout_s if engine_s is None else engine_s
         # Last in, first out: the pool that was used last is used next, so that the others stay idle.
         self._slots: asyncio.LifoQueue[httpx.AsyncClient] = asyncio.LifoQueue()
         # Places of their own for all else: a publish must not wait for the hours that hundreds of samples take.
@@ -130,17 +120,16 @@ class AsyncClient:
         media: Mapping[str, bytes] = MappingProxyType({}),
         timeout_s: float | None = None,
     ) -> LogprobsResponse:
-        call = Call(
-            "POST",
-            "/logprobs",
-            lambda response: read_arrays(response, decode_logprobs, LogprobsResponse),
-            params=[("adapter", name) for name in adapters],
-            headers=JSON | BINARY,
-            content=request.model_dump_json(exclude_none=True).encode(),
-            media=media,
-            is_long=True,
-        )
+        call = calls.score(adapters, request, media, calls.read_logprobs)
         return await self._run(call, timeout_s)
+
+    async def scores(
+        self, adapters: Sequence[str], request: LogprobsRequest, *, media: Mapping[str, bytes] = MappingProxyType({})
+    ) -> list[list[ScoredArrays]]:
+        """The same as arrays, [adapter][sequence]."""
+        call = calls.score(adapters, request, media, calls.read_scores)
+        del request  # lists of numbers, many times as large as the call: they would stay until the answer comes
+        return await self._run(call)
 
     async def generate(
         self,
@@ -240,8 +229,7 @@ class AsyncClient:
     async def put_rollouts(
         self, run: str, branch: str, step: int, record: Path, *, keep: int | None = None
     ) -> list[int]:
-        """A step's record; again for the same step replaces it. With `keep`, so many steps of the branch stay: those
-        whose rollouts went."""
+        """A step's record; again replaces it. With `keep`, so many steps of the branch stay: those that went."""
         call = Call(
             "PUT",
             path_of("runs", run, "rollouts", branch, step),
@@ -287,7 +275,8 @@ class AsyncClient:
     async def _run(self, call: Call[T], timeout_s: float | None = None) -> T:
         """The call's result, with the uploads that it turns out to need."""
         async with self._slot(call) as http:
-            deadline = RetryDeadline(self.url, self._timeout_s if timeout_s is None else timeout_s)
+            usual_s = self._engine_s if call.is_long else self._timeout_s
+            deadline = RetryDeadline(self.url, usual_s if timeout_s is None else timeout_s)
             for _ in range(_UPLOAD_ROUNDS):
                 try:
                     return await self._repeat(call, deadline, http)
@@ -318,8 +307,7 @@ class AsyncClient:
 
     @asynccontextmanager
     async def _slot(self, call: Call[Any]) -> AsyncGenerator[httpx.AsyncClient]:
-        """A place among those that are under way, and the pool for it. It is kept through pauses: who waits behind
-        would get no more from a service that has no time."""
+        """A place among those that are under way, and the pool for it. It is kept through pauses."""
         slots = self._slots if call.is_long else self._quick_slots
         pool = await slots.get()
         try:
@@ -339,6 +327,8 @@ class AsyncClient:
                             write(piece)
                 self.answered += 1
                 calls.check_response(response)
+                if call.is_long:  # its numbers are many: others are answered meanwhile
+                    return await asyncio.to_thread(call.read, response)
                 return call.read(response)
 
 

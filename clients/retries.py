@@ -1,7 +1,7 @@
 """What goes wrong between a client and the service, as one error; and when it is worth another try.
 
-Tried again until one deadline: connections refused, reset or cut off, 503, and 429 when its Retry-After says. Nothing
-else is, and a pause that would end after the deadline is not begun. Every request may be sent twice.
+Tried again until one deadline: connections refused, reset or cut off, 503, 507, and 429 when its Retry-After says.
+Nothing else is, and a pause that would end after the deadline is not begun. Every request may be sent twice.
 
 The loop is not stamina's: the pauses come from the server and the deadline, so it would only count, and it looks at
 its own time limit after a pause, not before.
@@ -39,8 +39,8 @@ class ServiceError(Exception):
 
     @property
     def is_away(self) -> bool:
-        """Nobody was there, or who answered was not ready: no fault of what was asked."""
-        return (self.status is None and self.type != TOO_SLOW) or self.status in (502, 503)
+        """Nobody was there, or who answered was not ready or has a full disk: no fault of what was asked."""
+        return (self.status is None and self.type != TOO_SLOW) or self.status in (502, 503, 507)
 
     def __str__(self) -> str:
         return f"{self.detail} ({self.type})"
@@ -95,13 +95,13 @@ class RetryDeadline:
             return final
         reason = f"no answer within {self._timeout_s:g} s, {_words(error)}"
         if isinstance(error, TimeoutError | httpx.ReadTimeout):  # not of connecting: somebody has taken the request
-            return error_of(TOO_SLOW, None, f"{self._url}: {reason}; look whether its engine still works")
+            return ServiceError(TOO_SLOW, None, f"{self._url}: {reason}; look whether its engine still works")
         return error_of("no-answer", None, f"{self._url}: {reason}; start the service, or mend COEVO_SERVICE_URL")
 
 
 def _is_passing(error: Exception) -> bool:
     if isinstance(error, ServiceError):
-        return error.status in (429, 503)
+        return error.status in (429, 503, 507)  # somebody may free some of a full disk
     # These two are transport errors by class, but they say that our own request is wrong.
     is_ours = isinstance(error, httpx.LocalProtocolError | httpx.UnsupportedProtocol)
     return isinstance(error, httpx.TransportError | TimeoutError) and not is_ours

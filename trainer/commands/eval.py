@@ -26,6 +26,7 @@ from trainer.local.processes import SERVICE, ProcessGroup
 from trainer.recipe import Recipe
 from trainer.recipe.arguments import add_recipe_arguments
 from trainer.recipe.file import load
+from trainer.recipe.limits import limits
 from trainer.reporting.tables import as_json, lines, show
 from trainer.rewards.pool import HALF_THE_CORES, RewardPool
 
@@ -99,7 +100,7 @@ async def _measure(
     service: ServiceAddress,
 ) -> tuple[list[ExamResult], list[ExamAnswer]]:
     digest = await asyncio.to_thread(base_digest, locate(recipe.base.name))
-    async with AsyncClient(**service, base=digest) as client:
+    async with AsyncClient(**service, base=digest, engine_s=limits(recipe).patience_s) as client:
         # Pinned: a branch that learns meanwhile is measured as it is now, in all exams alike.
         models = await pinned(client, names)
         # In a thread: a data set may take a minute to open, and the client looks after its connections meanwhile.

@@ -49,6 +49,7 @@ from trainer.evaluation.pass_rates import (
 from trainer.recipe import CapabilityConfig, Data, DatasetData, Recipe
 from trainer.recipe.arguments import add_recipe_arguments
 from trainer.recipe.file import load
+from trainer.recipe.limits import limits
 from trainer.reporting.percent import percent
 from trainer.rewards.pool import HALF_THE_CORES, RewardPool
 
@@ -192,7 +193,8 @@ async def _ask(
     on_unreadable = capability.data.on_unreadable if isinstance(capability.data, DatasetData) else "error"
     columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(), TimeRemainingColumn())
     terminal = Console(stderr=True)  # what was found goes to stdout, which may be a file
-    async with AsyncClient(**from_environment(os.environ), base=request.base) as client:
+    engine_s = limits(recipe).patience_s
+    async with AsyncClient(**from_environment(os.environ), base=request.base, engine_s=engine_s) as client:
         with Progress(*columns, console=terminal, disable=not terminal.is_terminal, transient=True) as progress:
             bar = progress.add_task(request.capability, total=len(prompts), completed=len(journal.rates))
             await rate(

@@ -1,12 +1,13 @@
 """A step's rollouts as they are kept, for people to read and for a step to be learnt again without an engine.
 
-    write_step   what was learnt from, into the file that travels to the service (`service.rollouts`)
-    replay       the same again, from a folder of such records: `--replay runs/ID` of the worker
+    keep_record   what was learnt from, in a file that travels to the service (`service.rollouts`)
+    replay        the same again, from a folder of such records: `--replay runs/ID` of the worker
 
 Equal records give bit-equal revisions, whoever works when. Left out of a record: media, which are drawn again.
 """
 
 import asyncio
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from adapters.errors import UserError
 from clients.calls import media_id
+from clients.client import AsyncClient
 from service.rollouts import (
     PROMPT_IDS,
     CompletionNotes,
@@ -33,6 +35,15 @@ from service.runs import RECORD, ROLLOUTS
 from trainer.loop import Batch, StepContext, prompts_by_capability, prompts_of
 from trainer.parts import Completion, Prompt, Rollout, TopK, loss_term
 from trainer.plan.steps import Step
+
+
+async def keep_record(client: AsyncClient, run: str, step: Step, batch: Batch, keep: int | None) -> None:
+    """With `keep`, so many steps of the branch stay."""
+    # On the disk and not in memory: it is as large again as the batch.
+    with tempfile.TemporaryDirectory(prefix="coevo-") as folder:
+        path = Path(folder) / f"{step.number}{RECORD}"
+        await asyncio.to_thread(write_step, path, run, step, batch)
+        await client.put_rollouts(run, step.branch, step.number, path, keep=keep)
 
 
 def write_step(path: Path, run: str, step: Step, batch: Batch) -> None:

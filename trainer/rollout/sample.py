@@ -12,9 +12,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from clients.calls import media_id
+from clients.calls import media_id, prompts_together
 from clients.client import AsyncClient
 from service import schemas
+from service.concurrency import gather_or_cancel
+from service.wire import ScoredArrays
 from trainer.data.prompts import digest
 from trainer.parts import Completion, Floats, Ids, Prompt, Rollout
 from trainer.rewards import RewardItem, Rule
@@ -22,7 +24,7 @@ from trainer.rewards.pool import RewardPool
 
 MAX_CALLS = 128
 """Calls in hand at once, for callers with many. Twice what a client sends, so that the next is ready when one is
-answered, and no more: the deadline of a request runs from when it is handed to the client."""
+answered, and no more: what is asked lies in memory until then."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,38 +50,54 @@ async def sample(
     logprobs: bool = False,
 ) -> list[Rollout]:
     """`n` completions of each prompt; the seed of a prompt decides all of them."""
-    request = schemas.GenerateRequest(
-        prompts=[
-            schemas.Prompt(
-                prompt=_chat(prompt), images=_media_ids(prompt.images), videos=_media_ids(prompt.videos), seed=seed
-            )
-            for prompt, seed in zip(prompts, seeds, strict=True)
-        ],
-        n=n,
-        temperature=temperature,
-        top_p=top_p,
-        max_tokens=max_tokens,
-        # 0 likeliest tokens beside the sampled one: its own log-probability is all that an update needs.
-        logprobs=0 if logprobs else None,
-    )
-    # The service answers with one set of completions a prompt, whatever number of requests the client makes of them.
-    responses = await client.generate(adapter, request, media=_media(prompts))
-    rollouts: list[Rollout] = []
-    for prompt, response in zip(prompts, responses, strict=True):
-        (generated,) = response.prompts
-        completions = tuple(
-            Completion(
-                np.array(completion.token_ids, np.int64),
-                np.array(completion.logprobs, np.float32),  # the engine's dtype: nothing is lost
-                decode(completion.token_ids),
-                # `stop` means that the model ended by itself; only what ran into the limit is cut off.
-                completion.finish_reason == "length",
-            )
-            for completion in generated.completions
+
+    async def answered(asked: slice) -> list[Rollout]:
+        """Of prompts that travel in one request. What they become is small; the answer as it came would stay large."""
+        request = schemas.GenerateRequest(
+            prompts=[
+                schemas.Prompt(
+                    prompt=_chat(prompt), images=_media_ids(prompt.images), videos=_media_ids(prompt.videos), seed=seed
+                )
+                for prompt, seed in zip(prompts[asked], seeds[asked], strict=True)
+            ],
+            n=n,
+            temperature=temperature,
+            top_p=top_p,
+            max_tokens=max_tokens,
+            # 0 likeliest tokens beside the sampled one: its own log-probability is all that an update needs.
+            logprobs=0 if logprobs else None,
         )
+        # The service answers with one set of completions a prompt, whatever number of requests the client makes of it.
+        responses = await client.generate(adapter, request, media=_media(prompts[asked]))
+        generated = [response.prompts[0] for response in responses]
+        return await asyncio.to_thread(_rollouts, prompts[asked], generated, decode)
+
+    size = prompts_together(n, max_tokens)
+    parts = await gather_or_cancel(answered(slice(start, start + size)) for start in range(0, len(prompts), size))
+    return [rollout for part in parts for rollout in part]
+
+
+def _rollouts(
+    prompts: Sequence[Prompt], generated: Sequence[schemas.Generated], decode: Callable[[Sequence[int]], str]
+) -> list[Rollout]:
+    return [
         # The service's tokens: media are expanded there, and a chat template is applied in one place only.
-        rollouts.append(Rollout(prompt, np.array(generated.prompt_token_ids, np.int64), completions))
-    return rollouts
+        Rollout(
+            prompt,
+            np.array(of_prompt.prompt_token_ids, np.int64),
+            tuple(
+                Completion(
+                    np.array(completion.token_ids, np.int64),
+                    np.array(completion.logprobs, np.float32),  # the engine's dtype: nothing is lost
+                    decode(completion.token_ids),
+                    # `stop` means that the model ended by itself; only what ran into the limit is cut off.
+                    completion.finish_reason == "length",
+                )
+                for completion in of_prompt.completions
+            ),
+        )
+        for prompt, of_prompt in zip(prompts, generated, strict=True)
+    ]
 
 
 def judge(rollouts: Sequence[Rollout], pool: RewardPool, rule: Rule, deadline_s: float) -> list[Rollout]:
@@ -105,39 +123,38 @@ async def score(
 ) -> list[list[list[Scores]]]:
     """[adapter][rollout][completion]: the log-probabilities of every completion under every adapter."""
 
-    async def score_rollout(rollout: Rollout) -> schemas.LogprobsResponse:
+    async def score_rollout(rollout: Rollout) -> list[list[Scores]]:
         # One request a prompt: its completions share the prompt in the engine's prefix cache. All adapters are in it,
         # so what two of them say differs by their weights and not by how they were batched.
-        prompt = rollout.prompt
-        request = schemas.LogprobsRequest(
-            sequences=[
-                schemas.Sequence(
-                    prompt=_chat(prompt),
-                    completion=completion.ids_C.tolist(),
-                    images=_media_ids(prompt.images),
-                    videos=_media_ids(prompt.videos),
-                )
-                for completion in rollout.completions
-            ],
-            top_k=top_k,
-        )
-        return await client.logprobs(adapters, request, media=_media([prompt]))
+        async with calls:
+            by_adapter = await client.scores(adapters, _score_request(rollout, top_k), media=_media([rollout.prompt]))
+        return [[_scores(sequence) for sequence in sequences] for sequences in by_adapter]
 
-    responses = await asyncio.gather(*map(score_rollout, rollouts))
-    return [
-        [[_scores(sequence) for sequence in response.adapters[number].sequences] for response in responses]
-        for number in range(len(adapters))
-    ]
+    # Before their requests are made: those of a whole step would be gigabytes.
+    calls = asyncio.Semaphore(MAX_CALLS)
+    scored = await gather_or_cancel(map(score_rollout, rollouts))
+    return [[of_rollout[number] for of_rollout in scored] for number in range(len(adapters))]
 
 
-def _scores(sequence: schemas.ScoredSequence) -> Scores:
-    # Without `top_k` the service sends none; empty rows keep the arrays two-dimensional.
-    no_rows: list[list[int]] = [[]] * len(sequence.token_ids)
-    return Scores(
-        np.array(sequence.logprobs, np.float32),
-        np.array(sequence.top_ids or no_rows, np.int64),
-        np.array(sequence.top_logprobs or no_rows, np.float32),
+def _score_request(rollout: Rollout, top_k: int) -> schemas.LogprobsRequest:
+    prompt = rollout.prompt
+    return schemas.LogprobsRequest(
+        sequences=[
+            schemas.Sequence(
+                prompt=_chat(prompt),
+                completion=completion.ids_C.tolist(),
+                images=_media_ids(prompt.images),
+                videos=_media_ids(prompt.videos),
+            )
+            for completion in rollout.completions
+        ],
+        top_k=top_k,
     )
+
+
+def _scores(sequence: ScoredArrays) -> Scores:
+    # Copies: a view would keep the answer of a whole prompt and all models.
+    return Scores(sequence.logprobs_C.copy(), sequence.top_ids_Ck.astype(np.int64), sequence.top_logprobs_Ck.copy())
 
 
 def seeds(count: int, *parts: object) -> list[int]:
