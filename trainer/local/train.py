@@ -17,6 +17,7 @@ from trainer.queue.server import URL_VARIABLE, describe
 from trainer.recipe import Recipe
 from trainer.recipe.file import load, run_id, write_resolved
 from trainer.reporting.console import Console
+from trainer.reporting.curves import curves
 from trainer.reporting.events import read_events
 
 WORKS = " works for "
@@ -99,6 +100,7 @@ def train(recipe: Recipe, out: Path, processes: ProcessGroup, *, worker_each: bo
         processes.start(f"worker-{name}", "-m", "trainer.worker", "--branch", name, "--name", full_name)
     starting = [f"worker-{name}" for name in workers]
     print(f"{', '.join(starting)}: starting, with the data and a copy of the base", flush=True)
+    cycle_steps, drawn_cycles = recipe.method.rlvr_steps + recipe.method.opd_steps, 0
     with Console(recipe, events_of(out, recipe), url) as console:
         # Not `is_running`: a coordinator that was killed is started again below.
         while not processes.is_stopped() and processes.status(COORDINATOR) != 0:
@@ -116,6 +118,9 @@ def train(recipe: Recipe, out: Path, processes: ProcessGroup, *, worker_each: bo
             console.look()
             if sum(console.heads().values()) > made:
                 processes.progressed()
+                if (cycles := min(console.heads().values()) // max(1, cycle_steps)) > drawn_cycles:
+                    drawn_cycles = cycles  # drawn on the way: a long run is looked at long before its end
+                    curves(read_events(events_of(out, recipe)), out / "curves.png")
             time.sleep(LOOK_S)
         console.look()  # at the events that came with the end
     processes.check_stop()

@@ -14,7 +14,9 @@ from typing import Self
 from rich.console import Console as Terminal
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
+from service.palette import colours
 from trainer.plan.make import make_plan
 from trainer.plan.steps import missing_teachers
 from trainer.recipe import Recipe
@@ -120,12 +122,13 @@ class Console:
         table = Table(title=self._title, caption="\n".join(self._caption(heads)))
         for name in ("branch", "step", "phase", "reward", "length", "entropy", "next waits for"):
             table.add_column(name)
+        by_branch = colours(self._ends)
         for branch, end in self._ends.items():
             event = self._newest.get(branch)
             metrics = event["metrics"] if event else {}
             step = self._steps.get((branch, heads[branch] + 1))  # none after the last
             table.add_row(
-                branch,
+                Text(branch, style=by_branch[branch]),  # as on the page and in the pictures
                 f"{heads[branch]} / {end}",
                 event["phase"] if event else "",
                 *(_number(metrics.get(f"native/{name}")) for name in ("reward", "length", "entropy")),

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from adapters.names import BASE, Ref
+from service.palette import colours
 from trainer.reporting.events import Event, overlaps_of
 
 _SMOOTH = 5
@@ -15,7 +16,7 @@ _SMOOTH = 5
 
 
 def curves(events: Sequence[Event], path: Path) -> Path:
-    """Draws them into the file."""
+    """Draws them into the file, which is whole at every moment: a run draws it again after each cycle."""
     import matplotlib
 
     matplotlib.use("Agg")  # a run may be on a machine without a display
@@ -29,9 +30,19 @@ def curves(events: Sequence[Event], path: Path) -> Path:
         panels[0].legend(fontsize=7)
     if panels[1].lines:  # both have the same pairs, more than fit between the lines
         figure.legend(*panels[1].get_legend_handles_labels(), loc="outside right upper", fontsize=7)
-    figure.savefig(path, dpi=110)
+    draft = path.with_name(f".{path.name}")  # with the name's end, which tells the format
+    figure.savefig(draft, dpi=110)
     pyplot.close(figure)
+    draft.replace(path)
     return path
+
+
+def _colours(events: Sequence[Event]) -> dict[str, str]:
+    """Of the branches in the order of their plan: those of the page."""
+    plans = [event["branches"] for event in events if event["kind"] == "run"]
+    told = [event["branch"] for event in events if event["kind"] == "step"]
+    compared = [Ref.parse(name).branch for _, overlaps in overlaps_of(events) for name in overlaps.branches]
+    return colours(dict.fromkeys([*(name for plan in plans for name in plan), *told, *compared]))
 
 
 def _draw_rewards(panel: Any, events: Sequence[Event]) -> None:
@@ -39,6 +50,7 @@ def _draw_rewards(panel: Any, events: Sequence[Event]) -> None:
     for event in events:
         if event["kind"] == "step" and (reward := event["metrics"].get("native/reward")) is not None:
             rewards[event["branch"]][event["step"]] = reward
+    by_branch = _colours(events)
     for branch, by_step in rewards.items():
         steps = sorted(by_step)
         values = np.array([by_step[step] for step in steps])
@@ -46,29 +58,30 @@ def _draw_rewards(panel: Any, events: Sequence[Event]) -> None:
         sums = np.cumsum(np.insert(values, 0, 0.0))
         ends = np.arange(1, len(values) + 1)
         begins = np.maximum(ends - _SMOOTH, 0)
-        (line,) = panel.plot(steps, values, alpha=0.25)
-        panel.plot(steps, (sums[ends] - sums[begins]) / (ends - begins), color=line.get_color(), label=branch)
+        panel.plot(steps, values, color=by_branch[branch], alpha=0.25)
+        panel.plot(steps, (sums[ends] - sums[begins]) / (ends - begins), color=by_branch[branch], label=branch)
     _finish(panel, "reward of a step's rollouts")
 
 
 def _draw_pairs(panel: Any, events: Sequence[Event], measure: int, title: str) -> None:
-    """Mean over capabilities and both directions of each pair, of the overlap (0) or KL (1); the base's dashed."""
-    from matplotlib import colormaps
+    """Mean over capabilities and both directions of each pair, of the overlap (0) or KL (1); the base's dashed.
 
-    series: dict[str, dict[int, float]] = defaultdict(dict)
+    A line has the colour of the one branch and its points that of the other.
+    """
+    series: dict[tuple[str, str], dict[int, float]] = defaultdict(dict)
     for event, overlaps in overlaps_of(events):
         names = list(overlaps.branches)
         for number, a in enumerate(names):
             for b in names[number + 1 :]:
                 values = [overlaps.at(x, y, c)[measure] for x, y in ((a, b), (b, a)) for c in overlaps.capabilities]
                 # By branch and not by revision: a pair is one line over all phase ends.
-                pair = " - ".join(Ref.parse(name).branch for name in (a, b))
-                series[pair][event["step"]] = float(np.mean(values))
-    colours = colormaps["turbo"](np.linspace(0.05, 0.95, len(series)))  # as many as there are pairs
-    for (pair, by_step), colour in zip(series.items(), colours, strict=True):
+                series[Ref.parse(a).branch, Ref.parse(b).branch][event["step"]] = float(np.mean(values))
+    by_branch = _colours(events)
+    for (a, b), by_step in series.items():
         steps = sorted(by_step)
-        style = "--" if pair.endswith(BASE) else "-"
-        panel.plot(steps, [by_step[step] for step in steps], style, color=colour, marker=".", label=pair)
+        style = {"color": by_branch[a], "markerfacecolor": by_branch[b], "markeredgecolor": by_branch[b]}
+        values = [by_step[step] for step in steps]
+        panel.plot(steps, values, "--" if b == BASE else "-", marker="o", markersize=4, label=f"{a} - {b}", **style)
     _finish(panel, title)
 
 
