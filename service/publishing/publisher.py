@@ -14,56 +14,38 @@ after-advance).
 """
 
 import asyncio
-import hashlib
 import logging
-import math
 import shutil
 from collections import defaultdict
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, closing
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
-from pydantic import JsonValue, TypeAdapter, ValidationError
+from pydantic import JsonValue
 
 from adapters.errors import UserError
-from adapters.manifest import WEIGHTS, FileEntry, Manifest, adapter_digest
+from adapters.manifest import Manifest, adapter_digest
 from adapters.names import BASE, Ref, check_branch, is_start, shown
-from adapters.store import Store, StoredBranch, disk_full_as_user_error
+from adapters.store import Store, disk_full_as_user_error
 from adapters.validate import BOUNDS, BaseShape, InvalidAdapterError, WeightBounds, check_adapter, upload_limits
 from service.faults import fault
+from service.publishing.decisions import (
+    Kind,
+    Published,
+    PublishRefusedError,
+    Upload,
+    canary_difference,
+    decide,
+    is_numbers,
+)
 from service.publishing.registry import AdapterLoadError, Registry, UnavailableError
+from service.publishing.stage import Stage
 
-MAX_CANARY_DIFFERENCE = 0.1  # in nats a token, on average
-META_BYTES = 2**16  # the most of any text field of an upload; these are held in memory, files are not
-_CHUNK = 2**20  # bytes that are gathered before a thread is asked to write them; the network's pieces are far smaller
-
-Kind = Literal[
-    "invalid",  # 422
-    "other-base",  # 422
-    "too-large",  # 413
-    "canary",  # 422
-    "revision-exists",  # 409
-    "stale-parent",  # 409
-    "fenced",  # 409
-    "branch-exists",  # 409
-    "head-revision",  # 409
-]
 T = TypeVar("T")
 Canary = Callable[[Any], Awaitable[Sequence[float]]]
 
 log = logging.getLogger(__name__)
-
-
-class PublishRefusedError(UserError):
-    """An upload that becomes no revision. `members` stand in the answer beside the words."""
-
-    def __init__(self, kind: Kind, message: str, **members: JsonValue) -> None:
-        super().__init__(message)
-        self.kind: Kind = kind
-        self.members = members
 
 
 class Fence(Protocol):
@@ -94,135 +76,6 @@ class LocalFence:
     def _see(self, manifest: Manifest) -> None:
         # Not the last but the largest: a retry announces an old revision again.
         self._tokens[manifest.branch] = max(manifest.token or 0, self._tokens.get(manifest.branch, 0))
-
-
-@dataclass(frozen=True, slots=True)
-class Upload:
-    """What the publisher says of the files."""
-
-    ref: Ref
-    parent: int | None = None
-    """The revision that it continues; None: whichever is the head when it is decided."""
-    token: int | None = None
-    job: str | None = None
-    base: str | None = None
-    """The digest of the base that it was trained on; None: it does not say."""
-    meta: Mapping[str, JsonValue] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    manifest: Manifest
-    is_new: bool
-    """False: it was there already, with the same files (200 and not 201)."""
-    canary_difference: float | None = None
-    """The mean, where the publisher sent its own numbers; worth a metric."""
-
-
-def parse_meta(text: str) -> dict[str, JsonValue]:
-    """The form field `meta`: a JSON object of bearable size and depth, with finite numbers."""
-    if len(text) > META_BYTES:
-        raise PublishRefusedError("too-large", f"meta: {len(text)} characters, {META_BYTES} are allowed")
-    try:
-        meta = TypeAdapter(dict[str, JsonValue]).validate_json(text)
-    except ValidationError:
-        raise PublishRefusedError("invalid", "meta: no JSON object") from None
-    if _has_infinity(meta):  # Python writes such a number into JSON, and no other reader takes the manifest then
-        raise PublishRefusedError("invalid", "meta: holds a number that is not finite; leave it out or write null")
-    return meta
-
-
-def decide(
-    branch: StoredBranch, revision: int, digest: str, parent: int | None, *, is_current: bool
-) -> PublishRefusedError | Manifest | None:
-    """The decision of step 2: why not, the manifest that is there already, or None: go on.
-
-    A branch that nobody has heard of begins at the base, so its head is 0.
-    """
-    head = max(branch.live, default=0)
-    known = branch.manifest(revision)
-    # Before the fence: a publisher whose lease ended after the commit is told that its revision is there.
-    if known is not None and known.digest == digest:
-        return known
-    if known is not None:
-        return PublishRefusedError(
-            "revision-exists", f"revision {revision} is there with other files; the head is {head}", head=head
-        )
-    if parent not in (None, head) or revision != head + 1:
-        upload = f"revision {revision}" if parent is None else f"revision {revision} on {parent}"
-        remedy = f"publish {head + 1} on {head}"
-        return PublishRefusedError(
-            "stale-parent", f"{upload} does not continue the head, which is {head}; {remedy}", head=head
-        )
-    if not is_current:
-        return PublishRefusedError(
-            "fenced", "the token is not that of the branch's lease; the work has gone to another", head=head
-        )
-    return None
-
-
-class Sink:
-    """A file of an upload, written and hashed in a thread a megabyte at a time."""
-
-    def __init__(self, path: Path, limit: int) -> None:
-        self._name = path.name
-        self._limit = limit
-        self._file = path.open("xb", buffering=0)
-        self._hash = hashlib.sha256()
-        self._num_bytes = 0
-        self._waiting = bytearray()
-
-    async def write(self, chunk: bytes) -> None:
-        self._num_bytes += len(chunk)
-        if self._num_bytes > self._limit:
-            hint = "; its rank may be above the engine's --max-lora-rank" if self._name == WEIGHTS else ""
-            words = f"{self._name}: more than the {self._limit} bytes that are allowed{hint}"
-            raise PublishRefusedError("too-large", words)
-        self._waiting += chunk
-        if len(self._waiting) >= _CHUNK:
-            await asyncio.to_thread(self._flush)
-
-    async def finish(self) -> FileEntry:
-        await asyncio.to_thread(self._flush)
-        self.close()
-        return FileEntry(sha256=self._hash.hexdigest(), bytes=self._num_bytes)
-
-    def close(self) -> None:
-        self._file.close()
-
-    def _flush(self) -> None:
-        with memoryview(self._waiting) as waiting:
-            self._hash.update(waiting)
-            written = 0
-            while written < len(waiting):  # an unbuffered file may take a part only
-                written += self._file.write(waiting[written:])
-        self._waiting = bytearray()
-
-
-class Stage:
-    """The folder of one upload. `receive` each part, then `Publisher.publish`."""
-
-    def __init__(self, folder: Path, limits: Mapping[str, int]) -> None:
-        self.folder = folder
-        self.files: dict[str, FileEntry] = {}
-        self.is_taken = False
-        self._limits = limits
-
-    async def receive(self, name: str, chunks: AsyncIterable[bytes]) -> FileEntry:
-        """A file, from first to last byte; refused by its name, as the second of that name, or by its size."""
-        if name not in self._limits:
-            allowed = ", ".join(self._limits)
-            raise PublishRefusedError("invalid", f"{shown(name)} is no file of an adapter; send {allowed}")
-        path = self.folder / name
-        if await asyncio.to_thread(path.exists):
-            raise PublishRefusedError("invalid", f"{name}: sent twice")
-        with disk_full_as_user_error("the store"):
-            sink = await asyncio.to_thread(Sink, path, self._limits[name])
-            with closing(sink):
-                async for chunk in chunks:
-                    await sink.write(chunk)
-                self.files[name] = await sink.finish()
-        return self.files[name]
 
 
 class Publisher:
@@ -394,7 +247,7 @@ class Publisher:
         if base not in (None, self._store.base):
             kind = "other-base"
             problems.append(f"trained on the base {shown(str(base))}, this is {self._store.base}")
-        if "canary" in meta and not _is_numbers(meta["canary"]):
+        if "canary" in meta and not is_numbers(meta["canary"]):
             problems.append("meta.canary: no list of finite numbers")
         try:
             check_adapter(stage.folder, self._base, self._max_rank, self._bounds)
@@ -404,41 +257,3 @@ class Publisher:
             raise PublishRefusedError(
                 kind, str(InvalidAdapterError(problems)), problems=cast(list[JsonValue], problems)
             )
-
-
-def canary_difference(engine_logprobs: Sequence[float], meta_canary: JsonValue) -> float | None:
-    """The mean between the engine's numbers and the publisher's, who may have sent none. Refused above the limit."""
-    if not _is_numbers(list(engine_logprobs)):
-        raise PublishRefusedError("canary", "the engine's log-probabilities are not finite with this adapter")
-    if meta_canary is None:
-        return None
-    logprobs = cast(list[float], meta_canary)  # `_check` has seen that it is
-    tokens = len(engine_logprobs)
-    if len(logprobs) != tokens:
-        raise PublishRefusedError("canary", f"meta.canary has {len(logprobs)} numbers, the canary has {tokens} tokens")
-    # The mean and not the largest: in bfloat16 one token of text that the model finds absurd can differ by 0.1 alone.
-    difference = sum(abs(a - b) for a, b in zip(engine_logprobs, logprobs, strict=True)) / tokens
-    if difference > MAX_CANARY_DIFFERENCE:
-        raise PublishRefusedError(
-            "canary",
-            f"the engine's log-probabilities differ from meta.canary by {difference:.3g} on average, at most "
-            f"{MAX_CANARY_DIFFERENCE} is allowed: it is another model than the publisher's",
-            difference=difference,
-        )
-    return difference
-
-
-def _is_numbers(value: object) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(item, int | float) and not isinstance(item, bool) and abs(item) < math.inf
-        for item in cast(list[object], value)
-    )
-
-
-def _has_infinity(value: JsonValue) -> bool:
-    """Or a NaN."""
-    if isinstance(value, dict):
-        return any(map(_has_infinity, value.values()))
-    if isinstance(value, list):
-        return any(map(_has_infinity, value))
-    return isinstance(value, float) and not math.isfinite(value)

@@ -15,7 +15,7 @@ from service import schemas
 from service.http.multipart import read_parts, read_text
 from service.http.problems import ProblemError
 from service.inputs import InputError
-from service.publishing.publisher import META_BYTES, Published, Upload, parse_meta
+from service.publishing.decisions import META_BYTES, Published, Upload, parse_meta
 from service.state import ServiceState, State
 
 router = APIRouter(tags=["adapters"])

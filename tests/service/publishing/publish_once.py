@@ -9,7 +9,8 @@ from pathlib import Path
 
 from adapters.names import Ref
 from adapters.store import Store
-from service.publishing.publisher import Publisher, Upload
+from service.publishing.decisions import Upload
+from service.publishing.publisher import Publisher
 from service.publishing.registry import Registry
 from tests.adapters.files import BASE, SHAPE
 from tests.service.recording import RecordingLoader

@@ -17,8 +17,8 @@ from adapters.store import Store
 from service.http import problems
 from service.http.metrics import Metrics
 from service.http.problems import ProblemError
+from service.publishing.decisions import PublishRefusedError, Upload
 from service.publishing.fence import QueueFence, fenced_by_queue
-from service.publishing.publisher import PublishRefusedError, Upload
 from service.runs import Runs
 from tests.adapters.files import BASE, write_adapter
 from tests.faults.queue_process import QueueProcess

@@ -16,15 +16,8 @@ from adapters.errors import UserError
 from adapters.manifest import CONFIG, OPTIMISER, WEIGHTS, FileEntry, Manifest, adapter_digest
 from adapters.names import Ref
 from adapters.store import DiskFullError, Store, StoredBranch
-from service.publishing.publisher import (
-    META_BYTES,
-    LocalFence,
-    Published,
-    PublishRefusedError,
-    Upload,
-    decide,
-    parse_meta,
-)
+from service.publishing.decisions import META_BYTES, Published, PublishRefusedError, Upload, decide, parse_meta
+from service.publishing.publisher import LocalFence
 from service.publishing.registry import UnavailableError
 from tests import disks
 from tests.adapters.files import BASE, write_adapter
