@@ -1,5 +1,6 @@
 """A merge as `coevo merge` makes it: which adapters its words name, which scale it takes, and what it wrote."""
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -43,6 +44,8 @@ def chosen_scale(recipe: Recipe | None, run: Path, base: MergeBase, merge_plan: 
     if merge_plan.method == "ties":
         raise UserError("--scale auto: compares adapters, and ties makes none; take mean or svd")
     curve = scale_curve(recipe, run, base, merge_plan, SCALES)
+    points = [{"scale": point.scale, "accuracy": point.accuracy.mean} for point in curve]
+    (run / "scales.json").write_text(json.dumps(points) + "\n")  # for the page, whose slider goes over them
     print("scale\taccuracy\tgain")
     for point in curve:
         half = "-" if point.gain.half_width is None else f"{point.gain.half_width:.4f}"
