@@ -35,6 +35,9 @@ def run(arguments: argparse.Namespace) -> int:
         async with AsyncClient(**from_environment(os.environ), timeout_s=10) as client:
             return await client.runs()
 
+    url = os.environ.get(URL_VARIABLE)
+    queue = Queue(url) if url else None
+    failed = queue.dead() if queue else []  # first: a wrong password needs no service to be told
     try:
         all_runs = asyncio.run(read_runs())
     except ServiceError as error:
@@ -42,8 +45,6 @@ def run(arguments: argparse.Namespace) -> int:
     runs = [run for run in all_runs if arguments.run in (None, run.id)]
     if arguments.run and not runs:
         raise UserError(f"{arguments.run}: no such run; there are {', '.join(run.id for run in all_runs) or 'none'}")
-    url = os.environ.get(URL_VARIABLE)
-    queue = Queue(url) if url else None
     print("\t".join(HEADS))
     for run in runs:
         if run.state != "finished" or arguments.all or arguments.run:
@@ -52,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
             for branch in run.branches.values():
                 if branch.notice:
                     print(branch.notice)
-    for job in queue.dead() if queue else []:
+    for job in failed:
         print(f"failed for good: {job.job}: {job.error}\n  mend that, then: coevo jobs retry {job.branch}")
     return 0
 
