@@ -142,6 +142,13 @@ class Store:
         assert ref.revision in self.branch(ref.branch).live, f"{ref} is not in the store"
         return self.root / ref.branch / str(ref.revision)
 
+    def room(self) -> tuple[int, int]:
+        """Bytes that are free on the store's disk, and those that the largest of the branches' heads takes."""
+        sizes = [
+            sum(file.bytes for file in branch.live[branch.head].files.values()) for branch in self.branches.values()
+        ]
+        return shutil.disk_usage(self.root).free, max(sizes, default=0)
+
     def stage(self) -> Path:
         """A new folder for an upload. Its owner removes it, unless `commit` has taken it."""
         folder = self._staging / uuid.uuid4().hex
@@ -170,6 +177,23 @@ class Store:
         for revision in sorted(live)[:-_KEPT_OPTIMISERS]:
             if not live[revision].is_phase_end:
                 (branch / str(revision) / OPTIMISER).unlink(missing_ok=True)
+
+    def restore(self, staged: Path, manifest: Manifest) -> None:
+        """The folder of a live revision from a staged one with the same adapter; what is left of it is moved away."""
+        folder = self.folder(manifest.ref)
+        for path in staged.iterdir():  # its moments may be others by now, and without them it is whole too
+            if path.name not in manifest.adapter_files:
+                path.unlink()
+            else:
+                sync(path)
+        write_manifest(staged, manifest)
+        sync(staged)
+        if folder.exists():
+            folder.rename(self._rejected / f"{manifest.ref}.{uuid.uuid4().hex}")
+        folder.parent.mkdir(exist_ok=True)
+        staged.rename(folder)
+        sync(folder.parent)
+        sync(self.root)
 
     def start(self, branch: str) -> Manifest:
         """Revision 0 of a new branch: the base itself, B = 0, no files."""
@@ -202,12 +226,34 @@ class Store:
             files=parent.adapter_files,
             created=datetime.now(UTC),
         )
+        self._commit_links(source, manifest)
+        return manifest
+
+    def go_back(self, to: Ref) -> Manifest:
+        """The next revision of a branch: an earlier one, by hard links. What was the head stays in the store."""
+        source, head = self.folder(to), self.branch(to.branch).head
+        earlier = read_manifest(source)
+        manifest = Manifest(
+            branch=to.branch,
+            revision=head + 1,
+            parent=head,
+            origin=str(to),
+            base=self.base,
+            digest=earlier.digest,
+            # With moments, if they are still there: the next step continues as it would have from the earlier one.
+            files={name: entry for name, entry in earlier.files.items() if (source / name).is_file()},
+            job=earlier.job,  # or a run would take the branch for somebody else's
+            created=datetime.now(UTC),
+        )
+        self._commit_links(source, manifest)
+        return manifest
+
+    def _commit_links(self, source: Path, manifest: Manifest) -> None:
         with self._staged() as folder:
             # A link, not a copy: it costs nothing, and stays when the origin is retired.
             for name in manifest.files:
                 (folder / name).hardlink_to(source / name)
             self.commit(folder, manifest)
-        return manifest
 
     def retire(self, ref: Ref) -> None:
         """Delete a live revision's files, not its manifest. The mark comes first: opening ends what a crash cut off."""

@@ -32,14 +32,16 @@ from service.faults import RESTARTS_VARIABLE
 from service.files import RunFiles
 from service.http import problems
 from service.http.admission import Admission
-from service.http.auth import OPEN_PATHS, ApiKey, BodyLimit
+from service.http.auth import OPEN_PATHS, ApiKey, BodyLimit, HeadLimit, HostCheck, hosts_of
+from service.http.bodies import Bodies
 from service.http.metrics import Metrics, Timed
 from service.http.problems import ProblemError
 from service.inputs import Decoder
 from service.media import Pixels, Sampling, Sizing
 from service.mediastore import MediaStore
+from service.publishing.decisions import PublishRefusedError
 from service.publishing.fence import QueueFence, fenced_by_queue
-from service.publishing.publisher import Publisher, PublishRefusedError
+from service.publishing.publisher import Publisher
 from service.publishing.registry import Extra, Registry, UnavailableError
 from service.routes import adapters, health, history, media, openai, page, rollouts, runs, scores
 from service.runs import Runs
@@ -83,7 +85,9 @@ def build_app(state: ServiceState) -> ASGIApp:
     # Inside out: the key is asked for before a byte of a body is read, and the clock sees what both refuse.
     uploads = {"/adapters/": settings.upload_bytes, "/runs/": settings.record_bytes}
     guarded: Any = BodyLimit(app, settings.body_bytes, uploads)
-    return Timed(ApiKey(guarded, settings.api_key, {*OPEN_PATHS, *page.open_paths()}), state.metrics)
+    guarded = ApiKey(guarded, settings.api_key, {*OPEN_PATHS, *page.open_paths()})
+    guarded = HeadLimit(HostCheck(guarded, hosts_of(settings)), settings.head_bytes)
+    return Timed(guarded, state.metrics)
 
 
 @asynccontextmanager
@@ -117,7 +121,8 @@ async def open_state(settings: Settings) -> AsyncGenerator[ServiceState]:
             raise UserError(f"--extra {name}: the store has a branch of that name; take another")
         registry = Registry(store, engine, Path(cache), dtype=engine.dtype, capacity=CACHED_ADAPTERS, extras=extras)
         check = partial(canary, engine)
-        decoder = Decoder(pixels_of(settings.media, engine.image_pixels))
+        pixels = pixels_of(settings.media, engine.image_pixels)
+        decoder = Decoder(pixels, keep_bytes=settings.pixels_bytes, decoders=settings.decoders)
         yield ServiceState(
             settings=settings,
             engine=engine,
@@ -125,10 +130,11 @@ async def open_state(settings: Settings) -> AsyncGenerator[ServiceState]:
             registry=registry,
             publisher=Publisher(store, registry, shape, max_rank=max_rank, canary=check, fence=fence, bounds=bounds),
             runs=run_files,
-            scorer=Scorer(engine, metrics),
+            scorer=Scorer(engine, metrics, settings.scores_bytes),
             decoder=decoder,
             media=MediaStore(settings.store / ".media", settings.media_bytes, decoder.pixels.limits),
             admission=admission,
+            bodies=Bodies(settings.bodies_bytes),
             metrics=metrics,
         )
         await registry.close()  # while there is an engine to unload from

@@ -86,6 +86,7 @@ async def _serve(settings: Settings) -> int:
     # Not at the top: the parent lives without torch and everything else that the service needs.
     from service.app import build_app, open_state
     from service.health import watch
+    from service.http.protocol import bounded
 
     began = time.monotonic()
     # The port first and the engine last: a port that is taken is told before the engine loads.
@@ -95,7 +96,8 @@ async def _serve(settings: Settings) -> int:
             app = build_app(state)
             logs.set_up()  # again, as vLLM and transformers are here now
             # Without a configuration of its own: its lines go the way of all others.
-            config = uvicorn.Config(app, log_config=None, lifespan="off", timeout_keep_alive=KEEP_ALIVE_S)
+            http = bounded(settings.head_bytes)
+            config = uvicorn.Config(app, http=http, log_config=None, lifespan="off", timeout_keep_alive=KEEP_ALIVE_S)
             server = _Server(config)
 
             def stop() -> None:

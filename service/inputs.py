@@ -6,15 +6,16 @@ already a second time without a word, so the pads are counted here.
 
 import asyncio
 import hashlib
-from collections import OrderedDict
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
+
+from PIL.Image import Image
 
 from adapters.errors import UserError
 from service import schemas
+from service.caching import ByteCache
 from service.engine.vllm import Engine, EngineMedia
-from service.media import Pixels, decode_image, decode_video
+from service.media import Pixels, Video, decode_image, decode_video
 
 
 class InputError(UserError):
@@ -26,12 +27,16 @@ class InputError(UserError):
 
 
 class Decoder:
-    """Decodes in threads and keeps the last media, since the completions of a group come with the same ones."""
+    """Decodes in threads and keeps the last media, since the completions of a group come with the same ones.
 
-    def __init__(self, pixels: Pixels, keep: int = 256) -> None:
+    `keep_bytes` bounds the pixels that are kept, `decoders` what is decoded at a time.
+    """
+
+    def __init__(self, pixels: Pixels, *, keep_bytes: int = 2**30, decoders: int = 4) -> None:
         self.pixels = pixels
-        self._keep = keep
-        self._decoded: OrderedDict[str, asyncio.Future[Any]] = OrderedDict()
+        self._decoded: ByteCache[Any] = ByteCache(keep_bytes)
+        self._decoding: dict[str, asyncio.Future[Any]] = {}
+        self._decoders = asyncio.Semaphore(decoders)
 
     async def __call__(self, images: Sequence[bytes], videos: Sequence[bytes]) -> EngineMedia:
         return EngineMedia(
@@ -41,24 +46,27 @@ class Decoder:
 
     async def _decode(self, kind: str, data: bytes) -> tuple[str, Any]:
         """With the name that stands for the pixels in the engine's caches."""
-        name = f"{kind}-{hashlib.sha256(data).hexdigest()}"
-        if name not in self._decoded:
-            pixels = self.pixels
-            if kind == "image":
-                decode = partial(decode_image, data, pixels.limits, pixels.images)
-            else:
-                decode = partial(decode_video, data, pixels.limits, pixels.sampling, pixels.videos)
+        name = f"{kind}-{(await asyncio.to_thread(hashlib.sha256, data)).hexdigest()}"
+        if (known := self._decoded.get(name)) is not None:
+            return name, known
+        if name not in self._decoding:
             # A future and not the pixels: who asks while they are being decoded waits for the same thread.
-            self._decoded[name] = asyncio.ensure_future(asyncio.to_thread(decode))
-            while len(self._decoded) > self._keep:
-                self._decoded.popitem(last=False)
-        self._decoded.move_to_end(name)
-        future = self._decoded[name]
-        try:
-            return name, await asyncio.shield(future)  # a caller that hangs up does not fail the next one
-        except Exception:
-            self._decoded.pop(name, None)
-            raise
+            self._decoding[name] = future = asyncio.ensure_future(self._pixels(kind, data))
+            future.add_done_callback(lambda _: self._decoding.pop(name))
+        pixels = await asyncio.shield(self._decoding[name])  # a caller that hangs up does not fail the next one
+        self._decoded.put(name, pixels, _pixel_bytes(pixels))
+        return name, pixels
+
+    async def _pixels(self, kind: str, data: bytes) -> Image | Video:
+        bounds = self.pixels
+        async with self._decoders:
+            if kind == "image":
+                return await asyncio.to_thread(decode_image, data, bounds.limits, bounds.images)
+            return await asyncio.to_thread(decode_video, data, bounds.limits, bounds.sampling, bounds.videos)
+
+
+def _pixel_bytes(pixels: Image | Video) -> int:
+    return 3 * pixels.width * pixels.height if isinstance(pixels, Image) else pixels.frames_THWC.nbytes
 
 
 def prompt_ids(prompt: list[int] | schemas.Chat, images: int, videos: int, engine: Engine, where: str) -> list[int]:

@@ -7,14 +7,17 @@ prompt and adapter hit its prefix cache; media are encoded once, for they do not
 import asyncio
 import hashlib
 import json
-from collections import OrderedDict
+from array import array
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from service.caching import ByteCache
 from service.concurrency import gather_or_cancel
 from service.engine.vllm import Engine, EngineMedia, EngineScores, LoadedAdapter
 from service.http.metrics import Metrics
+
+_ENTRY_BYTES = 1000  # of an entry without its numbers: its key, the objects of three arrays
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,33 +30,39 @@ class Scoring:
     token_ids: tuple[tuple[int, ...], ...] | None = None
 
     def key(self, digest: str, top_k: int) -> str:
+        """A hash, since thousands of keys of whole texts are kept. Of bytes: as text it takes ten times as long."""
         names = [name for name, _ in (*self.media.images, *self.media.videos)]
-        text = json.dumps([digest, top_k, self.prompt, self.completion, self.token_ids, names])
-        return hashlib.sha256(text.encode()).hexdigest()  # a hash, since thousands of keys of whole texts are kept
+        shape = [len(row) for row in self.token_ids] if self.token_ids is not None else None
+        head = json.dumps([digest, top_k, len(self.prompt), len(self.completion), shape, names])
+        ids = (*self.prompt, *self.completion, *(id for row in self.token_ids or () for id in row))
+        return hashlib.sha256(head.encode() + array("q", ids).tobytes()).hexdigest()
 
 
 class Scorer:
-    """Scores through the engine, remembering the last `keep` results. What is wanted twice at once is computed once."""
+    """Scores through the engine, remembering the last. What is wanted twice at once is computed once."""
 
-    def __init__(self, engine: Engine, metrics: Metrics, keep: int = 8192) -> None:
+    def __init__(self, engine: Engine, metrics: Metrics, keep_bytes: int = 256 * 2**20) -> None:
         self._engine = engine
         self._metrics = metrics
-        self._keep = keep
-        self._known: OrderedDict[str, EngineScores] = OrderedDict()
+        self._known: ByteCache[EngineScores] = ByteCache(keep_bytes)
         self._flying: dict[tuple[str, LoadedAdapter | None], SingleFlight] = {}
 
     async def score(
         self, sequences: Sequence[Scoring], adapter: LoadedAdapter | None, digest: str, top_k: int
     ) -> list[EngineScores]:
         """In the order of `sequences`; `digest` names the weights that answer."""
-        return await gather_or_cancel(self._score(sequence, adapter, digest, top_k) for sequence in sequences)
+        keys: list[str] = []
+        for sequence in sequences:
+            keys.append(sequence.key(digest, top_k))
+            await asyncio.sleep(0)  # thousands of long ones take seconds, and others want their turn
+        return await gather_or_cancel(
+            self._score(key, sequence, adapter, top_k) for key, sequence in zip(keys, sequences, strict=True)
+        )
 
-    async def _score(self, sequence: Scoring, adapter: LoadedAdapter | None, digest: str, top_k: int) -> EngineScores:
-        key = sequence.key(digest, top_k)
-        if key in self._known:
+    async def _score(self, key: str, sequence: Scoring, adapter: LoadedAdapter | None, top_k: int) -> EngineScores:
+        if (known := self._known.get(key)) is not None:
             self._metrics.cache_hits.inc()
-            self._known.move_to_end(key)
-            return self._known[key]
+            return known
         # The adapter is part of the key: who joins holds it too, so it stays loaded if the first caller hangs up.
         flight_key = (key, adapter)
         flight = self._flying.get(flight_key)
@@ -77,9 +86,7 @@ class Scorer:
             top_k=top_k,
             token_ids=sequence.token_ids,
         )
-        self._known[key] = scores
-        while len(self._known) > self._keep:
-            self._known.popitem(last=False)
+        self._known.put(key, scores, _ENTRY_BYTES + scores.num_bytes)
         return scores
 
 

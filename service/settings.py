@@ -100,6 +100,10 @@ class Settings(_Frozen):
     """Adapters of folders beside the store's, answered by these names: `merged=DIR,other=DIR`."""
     body_bytes: int = Field(default=512 * 2**20, ge=1)
     """The largest body of a request but an upload."""
+    bodies_bytes: int = Field(default=2**30, ge=1)
+    """All such bodies in memory together; one more is answered 429."""
+    head_bytes: int = Field(default=2**16, ge=1024)
+    """The largest head of a request: its path and its headers."""
     upload_bytes: int = Field(default=16 * 2**30, ge=1)
     """The largest body of a published revision."""
     max_adapter_value: float = Field(default=1000.0, gt=0, allow_inf_nan=False)
@@ -120,6 +124,18 @@ class Settings(_Frozen):
     """How long one waits before it is answered 429."""
     request_timeout_s: float = Field(default=600.0, gt=0, allow_inf_nan=False)
     """How long the engine may take for one request."""
+    send_timeout_s: float = Field(default=30.0, gt=0, allow_inf_nan=False)
+    """How long a caller may not read on while its answer is sent, before it is cut off."""
+    max_closed_s: float = Field(default=120.0, gt=0, allow_inf_nan=False)
+    """How long nobody may be let in and nothing finish, before /readyz says so."""
+    scores_bytes: int = Field(default=256 * 2**20, ge=0)
+    """Scores that are remembered, together."""
+    pixels_bytes: int = Field(default=2**30, ge=0)
+    """Decoded images and videos that are remembered, together."""
+    decoders: int = Field(default=4, ge=1)
+    """Images and videos that are decoded at a time; each may take a gigabyte while it lasts."""
+    allowed_hosts: str = ""
+    """Names it may be asked by, `NAME,NAME`; without a key and on this machine alone, the default is this machine's."""
     frozen_s: float = Field(default=30.0, gt=0, allow_inf_nan=False)
     """How long nothing may come out of an engine that was asked, before it is started again."""
     api_key: Annotated[SecretStr, AfterValidator(_check_key)] | None = None

@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 from adapters.store import Store
 from service.engine.vllm import Engine, LoadedAdapter
 from service.http.admission import Admission
+from service.http.bodies import Bodies
 from service.http.metrics import Metrics
 from service.inputs import Decoder
 from service.mediastore import MediaStore
@@ -33,6 +34,7 @@ class ServiceState:
     decoder: Decoder
     media: MediaStore
     admission: Admission
+    bodies: Bodies
     metrics: Metrics
 
 

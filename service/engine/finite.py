@@ -16,7 +16,8 @@ class NotFiniteError(Exception):
     """The model's numbers overflowed for this request; the engine is well."""
 
     def __init__(self) -> None:
-        Exception.__init__(self, "the model's numbers were not finite; ask again")  # vLLM's own class is beside it below
+        # Not super(): below a class of vLLM stands beside it, whose beginning takes other arguments.
+        Exception.__init__(self, "the model's numbers were not finite; ask again")
 
 
 COUNT_NANS = {"VLLM_COMPUTE_NANS_IN_LOGITS": "1"}

@@ -80,6 +80,10 @@ class EngineScores:
     rescored: bool
     """Whether the prefix cache had swallowed rows, so that a second pass was needed."""
 
+    @property
+    def num_bytes(self) -> int:
+        return self.logprobs_C.nbytes + self.ids_Ck.nbytes + self.logprobs_Ck.nbytes
+
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
@@ -438,11 +442,11 @@ def _arguments(base: Path, dtype: Dtype, settings: EngineNumbers, media: MediaNu
 
 def prepare_process() -> None:
     """vLLM calls this in each of its processes (entry point `vllm.general_plugins`)."""
+    logs.set_up()
     from vllm.platforms import current_platform
 
     zero_new_blocks()
     if not current_platform.is_cpu():
-    logs.set_up()
         return
     platform: Any = type(current_platform)
     platform.get_punica_wrapper = classmethod(lambda cls: "service.engine.cpu_lora.CpuLora")

@@ -9,12 +9,14 @@ Left out: the canary, which never asks here, and priorities. One event loop; no 
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from service.http.problems import ProblemError
-from service.schemas import Chat, GenerateRequest, LogprobsRequest, TextPart
+from service.openai_schemas import ChatMessage, ChatRequest, CompletionRequest, ImagePart
+from service.schemas import Chat, GenerateRequest, LogprobsRequest, Message, TextPart
 
 _TEXT_BYTES_PER_TOKEN = 3  # a guess on the high side of the token count for natural language; ids are counted exactly
 _MARKS_OF_A_MESSAGE = 8  # tokens of the chat template around a message, about
@@ -36,7 +38,7 @@ class Admission:
         self._max_wait_s = max_wait_s
         self._waiters: deque[_Waiter] = deque()
         self._mean_s = 1.0  # a guess, until requests have ended
-        self._last_finish = 0.0
+        self._closed_since: float | None = None
         self.requests = 0
         """Those that are in the engine."""
         self.tokens = 0
@@ -46,11 +48,9 @@ class Admission:
     def waiting(self) -> int:
         return len(self._waiters)
 
-    def stalled_s(self) -> float:
-        """For how long something has waited while nothing finished."""
-        if not self._waiters:
-            return 0.0
-        return time.monotonic() - max(self._last_finish, self._waiters[0].since)
+    def closed_s(self) -> float:
+        """For how long nobody who came was let in, and nothing has finished."""
+        return 0.0 if self._closed_since is None else time.monotonic() - self._closed_since
 
     @asynccontextmanager
     async def admit(self, tokens: int) -> AsyncGenerator[None]:
@@ -61,14 +61,15 @@ class Admission:
         try:
             yield
         finally:
-            self._last_finish = time.monotonic()
-            self._mean_s = _MEMORY * self._mean_s + (1 - _MEMORY) * (self._last_finish - began)
+            self._mean_s = _MEMORY * self._mean_s + (1 - _MEMORY) * (time.monotonic() - began)
             self._leave(tokens)
 
     async def _enter(self, tokens: int) -> None:
         if not self._waiters and self._fits(tokens):  # a small request does not pass those that wait
             self._take(tokens)
             return
+        if self._closed_since is None:
+            self._closed_since = time.monotonic()
         if len(self._waiters) >= self._max_waiting:
             raise self._busy("too many requests wait")
         waiter = _Waiter(tokens, time.monotonic())
@@ -92,10 +93,13 @@ class Admission:
     def _take(self, tokens: int) -> None:
         self.requests += 1
         self.tokens += tokens
+        self._closed_since = None
 
     def _leave(self, tokens: int) -> None:
         self.requests -= 1
         self.tokens -= tokens
+        # Something has finished. Who still waits has waited since now, as far as anybody can say.
+        self._closed_since = time.monotonic() if self._waiters else None
         self._grant()
 
     def _grant(self) -> None:
@@ -138,13 +142,37 @@ def tokens_of_generation(request: GenerateRequest, *, media_tokens: int, max_mod
     return total
 
 
-def _prompt(prompt: list[int] | Chat) -> int:
-    if isinstance(prompt, list):
-        return len(prompt)
+def tokens_of_openai(request: ChatRequest | CompletionRequest, *, media_tokens: int, max_model_len: int) -> int:
+    """As `tokens_of_generation`, of what OpenAI's clients send."""
+    if isinstance(request, ChatRequest):
+        limit = request.max_completion_tokens or request.max_tokens or max_model_len
+        prompts = [_chat(request.messages, media_tokens)]
+    else:
+        limit = request.max_tokens or 16  # OpenAI's default, and vLLM's
+        prompts = [len(ids) if isinstance(ids, list) else _text(ids) for ids in prompts_of(request)]
     total = 0
-    for message in prompt.messages:
+    for prompt in prompts:
+        tokens = min(prompt, max_model_len)
+        total += tokens + (request.n or 1) * min(limit, max(max_model_len - tokens, 1))
+    return total
+
+
+def prompts_of(request: CompletionRequest) -> list[str] | list[list[int]]:
+    """A single prompt stands alone, several in a list; ids of one are a list of numbers."""
+    prompt: Any = request.prompt
+    return [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else prompt
+
+
+def _prompt(prompt: list[int] | Chat) -> int:
+    return len(prompt) if isinstance(prompt, list) else _chat(prompt.messages, media_tokens=0)
+
+
+def _chat(messages: Iterable[Message | ChatMessage], media_tokens: int) -> int:
+    total = 0
+    for message in messages:
         parts = [TextPart(type="text", text=message.content)] if isinstance(message.content, str) else message.content
         total += _MARKS_OF_A_MESSAGE + sum(_text(part.text) for part in parts if isinstance(part, TextPart))
+        total += media_tokens * sum(isinstance(part, ImagePart) for part in parts)
     return total
 
 

@@ -1,4 +1,4 @@
-"""Two guards around the whole application, as plain ASGI: who may ask, and how much and how slowly he may send.
+"""Guards around the whole application, as plain ASGI: who may ask and by which name, how much and how slowly.
 
 They stand outside the routes, so no route can forget them. Left out: TLS, users and roles, and slow headers: a proxy
 in front does those.
@@ -7,6 +7,7 @@ in front does those.
 import asyncio
 import hashlib
 import hmac
+import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -14,7 +15,8 @@ from pydantic import SecretStr
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.http.problems import http_problem, response
+from service.http.problems import ProblemError, http_problem, response
+from service.settings import Settings
 
 OPEN_PATHS = frozenset({"/healthz"})  # asked by what starts and watches containers, which has no key
 
@@ -39,11 +41,8 @@ class ApiKey:
             or any(hmac.compare_digest(_digest(key), self._digest) for key in _keys(scope["headers"]))
         ):
             await self._app(scope, receive, send)
-        elif scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008})  # policy violation; a socket has no status 401
         else:
-            problem = http_problem(401, {"www-authenticate": "Bearer"})
-            await response(problem, scope["path"])(scope, receive, send)
+            await _refuse(http_problem(401, {"www-authenticate": "Bearer"}), scope, receive, send)
 
 
 def _digest(key: bytes) -> bytes:
@@ -57,6 +56,64 @@ def _keys(headers: Iterable[tuple[bytes, bytes]]) -> Iterator[bytes]:
         scheme, _, key = value.partition(b" ")
         if name == b"authorization" and scheme.lower() == b"bearer":
             yield key.strip()
+
+
+class HostCheck:
+    """Refuses a request for a name that is not this service's; without names, everything passes.
+
+    A page in a browser may have its own name lead to 127.0.0.1, and would then be asked what only this machine may ask.
+    The header still has the page's name.
+    """
+
+    def __init__(self, app: ASGIApp, names: frozenset[str]) -> None:
+        self._app = app
+        self._names = names
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not self._names or scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        hosts = [value.decode("latin-1").lower() for name, value in scope["headers"] if name == b"host"]
+        if len(hosts) == 1 and _PORT.sub("", hosts[0]) in self._names:
+            await self._app(scope, receive, send)
+        else:
+            await _refuse(http_problem(421), scope, receive, send)
+
+
+def hosts_of(settings: Settings) -> frozenset[str]:
+    """The names that are asked for."""
+    if settings.allowed_hosts:
+        return frozenset(name.strip().lower() for name in settings.allowed_hosts.split(","))
+    is_open = settings.api_key is None and settings.host in _LOOPBACK
+    return _LOOPBACK | {"[::1]"} if is_open else frozenset()
+
+
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+_PORT = re.compile(r":[0-9]+\Z")
+
+
+class HeadLimit:
+    """Refuses a head that is too large (431). One that does not end is cut off by `protocol`."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self._app = app
+        self._limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan":
+            length = len(scope.get("raw_path") or b"") + len(scope["query_string"])
+            length += sum(len(name) + len(value) for name, value in scope["headers"])
+            if length > self._limit:
+                await _refuse(http_problem(431), scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+async def _refuse(problem: ProblemError, scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 1008})  # policy violation; a socket has no status 401
+    else:
+        await response(problem, scope["path"])(scope, receive, send)
 
 
 class BodyLimit:

@@ -42,6 +42,7 @@ Slug = Literal[
     "not-found",
     "not-ready",
     "other-base",
+    "other-host",
     "queue-away",
     "retired-adapter",
     "revision-exists",
@@ -66,6 +67,8 @@ _HTTP: dict[int, tuple[Slug, str]] = {
     404: ("not-found", "no such route; /docs lists them"),
     405: ("method-not-allowed", "this route has other methods; the header Allow names them"),
     408: ("too-slow", "the body came too slowly"),
+    421: ("other-host", "this is another service than the one that was asked for; --allowed-hosts names this one"),
+    431: ("too-large", "the path and the headers are larger than --head-bytes"),
     413: ("too-large", "the body is larger than this route takes; /adapters tells the limits"),
 }
 # A body of a million bad ids has a million errors, and a misspelt key may be a whole text: an answer stays short.

@@ -16,6 +16,7 @@ after-advance).
 import asyncio
 import logging
 import shutil
+import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -25,7 +26,7 @@ from typing import Any, Protocol, TypeVar, cast
 from pydantic import JsonValue
 
 from adapters.errors import UserError
-from adapters.manifest import Manifest, adapter_digest
+from adapters.manifest import DamagedError, Manifest, adapter_digest, verify
 from adapters.names import BASE, Ref, check_branch, is_start, shown
 from adapters.store import Store, disk_full_as_user_error
 from adapters.validate import BOUNDS, BaseShape, InvalidAdapterError, WeightBounds, check_adapter, upload_limits
@@ -37,10 +38,12 @@ from service.publishing.decisions import (
     Upload,
     canary_difference,
     decide,
+    decide_return,
     is_numbers,
 )
 from service.publishing.registry import AdapterLoadError, Registry, UnavailableError
 from service.publishing.stage import Stage
+from trainer.queue.tokens import may_publish
 
 T = TypeVar("T")
 Canary = Callable[[Any], Awaitable[Sequence[float]]]
@@ -59,7 +62,7 @@ class Fence(Protocol):
 
 
 class LocalFence:
-    """Without a queue: a token must not be older than the newest that was published under; none is needed."""
+    """Without a queue: a token is not older than the newest published under, nor ahead of the clock. None is needed."""
 
     def __init__(self, store: Store) -> None:
         self._tokens: dict[str, int] = {}
@@ -68,7 +71,8 @@ class LocalFence:
                 self._see(manifest)
 
     async def is_current(self, branch: str, token: int | None) -> bool:
-        return token is None or token >= self._tokens.get(branch, 0)
+        now = time.time_ns() // 1000
+        return token is None or may_publish(token, newest=self._tokens.get(branch, 0), now=now)
 
     async def advance(self, manifest: Manifest) -> None:
         self._see(manifest)
@@ -129,6 +133,10 @@ class Publisher:
             raise UserError(f"{shown(origin)} is no start of a branch; take base, or BRANCH@REVISION")
         return await self._to_the_end(self._fork(branch, Ref.parse(origin)))
 
+    async def go_back(self, branch: str, to: int, head: int, token: int | None = None) -> Published:
+        """A new head with the files of an earlier revision, where this one is the head. Nothing is deleted."""
+        return await self._to_the_end(self._go_back(Ref(branch, to), head, token))
+
     async def retire(self, ref: Ref) -> None:
         """Delete a revision that is not the head. Requests that use it end on it; doing it twice is doing it once."""
         await self._to_the_end(self._retire(ref))
@@ -150,6 +158,7 @@ class Publisher:
                 if isinstance(decision, PublishRefusedError):
                     raise decision
                 if decision is not None:
+                    await asyncio.to_thread(self._mend, stage, decision)
                     await self._announce(decision)  # the first try may have died between commit and advance
                     return Published(decision, is_new=False)
                 manifest = Manifest(
@@ -170,6 +179,17 @@ class Publisher:
                 return Published(manifest, is_new=True, canary_difference=difference)
         finally:
             await asyncio.to_thread(shutil.rmtree, stage.folder, ignore_errors=True)
+
+    def _mend(self, stage: Stage, manifest: Manifest) -> None:
+        """The files of a revision that is sent again, where the disk has lost or damaged them."""
+        if manifest.revision in self._store.branch(manifest.branch).retired:
+            return  # its files went on purpose, and its publisher may not have heard that it was published
+        try:
+            verify(self._store.folder(manifest.ref), manifest.adapter_files)
+        except DamagedError as error:
+            log.warning("%s; it was sent again, and is written again", error)
+            with disk_full_as_user_error("the store"):
+                self._store.restore(stage.folder, manifest)
 
     async def _load_and_commit(self, stage: Stage, manifest: Manifest) -> float | None:
         """Steps 3 and 4. Loaded first, so that nothing is a revision that the engine cannot serve."""
@@ -217,6 +237,18 @@ class Publisher:
                     manifest = await asyncio.to_thread(self._store.fork, name, origin)
             await self._announce(manifest)
             return Published(manifest, is_new=True)
+
+    async def _go_back(self, to: Ref, head: int, token: int | None) -> Published:
+        async with self._locks[to.branch]:
+            self._registry.find(to)  # raises where there is no such revision
+            is_current = await self._fence.is_current(to.branch, token)
+            decision = decide_return(self._store.branch(to.branch), to, head, is_current=is_current)
+            if isinstance(decision, PublishRefusedError):
+                raise decision
+            with disk_full_as_user_error("the store"):
+                manifest = decision or await asyncio.to_thread(self._store.go_back, to)
+            await self._announce(manifest)
+            return Published(manifest, is_new=decision is None)
 
     async def _retire(self, ref: Ref) -> None:
         async with self._locks[ref.branch]:

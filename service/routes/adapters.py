@@ -17,6 +17,7 @@ from service.http.problems import ProblemError
 from service.inputs import InputError
 from service.publishing.decisions import META_BYTES, Published, Upload, parse_meta
 from service.state import ServiceState, State
+from trainer.queue.tokens import MAX_TOKEN
 
 router = APIRouter(tags=["adapters"])
 
@@ -129,7 +130,7 @@ async def publish(branch: Branch, revision: Revision, request: Request, state: S
         upload = Upload(
             ref=Ref(branch, revision),
             parent=_number(fields, "parent"),
-            token=_number(fields, "token"),
+            token=_number(fields, "token", MAX_TOKEN),
             job=fields.get("job"),
             base=fields.get("base"),
             meta=parse_meta(fields["meta"]) if "meta" in fields else None,
@@ -140,11 +141,11 @@ async def publish(branch: Branch, revision: Revision, request: Request, state: S
     return _published(published)
 
 
-def _number(fields: dict[str, str], name: str) -> int | None:
+def _number(fields: dict[str, str], name: str, most: int = 999_999_999) -> int | None:
     if name not in fields:
         return None
-    if not re.fullmatch(r"[0-9]{1,16}", fields[name], re.ASCII):
-        raise InputError(name, "no number of at most 16 digits; leave it out, or send a number")
+    if not re.fullmatch(r"[0-9]{1,16}", fields[name], re.ASCII) or int(fields[name]) > most:
+        raise InputError(name, f"no number of at most {most}; leave it out, or send a number")
     return int(fields[name])
 
 
@@ -152,6 +153,13 @@ def _number(fields: dict[str, str], name: str) -> int | None:
 async def fork(branch: Branch, body: schemas.ForkRequest, state: State) -> Response:
     """Begin a branch at the base or at a revision of another."""
     return _published(await state.publisher.fork(branch, body.from_))
+
+
+@router.post("/adapters/{branch}/head", status_code=201)
+async def go_back(branch: Branch, body: schemas.ReturnRequest, state: State) -> Response:
+    """Make a mistaken head good: the next revision has the files of an earlier one. Refused while somebody has the
+    lease of the branch. The mistaken revision stays under its number until it is deleted."""
+    return _published(await state.publisher.go_back(branch, body.to, body.head, body.token))
 
 
 def _published(published: Published) -> Response:

@@ -23,12 +23,19 @@ async def healthz() -> Response:
 
 @router.get("/readyz")
 async def readyz(state: State) -> Response:
-    """The engine scores a canary, past the queue."""
+    """The engine scores a canary, past the queue, and there is room for the next revision."""
     if state.engine.dead:
         raise ProblemError("not-ready", 503, "the engine is dead", retry_after_s=5)
-    # The engine may answer pings and compute nothing: then its requests tell.
-    if state.admission.stalled_s() > state.settings.frozen_s:
-        raise ProblemError("not-ready", 503, "requests wait and nothing finishes", retry_after_s=5)
+    # The engine may answer pings and compute nothing, or readers may hold on to it: then its requests tell.
+    admission = state.admission
+    if admission.closed_s() > state.settings.max_closed_s:
+        words = f"nobody was let in and nothing has finished for {admission.closed_s():.0f} s"
+        detail = f"{words}; {admission.requests} requests are in the engine, {admission.waiting} wait"
+        raise ProblemError("not-ready", 503, detail, retry_after_s=5)
+    free, needed = await asyncio.to_thread(state.store.room)
+    if free < needed:
+        words = f"the store has {free >> 20} MiB of disk left, a revision like the newest takes {(needed >> 20) + 1}"
+        raise ProblemError("not-ready", 503, f"{words}; free some, reads go on", retry_after_s=5)
     canary, ping = asyncio.create_task(ask_canary(state.engine)), asyncio.create_task(state.engine.ping())
     try:
         async with asyncio.timeout(CANARY_S):

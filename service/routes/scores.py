@@ -12,13 +12,14 @@ from service import schemas, wire
 from service.concurrency import gather_or_cancel
 from service.engine.vllm import EngineMedia, EngineScores, Sampled
 from service.http.admission import tokens_of_generation, tokens_of_scoring
+from service.http.bodies import JsonRoute
 from service.http.problems import ProblemError
 from service.inputs import InputError, completion_ids, prompt_ids
 from service.publishing.registry import Served
 from service.scoring import Scoring
 from service.state import MEDIA_TOKENS, ServiceState, State, adapter_of
 
-router = APIRouter(tags=["scores and samples"])
+router = APIRouter(tags=["scores and samples"], route_class=JsonRoute)
 
 Adapters = Annotated[
     list[str],
@@ -81,6 +82,7 @@ async def _sequences(state: ServiceState, bodies: Sequence[schemas.Sequence], to
     # By their names: the completions of a group share their media.
     loaded: dict[tuple[tuple[str, ...], tuple[str, ...]], EngineMedia] = {}
     for number, body in enumerate(bodies):
+        await asyncio.sleep(0)  # thousands of long ones take seconds, and others want their turn
         where = f"sequences.{number}"
         names = (tuple(body.images), tuple(body.videos))
         if names not in loaded:
@@ -141,6 +143,8 @@ async def generate(body: schemas.GenerateRequest, request: Request, state: State
     """Completions of prompts, as tokens, with the log-probability of each."""
     if body.logprobs is not None and body.logprobs > state.settings.engine.top_k:
         raise InputError("logprobs", f"at most {state.settings.engine.top_k} tokens are told; lower it")
+    if body.n > 1 and body.temperature == 0:
+        raise InputError("n", "completions at temperature 0 are all the same; ask for one, or raise the temperature")
     model_len = state.settings.engine.max_model_len
     cost = tokens_of_generation(body, media_tokens=MEDIA_TOKENS, max_model_len=model_len)
     async with (

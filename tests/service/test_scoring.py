@@ -92,7 +92,7 @@ async def test_answers_are_in_order_and_remembered(engine, scorer, metrics) -> N
 
 
 async def test_only_the_last_results_are_kept(engine, metrics) -> None:
-    scorer = Scorer(engine, metrics, keep=2)
+    scorer = Scorer(engine, metrics, keep_bytes=2500)  # two of a thousand each, and their numbers
     for number in (1, 2, 1, 3, 1, 2):  # 3 drives out 2, which was used before 1
         await scorer.score([sequence(number)], None, "d", 0)
     assert engine.requests == [(1,), (2,), (3,), (2,)]

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.http.admission import Admission, tokens_of_generation, tokens_of_scoring
+from service.http.admission import Admission, tokens_of_generation, tokens_of_openai, tokens_of_scoring
 from service.http.problems import ProblemError
+from service.openai_schemas import ChatRequest, CompletionRequest
 from service.schemas import Chat, GenerateRequest, LogprobsRequest, Message, Prompt, Sequence, TextPart
 
 FOREVER_S = 30.0
@@ -172,20 +173,60 @@ def test_a_grant_and_a_cancellation_in_one_turn_lose_no_room():
     asyncio.run(scenario())
 
 
-def test_a_stall_is_something_that_waits_while_nothing_finishes():
+def test_closed_is_who_lets_nobody_in_while_nothing_finishes():
     async def scenario():
-        gate, leave = admission(max_requests=1), asyncio.Event()
+        gate, leave = admission(max_requests=1, max_waiting=1), asyncio.Event()
         first = asyncio.ensure_future(hold(gate, 1, leave))
         await turns(2)
-        assert gate.stalled_s() == 0  # long work alone is no stall
+        assert gate.closed_s() == 0  # long work alone shuts nobody out
         second = asyncio.ensure_future(hold(gate, 1, leave))
         await asyncio.sleep(0.01)
-        assert gate.stalled_s() > 0
+        assert gate.closed_s() > 0
         leave.set()
         await asyncio.gather(first, second)
-        assert gate.stalled_s() == 0
+        assert gate.closed_s() == 0
 
     asyncio.run(scenario())
+
+
+def test_a_refusal_closes_too_until_something_finishes():
+    async def scenario():
+        gate, leave = admission(max_requests=1, max_waiting=0), asyncio.Event()
+        first = asyncio.ensure_future(hold(gate, 1, leave))
+        await turns(2)
+        with pytest.raises(ProblemError):
+            await hold(gate, 1, leave)
+        await asyncio.sleep(0.01)
+        assert gate.closed_s() > 0
+        leave.set()
+        await first
+        assert gate.closed_s() == 0
+
+    asyncio.run(scenario())
+
+
+PICTURE = {"type": "image_url", "image_url": {"url": "sha256:0"}}
+
+
+@pytest.mark.parametrize(
+    ("body", "tokens"),
+    [
+        ({"messages": [{"role": "user", "content": "a" * 30}], "max_tokens": 20}, 19 + 20),
+        ({"messages": [{"role": "user", "content": "a" * 30}], "max_completion_tokens": 20, "n": 4}, 19 + 80),
+        ({"messages": [{"role": "user", "content": [PICTURE, PICTURE]}], "max_tokens": 1}, 8 + 200 + 1),
+        ({"messages": [{"role": "user", "content": ""}]}, 9 + 991),
+        ({"messages": [{"role": "user", "content": ""}], "max_tokens": 10**9, "n": 2}, 9 + 2 * 991),
+        ({"prompt": "a" * 30, "max_tokens": 20}, 11 + 20),
+        ({"prompt": ["a" * 30, "a"], "max_tokens": 20, "n": 3}, 11 + 60 + 1 + 60),
+        ({"prompt": [1] * 10, "max_tokens": 5}, 10 + 5),
+        ({"prompt": [[1] * 10, [1] * 20], "max_tokens": 5}, 10 + 5 + 20 + 5),
+        ({"prompt": [1] * 5000, "max_tokens": 5}, 1000 + 1),
+        ({"prompt": "a"}, 1 + 16),
+    ],
+)
+def test_openai_counts_pictures_prompts_and_every_completion(body, tokens):
+    request = (ChatRequest if "messages" in body else CompletionRequest).model_validate(body)
+    assert tokens_of_openai(request, media_tokens=100, max_model_len=1000) == tokens
 
 
 def test_scoring_counts_every_token_once_for_each_adapter():

@@ -5,9 +5,10 @@ import pytest
 from fastapi import FastAPI, Request
 from pydantic import SecretStr
 
-from service.http.auth import ApiKey, BodyLimit
+from service.http.auth import ApiKey, BodyLimit, HeadLimit, HostCheck, hosts_of
 from service.http.problems import install
 from service.schemas import LogprobsRequest
+from service.settings import Settings
 
 KEY = "correct-horse"
 
@@ -157,3 +158,36 @@ def test_waiting_for_an_answer_is_not_waiting_for_the_body(routes):
         return "gone" if done else "there"
 
     assert ask(BodyLimit(routes, 1000, {}, grace_s=0.01), "GET", "/slow").json() == "there"
+
+
+@pytest.mark.parametrize(
+    ("settings", "host", "status"),
+    [
+        (Settings(), "127.0.0.1:8000", 200),
+        (Settings(), "localhost", 200),
+        (Settings(), "[::1]:8000", 200),
+        (Settings(), "LocalHost:1", 200),
+        (Settings(), "rebound.example", 421),
+        (Settings(), "rebound.example:8000", 421),
+        (Settings(), "localhost.rebound.example", 421),
+        (Settings(), "localhost:8000@rebound.example", 421),
+        (Settings(host="0.0.0.0"), "rebound.example", 200),
+        (Settings(api_key=SecretStr(KEY)), "rebound.example", 200),
+        (Settings(allowed_hosts="coevo.lan, other"), "coevo.lan:80", 200),
+        (Settings(allowed_hosts="coevo.lan, other"), "localhost", 421),
+        (Settings(host="0.0.0.0", allowed_hosts="coevo.lan"), "rebound.example", 421),
+    ],
+)
+def test_a_name_that_leads_here_from_elsewhere_is_refused(routes, settings, host, status):
+    """A page of rebound.example could else have a browser on this machine ask for it."""
+    answer = ask(HostCheck(routes, hosts_of(settings)), "GET", "/adapters", headers={"host": host})
+    assert answer.status_code == status
+    assert bool(routes.state.entered) == (status == 200)
+
+
+def test_a_head_that_is_too_large_is_refused(routes):
+    limited = HeadLimit(routes, 1000)
+    assert ask(limited, "GET", "/adapters", headers={"x": "a" * 500}).status_code == 200
+    for headers, path in (({"x": "a" * 1000}, "/adapters"), ({}, "/adapters?" + "a" * 1000)):
+        refused = ask(limited, "GET", path, headers=headers)
+        assert (refused.status_code, refused.json()["type"]) == (431, "too-large")

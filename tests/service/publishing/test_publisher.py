@@ -1,5 +1,6 @@
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adapters.errors import UserError
-from adapters.manifest import CONFIG, OPTIMISER, WEIGHTS, FileEntry, Manifest, adapter_digest
+from adapters.manifest import (
+    CONFIG,
+    OPTIMISER,
+    WEIGHTS,
+    FileEntry,
+    Manifest,
+    adapter_digest,
+    read_manifest,
+    verify,
+)
 from adapters.names import Ref
 from adapters.store import DiskFullError, Store, StoredBranch
 from service.publishing.decisions import META_BYTES, Published, PublishRefusedError, Upload, decide, parse_meta
@@ -23,6 +33,7 @@ from tests import disks
 from tests.adapters.files import BASE, write_adapter
 from tests.service.publishing.publish_once import chunks, make_publisher, publish
 from tests.service.recording import RecordingLoader
+from trainer.queue.tokens import MAX_TOKEN
 
 pytestmark = pytest.mark.anyio
 ROOT = Path(__file__).parents[3]
@@ -113,6 +124,23 @@ async def test_the_same_upload_again_is_answered_the_same(publisher, registry, l
     assert not (await publish(publisher, adapter, FIRST)).is_new
     assert await head_of(registry) == 2
     assert loader.log == ["load image@1", "load image@2"]
+
+
+@pytest.mark.parametrize("damage", ["its folder", "its weights", "a byte", "the branch"])
+async def test_the_same_upload_again_mends_what_is_gone_from_the_disk(publisher, store, adapter, damage):
+    first = await publish(publisher, adapter, FIRST)
+    folder = store.folder(first.manifest.ref)
+    if damage in ("its folder", "the branch"):
+        shutil.rmtree(folder if damage == "its folder" else folder.parent)
+    elif damage == "its weights":
+        (folder / WEIGHTS).unlink()
+    else:
+        (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-1] + b"x")
+    again = await publish(publisher, adapter, FIRST)
+    assert (again.manifest, again.is_new) == (first.manifest, False)
+    verify(folder, first.manifest.files)
+    assert read_manifest(folder) == first.manifest
+    assert nothing_on_its_way(store)
 
 
 async def test_of_many_equal_uploads_at_once_one_is_new(publisher, registry, loader, adapter):
@@ -299,6 +327,7 @@ async def test_tokens_that_are_older_than_one_on_the_disk_are_fenced(publisher, 
     fence = LocalFence(store)
     assert [await fence.is_current("image", token) for token in (4, 5, 6, None)] == [False, True, True, True]
     assert await fence.is_current("text", 0)
+    assert not await fence.is_current("text", MAX_TOKEN)  # no lease has it before the year 2255
 
 
 async def test_forks(publisher, registry, store, adapter, second_adapter):
@@ -330,6 +359,42 @@ async def test_forks_of_each_other_do_not_wait_for_each_other(publisher, adapter
     await publish(publisher, adapter, replace(FIRST, ref=Ref("b", 1)))
     results = await asyncio.gather(publisher.fork("a", "b@1"), publisher.fork("b", "a@1"), return_exceptions=True)
     assert [isinstance(error, PublishRefusedError) and error.kind for error in results] == ["branch-exists"] * 2
+
+
+async def test_a_head_goes_back_by_a_new_revision(publisher, store, registry, adapter, tmp_path):
+    await publish(publisher, adapter, replace(FIRST, job="run-1:image-1", token=5))
+    await publish(publisher, write_adapter(tmp_path / "mistake", 2), replace(SECOND, token=5))
+    back = await publisher.go_back("image", 1, 2)
+    first, manifest = store.branch("image").live[1], back.manifest
+    assert (back.is_new, str(manifest.ref), manifest.parent, manifest.origin) == (True, "image@3", 2, "image@1")
+    assert (manifest.digest, manifest.job) == (first.digest, "run-1:image-1")
+    assert sorted(store.branch("image").live) == [0, 1, 2, 3]  # what was the head is still there
+    assert registry.heads["image"] == 3
+    for name in manifest.files:
+        assert (store.folder(Ref("image", 3)) / name).read_bytes() == (adapter / name).read_bytes()
+    again = await publisher.go_back("image", 1, 2)
+    assert (again.is_new, again.manifest) == (False, manifest)
+    # To the base too, and the branch goes on from there as from any head.
+    await publisher.go_back("image", 0, 3)
+    assert store.branch("image").live[4].files == {}
+    await publish(publisher, adapter, Upload(Ref("image", 5), 4, token=5))
+    store.close()
+    with Store(store.root, BASE) as opened:
+        assert (opened.branch("image").head, opened.rejected) == (5, [])
+
+
+@pytest.mark.parametrize(
+    ("to", "head", "kind"),
+    [(1, 1, "stale-parent"), (2, 2, "invalid"), (1, 7, "stale-parent")],
+)
+async def test_a_return_that_is_none_is_refused(publisher, store, adapter, tmp_path, to, head, kind):
+    await publish(publisher, adapter, FIRST)
+    await publish(publisher, write_adapter(tmp_path / "second", 2), SECOND)
+    with pytest.raises(PublishRefusedError) as refused:
+        await publisher.go_back("image", to, head)
+    assert (refused.value.kind, store.branch("image").head) == (kind, 2)
+    with pytest.raises(UnavailableError, match="there is no such revision"):
+        await publisher.go_back("image", 6, 2)
 
 
 async def test_a_retired_revision_is_gone_and_its_number_stays_taken(
