@@ -15,6 +15,8 @@ import { runs } from "./runs.js";
 // Addresses: `:name` is any one part. A screen is `(context, parameters) => Promise<Node>`.
 const SCREENS = [
   ["", runs, "Runs"],
+  ["revisions", revisions, "Revisions"],
+  ["chat", chat, "Chat"],
   ["run/:run", overview, "Overview"],
   ["run/:run/metrics", metrics, "Metrics"],
   ["run/:run/step/:branch/:step", rollouts, "Rollouts"],
@@ -25,6 +27,7 @@ const SCREENS = [
   ["run/:run/chat", chat, "Chat"],
 ];
 const TABS = [["", "Overview"], ["/metrics", "Metrics"], ["/alarms", "Alarms and log"], ["/merge", "Merge"], ["/revisions", "Revisions"], ["/chat", "Chat"]];
+const TABS_OF_ALL = [["", "Runs"], ["revisions", "Revisions"], ["chat", "Chat"]];
 
 let current = new AbortController();
 let previous = "";
@@ -55,11 +58,9 @@ function crumbs({ run, branch, step, part, group }) {
 }
 
 function tabs(run) {
-  const nav = document.getElementById("tabs");
-  nav.hidden = !run;
-  const here = location.hash.split("?")[0];
-  fill(nav, run && TABS.map(([path, text]) => {
-    const href = `#/run/${run}${path}`;
+  const here = location.hash.split("?")[0] || "#/";
+  fill(document.getElementById("tabs"), (run ? TABS : TABS_OF_ALL).map(([path, text]) => {
+    const href = run ? `#/run/${run}${path}` : `#/${path}`;
     return h("a", { href, "aria-current": here === href ? "page" : undefined }, text);
   }));
 }

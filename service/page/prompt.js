@@ -14,7 +14,7 @@ export async function prompt({ signal }, { run, branch, step, part, group }) {
   const hasDelta = data.completions.some((completion) => completion.delta);
   const modes = [["advantage", "Advantage"], ["logprob", "Log-probability"], ...(hasDelta ? [["delta", `${part} minus ${branch}`]] : []), ["none", "Plain"]];
   let mode = modes.some(([name]) => name === sessionStorage.getItem("coevo-mode")) ? sessionStorage.getItem("coevo-mode") : hasDelta ? "delta" : "advantage";
-  const strips = data.completions.map((completion) => tokens(completion));
+  const strips = data.completions.map((completion) => tokens(completion, { part, branch }));
   const scale = h("div", { class: "scale", "aria-hidden": "true" });
 
   function colour(next) {
@@ -91,7 +91,7 @@ function clip(url) {
 }
 
 // The tokens of a completion in chunks. A chunk is nodes only near the screen: 16 completions of 16k tokens are many.
-function tokens(completion) {
+function tokens(completion, { part, branch }) {
   const node = h("div", { class: "tokens", tabindex: 0, "aria-label": "tokens" });
   if (!completion.pieces) {
     node.append(completion.text);
@@ -125,7 +125,7 @@ function tokens(completion) {
     showTip(event.clientX, event.clientY, h("strong", { class: "mono" }, JSON.stringify(completion.pieces[index])),
       row("token", `${index + 1}, id ${completion.token_ids[index]}`), row("probability", completion.logprobs[index] === undefined ? "–" : `${(100 * Math.exp(completion.logprobs[index])).toFixed(1)} %`),
       row("log-probability", number(completion.logprobs[index])), completion.advantages && row("advantage", signed(completion.advantages[index], 3)),
-      completion.delta && row("teacher − student", signed(completion.delta[index], 3)));
+      completion.delta && row(`${part} minus ${branch}`, signed(completion.delta[index], 3)));
   };
   node.addEventListener("mousemove", tell);
   node.addEventListener("mouseleave", hideTip);

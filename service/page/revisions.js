@@ -8,7 +8,8 @@ import { table } from "./table.js";
 
 const FILE = "adapter_model.safetensors";
 
-export async function revisions({ signal, colours, facts }, { run }) {
+export async function revisions({ signal, colours: own, facts }, { run }) {
+  const colours = run ? own : Object.assign({}, ...Object.values(facts.colours));
   const retired = new Set();
   const all = [];
   for (let after; ; ) {
@@ -36,7 +37,7 @@ export async function revisions({ signal, colours, facts }, { run }) {
     { key: "size", name: "Size", class: "num c-size", sort: size, cell: (item) => bytes(size(item)) },
     { key: "created", name: "Published", class: "c-created", sort: (item) => item.created, cell: (item) => clock(item.created) },
     { key: "do", name: "", class: "c-do", cell: (item) => [
-      item.revision > 0 && h("a", { href: `#/run/${run}/step/${item.branch}/${item.revision}`, class: "button small" }, "Rollouts"),
+      run && item.revision > 0 && h("a", { href: `#/run/${run}/step/${item.branch}/${item.revision}`, class: "button small" }, "Rollouts"),
       !facts.is_read_only && !retired.has(ref(item)) && item.files[FILE] && h("button", { type: "button", class: "small", onclick: (event) => { event.stopPropagation(); download(item); } }, "Download"),
       !facts.is_read_only && !retired.has(ref(item)) && heads.get(item.branch) !== item.revision && h("button", { type: "button", class: "small danger", onclick: (event) => { event.stopPropagation(); retire(item); } }, "Retire"),
     ] },

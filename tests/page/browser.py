@@ -52,5 +52,5 @@ class Watched:
         else:
             self.page.goto(f"{self.address}/#/{screen}")
         # By a selector: the page's policy refuses a text to evaluate, which a condition in JavaScript would be.
-        self.page.wait_for_selector(f"main:not([aria-busy])[data-screen='/{screen}'] h1")
+        self.page.wait_for_selector(f"main:not([aria-busy])[data-screen='/{screen.partition('?')[0]}'] h1")
         return self.page

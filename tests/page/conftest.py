@@ -8,11 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.page.browser import Watched, chromium, launched
 from tests.page.folder import write_demo
-
-playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install coevo[dev]")
-
-from tests.page.browser import Watched, chromium, launched  # noqa: E402  # playwright may be missing
 
 
 class Looking:
@@ -25,7 +22,7 @@ class Looking:
         line = self._process.stdout.readline()
         match = re.search(r"(http://127\.0\.0\.1:(\d+))/", line)
         assert match is not None, line
-        self.address, self.port = match[1], int(match[2])
+        self.address, self.port, self.pid = match[1], int(match[2]), self._process.pid
 
     def stop(self) -> None:
         self._process.terminate()

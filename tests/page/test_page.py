@@ -96,7 +96,7 @@ def test_tokens_are_coloured_by_what_is_chosen(page) -> None:
     shown.get_by_role("button", name="image minus text").click()
     assert shown.locator(".tokens .p1, .tokens .p2, .tokens .p3").count() > 0
     token.hover()
-    assert "teacher − student" in shown.locator("#tip").inner_text()
+    assert "image minus text" in shown.locator("#tip").inner_text()
     assert shown.locator(".media img").evaluate("image => image.naturalWidth") == 2
 
 
