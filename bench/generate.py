@@ -129,7 +129,7 @@ async def _engine(folder: Path, questions: int) -> None:
     def numbers_of(model: type[T]) -> T:
         return model.model_validate({name: value for name, value in numbers.items() if name in model.model_fields})
 
-    decode = Decoder(pixels_of(recipe.media), keep=4 * questions)
+    decode = Decoder(pixels_of(recipe.media), keep_bytes=2**33)
     async with start_engine(locate("miniature"), numbers_of(EngineNumbers), numbers_of(MediaNumbers)) as engine:
         client: Any = engine._client
         requests = [None, *(LoRARequest(f"a{n}", n + 1, str(folder / f"a{n}")) for n in range(ADAPTERS))]
