@@ -7,8 +7,9 @@ phase II (`opd`) the branches teach each other as well: for each teacher one mor
 completions of that teacher's prompts, scored by both. So a phase is nothing but which terms a step has, and the update
 is the same for both. `plan.systems` says which steps there are.
 
-A step names every revision that it reads, and every draw of chance follows from (seed, branch, step). So a step can be
-made again, by any worker, with the same result.
+A step names every revision that it reads, and every draw of chance follows from (seed, branch, step). So any worker can
+make a step again with the same draws. Its numbers are equal to rounding, for the engine's depend on the batch that they
+are computed in; from recorded rollouts (`orchestration.replay`) they are equal bit by bit.
 
 Axes: G completions of a prompt, C tokens of a completion.
 """

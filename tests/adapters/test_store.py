@@ -322,3 +322,14 @@ def test_other_things_in_a_store_are_left_alone(root):
         assert state(store) == {"image": (1, [1], [])}
     assert (root / "image" / "notes.txt").exists()
     assert (root / "base" / "1").exists()
+
+
+def test_room_is_what_the_disk_has_and_what_the_largest_head_takes(root):
+    with Store(root, BASE) as store:
+        store.start("text")
+        assert store.room()[1] == 0
+        publish(store, "image", 1, content=bytes(5000))
+        publish(store, "text", 1, content=bytes(9000))
+        free, needed = store.room()
+        assert needed > 9000
+        assert free == pytest.approx(shutil.disk_usage(root).free, abs=2**30)

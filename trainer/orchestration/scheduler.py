@@ -2,8 +2,8 @@
 
 A step is ready when every revision that it names is published. Of several branches any ready step is made, first that
 of the branch with the most to go, which would be left alone at the end. While one branch learns, others' rollouts and
-scores are already made: `budget.prefetch` of them. None of this changes a revision, since everything that a step reads
-is named by one.
+scores are already made: `budget.prefetch` of them. None of this changes what a step draws or reads: the plan names it.
+Numbers of the engine may round otherwise, since other requests share its batches.
 
 What a step computes is `loop.train_step`; leases, timings, faults and cancellation are hooks around it.
 """
