@@ -270,7 +270,7 @@ PATHS = [
 def _connection(service: ServiceProcess, head: str, length: int) -> socket.socket:
     url = httpx.URL(service.url)
     connection = socket.create_connection((url.host, url.port), timeout=30)
-    lines = [f"{head} HTTP/1.1", "host: x", "connection: close", f"content-length: {length}"]
+    lines = [f"{head} HTTP/1.1", "host: localhost", "connection: close", f"content-length: {length}"]
     lines += [f"{name}: {value}" for name, value in service.headers.items()]
     connection.sendall("\r\n".join([*lines, "", ""]).encode())
     return connection

@@ -6,13 +6,16 @@ import random
 import statistics
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
 
 import pytest
 
 from tests.engine.conftest import adapter_folders  # noqa: F401
-from tests.engine.hostile import begun_body
+from tests.engine.hostile import HOSTILE, Ask, begun_body
 from tests.engine.load import FLAGS, check, is_flat, overrun, running, storm
 from tests.engine.scaled import ScaledAdapter
+from tests.engine.schema_walk import failures
 from tests.engine.service_process import ServiceProcess
 from tests.engine.traffic import Notes, scoring
 
@@ -48,6 +51,24 @@ def test_minutes_of_too_many_callers_leave_nothing_behind(service) -> None:
     with service.client() as client:
         service.wait_until(lambda: not any(running(client).values()))
         assert client.post("/logprobs", json=scoring(random.Random())).status_code == 200
+
+
+def test_two_thousand_hostile_requests_leave_memory_flat(service, tmp_path: Path) -> None:
+    cases = [cast(tuple[Ask, int, str], case.values) for case in HOSTILE if not case.marks]
+    memory: list[int] = []
+    with service.client(connection="close") as client:
+        while len(memory) * len(cases) < 2000:
+            for request_, status, _ in cases:
+                assert request_(client, tmp_path).status_code == status
+            memory.append(service.memory_mib)
+        assert client.post("/logprobs", json=scoring(random.Random())).status_code == 200
+    print(f"{len(memory) * len(cases)} requests: {memory} MiB")
+    assert is_flat(memory)
+
+
+def test_no_request_that_the_schema_allows_is_answered_with_a_failure(service) -> None:
+    schemathesis = pytest.importorskip("schemathesis")
+    assert failures(service, schemathesis, examples=200) == []
 
 
 def test_a_body_that_stops_is_given_up_on(service) -> None:
