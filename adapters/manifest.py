@@ -64,7 +64,7 @@ class Manifest(Frozen):
     parent: Count | None
     """The revision before; null for revision 0."""
     origin: str | None = None
-    """The `branch@revision` that a fork's revision 0 is; null where it is no fork."""
+    """The `branch@revision` whose files these are: of a fork's revision 0, and of a head that went back; else null."""
     base: Digest
     digest: Digest
     """The digest of the two adapter files; that of the base where there are none."""

@@ -32,6 +32,7 @@ COMMANDS = {
     "eval": ("trainer.commands.eval", "accuracy of branches on held-out questions, with intervals"),
     "filter": ("trainer.commands.filter", "training prompts that the base answers rightly now and then"),
     "publish": ("trainer.commands.publish", "an adapter that PEFT saved, as the next revision of a branch"),
+    "retire": ("trainer.commands.retire", "a mistaken head made good: the branch goes on from an earlier revision"),
     "merge": ("trainer.commands.merge", "branches folded into one checkpoint, or into one adapter"),
     "bench": ("bench.command", "measurements, each number beside its peer's"),
     "base": ("trainer.commands.base", "the miniature's base: path, build, check"),

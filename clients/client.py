@@ -212,6 +212,12 @@ class AsyncClient:
         path = path_of("adapters", branch)
         return await self._run(Call("POST", path, _read_manifest, headers=JSON, content=content))
 
+    async def go_back(self, branch: str, to: int, *, head: int) -> Manifest:
+        """A new head with the files of the revision `to`, where `head` is the head now."""
+        content = json.dumps({"to": to, "head": head}).encode()
+        path = path_of("adapters", branch, "head")
+        return await self._run(Call("POST", path, _read_manifest, headers=JSON, content=content))
+
     async def retire(self, branch: str, revision: int) -> None:
         await self._run(Call("DELETE", path_of("adapters", branch, revision), _read_nothing))
 

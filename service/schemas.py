@@ -209,6 +209,17 @@ class ForkRequest(Body):
     """`base`, or `branch@revision`"""
 
 
+class ReturnRequest(Body):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"to": 6, "head": 7}]})
+
+    to: Annotated[int, Field(ge=0, le=999_999_999)]
+    """The revision whose files the new head has."""
+    head: Annotated[int, Field(ge=0, le=999_999_999)]
+    """The head that is a mistake. Another one is refused: it came meanwhile."""
+    token: Annotated[int, Field(ge=0)] | None = None
+    """The token of the branch's lease, for who has it."""
+
+
 class MediaResponse(Body):
     id: str
     """`sha256:HEX`"""

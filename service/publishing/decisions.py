@@ -105,6 +105,26 @@ def decide(
     return None
 
 
+def decide_return(
+    branch: StoredBranch, to: Ref, head: int, *, is_current: bool
+) -> PublishRefusedError | Manifest | None:
+    """Whether the branch may go back from this head to an earlier revision; answered as `decide` does."""
+    known, now = branch.manifest(head + 1), max(branch.live, default=0)
+    if known is not None and known.origin == str(to):  # the first try was made
+        return known
+    if now != head:
+        return PublishRefusedError(
+            "stale-parent", f"the head is {now} and not {head}; look at that one first", head=now
+        )
+    if to.revision is None or to.revision >= head:
+        return PublishRefusedError("invalid", f"{to} does not lie before the head, which is {head}")
+    if not is_current:
+        return PublishRefusedError(
+            "fenced", f"somebody works on {to.branch}, and continues {head}; stop that first", head=head
+        )
+    return None
+
+
 def canary_difference(engine_logprobs: Sequence[float], meta_canary: JsonValue) -> float | None:
     """The mean between the engine's numbers and the publisher's, who may have sent none. Refused above the limit."""
     if not is_numbers(list(engine_logprobs)):

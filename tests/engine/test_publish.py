@@ -80,6 +80,42 @@ def test_the_next_revision_and_a_repeated_one(folders: dict[str, Path], capsys) 
 
 
 @pytest.mark.usefixtures("address")
+def test_a_mistaken_head_goes_back_by_a_new_revision(
+    service: ServiceProcess, folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def typed(*words: str) -> tuple[int, str, str]:
+        return main([*words]), *capsys.readouterr()
+
+    for name in ("query-value", "pattern"):
+        assert typed("publish", str(folders[name]), "mistaken")[0] == 0
+    prompt, completion = random_ids(20, 1), random_ids(9, 2)
+
+    def scores(adapter: str) -> list[float]:
+        body = {"sequences": [{"prompt": prompt, "completion": completion}]}
+        with service.client() as http:
+            answer = http.post("/logprobs", params={"adapter": adapter}, json=body).json()
+        return answer["adapters"][0]["sequences"][0]["logprobs"]
+
+    before = {name: scores(name) for name in ("mistaken", "mistaken@1", "base")}
+    line = "mistaken@3 has the files of mistaken@1; mistaken@2 is no longer the head\n"
+    assert typed("retire", "mistaken") == (0, line, "")
+    assert scores("mistaken") == scores("mistaken@3") == before["mistaken@1"] != before["mistaken"]
+    assert scores("mistaken@2") == before["mistaken"]  # it is still there for who names it
+    assert typed("retire", "mistaken", "--to", "0")[0] == 0
+    assert scores("mistaken") == before["base"]
+    told = typed("retire", "mistaken", "--to=9")
+    assert told == (2, "", "coevo retire: --to 9: no revision before the head 4; there are 0, 1, 2, 3\n")
+    code, _, error = typed("retire", "mistakn")
+    assert (code, error.startswith("coevo retire: mistakn: no such branch; there are ")) == (2, True)
+    with service.client() as http:
+        assert http.post("/adapters/begun", json={"from": "base"}).status_code == 201
+        stale = http.post("/adapters/mistaken/head", json={"to": 1, "head": 2}).json()
+    assert (stale["type"], stale["head"]) == ("stale-parent", 4)
+    told = "coevo retire: begun@0: no revision lies before it; publish another one instead\n"
+    assert typed("retire", "begun") == (2, "", told)
+
+
+@pytest.mark.usefixtures("address")
 def test_what_the_service_refuses_is_one_line_with_its_remedy(folders: dict[str, Path], tmp_path, capsys) -> None:
     def refused(folder: Path, *words: str) -> str:
         assert main(["publish", str(folder), "refused", *words]) == 2

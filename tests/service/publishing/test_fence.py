@@ -125,6 +125,23 @@ async def test_a_publish_needs_the_token_of_the_lease(opened, server, store, tmp
     queue.close()
 
 
+async def test_a_head_goes_back_when_nobody_works_on_the_branch(opened, server, store, tmp_path, adapter):
+    fence = await opened(server.url, store)
+    _, publisher = publisher_of(store, tmp_path, fence)
+    await publish(publisher, adapter, FIRST)
+    queue = Queue(server.url)
+    token = token_of(queue, "image", first=1)
+    with pytest.raises(
+        PublishRefusedError, match="somebody works on image, and continues 1; stop that first"
+    ) as refused:
+        await publisher.go_back("image", 0, 1)
+    assert (refused.value.kind, queue.heads()) == ("fenced", {"image": 1})
+    # Who has the lease may. The queue counts the new head as it counts a step.
+    await publisher.go_back("image", 0, 1, token)
+    assert queue.heads() == {"image": 2}
+    queue.close()
+
+
 async def test_the_queue_hears_of_forks(opened, server, store, tmp_path, adapter):
     _, publisher = publisher_of(store, tmp_path, await opened(server.url, store))
     await publish(publisher, adapter, FIRST)
