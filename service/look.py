@@ -100,8 +100,8 @@ def remote_app(url: str, key: str | None) -> ASGIApp:
             answer = await client.send(built, stream=True)
         except httpx.TransportError:
             raise problems.ProblemError("not-ready", 503, f"{url} does not answer", retry_after_s=5) from None
-        kept = {name: value for name, value in answer.headers.items() if name in _PASSED_BACK}
-        return StreamingResponse(_body(answer), answer.status_code, kept)
+        passed_back = {name: value for name, value in answer.headers.items() if name in _PASSED_BACK}
+        return StreamingResponse(_body(answer), answer.status_code, passed_back)
 
     return _ReadOnly(app)
 

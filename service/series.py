@@ -159,8 +159,11 @@ class Series:
         with self._lock:
             columns = self._branches[branch]
             rows = columns.sorted()[1][-count:]
-            numbers = {name: [column[row] for row in rows] for name, column in columns.columns.items()}
-        return {name: kept for name, values in numbers.items() if (kept := [v for v in values if not math.isnan(v)])}
+            numbers = {
+                name: [column[row] for row in rows if not math.isnan(column[row])]
+                for name, column in columns.columns.items()
+            }
+        return {name: values for name, values in numbers.items() if values}
 
     def slice(self, branch: str, keys: Sequence[str], first: int, last: int, points: int) -> Slice:
         with self._lock:

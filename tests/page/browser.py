@@ -34,14 +34,14 @@ class Watched:
         page.set_default_timeout(PATIENCE_MS)
         page.on("console", lambda message: self._said(message.type, message.text))
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        page.on("request", lambda request: self._asked(request.url))
+        page.on("request", lambda request: self._requested(request.url))
 
     def _said(self, kind: str, text: str) -> None:
         # A refused request is also a line of the console; what it means is the page's to say.
         if kind in ("error", "warning") and "Failed to load resource" not in text:
             self.complaints.append(f"{kind}: {text}")
 
-    def _asked(self, url: str) -> None:
+    def _requested(self, url: str) -> None:
         if not url.startswith((self.address, "blob:", "data:")):
             self.complaints.append(f"asked {url}")
 

@@ -20,7 +20,7 @@ def read(writer: RunWriter) -> Series:
     return series
 
 
-def told(writer: RunWriter, branch: str, key: str) -> list[float]:
+def recorded(writer: RunWriter, branch: str, key: str) -> list[float]:
     lines = [json.loads(line) for line in (writer.folder / "events.jsonl").read_text().splitlines()]
     return [event["metrics"][key] for event in lines if event.get("branch") == branch and event["kind"] == "step"]
 
@@ -29,13 +29,13 @@ def test_a_slice_has_the_numbers_of_the_file(writer: RunWriter) -> None:
     writer.steps(1, 40)
     part = read(writer).slice("image", ["native/reward"], 11, 20, 100)
     assert part.steps == list(range(11, 21))
-    assert part.values["native/reward"] == told(writer, "image", "native/reward")[10:20]
+    assert part.values["native/reward"] == recorded(writer, "image", "native/reward")[10:20]
 
 
 def test_more_steps_than_points_become_means(writer: RunWriter) -> None:
     writer.steps(1, 100)
     part = read(writer).slice("text", ["native/reward"], 0, 1000, 10)
-    rewards = told(writer, "text", "native/reward")
+    rewards = recorded(writer, "text", "native/reward")
     assert part.steps == list(range(10, 101, 10))
     means = [sum(rewards[i : i + 10]) / 10 for i in range(0, 100, 10)]
     assert part.values["native/reward"] == pytest.approx(means, rel=1e-5)
@@ -70,7 +70,7 @@ def test_a_step_that_is_told_again_counts_once(writer: RunWriter) -> None:
     writer.steps(2, 2)
     part = read(writer).slice("text", ["native/reward"], 0, 100, 100)
     assert part.steps == [1, 2, 3]
-    assert part.values["native/reward"][1] == told(writer, "text", "native/reward")[3]
+    assert part.values["native/reward"][1] == recorded(writer, "text", "native/reward")[3]
 
 
 def test_time_between_two_steps_is_waiting(writer: RunWriter) -> None:

@@ -40,9 +40,9 @@ def curves(events: Sequence[Event], path: Path) -> Path:
 def _colours(events: Sequence[Event]) -> dict[str, str]:
     """Of the branches in the order of their plan: those of the page."""
     plans = [event["branches"] for event in events if event["kind"] == "run"]
-    told = [event["branch"] for event in events if event["kind"] == "step"]
+    working = [event["branch"] for event in events if event["kind"] == "step"]
     compared = [Ref.parse(name).branch for _, overlaps in overlaps_of(events) for name in overlaps.branches]
-    return colours(dict.fromkeys([*(name for plan in plans for name in plan), *told, *compared]))
+    return colours(dict.fromkeys([*(name for plan in plans for name in plan), *working, *compared]))
 
 
 def _draw_rewards(panel: Any, events: Sequence[Event]) -> None:
