@@ -78,8 +78,11 @@ class LocalFence:
         self._see(manifest)
 
     def _see(self, manifest: Manifest) -> None:
-        # Not the last but the largest: a retry announces an old revision again.
-        self._tokens[manifest.branch] = max(manifest.token or 0, self._tokens.get(manifest.branch, 0))
+        # Not the last but the largest: a retry announces an old revision again. None that is ahead of the clock: nobody
+        # could publish after it.
+        token = manifest.token or 0
+        if token <= time.time_ns() // 1000:
+            self._tokens[manifest.branch] = max(token, self._tokens.get(manifest.branch, 0))
 
 
 class Publisher:

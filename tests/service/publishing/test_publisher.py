@@ -330,6 +330,13 @@ async def test_tokens_that_are_older_than_one_on_the_disk_are_fenced(publisher, 
     assert not await fence.is_current("text", MAX_TOKEN)  # no lease has it before the year 2255
 
 
+async def test_a_stored_token_that_is_ahead_of_the_clock_fences_nobody(publisher, store, adapter):
+    manifest = (await publish(publisher, adapter, replace(FIRST, token=5))).manifest
+    fence = LocalFence(store)
+    await fence.advance(manifest.model_copy(update={"token": MAX_TOKEN}))
+    assert [await fence.is_current("image", token) for token in (4, 6, MAX_TOKEN)] == [False, True, False]
+
+
 async def test_forks(publisher, registry, store, adapter, second_adapter):
     await publish(publisher, adapter, replace(FIRST, ref=Ref("expert", 1)))
     forked = await publisher.fork("image", "expert@1")
