@@ -13,7 +13,7 @@ NOTEBOOK = ROOT / "docs/quickstart.ipynb"
 
 
 def printed(notebook: nbformat.NotebookNode) -> list[list[str]]:
-    """The lines of each cell. Of a cell whose figures depend on the machine they say only how many there are."""
+    """The lines of each cell. Of a cell whose figures depend on the machine only whether it has any."""
     cells: list[list[str]] = []
     for cell in notebook.cells:
         texts = [
@@ -21,7 +21,7 @@ def printed(notebook: nbformat.NotebookNode) -> list[list[str]]:
         ]
         lines = "".join(texts).splitlines()
         varies = "varies" in cell.metadata.get("tags", [])
-        cells.append(["..."] * len(lines) if varies else lines)
+        cells.append(["..."] if varies and lines else lines)
     return cells
 
 
