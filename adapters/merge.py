@@ -19,7 +19,7 @@ import json
 import math
 import shutil
 import uuid
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BufferedReader
@@ -133,15 +133,21 @@ def make_merge_plan(
     )
 
 
-def fold(base: MergeBase, plan: MergePlan, target: Path) -> Record:
-    """The merged checkpoint in a new folder, which appears whole or not at all. Its record is in it."""
+def fold(
+    base: MergeBase, plan: MergePlan, target: Path, tell: Callable[[int, int], None] = lambda done, total: None
+) -> Record:
+    """The merged checkpoint in a new folder, which appears whole or not at all. Its record is in it. `tell` hears how
+    many tensors of all are done."""
     stats = FoldStats(base.shape.num_layers)
+    done, total = 0, sum(len(shard.entries) for shard in base.shards)
     with appearing(target) as draft:
         for path in sorted(base.folder.iterdir()):
             if path.is_file() and (path.suffix in _COPIED or path.name == "LICENSE"):
                 shutil.copyfile(path, draft / path.name)
         for shard in base.shards:
-            _fold_shard(shard, base.shape, plan, draft / shard.path.name, stats)
+            for _ in _fold_shard(shard, base.shape, plan, draft / shard.path.name, stats):
+                done += 1
+                tell(done, total)
         # The draft goes with this error: one infinite weight makes a model answer nothing but NaN.
         if not math.isfinite(stats.largest_error):
             raise UserError(f"{target}: weights beyond the range of the base's dtype; take a lower --scale")
@@ -227,8 +233,10 @@ def appearing(target: Path) -> Generator[Path]:
         raise
 
 
-def _fold_shard(shard: Shard, shape: BaseShape, plan: MergePlan, target: Path, stats: FoldStats) -> None:
-    """The file again, with the projections' rows changed on the way."""
+def _fold_shard(
+    shard: Shard, shape: BaseShape, plan: MergePlan, target: Path, stats: FoldStats
+) -> Iterator[TensorEntry]:
+    """The file again, with the projections' rows changed on the way; each tensor when it is written."""
     projection_of = {f"{projection}.weight": projection for projection in projections(shape)}
     with shard.path.open("rb") as reader, target.open("wb") as writer:
         reader.seek(len(shard.header))
@@ -236,13 +244,14 @@ def _fold_shard(shard: Shard, shape: BaseShape, plan: MergePlan, target: Path, s
         for entry in shard.entries:  # in the order of their bytes, so that reading and writing never seek
             if entry.key in projection_of:
                 _fold_tensor(entry, projection_of[entry.key], plan, reader, writer, stats)
-                continue
-            num_bytes = entry.num_bytes
-            while num_bytes > 0:
-                chunk = reader.read(min(num_bytes, 2**24))
-                assert chunk, "the base is shorter than its header says"
-                writer.write(chunk)
-                num_bytes -= len(chunk)
+            else:
+                num_bytes = entry.num_bytes
+                while num_bytes > 0:
+                    chunk = reader.read(min(num_bytes, 2**24))
+                    assert chunk, "the base is shorter than its header says"
+                    writer.write(chunk)
+                    num_bytes -= len(chunk)
+            yield entry
 
 
 def _fold_tensor(

@@ -11,6 +11,7 @@ from adapters.base import locate
 from adapters.errors import UserError
 from trainer.miniature.words import without_words
 from trainer.reporting.percent import percent
+from trainer.reporting.progress import Progress
 
 THREADS = min(4, os.cpu_count() or 1)
 """Torch would take all cores, for operations that are too small to share among many."""
@@ -68,9 +69,8 @@ def _build(arguments: argparse.Namespace) -> int:
     torch.set_num_threads(THREADS)
     out.parent.mkdir(parents=True, exist_ok=True)
     with appearing(out) as draft:  # before the training: a folder that is there is told at once
-        model, processor = build(
-            capabilities, Habits(conflict=arguments.conflict), training, lambda line: print(line, flush=True)
-        )
+        with Progress("training the base", "steps") as progress:
+            model, processor = build(capabilities, Habits(conflict=arguments.conflict), training, progress.show)
         save(model, processor, draft)
     print(f"base: {out}")
     return 0

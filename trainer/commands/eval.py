@@ -27,6 +27,7 @@ from trainer.recipe import Recipe
 from trainer.recipe.arguments import add_recipe_arguments
 from trainer.recipe.file import load
 from trainer.recipe.limits import limits
+from trainer.reporting.progress import Progress
 from trainer.reporting.tables import as_json, lines, show
 from trainer.rewards.pool import HALF_THE_CORES, RewardPool
 
@@ -106,5 +107,9 @@ async def _measure(
         # In a thread: a data set may take a minute to open, and the client looks after its connections meanwhile.
         questions = await asyncio.to_thread(exams, recipe, arguments.questions, arguments.exam)
         longest, decode = recipe.rollout.max_completion_tokens, decoder(recipe)
-        items = await examine(client, pool, models, questions, seed=recipe.seed, max_tokens=longest, decode=decode)
+        with Progress("examining", "questions") as progress:
+            items = await examine(
+                client, pool, models, questions,
+                seed=recipe.seed, max_tokens=longest, decode=decode, tell=progress.show,
+            )  # fmt: skip
     return exam_results(items, questions), items

@@ -51,6 +51,7 @@ from trainer.recipe.arguments import add_recipe_arguments
 from trainer.recipe.file import load
 from trainer.recipe.limits import limits
 from trainer.reporting.percent import percent
+from trainer.reporting.progress import Progress
 from trainer.rewards.pool import HALF_THE_CORES, RewardPool
 
 _MOST_SAMPLES = 1024
@@ -187,20 +188,15 @@ async def _ask(
     journal: Journal,
     pool: RewardPool,
 ) -> None:
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
-
     on_unreadable = capability.data.on_unreadable if isinstance(capability.data, DatasetData) else "error"
-    columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(), TimeRemainingColumn())
-    terminal = Console(stderr=True)  # what was found goes to stdout, which may be a file
     engine_s = limits(recipe).patience_s
     async with AsyncClient(**from_environment(os.environ), base=request.base, engine_s=engine_s) as client:
-        with Progress(*columns, console=terminal, disable=not terminal.is_terminal, transient=True) as progress:
-            bar = progress.add_task(request.capability, total=len(prompts), completed=len(journal.rates))
+        with Progress(f"asking {request.capability}", "prompts") as progress:
+            progress.show(len(journal.rates), len(prompts))
             await rate(
                 client, pool, prompts, request, journal, decode=decoder(recipe),
                 deadline_s=capability.reward.deadline_s, on_unreadable=on_unreadable,
-                tell=lambda done: progress.update(bar, completed=done),
+                tell=lambda done: progress.show(done, len(prompts)),
             )  # fmt: skip
 
 

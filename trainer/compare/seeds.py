@@ -16,6 +16,7 @@ from trainer.plan.comparison import Result, of_seeds, planned_results
 from trainer.plan.make import make_plan
 from trainer.recipe import MiniatureData, Recipe
 from trainer.reporting.events import read_events
+from trainer.reporting.progress import duration
 
 
 def make_seeds(recipe: Recipe, out: Path, together: int) -> None:
@@ -25,9 +26,13 @@ def make_seeds(recipe: Recipe, out: Path, together: int) -> None:
     last = first + recipe.comparison.seeds - 1
     # By the answers in the folder: a seed that was stopped between its training and its exam is examined now.
     missing = {seed: results for seed in range(first, last + 1) if (results := unanswered(recipe, out, seed))}
+    done = 0
     for group in groups(missing, together):
-        minutes = (time.monotonic() - started) / 60
-        print(f"seed {', '.join(map(str, group))} of {first} to {last}, after {minutes:.0f} min", flush=True)
+        elapsed_s = time.monotonic() - started
+        left = f", {duration(elapsed_s / done * (len(missing) - done))} left" if done else ""
+        seeds = ", ".join(map(str, group))
+        print(f"seed {seeds} of {first} to {last}, after {duration(elapsed_s)}{left}", flush=True)
+        done += len(group)
         # A group may have gaps where seeds are done; they are in its plan, and cost nothing a second time.
         group_recipe = of_seeds(recipe, group[0], group[-1])
         with run_processes(out, group_recipe) as processes:

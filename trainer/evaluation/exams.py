@@ -272,8 +272,9 @@ async def examine(
     seed: int,
     max_tokens: int,
     decode: Decode,
+    tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[ExamAnswer]:
-    """Every answer of every model, judged."""
+    """Every answer of every model, judged. `tell` hears how many questions of all are done."""
     # The model is no part of the seed: all models are asked with the same chance, so that two of them can be paired.
     question_seeds = {
         (exam.name, way.name): seeds(len(exam.prompts), seed, "evaluation", exam.name, way.name)
@@ -294,7 +295,16 @@ async def examine(
     largest = max((prompts_together(part.way.n, max_tokens) for part in slices), default=1)
     calls = asyncio.Semaphore(min(MAX_CALLS, 4 * MAX_CALLS // largest))
     examination = Examination(client, pool, max_tokens, decode, calls)
-    answers = await gather_or_cancel(examination.examine(part) for part in slices)
+    done, total = 0, sum(len(part.indices) for part in slices)
+
+    async def examine_and_tell(part: ExamSlice) -> list[ExamAnswer]:
+        nonlocal done
+        of_slice = await examination.examine(part)
+        done += len(part.indices)
+        tell(done, total)
+        return of_slice
+
+    answers = await gather_or_cancel(examine_and_tell(part) for part in slices)
     return [answer for of_slice in answers for answer in of_slice]
 
 

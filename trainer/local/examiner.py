@@ -17,6 +17,7 @@ from trainer.queue.server import URL_VARIABLE
 from trainer.recipe import Recipe
 from trainer.recipe.limits import limits
 from trainer.recipe.parts import ENGINE_RANKS, engine_rank
+from trainer.reporting.progress import Progress
 from trainer.rewards.pool import HALF_THE_CORES, RewardPool
 
 ADAPTER = "merged-adapter"
@@ -73,13 +74,13 @@ class Examiner:
         url = self.processes.serve(SERVICE, *words, **environ)
         questions = ", ".join(f"{len(exam.prompts)} of {exam.name}" for exam in self.exams)
         print(f"examining {', '.join(models)} on questions: {questions}", flush=True)
-        with RewardPool(num_children=HALF_THE_CORES) as pool:
-            items = asyncio.run(self.ask(url, models, pool))
+        with RewardPool(num_children=HALF_THE_CORES) as pool, Progress("examining", "questions") as progress:
+            items = asyncio.run(self.ask(url, models, pool, progress))
         # The engine's memory is free again before the next service starts.
         self.processes.stop()
         return items
 
-    async def ask(self, url: str, models: Sequence[str], pool: RewardPool) -> list[ExamAnswer]:
+    async def ask(self, url: str, models: Sequence[str], pool: RewardPool, progress: Progress) -> list[ExamAnswer]:
         key = from_environment(os.environ)["api_key"]
         async with AsyncClient(url, api_key=key, engine_s=limits(self.recipe).patience_s) as client:
             # A task beside this one, which looks at the stop flag: signals set a flag and interrupt nothing.
@@ -92,6 +93,7 @@ class Examiner:
                     seed=self.recipe.seed,
                     max_tokens=self.recipe.rollout.max_completion_tokens,
                     decode=self.decode,
+                    tell=progress.show,
                 )
             )
             try:

@@ -24,6 +24,7 @@ from trainer.local.processes import ProcessGroup
 from trainer.plan.make import make_plan
 from trainer.plan.steps import Plan
 from trainer.recipe import Recipe
+from trainer.reporting.progress import Progress
 from trainer.reporting.tables import as_json
 
 UNMERGED_SYSTEMS = frozenset({"base", "mopd", "pilot"})
@@ -86,7 +87,8 @@ def merge(base: MergeBase, merge_plan: MergePlan, out: Path) -> Record:
         write_adapter(base, merge_plan, adapter)
     if target.exists():
         return Record.model_validate_json((target / "merge.json").read_text())
-    return fold(base, merge_plan, target)
+    with Progress("merging", "tensors") as progress:
+        return fold(base, merge_plan, target, progress.show)
 
 
 def card_scores(results: list[ExamResult]) -> dict[str, dict[str, float]]:

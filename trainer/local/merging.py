@@ -10,6 +10,7 @@ from adapters.merge_inputs import MergeBase, MergeInput, heads, open_folder, ope
 from adapters.merge_record import Record, write_card
 from adapters.names import Ref, is_name
 from trainer.recipe import Recipe
+from trainer.reporting.progress import Progress
 
 
 def branches_of(texts: Sequence[str], store: Path | None, base: MergeBase) -> list[MergeInput]:
@@ -66,7 +67,8 @@ def make(
         write_adapter(base, merge_plan, adapter)
         print(f"adapter: {adapter}")
     if out is not None:
-        record = fold(base, merge_plan, out)
+        with Progress("merging", "tensors") as progress:
+            record = fold(base, merge_plan, out, progress.show)
         if scores:
             write_card(out, record, scores)
         print("\n".join(lines(record)))

@@ -9,7 +9,6 @@ questions of the training split are seen.
 
 import itertools
 import random
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -74,7 +73,7 @@ class Training:
 
 
 def build(
-    capabilities: Sequence[MiniatureCapability], habits: Habits, training: Training, report: Callable[[str], None]
+    capabilities: Sequence[MiniatureCapability], habits: Habits, training: Training, tell: Callable[[int, int], None]
 ) -> tuple[Qwen3VLForConditionalGeneration, Qwen3VLProcessor]:
     tokenizer = build_tokenizer(dict.fromkeys(word for capability in capabilities for word in capability.words))
     processor = build_processor(tokenizer)
@@ -94,7 +93,6 @@ def build(
         for level in LEVELS
         for capability in capabilities
     ]
-    started = time.monotonic()
     for step, (capability, source) in zip(range(training.steps), itertools.cycle(sources), strict=False):
         done = step / training.steps
         stage = SKILL if done < training.skill else STYLE if done < training.skill + training.style else habits
@@ -107,8 +105,7 @@ def build(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         schedule.step()
-        if (step + 1) % 60 == 0:
-            report(f"step {step + 1}/{training.steps}  loss {loss.item():.3f}  {time.monotonic() - started:.0f} s")
+        tell(step + 1, training.steps)
     return model.eval(), processor
 
 

@@ -22,9 +22,13 @@ from trainer.plan.steps import missing_teachers
 from trainer.recipe import Recipe
 from trainer.reporting.events import Event, overlap_lines
 from trainer.reporting.percent import percent
+from trainer.reporting.progress import EVERY_S, duration
 
 _SMOOTH = 20
 """Steps whose time makes the estimate. Of late only: those of the second phase take longer than those of the first."""
+
+_BAR = 30
+"""Characters of the bar: with its words it fits a terminal of 80 columns."""
 
 
 class Console:
@@ -38,6 +42,7 @@ class Console:
         self._times: deque[float] = deque(maxlen=_SMOOTH)
         self._tokens: deque[float] = deque(maxlen=_SMOOTH)
         self._overlap = ""
+        self._said_at = time.monotonic()
         self._recipe = recipe
         self._events, self._offset = events, 0  # bytes of the file that were read
         self._terminal = Terminal()
@@ -65,6 +70,19 @@ class Console:
                 print(line, flush=True)
         if self._live:
             self._live.update(self.table(), refresh=True)
+        elif time.monotonic() - self._said_at >= EVERY_S and self._times:
+            self._said_at = time.monotonic()
+            print(self._progress(), flush=True)
+
+    def _progress(self) -> str:
+        """How many steps are made, and how long the others will take."""
+        made, total = sum(self.heads().values()), sum(self._ends.values())
+        text = f"{made} of {total} steps"
+        # One time says nothing of a pace, and several can be equal: events that were read at once.
+        if len(self._times) > 1 and (elapsed_s := self._times[-1] - self._times[0]) > 0:
+            # n times have n - 1 steps between them.
+            text += f", {duration(elapsed_s / (len(self._times) - 1) * (total - made))} left"
+        return text
 
     def _fresh(self) -> Iterator[Event]:
         if not self._events.exists():
@@ -85,8 +103,14 @@ class Console:
                 self._times.append(time.monotonic())
                 self._tokens.append(self._sampled(event))
                 return f"{event['branch']}@{event['step']} of {self._ends.get(event['branch'])}: {_step_line(event)}"
+            case "unrewarded":
+                self._notes.append(event["text"])
+                return self._notes[-1]
             case "failed" | "dead" | "waiting" | "fell":
                 self._notes.append(f"{event['branch']}: {event.get('error') or event.get('text')}")
+                return self._notes[-1]
+            case "rollouts":
+                self._notes.append(f"rollouts of {event['branch']}@{event['step']}: {event['error']}")
                 return self._notes[-1]
             case "overlap":
                 self._overlap = next(overlap_lines([event]), "")
@@ -138,15 +162,14 @@ class Console:
 
     def _caption(self, heads: dict[str, int]) -> Iterator[str]:
         method = self._recipe.method
+        full = _BAR * sum(heads.values()) // max(1, sum(self._ends.values()))
+        yield f"{'━' * full}{'╌' * (_BAR - full)} {self._progress()}"
         if method.cyclic:
             cycle = min(heads.values(), default=0) // (method.rlvr_steps + method.opd_steps) + 1
             yield f"cycle {min(cycle, method.cycles)} of {method.cycles}"
-        # One time says nothing of a pace, and several can be equal: events that were read at once.
         if len(self._times) > 1 and (elapsed_s := self._times[-1] - self._times[0]) > 0:
-            # n times have n - 1 steps between them: the first step's tokens were sampled before the first time.
-            pace_s, tokens = elapsed_s / (len(self._times) - 1), sum(list(self._tokens)[1:])
-            left_s = pace_s * sum(end - heads[branch] for branch, end in self._ends.items())
-            yield f"{tokens / elapsed_s:,.0f} sampled tokens a second; {_duration(left_s)} to the last step"
+            # The first step's tokens were sampled before the first time.
+            yield f"{sum(list(self._tokens)[1:]) / elapsed_s:,.0f} sampled tokens a second"
         if self._overlap:
             yield self._overlap
         yield from self._notes
@@ -161,11 +184,6 @@ def _step_line(event: Event) -> str:
     skipped = f", skipped: {event['skipped']}" if event["skipped"] else ""
     # A student that only listens has no reward of its own to show.
     return f"{', '.join(words) or event['phase']}{teachers}, {sum(event['seconds'].values()):.1f} s{skipped}"
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return f"{seconds:.0f} s" if seconds < 120 else f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
 
 
 def _number(value: float | None) -> str:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from rich.console import Console as Terminal
 
 from tests.faults.recipes import small
@@ -59,3 +60,25 @@ def test_on_a_terminal_a_table_says_who_waits_for_whom(tmp_path: Path) -> None:
     assert "image@2, video@2" in rows["text"]
     assert "text-image 0.940" in text
     assert "cycle 1 of 1" in text
+    assert f"{'━' * 10}{'╌' * 20} 3 of 9 steps" in text
+
+
+def test_without_a_terminal_a_line_now_and_then_says_what_is_left(
+    tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.reporting.console.EVERY_S", 0.0)
+    path = tmp_path / "events.jsonl"
+    with Console(RECIPE, path, "http://here") as console:
+        for count in (2, 3):
+            run_events.write(path, run_events.EVENTS[:count])
+            console.look()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if " steps" in line] == ["1 of 9 steps", "2 of 9 steps, 0 s left"]
+
+
+def test_a_branch_without_rewards_is_a_line(tmp_path: Path, capsys) -> None:
+    path = tmp_path / "events.jsonl"
+    with Console(RECIPE, path, "http://here") as console:
+        run_events.write(path, [{"kind": "unrewarded", "branch": "text", "step": 1, "text": "text cannot learn yet"}])
+        console.look()
+    assert capsys.readouterr().out == "text cannot learn yet\n"
