@@ -51,6 +51,7 @@ def _dead(series: Series) -> Iterator[Alarm]:
 def _stalled(info: RunInfo, now: datetime) -> Iterator[Alarm]:
     if info.state != "running" or info.num_events < 2:
         return
+    # Over all events and not over steps alone: a run that only measures is not standing still.
     usual = (info.updated - info.started) / (info.num_events - 1)
     silent = now - info.updated
     if silent > max(STALLED_STEPS * usual, timedelta(seconds=STALLED_S)):
@@ -82,10 +83,11 @@ def _shares(series: Series) -> Iterator[Alarm]:
 
 def _warned(series: Series) -> Iterator[Alarm]:
     """What the newest warning of a branch says, unless the shares above say it already."""
+    # Notes are in the order in which they were told: the last of a branch wins.
     newest = {note.event["branch"]: note.event for note in series.notes if note.event["kind"] == WARNING}
     for branch, event in newest.items():
         if event["step"] != series.head(branch):
-            continue
+            continue  # later steps did not warn
         for text in event["warnings"]:
             said, _, remedy = text.partition(": ")[2].rpartition(": ")
             if not any(f"/{name}:" in text for name in ("decided", "cut_off")):

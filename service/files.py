@@ -45,13 +45,14 @@ class RunFiles:
 
     def series(self, run: str) -> Series:
         """The run's events as columns, as far as they go now."""
+        # Kept between requests: what was read once of a long run is not read again.
         series = self._series.setdefault(run, Series(self.folder / run / EVENTS))
         series.refresh()
         return series
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        if not self._tokenizers:
+        if not self._tokenizers:  # at the first prompt that is looked at; most screens need none
             try:
                 # A run may be looked at where its base is not.
                 path = None if self.base is None else locate(self.base) / "tokenizer.json"
@@ -102,6 +103,7 @@ class RunFiles:
 
     def log(self, name: str, after: int | None) -> tuple[list[str], int] | None:
         """Whole lines from a byte on, and the byte behind them; without one, the log's end."""
+        # By comparing with what is there, and not by joining a name to a folder: nothing to climb out of.
         path = next((path for path in self.logs() if path.name == name), None)
         if path is None:
             return None
@@ -110,6 +112,6 @@ class RunFiles:
             begin = max(0, size - _LOG_BYTES) if after is None else min(after, size)
             file.seek(begin)
             text = file.read(_LOG_BYTES)
-        whole = text[: text.rfind(b"\n") + 1]
+        whole = text[: text.rfind(b"\n") + 1]  # the rest is still being written, or comes with the next answer
         lines = whole.decode(errors="replace").splitlines()
         return (lines[1:] if after is None and begin else lines), begin + len(whole)

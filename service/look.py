@@ -50,6 +50,7 @@ def folder_app(folder: Path, base: str | None) -> ASGIApp:
     problems.install(app)
     for module in (page, history, rollouts, runs):
         app.include_router(module.router)
+    # Both states: routes of runs are the service's own, and look for their runs there.
     app.state.files = RunFiles(looked, folder / "runs", folder / "store", base, is_read_only=True)
     app.state.service = _Looked(looked)
     return _ReadOnly(app)
@@ -83,6 +84,7 @@ def remote_app(url: str, key: str | None) -> ASGIApp:
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     problems.install(app)
 
+    # Before everything else: the page is this package's, not that of the service, which may be older.
     @app.get("/")
     async def index() -> Response:
         return await page.index()
@@ -95,6 +97,7 @@ def remote_app(url: str, key: str | None) -> ASGIApp:
     async def passed_on(path: str, request: Request) -> Response:
         sent = {name: value for name, value in request.headers.items() if name in _PASSED_ON}
         query = request.url.query
+        # The browser's own headers stay here: cookies and addresses of this machine are none of the service's business.
         built = client.build_request("GET", f"/{path}" + (f"?{query}" if query else ""), headers=sent)
         try:
             answer = await client.send(built, stream=True)

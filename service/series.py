@@ -40,7 +40,7 @@ class _Branch:
 
     def add(self, step: int, end: float, phase: str, numbers: Mapping[str, float]) -> None:
         row = self.rows.setdefault(step, len(self.ends))
-        if row == len(self.ends):
+        if row == len(self.ends):  # a new step: every column grows by one, also those that it says nothing of
             self.ends.append(end)
             self.phases.append(phase)
             for column in self.columns.values():
@@ -55,7 +55,7 @@ class _Branch:
         """The steps in their order, and the row of each."""
         steps = np.fromiter(self.rows.keys(), np.int64, len(self.rows))
         rows = np.fromiter(self.rows.values(), np.int64, len(self.rows))
-        order = np.argsort(steps)
+        order = np.argsort(steps)  # told late, or again after a restart: the order of the file is not that of the steps
         return steps[order], rows[order]
 
     def column(self, name: str, rows: NDArray[np.int64]) -> Floats:
@@ -72,6 +72,7 @@ class _Branch:
     def _waiting(self, rows: NDArray[np.int64]) -> Floats:
         ends = np.array(self.ends, np.float64)[rows]
         begins = ends - self.busy(rows)
+        # Never below 0: clocks of two machines, and steps whose sampling began while the one before was published.
         return np.maximum(begins - np.concatenate([begins[:1], ends[:-1]]), 0.0)
 
 
@@ -116,6 +117,7 @@ class Series:
     def refresh(self) -> None:
         """Reads what the file has more."""
         with self._lock, self._path.open("rb") as file:
+            # Two requests at a time would read the same lines, and count them twice: hence the lock.
             if self._path.stat().st_size < self._offset:  # another file has taken its place
                 self._offset = self._number = 0
                 self._branches, self.notes, self._began = {}, [], None
@@ -138,6 +140,7 @@ class Series:
         seconds = {f"{SECONDS}/{name}": value for name, value in event.get("seconds", {}).items()}
         branch = self._branches.setdefault(event["branch"], _Branch())
         branch.add(event["step"], at - self._began, event.get("phase", ""), {**metrics, **seconds})
+        # A step's warnings are read by people, so they lie with the notes and not in a column.
         if event.get("warnings"):
             shown = {name: event[name] for name in ("at", "branch", "step", "phase", "warnings") if name in event}
             self.notes.append(Note(self._number, {"kind": WARNING, **shown}))
@@ -173,6 +176,7 @@ class Series:
             values = {key: columns.column(key, rows)[is_inside] for key in keys}
         steps = steps[is_inside]
         if len(steps) > points:
+            # The last step of each bucket names the point: a click on it opens rollouts that are there.
             begins = np.linspace(0, len(steps), points, endpoint=False).astype(np.int64)
             values = {key: _means(numbers, begins) for key, numbers in values.items()}
             steps = steps[np.append(begins[1:], len(steps)) - 1]
@@ -186,7 +190,7 @@ class Series:
             ends, busy = np.array(columns.ends, np.float64)[rows], columns.busy(rows)
             phases = [columns.phases[row] for row in rows]
         begins = ends - busy
-        pixel = ends.max(initial=0.0) / points
+        pixel = ends.max(initial=0.0) / points  # waits shorter than that are not seen, and would be thousands of bars
         is_other = np.array([a != b for a, b in zip(phases[1:], phases[:-1], strict=True)], bool)
         is_first = np.concatenate([[True], is_other | (begins[1:] - ends[:-1] > pixel)])[: len(steps)]
         firsts = np.flatnonzero(is_first)

@@ -91,6 +91,7 @@ async def notes(
     """Events that are no steps, in their order, and steps' warnings: of some kinds (`overlap`, `accuracy`, `lease`,
     `failed`, `dead`, `waiting`, `rhythm`, `run`, `warning`), or of all."""
     _, columns = await known(files, run)
+    # By number and not by place: what is told between two pages moves nothing.
     wanted = [note for note in columns.notes if note.number > after and (not kind or note.event.get("kind") in kind)]
     page = wanted[:limit]
     return views.NotesResponse(
@@ -123,6 +124,7 @@ async def revisions(
     begin = Ref.parse(after) if after else None
 
     def read() -> views.RevisionsResponse:
+        # Names of folders are cheap; manifests are opened for one page alone.
         refs = [ref for ref in files.refs() if begin is None or ref > begin]
         page = refs[:limit]
         manifests = [manifest for ref in page if (manifest := files.manifest(ref)) is not None]

@@ -37,6 +37,7 @@ def open_paths() -> Iterator[str]:
     yield from (f"/page/{path.name}" for path in FOLDER.iterdir() if path.suffix in _TYPES)
 
 
+# A fixed set, made at the start: what is not in it is not opened, whatever a path looks like.
 _OPEN = frozenset(open_paths())
 
 

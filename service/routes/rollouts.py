@@ -60,6 +60,7 @@ async def completions(
 
     def read() -> views.CompletionsResponse:
         record = record_of(files, run, branch, step)
+        # All of them, though a page is asked for: its last number and the total are known only then.
         rows = [row for part in record.head.parts for n in range(part.num_groups) for row in _rows(record, part, n)]
         return views.CompletionsResponse(
             parts={part.name: part.num_groups for part in record.head.parts},
@@ -153,6 +154,7 @@ async def earlier(run: Run, branch: Branch, step: Revision, prompt_id: str, file
     """Where the branch had the same prompt in the steps before, the newest first."""
 
     def read() -> list[views.PromptPlace]:
+        # Of the steps that are kept: older rollouts may be gone.
         steps = [number for number in files.runs.recorded_steps(run).get(branch, []) if number < step]
         places: list[views.PromptPlace] = []
         for number in steps[: -_EARLIER - 1 : -1]:
