@@ -80,7 +80,7 @@ async function logs(signal) {
       && line.text.toLowerCase().includes(state.words));
     const names = state.isSplit ? [...new Set(shown.map((line) => line.name))] : [null];
     fill(box, names.map((name) => h("div", { class: "log" }, name && h("h3", {}, name),
-      h("pre", { tabindex: 0, "aria-label": `log ${name ?? "of all processes"}` }, shown.filter((line) => name === null || line.name === name).slice(-500).map((line) =>
+      h("pre", { tabindex: 0, role: "log", "aria-label": `log ${name ?? "of all processes"}` }, shown.filter((line) => name === null || line.name === name).slice(-500).map((line) =>
         h("span", { class: `line ${line.level}` }, name === null && h("b", {}, line.name.padEnd(12)), line.text, "\n"))))), !shown.length && empty("No line fits."));
     box.querySelectorAll("pre").forEach((pre) => { pre.scrollTop = pre.scrollHeight; });
   }

@@ -8,7 +8,7 @@ const REACH = 0.9; // overlap below which a student is out of a teacher's reach;
 export function matrix(colours) {
   const node = h("div", {});
   const state = { events: [], index: null, measure: "overlap", capability: "mean" };
-  const grid = h("div", { class: "scroll" });
+  const grid = h("div", { class: "scroll", tabindex: 0 });
   const told = h("output", { for: "cycle" });
   const slider = h("input", { id: "cycle", type: "range", min: 0, step: 1, "aria-label": "Phase end" });
   slider.addEventListener("input", () => { state.index = Number(slider.value); draw(); });

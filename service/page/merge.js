@@ -39,11 +39,11 @@ function accuracies({ results }, colours, facts) {
 
 function parts(record, colours) {
   const names = record.branches.map((branch) => branch.name);
-  return card("What it is made of", `${record.method}, scale ${record.scale}`, h("div", { class: "scroll" }, h("table", { class: "plain" },
+  return card("What it is made of", `${record.method}, scale ${record.scale}`, h("div", { class: "scroll", tabindex: 0 }, h("table", { class: "plain" },
     h("thead", {}, h("tr", {}, ["Branch", "Revision", "Weight", "Rank"].map((text, index) => h("th", { scope: "col", class: index > 1 ? "num" : "" }, text)))),
     h("tbody", {}, record.branches.map((branch) => h("tr", {}, h("td", {}, dot(colours[branch.name]), branch.name), h("td", { class: "mono" }, branch.source),
       h("td", { class: "num" }, percent(branch.share)), h("td", { class: "num" }, branch.rank)))))),
-  h("h3", {}, "Cosine of the branches' deltas"), h("div", { class: "scroll" }, h("table", { class: "matrix" }, h("thead", {}, h("tr", {}, h("td", {}), names.map((name) => h("th", { scope: "col" }, dot(colours[name]), name)))),
+  h("h3", {}, "Cosine of the branches' deltas"), h("div", { class: "scroll", tabindex: 0 }, h("table", { class: "matrix" }, h("thead", {}, h("tr", {}, h("td", {}), names.map((name) => h("th", { scope: "col" }, dot(colours[name]), name)))),
     h("tbody", {}, names.map((a) => h("tr", {}, h("th", { scope: "row" }, dot(colours[a]), a), names.map((b) => {
       if (a === b) return h("td", { class: "same" }, "·");
       const value = record.cosines[`${a} ${b}`] ?? record.cosines[`${b} ${a}`] ?? null;

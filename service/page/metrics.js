@@ -12,16 +12,18 @@ export async function metrics(context, { run }) {
   const { signal, facts, colours, query } = context;
   const { keys } = await get(`/runs/${run}/series`, {}, signal);
   const charts = h("div", { class: "grid three" });
-  const state = { filter: query.get("filter") ?? "native/", smoothing: 5, isLog: false, first: 0, last: null, off: new Set(), all: false };
+  const state = { filter: query.get("filter") ?? "native/", smoothing: 5, isLog: false, first: 0, last: null, off: new Set(), all: false, turn: 0 };
   let drawn = [];
 
   async function draw() {
+    const turn = ++state.turn; // an answer that comes late must not draw over a newer one
     const words = state.filter.toLowerCase().split(/\s+/).filter(Boolean);
     const wanted = keys.filter((key) => words.every((word) => key.includes(word)));
     const shown = state.all ? wanted : wanted.slice(0, AT_ONCE);
     const answer = shown.length
       ? await get(`/runs/${run}/series`, { key: shown, points: POINTS, first: state.first || undefined, last: state.last ?? undefined }, signal)
       : { branches: {} };
+    if (turn !== state.turn) return;
     drawn.forEach((item) => item.destroy());
     const names = Object.keys(answer.branches);
     drawn = shown.map((key) => chart(key, names.filter((name) => !state.off.has(name)).map((name) => ({

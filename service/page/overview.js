@@ -84,7 +84,7 @@ function teachers(series, names, colours) {
     }
   if (!rows.length) return [empty("Nobody has taught yet: phase II comes after phase I.")];
   const head = ["Teacher", "Student", "Gap at first", "Gap now", "Absorbed", "|Δ| now, nats"];
-  return [h("div", { class: "scroll" }, h("table", { class: "plain" }, h("thead", {}, h("tr", {}, head.map((text, index) => h("th", { scope: "col", class: index > 1 ? "num" : "" }, text)))),
+  return [h("div", { class: "scroll", tabindex: 0 }, h("table", { class: "plain" }, h("thead", {}, h("tr", {}, head.map((text, index) => h("th", { scope: "col", class: index > 1 ? "num" : "" }, text)))),
     h("tbody", {}, rows.map((row) => h("tr", {},
       h("td", {}, dot(colours[row.teacher]), row.teacher), h("td", {}, "→ ", dot(colours[row.student]), row.student),
       h("td", { class: "num" }, number(row.first, 2)), h("td", { class: "num" }, number(row.last, 2)),
@@ -111,7 +111,7 @@ function accuracies(notes) {
   const names = [...new Set(rows.map((row) => row.exam))];
   const models = [...new Set(rows.map((row) => `${row.model} ${row.way}`))];
   return [card("Accuracy by capability", h("span", {}, `after step ${exams.at(-1).step}, with half of the 95 % interval`),
-    h("div", { class: "scroll" }, h("table", { class: "plain" }, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Model"), names.map((name) => h("th", { scope: "col", class: "num" }, name)))),
+    h("div", { class: "scroll", tabindex: 0 }, h("table", { class: "plain" }, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Model"), names.map((name) => h("th", { scope: "col", class: "num" }, name)))),
       h("tbody", {}, models.map((model) => h("tr", {}, h("th", { scope: "row" }, model), names.map((exam) => {
         const row = rows.find((item) => `${item.model} ${item.way}` === model && item.exam === exam);
         return h("td", { class: "num" }, row ? `${percent(row.accuracy)}${row.half_width === null ? "" : ` ± ${(100 * row.half_width).toFixed(1)}`}` : "–");

@@ -40,7 +40,7 @@ export async function prompt({ signal }, { run, branch, step, part, group }) {
     if (next >= 0 && next < data.groups) location.hash = `#/run/${run}/step/${branch}/${step}/${encodeURIComponent(part)}/${next}`;
   };
   addEventListener("keydown", (event) => {
-    if (/^(INPUT|TEXTAREA|SELECT)$/.test(event.target.tagName) || event.altKey || event.ctrlKey || event.metaKey) return;
+    if (/^(INPUT|TEXTAREA|SELECT|VIDEO)$/.test(event.target.tagName) || event.altKey || event.ctrlKey || event.metaKey) return;
     if (event.key === "ArrowLeft" || event.key === "k") go(-1);
     if (event.key === "ArrowRight" || event.key === "j") go(1);
   }, { signal });
@@ -54,7 +54,7 @@ export async function prompt({ signal }, { run, branch, step, part, group }) {
         h("button", { type: "button", disabled: Number(group) + 1 === data.groups, onclick: () => go(1) }, "Next →"), earlier)),
     h("section", { class: "card question", "aria-label": "The prompt" },
       h("div", { class: "media" }, data.media.map((id) => picture(id, signal))),
-      h("p", { class: "asked" }, data.question), h("p", {}, h("span", { class: "note" }, "Answer "), h("b", {}, data.answer))),
+      h("p", { class: "asked", tabindex: 0 }, data.question), h("p", {}, h("span", { class: "note" }, "Answer "), h("b", {}, data.answer))),
     h("div", { class: "bar" }, choice("Tokens coloured by", modes, mode, colour), scale),
     h("div", { class: "completions" }, columns));
 }
@@ -92,7 +92,7 @@ function clip(url) {
 
 // The tokens of a completion in chunks. A chunk is nodes only near the screen: 16 completions of 16k tokens are many.
 function tokens(completion, { part, branch }) {
-  const node = h("div", { class: "tokens", tabindex: 0, "aria-label": "tokens" });
+  const node = h("div", { class: "tokens", tabindex: 0, role: "group", "aria-label": "tokens" });
   if (!completion.pieces) {
     node.append(completion.text);
     return { node, colour() {} };
