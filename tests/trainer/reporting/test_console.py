@@ -46,6 +46,15 @@ def test_a_resumed_run_prints_what_is_new_and_knows_the_rest(tmp_path: Path, cap
     assert "image@3 of 3" in out
 
 
+def test_rollouts_that_were_not_kept_are_a_line(tmp_path: Path, capsys) -> None:
+    event = {"kind": "rollouts", "branch": "text", "step": 2, "error": "not kept: the disk of the runs is full"}
+    path = tmp_path / "events.jsonl"
+    with Console(RECIPE, path, "http://here") as console:
+        run_events.write(path, [event])
+        console.look()
+    assert capsys.readouterr().out == "rollouts of text@2: not kept: the disk of the runs is full\n"
+
+
 def test_on_a_terminal_a_table_says_who_waits_for_whom(tmp_path: Path) -> None:
     path = run_events.write(
         tmp_path / "events.jsonl", [*run_events.EVENTS[:4], run_events.overlap(2, "text@2", "image@2")]
