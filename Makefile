@@ -2,20 +2,23 @@
 PYTHON ?= python3
 BIN := .venv/bin
 TORCH := 2.13.0
+PIP := $(BIN)/pip install --quiet --quiet --disable-pip-version-check
+UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 
 .PHONY: setup demo test lint ci soak compose-test
 
 setup: .venv/.ready
 
-# torch first: its plain name would bring the CUDA build. torchaudio and torchcodec do not import beside CPU torch,
-# and vLLM and transformers import them where they are present.
+# torch by itself and first: its plain name would bring the CUDA build. pip takes the CPU's from where it has been told to
+# look, which uv doesn't read; elsewhere that fails, unseen, and the build comes from its makers. pyproject.toml's
+# [tool.uv] leaves out what does not import beside it.
 .venv/.ready: pyproject.toml constraints.txt Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "coevo needs Python 3.11 or newer: make PYTHON=python3.11"; exit 1; }
 	@$(PYTHON) -m venv .venv || { echo "no venv module: apt-get install python3-venv"; exit 1; }
-	$(BIN)/pip install --quiet --disable-pip-version-check "torch==$(TORCH)+cpu" || \
-	$(BIN)/pip install --quiet --disable-pip-version-check "torch==$(TORCH)" --index-url https://download.pytorch.org/whl/cpu
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[cpu,local,dev]"
-	$(BIN)/pip uninstall --quiet --yes torchaudio torchcodec
+	@$(PIP) --constraint constraints.txt uv
+	@$(PIP) --no-deps "torch==$(TORCH)+cpu" 2> /dev/null || \
+	$(UV) "torch==$(TORCH)" --index-url https://download.pytorch.org/whl/cpu
+	$(UV) --constraint constraints.txt --editable ".[cpu,local,dev]"
 	@touch $@
 
 # Goes on where it was interrupted. Another one: make demo SEED=1
