@@ -140,7 +140,9 @@ async def work(arguments: argparse.Namespace, name: str, lock: str, url: str, ra
                 heartbeat.end()
                 watchdog.end()
                 learner.stop()
-    log.info("%s", "stopped, everything handed over" if signals.stop.is_set() else f"{run.id}: its branches are done")
+    is_told = signals.stop.is_set()
+    done = f"{run.id}: its branches are done; coevo status says how far the others are"
+    log.info("%s", "stopped, everything handed over" if is_told else done)
     return 0
 
 

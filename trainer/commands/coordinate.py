@@ -4,11 +4,14 @@ import argparse
 import asyncio
 import logging
 import os
+import shlex
 import signal
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from clients.client import AsyncClient, from_environment
 from service import logs
+from trainer.local.train import settings_of
 from trainer.orchestration.coordinator import Coordinator
 from trainer.orchestration.endings import status_of
 from trainer.orchestration.tracking import check_trackers, track
@@ -37,10 +40,26 @@ def run(arguments: argparse.Namespace) -> int:
     recipe = load(arguments.recipe, arguments.set)
     logs.set_up(run=run_id(recipe))
     check_trackers(recipe.tracking.to)
-    return status_of("coevo coordinate", lambda: asyncio.run(coordinate(recipe, url, arguments.tracking)))
+
+    def work() -> int:
+        if asyncio.run(coordinate(recipe, url, arguments.tracking)):
+            print("\n".join(next_commands(arguments.recipe, arguments.set, recipe)))
+        return 0
+
+    return status_of("coevo coordinate", work)
 
 
-async def coordinate(recipe: Recipe, url: str, folder: Path) -> int:
+def next_commands(path: Path, changes: Sequence[str], recipe: Recipe) -> Iterator[str]:
+    """What a person does with a finished run, while its service goes on."""
+    store = Path(os.environ.get("COEVO_STORE") or "store")
+    named = str(store) if (store / "store.json").is_file() else "STORE"  # the service may be on another machine
+    yield "next, while the service runs:"
+    yield f"  coevo eval {shlex.join([str(path), *settings_of(changes)])}"
+    yield f"  coevo merge {named} --base {recipe.base.name} --out merged"
+
+
+async def coordinate(recipe: Recipe, url: str, folder: Path) -> bool:
+    """Whether the run is finished; else it was told to stop."""
     service = from_environment(os.environ)
     run = run_id(recipe)
     async with AsyncClient(**service, engine_s=limits(recipe).patience_s) as client:
@@ -50,12 +69,14 @@ async def coordinate(recipe: Recipe, url: str, folder: Path) -> int:
             asyncio.get_running_loop().add_signal_handler(number, task.cancel)
         log.info("coordinates %s", run)
         tracking = asyncio.create_task(track(recipe, service["url"], service["api_key"], folder))
+        is_finished = True
         try:
             await task
             await asyncio.wait([tracking], timeout=_TRACKED_S)
         except asyncio.CancelledError:
             log.info("stopped; started again with the same recipe it goes on with %s", run)
+            is_finished = False
         # A tracker that hangs or failed does not change how the run ended.
         tracking.cancel()
         await asyncio.wait([tracking])
-    return 0
+    return is_finished

@@ -14,6 +14,7 @@ ends with (`finish`), what is shown meanwhile (`console`), and who restarts a se
 
 import argparse
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 from adapters.errors import UserError
@@ -22,6 +23,8 @@ from service.concurrency import Stopped
 from trainer.commands.check import add_unchecked, check, is_refused
 from trainer.local.examiner import ADAPTER
 from trainer.local.train import check_folder, events_of, is_trained, run_processes, settings_of, train
+from trainer.plan.make import make_plan
+from trainer.recipe import Recipe
 from trainer.recipe.arguments import add_recipe_arguments
 from trainer.recipe.file import load, run_id
 from trainer.reporting.curves import curves
@@ -70,4 +73,16 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"  {out / 'store'} every revision, {picture} what happened on the way")
     if (out / MERGED).exists():
         print(f"  {out / MERGED} is the merged model, {out / ADAPTER} the same as an adapter")
+    print("next:")
+    for words in next_commands(out, recipe):
+        print(f"  {shlex.join(words)}")
     return 0
+
+
+def next_commands(out: Path, recipe: Recipe) -> Iterator[list[str]]:
+    """What a person does with a finished run."""
+    branch, last = next((start.branch, make_plan(recipe).head(start.branch)) for start in make_plan(recipe).starts)
+    yield ["coevo", "rollouts", str(events_of(out, recipe).parent), branch, str(last)]
+    if (out / MERGED).exists():
+        yield ["coevo", "merge", str(out), "--scale", "auto", "--out", str(out.with_name(f"{out.name}-merged"))]
+    yield ["coevo", "serve", str(out / "recipe.json"), "--store", str(out / "store")]
