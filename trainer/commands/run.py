@@ -82,6 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
 def next_commands(out: Path, recipe: Recipe) -> Iterator[list[str]]:
     """What a person does with a finished run."""
     branch, last = next((start.branch, make_plan(recipe).head(start.branch)) for start in make_plan(recipe).starts)
+    yield ["coevo", "look", str(out)]
     yield ["coevo", "rollouts", str(events_of(out, recipe).parent), branch, str(last)]
     if (out / MERGED).exists():
         yield ["coevo", "merge", str(out), "--scale", "auto", "--out", str(out.with_name(f"{out.name}-merged"))]
