@@ -76,22 +76,23 @@ class Reader:
             time.sleep(0.2)
 
     def _type(self, block: Block, text: str) -> None:
-        variables, said = self._state / "variables", self._state / "said"
+        variables, said, warned = (self._state / name for name in ("variables", "said", "warned"))
         (self._state / "script").write_text(f". {variables}\n{text}\nexport -p > {variables}\n")
-        with said.open("wb") as file:  # a pipe would be held open by what goes on in the background
+        # Files, for pipes would be held open by what goes on in the background.
+        with said.open("wb") as output, warned.open("wb") as errors:
             process = subprocess.Popen(
                 ["bash", "-euo", "pipefail", self._state / "script"],
                 cwd=self.folder,
                 env=os.environ | {"PATH": f"{ROOT / '.venv/bin'}:{os.environ['PATH']}", "COLUMNS": "80"},
                 stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
+                stdout=output,
+                stderr=errors,
                 start_new_session=True,
             )
         self._groups.append(process.pid)
         status = process.wait(PATIENCE_S)
         self._printed = said.read_text()
-        assert status == 0, f"{block}: ended with {status}\n{text}\n{self._printed[-3000:]}"
+        assert status == 0, f"{block}: ended with {status}\n{text}\n{self._printed[-1500:]}{warned.read_text()[-1500:]}"
 
     def _compare(self, block: Block, output: str) -> None:
         is_same = OutputChecker().check_output(output, self._printed, ELLIPSIS | NORMALIZE_WHITESPACE)
@@ -103,14 +104,16 @@ class Reader:
         assert not (ROOT / name).exists() or text == (ROOT / name).read_text(), f"{block}: not what {name} says"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-        if block.language == "python":
-            self._type(block, f"python {name}")
-            return
         try:
-            if block.language == "toml":
-                load(path)
-            else:
-                yaml.safe_load(text) if block.language == "yaml" else json.loads(text)
+            match block.language:
+                case "python":
+                    self._type(block, f"python {name}")
+                case "toml":
+                    load(path)
+                case "yaml":
+                    yaml.safe_load(text)
+                case "json":
+                    json.loads(text)
         except (ValueError, yaml.YAMLError) as error:
             raise AssertionError(f"{block}: {error}") from None
 

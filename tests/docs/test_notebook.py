@@ -16,12 +16,12 @@ def printed(notebook: nbformat.NotebookNode) -> list[list[str]]:
     """The lines of each cell. Of a cell whose figures depend on the machine only whether it has any."""
     cells: list[list[str]] = []
     for cell in notebook.cells:
-        texts = [
-            output.get("text") or output.get("data", {}).get("text/plain", "") for output in cell.get("outputs", [])
-        ]
+        outputs = cell.get("outputs", [])
+        texts: list[str] = [output.get("text") or output.data.get("text/plain", "") for output in outputs]
         lines = "".join(texts).splitlines()
-        varies = "varies" in cell.metadata.get("tags", [])
-        cells.append(["..."] if varies and lines else lines)
+        if lines and "varies" in cell.metadata.get("tags", []):
+            lines = ["..."]
+        cells.append(lines)
     return cells
 
 
