@@ -104,7 +104,7 @@ def train(recipe: Recipe, out: Path, processes: ProcessGroup, *, worker_each: bo
     with Console(recipe, events_of(out, recipe), url) as console:
         # Not `is_running`: a coordinator that was killed is started again below.
         while not processes.is_stopped() and processes.status(COORDINATOR) != 0:
-            made = sum(console.heads().values())
+            num_steps = sum(console.heads().values())
             processes.restart_dead()
             for name in [name for name in starting if WORKS in processes.log(name)]:
                 starting.remove(name)
@@ -116,7 +116,7 @@ def train(recipe: Recipe, out: Path, processes: ProcessGroup, *, worker_each: bo
                         log = processes.folder / f"worker-{job.branch if worker_each else 'all'}.log"
                         raise UserError(f"{job.job} failed for good: {job.error} ({log}); mend that, then add --resume")
             console.look()
-            if sum(console.heads().values()) > made:
+            if sum(console.heads().values()) > num_steps:
                 processes.progressed()
                 if (cycles := min(console.heads().values()) // max(1, cycle_steps)) > drawn_cycles:
                     drawn_cycles = cycles  # drawn on the way: a long run is looked at long before its end

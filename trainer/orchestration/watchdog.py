@@ -112,8 +112,8 @@ class Watchdog(threading.Thread):
                 self._heartbeat.drop(lease)  # before it is given back: it must not be renewed
                 answer = self._queue.release(lease, error if lease.branch == branch else "")
                 if lease.branch == branch:
-                    told = {"branch": branch, "step": step, "error": error, "dead": answer == "dead"}
-                    self._queue.tell(self._run_id, "failed", worker=self._worker, **told)
+                    event = {"branch": branch, "step": step, "error": error, "dead": answer == "dead"}
+                    self._queue.tell(self._run_id, "failed", worker=self._worker, **event)
         except QueueAwayError as away:
             log.warning("%s; the leases run out by themselves", away)
         os._exit(UNFORESEEN)

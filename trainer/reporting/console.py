@@ -76,12 +76,12 @@ class Console:
 
     def _progress(self) -> str:
         """How many steps are made, and how long the others will take."""
-        made, total = sum(self.heads().values()), sum(self._ends.values())
-        text = f"{made} of {total} steps"
+        done, total = sum(self.heads().values()), sum(self._ends.values())
+        text = f"{done} of {total} steps"
         # One time says nothing of a pace, and several can be equal: events that were read at once.
         if len(self._times) > 1 and (elapsed_s := self._times[-1] - self._times[0]) > 0:
             # n times have n - 1 steps between them.
-            text += f", {duration(elapsed_s / (len(self._times) - 1) * (total - made))} left"
+            text += f", {duration(elapsed_s / (len(self._times) - 1) * (total - done))} left"
         return text
 
     def _fresh(self) -> Iterator[Event]:

@@ -21,10 +21,10 @@ def test_a_branch_whose_rewards_are_all_the_lowest_is_told_with_an_answer() -> N
     assert text.startswith("text cannot learn yet: all 3 completions of its first step got 0. One is 'la la la")
     assert "la ...'; its reward, math, looks for a result that equals the answer" in text
     assert text.endswith("coevo check RECIPE tries the reward on the data's own answers")
-    own = unrewarded("b", [rollout(-1.0, -1.0, capability="own")], RULES)
-    assert own is not None
-    assert "got -1." in own
-    assert "looks for what mine:judge takes" in own
+    custom = unrewarded("b", [rollout(-1.0, -1.0, capability="own")], RULES)
+    assert custom is not None
+    assert "got -1." in custom
+    assert "looks for what mine:judge takes" in custom
 
 
 def test_the_share_for_the_form_is_no_right_answer() -> None:
