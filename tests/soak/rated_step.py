@@ -51,7 +51,7 @@ class Waits(threading.Thread):
             self.longest_s, last = max(self.longest_s, now - last - LOOK_S), now
 
 
-async def make(recipe_path: Path, url: str, runs: Path, speed: float) -> dict[str, float]:
+async def make(recipe_path: Path, url: str, runs: Path, speed: float) -> dict[str, float | bool]:
     recipe = load(recipe_path)
     base = base_of(recipe)
     sets = open_training_sets(recipe, base, capabilities_of([STEP]))

@@ -120,7 +120,7 @@ def test_a_record_that_is_not_kept_is_an_event_of_the_run(queue: Queue) -> None:
     lease = queue.claim("text", "worker")
     assert isinstance(lease, Lease)
     manifest = cast(Any, SimpleNamespace(token=lease.token))
-    update = Update(metrics={}, skipped=None)
+    update = Update({}, skipped=None, budget=64)
 
     async def report() -> bool:
         # Nobody listens there.
