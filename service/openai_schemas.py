@@ -3,15 +3,15 @@
 vLLM reads many more. Some reach code that trusts whoever sends them (tensors, arguments of the processor, templates),
 so a key is here when somebody needs it, and its values are bounded. Images are data URLs or ids of `PUT /media`.
 
-Left out: tools, audio, video (`/generate` takes it), beam search, and log-probabilities of a prompt but by `echo`.
+Left out: audio, video (`/generate` takes it), beam search, and log-probabilities of a prompt but by `echo`.
 """
 
 import json
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, Self, cast
 
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from adapters.names import BASE
@@ -24,6 +24,7 @@ GRAMMAR_LENGTH = 4096
 SCHEMA_LENGTH = 16_384
 SCHEMA_DEPTH = 24
 MOST_CHOICES = 256
+MOST_TOOLS = 64
 
 _ALTERNATIVES = ("anyOf", "oneOf", "allOf")
 
@@ -88,9 +89,43 @@ class ImagePart(Body):
     image_url: ImageURL
 
 
+class CalledFunction(Body):
+    name: Text
+    arguments: Text
+    """JSON, as the model wrote it."""
+
+
+class ToolCall(Body):
+    id: Text
+    type: Literal["function"]
+    function: CalledFunction
+
+
 class ChatMessage(Body):
-    role: Literal["system", "user", "assistant"]
-    content: Text | Annotated[list[TextPart | ImagePart], Field(max_length=1024)]
+    role: Literal["system", "user", "assistant", "tool"]
+    content: Text | Annotated[list[TextPart | ImagePart], Field(max_length=1024)] = ""
+    tool_calls: Annotated[list[ToolCall], Field(max_length=MOST_TOOLS)] | None = None
+    """Of the assistant, in an earlier turn."""
+    tool_call_id: Text | None = None
+    """Of what a tool answered."""
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if "content" not in self.model_fields_set and not self.tool_calls:
+            raise PydanticCustomError("message", "a message has content, or an assistant's tool_calls")
+        return self
+
+
+class ToolFunction(Body):
+    name: Annotated[Text, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+    description: Text | None = None
+    parameters: JsonSchema | None = None
+    strict: bool | None = None
+
+
+class Tool(Body):
+    type: Literal["function"]
+    function: ToolFunction
 
 
 class NamedSchema(Body):
@@ -162,6 +197,9 @@ class ChatRequest(OpenAIRequest):
     top_logprobs: Annotated[int, Field(ge=0)] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
+    tools: Annotated[list[Tool], Field(min_length=1, max_length=MOST_TOOLS)] | None = None
+    """Taken where the service was started with a tool parser."""
+    tool_choice: Literal["none", "auto", "required"] | None = None
     chat_template_kwargs: Annotated[dict[str, bool], Field(max_length=16)] | None = None
     """Switches of the base's template, such as `enable_thinking`."""
 

@@ -56,6 +56,8 @@ class EngineNumbers(_Frozen):
     """The largest rank that can be served."""
     top_k: int = Field(default=20, ge=1)
     """The most likeliest tokens that a request may ask for."""
+    tool_parser: Literal["hermes"] | None = None
+    """How the base writes calls of tools, which chats may name then; hermes is Qwen's way."""
 
 
 class MediaNumbers(_Frozen):

@@ -423,10 +423,12 @@ def _arguments(base: Path, dtype: Dtype, settings: EngineNumbers, media: MediaNu
         "max-logprobs": -1 if on_cpu() else settings.top_k,  # fixed token ids take the whole row there
         "generation-config": "vllm",  # defaults come from the request, never from the checkpoint
         "limit-mm-per-prompt": json.dumps({"image": media.max_images, "video": media.max_videos}),
-        "mm-processor-kwargs": json.dumps(PROCESSING),
+        "mm-processor-kwargs": json.dumps(_processing(media)),
         "seed": 0,
     }
     flags = ["--enable-lora", "--enable-prefix-caching", "--disable-log-stats", "--disable-uvicorn-access-log"]
+    if settings.tool_parser is not None:
+        flags += ["--enable-auto-tool-choice", f"--tool-call-parser={settings.tool_parser}"]
     if on_cpu():
         flags.append("--enforce-eager")
         arguments["distributed-executor-backend"] = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
@@ -435,6 +437,15 @@ def _arguments(base: Path, dtype: Dtype, settings: EngineNumbers, media: MediaNu
         arguments["kv-cache-memory-bytes"] = int(settings.kv_cache_gib * 2**30)
     named = [f"--{name}={value}" for name, value in arguments.items()]
     return [*named, *flags, "--lora-target-modules", *LORA_MODULES]
+
+
+def _processing(media: MediaNumbers) -> dict[str, Any]:
+    """With the largest image that is ever sent: the engine tries it as it starts, as often as a prompt may have it. Of
+    Qwen3-VL's own 16 M pixels that takes minutes on a CPU, and memory on a GPU."""
+    images: dict[str, Any] = {**PROCESSING["images_kwargs"]}
+    if media.image_max_pixels is not None:
+        images["size"] = {"longest_edge": media.image_max_pixels}
+    return {**PROCESSING, "images_kwargs": images}
 
 
 # ---- in vLLM's processes ----

@@ -7,6 +7,7 @@ Left out: the canary, which never asks here, and priorities. One event loop; no 
 """
 
 import asyncio
+import json
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Iterable
@@ -146,7 +147,8 @@ def tokens_of_openai(request: ChatRequest | CompletionRequest, *, media_tokens: 
     """As `tokens_of_generation`, of what OpenAI's clients send."""
     if isinstance(request, ChatRequest):
         limit = request.max_completion_tokens or request.max_tokens or max_model_len
-        prompts = [_chat(request.messages, media_tokens)]
+        tools = _text(json.dumps([tool.model_dump() for tool in request.tools])) if request.tools else 0
+        prompts = [_chat(request.messages, media_tokens) + tools]
     else:
         limit = request.max_tokens or 16  # OpenAI's default, and vLLM's
         prompts = [len(ids) if isinstance(ids, list) else _text(ids) for ids in prompts_of(request)]

@@ -48,6 +48,8 @@ async def chat(body: ChatRequest, state: State) -> Response:
     """Chat, streaming too; see OpenAI's reference for what the keys mean."""
     if (body.top_logprobs or 0) > state.settings.engine.top_k:
         raise InputError("top_logprobs", f"at most {state.settings.engine.top_k} tokens are told; lower it")
+    if body.tools and state.settings.engine.tool_parser is None:
+        raise InputError("tools", "this service has no parser of tool calls; start it with --tool-parser=hermes")
     images = [part.image_url.url for part in _images(body)]
     if len(images) > state.settings.media.max_images:
         raise InputError("messages", f"{len(images)} images; at most {state.settings.media.max_images} are taken")

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from service.openai_schemas import (
     GRAMMAR_LENGTH,
     MOST_CHOICES,
+    MOST_TOOLS,
     SCHEMA_LENGTH,
     ChatRequest,
     CompletionRequest,
@@ -81,7 +82,7 @@ def test_grammars_are_bounded_in_size_and_number(body: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "key",
-    ["prompt_embeds", "mm_processor_kwargs", "media_io_kwargs", "chat_template", "kv_transfer_params", "tools",
+    ["prompt_embeds", "mm_processor_kwargs", "media_io_kwargs", "chat_template", "kv_transfer_params",
      "vllm_xargs", "request_id", "priority", "cache_salt", "use_beam_search", "prompt_logprobs", "documents"],
 )  # fmt: skip
 def test_keys_that_reach_other_code_are_not_taken(key: str) -> None:
@@ -96,3 +97,34 @@ def test_every_key_is_one_of_openais_or_named_here() -> None:
     assert ours == {"top_k", "min_p", "repetition_penalty", "stop_token_ids", "ignore_eos", "min_tokens", "stream",
                     "structured_outputs", "add_generation_prompt", "continue_final_message",
                     "chat_template_kwargs"}  # fmt: skip
+
+
+WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
+CALL = {"id": "call-1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+
+
+def test_a_conversation_with_tools_is_taken_as_it_is() -> None:
+    messages = [
+        *MESSAGES,
+        {"role": "assistant", "tool_calls": [CALL]},
+        {"role": "tool", "tool_call_id": "call-1", "content": "rain"},
+    ]
+    body = {"messages": messages, "tools": [WEATHER], "tool_choice": "auto"}
+    request = ChatRequest.model_validate(body)
+    assert request.model_dump(exclude_none=True, by_alias=True, exclude_unset=True) == body
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"messages": [{"role": "assistant"}]}, "a message has content"),
+        ({"tools": []}, "at least 1 item"),
+        ({"tools": [WEATHER] * (MOST_TOOLS + 1)}, "at most 64 items"),
+        ({"tools": [WEATHER | {"function": {"name": "a b"}}]}, "should match pattern"),
+        ({"tools": [WEATHER | {"function": {"name": "a", "parameters": {"$ref": "#"}}}]}, "leads to no"),
+        ({"tool_choice": "always"}, "'none', 'auto' or 'required'"),
+    ],
+)
+def test_a_wrong_tool_is_refused_in_words(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        ChatRequest.model_validate({"messages": MESSAGES} | change)
