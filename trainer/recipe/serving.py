@@ -5,6 +5,7 @@ Left out: where it listens and keeps its files, which changes nothing that is co
 
 from adapters.errors import UserError
 from service.schemas import AdaptersResponse
+from service.settings import Settings
 from trainer.recipe import Recipe
 from trainer.recipe.limits import limits
 
@@ -29,7 +30,12 @@ def service_numbers(recipe: Recipe) -> dict[str, object]:
         "max_wait_s": derived.wait_s,
         "request_timeout_s": derived.request_s,
         "body_bytes": derived.body_bytes,
+        # Of two, or the largest would always be one too many.
+        "bodies_bytes": max(Settings().bodies_bytes, 2 * derived.body_bytes),
         "record_bytes": derived.record_bytes,
+        "scores_bytes": derived.scores_bytes,
+        "pixels_bytes": derived.media_bytes,
+        "max_closed_s": max(Settings().max_closed_s, derived.request_s),  # the longest call alone shuts nobody out
         **media.model_dump(),
     }
 
