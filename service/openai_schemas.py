@@ -141,6 +141,14 @@ class ResponseFormat(Body):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: NamedSchema | None = None
 
+    @model_validator(mode="after")
+    def _has_its_schema(self) -> Self:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise PydanticCustomError(
+                "response_format", "json_schema stands beside the type json_schema, and only there"
+            )
+        return self
+
 
 class StructuredOutputs(Body):
     """One of them."""

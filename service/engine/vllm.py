@@ -117,6 +117,8 @@ class Engine:
         config = client.model_config.hf_config
         self.pads: dict[str, int] = {"image": config.image_token_id, "video": config.video_token_id}
         """The pad token of each kind of media."""
+        self.pad_texts: list[str] = [self.tokenizer.convert_ids_to_tokens(id) for id in self.pads.values()]
+        """As they are written in a text, where the tokenizer takes them for the tokens."""
         self.vocabulary_size: int = config.text_config.vocab_size
         # The model has more rows than the tokenizer has tokens: such an id could be sampled and never be decoded. Pad
         # tokens in a completion could not be scored afterwards, since the engine would expand them.

@@ -11,6 +11,7 @@ import asyncio
 import base64
 import json
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,7 @@ async def chat(body: ChatRequest, state: State) -> Response:
             words = "images travel as data URLs, or as the sha256:HEX that PUT /media answers; nothing is fetched here"
             raise ProblemError("media-reference", 422, words)
     state.media.check_known(images)
+    _check_texts(body.model_dump(include={"messages", "tools"}), state)
     return _Forwarded(state, body)
 
 
@@ -66,10 +68,26 @@ async def complete(body: CompletionRequest, state: State) -> Response:
     """Completions, streaming too; see OpenAI's reference for what the keys mean."""
     if (body.logprobs or 0) > state.settings.engine.top_k:
         raise InputError("logprobs", f"at most {state.settings.engine.top_k} tokens are told; lower it")
-    for ids in prompts_of(body):
-        if not isinstance(ids, str):
-            check_ids(ids, state.engine, "prompt")
+    for prompt in prompts_of(body):
+        if isinstance(prompt, str):
+            _check_texts(prompt, state)
+        else:
+            check_ids(prompt, state.engine, "prompt")
+            if any(id in prompt for id in state.engine.pads.values()):
+                raise InputError("prompt", "holds a pad token of an image or a video, and none is here")
     return _Forwarded(state, body)
+
+
+def _check_texts(value: Any, state: ServiceState) -> None:
+    """A pad token without an image ends in the engine, which looks for the image."""
+    if isinstance(value, str):
+        for pad in state.engine.pad_texts:
+            if pad in value:
+                raise InputError("text", f"{pad} stands for an image or a video; send one, or leave it out")
+    elif isinstance(value, dict | list):
+        items: Iterable[Any] = value.values() if isinstance(value, dict) else value
+        for item in items:
+            _check_texts(item, state)
 
 
 def _images(body: ChatRequest | CompletionRequest) -> list[ImagePart]:
@@ -117,8 +135,8 @@ class _Forwarded(Response):
     async def _encoded(self, name: str) -> bytes:
         """The body as vLLM takes it. What it does not know of OpenAI's is not in it, and null is left out."""
         body = self._body.model_dump(exclude_none=True, by_alias=True, exclude={"user"})
-        parts = [part for message in body.get("messages", []) for part in message["content"] if isinstance(part, dict)]
-        for part in parts:
+        contents = [message["content"] for message in body.get("messages", [])]
+        for part in (part for content in contents if isinstance(content, list) for part in content):
             if part["type"] == "image_url":
                 part["image_url"] = {"url": await self._pixels(part["image_url"]["url"])}
         return await asyncio.to_thread(lambda: json.dumps(body | {"model": name}).encode())

@@ -24,6 +24,7 @@ from trainer.miniature.question import questions
 Ask = Callable[[httpx.Client, Path], httpx.Response]
 """Takes a client, and a folder in which nothing may appear."""
 
+PAD = "<|vision_start|><|image_pad|><|vision_end|>"
 SHORT = {"prompt": [1, 2], "completion": [3]}
 JSON = {"content-type": "application/json"}
 CHAT = "/v1/chat/completions"
@@ -234,6 +235,9 @@ HOSTILE = [
         ("chat with a GIF", chat_of("image/gif", encoded("GIF")), 415, "unsupported-media"),
         ("chat with a TIFF", chat_of("image/png", encoded("TIFF")), 415, "unsupported-media"),
         ("chat with an ICNS", chat_of("image/png", encoded("ICNS")), 415, "unsupported-media"),
+        ("chat with a pad of an image", chat(messages=[{"role": "user", "content": PAD}]), 422, "invalid"),
+        ("chat with a schema that is not there", chat(response_format={"type": "json_schema"}), 422, "invalid"),
+        ("completions of a pad of a video", complete(prompt="<|video_pad|>"), 422, "invalid"),
         ("chat with nine images", chat_of("image/png", encoded("PNG"), 9), 422, "invalid"),
         ("a schema that is itself", schema(**{"$ref": "#"}), 422, "invalid"),
         ("a schema of itself", schema(**{"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}), 422, "invalid"),
