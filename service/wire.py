@@ -84,6 +84,34 @@ class ScoredArrays:
     top_logprobs_Ck: NDArray[np.float32]
 
 
+def pack_scores(
+    heads: Sequence[dict[str, Any]],
+    completions: Sequence[Sequence[int]],
+    prompt_tokens: Sequence[int],
+    scores: Sequence[Sequence[ScoredArrays]],
+) -> bytes | None:
+    """What `encode_logprobs` makes, straight from arrays: `heads` and `scores` of each adapter. None where the
+    sequences have different numbers of likeliest tokens."""
+    widths = {rows.top_ids_Ck.shape[1:] for of_model in scores for rows in of_model}
+    if len(widths) != 1:
+        return None
+    has_top = widths not in ({()}, {(0,)})
+    arrays: Arrays = {
+        "offsets": _offsets(map(len, completions)),
+        "token_ids": np.fromiter(chain(*completions), np.int32),
+    }
+    for number, of_model in enumerate(scores):
+        arrays[f"{number}.logprobs"] = np.concatenate([rows.logprobs_C for rows in of_model])
+        if has_top:
+            arrays[f"{number}.top_ids"] = np.concatenate([rows.top_ids_Ck for rows in of_model])
+            arrays[f"{number}.top_logprobs"] = np.concatenate([rows.top_logprobs_Ck for rows in of_model])
+    rest = {
+        "adapters": [head | {"top": [has_top] * len(completions)} for head in heads],
+        "prompt_tokens": list(prompt_tokens),
+    }
+    return save(arrays, {_ANSWER: json.dumps(rest)})
+
+
 def decode_scores(body: bytes) -> list[list[ScoredArrays]]:
     """[adapter][sequence] of a /logprobs answer, for who wants arrays: lists of numbers take twenty times the room."""
     try:

@@ -25,8 +25,8 @@ Keep = Annotated[int | None, Query(ge=1, le=2**53)]
 LastEventId = Annotated[int | None, Header(ge=0, le=2**53)]
 
 KEEP_ALIVE_S = 15.0  # proxies close connections that are silent for a minute, some earlier
-_PAGE_TOKENS = 200_000
-"""Tokens of completions in one page of rollouts, about 10 MB of JSON. A prompt with more is a page by itself."""
+_PAGE_TOKENS = 50_000
+"""Tokens of completions in one page of rollouts, about 3 MB of JSON. A prompt with more is a page by itself."""
 _CHUNK = 2**20
 """Bytes that are gathered before a thread writes them: changing threads costs more than a few thousand bytes."""
 

@@ -55,11 +55,22 @@ async def logprobs(
     tokens = sum(len(sequence.completion) for sequence in sequences)
     for model in served:
         state.metrics.count_tokens(model.branch, "scored", tokens)
+    heads: list[dict[str, Any]] = [
+        {"adapter": model.branch, "revision": model.revision, "digest": model.digest} for model in served
+    ]
+    if schemas.SAFETENSORS in request.headers.get("accept", ""):
+        # Straight from arrays: as lists, a group of long completions with its likeliest tokens takes half a gigabyte.
+        rows = [
+            [wire.ScoredArrays(score.logprobs_C, score.ids_Ck, score.logprobs_Ck) for score in adapter_scores]
+            for adapter_scores in scores
+        ]
+        completions, prompt_tokens = [row.completion for row in sequences], [score.prompt_tokens for score in scores[0]]
+        packed = await asyncio.to_thread(wire.pack_scores, heads, completions, prompt_tokens, rows)
+        if packed is not None:
+            return Response(packed, media_type=schemas.SAFETENSORS)
     adapters = [
         schemas.AdapterScores(
-            adapter=model.branch,
-            revision=model.revision,
-            digest=model.digest,
+            **head,
             sequences=[
                 schemas.ScoredSequence(
                     token_ids=list(sequence.completion),
@@ -70,7 +81,7 @@ async def logprobs(
                 for sequence, score in zip(sequences, adapter_scores, strict=True)
             ],
         )
-        for model, adapter_scores in zip(served, scores, strict=True)
+        for head, adapter_scores in zip(heads, scores, strict=True)
     ]
     return await _answer(request, schemas.LogprobsResponse(adapters=adapters))
 

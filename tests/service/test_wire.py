@@ -1,4 +1,5 @@
 import json
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -7,7 +8,16 @@ from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
 from service.schemas import AdapterScores, Completion, Generated, GenerateResponse, LogprobsResponse, ScoredSequence
-from service.wire import WireError, decode_generated, decode_logprobs, encode_generated, encode_logprobs
+from service.wire import (
+    ScoredArrays,
+    WireError,
+    decode_generated,
+    decode_logprobs,
+    decode_scores,
+    encode_generated,
+    encode_logprobs,
+    pack_scores,
+)
 
 IDS = st.integers(0, 2**31 - 1)
 LOGPROBS = st.floats(-(2.0**99), 0, width=32, allow_subnormal=False)
@@ -125,3 +135,52 @@ def test_offsets_that_do_not_fit_are_refused(offsets):
     }
     with pytest.raises(WireError):
         decode_logprobs(save(arrays, {"answer": json.dumps(rest)}))
+
+
+# ---- straight from arrays ----
+
+
+def of_chance(tokens, width):
+    chance = np.random.default_rng(tokens)
+    return ScoredArrays(
+        chance.normal(size=tokens).astype(np.float32),
+        chance.integers(0, 99, (tokens, width)).astype(np.int32),
+        chance.normal(size=(tokens, width)).astype(np.float32),
+    )
+
+
+@pytest.mark.parametrize("width", [0, 3])
+def test_scores_straight_from_arrays_are_the_same_bytes(width):
+    heads = [{"adapter": name, "revision": 3, "digest": "d"} for name in ("text", "base")]
+    completions = [(1, 2, 3), (4,)]
+    of_model = [of_chance(len(ids), width) for ids in completions]
+    sequences = [
+        ScoredSequence(
+            token_ids=list(ids),
+            logprobs=rows.logprobs_C.tolist(),
+            prompt_tokens=7,
+            **({"top_ids": rows.top_ids_Ck.tolist(), "top_logprobs": rows.top_logprobs_Ck.tolist()} if width else {}),
+        )
+        for ids, rows in zip(completions, of_model, strict=True)
+    ]
+    answer = LogprobsResponse(adapters=[AdapterScores(**head, sequences=sequences) for head in heads])
+    packed = pack_scores(heads, completions, [7, 7], [of_model, of_model])
+    assert packed == encode_logprobs(answer)
+    assert packed is not None
+    for scored in decode_scores(packed):
+        for rows, arrays in zip(of_model, scored, strict=True):
+            assert arrays.logprobs_C.tobytes() == rows.logprobs_C.tobytes()
+            assert arrays.top_ids_Ck.tolist() == rows.top_ids_Ck.tolist()
+            assert arrays.top_logprobs_Ck.tobytes() == rows.top_logprobs_Ck.tobytes()
+
+
+def test_rows_of_different_widths_are_left_to_lists():
+    assert pack_scores([{}], [(1,), (2,)], [7, 7], [[of_chance(1, 2), of_chance(1, 3)]]) is None
+
+
+@given(scores(), st.binary(max_size=3), st.integers(0, 10**6))
+def test_damaged_arrays_of_scores_are_one_error(answer, noise, at):
+    body = encode_logprobs(answer)
+    damaged = body[: at % len(body)] + noise + body[at % len(body) + len(noise) :]
+    with suppress(WireError):
+        decode_scores(damaged)
