@@ -132,8 +132,8 @@ def _items_of(model: type[BaseModel], key: str) -> type[BaseModel] | None:
 
 
 def _errors(error: ValidationError, *where: str | int) -> list[Any]:
-    found = error.errors(include_url=False, include_context=False, include_input=False)
-    return [{**item, "loc": ("body", *where, *item["loc"])} for item in found[: _MOST_ERRORS + 1]]
+    details = error.errors(include_url=False, include_context=False, include_input=False)
+    return [{**item, "loc": ("body", *where, *item["loc"])} for item in details[: _MOST_ERRORS + 1]]
 
 
 class _Cursor:
