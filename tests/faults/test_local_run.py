@@ -53,5 +53,6 @@ def test_queue_coordinator_and_worker_come_back_when_they_are_killed(tmp_path: P
     wait_for(lambda line: " of 6: reward" in line)
     kill("worker-all", "trainer.worker")
     rest, _ = run.communicate(timeout=600)
+    assert "next:\n  coevo look " in rest
     assert run.returncode == 0, "".join(said) + rest
     assert "is finished" in rest

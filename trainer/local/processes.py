@@ -185,6 +185,10 @@ class ProcessGroup:
         print(f"{name}: {address[1]}, its engine loaded in {time.monotonic() - began:.0f} s", flush=True)
         return address[1]
 
+    def kill(self, name: str) -> None:
+        """Ends a process that hears nothing any more; `restart_dead` starts it again."""
+        self._processes[name].popen.kill()
+
     def check_stop(self) -> None:
         """Raises `Stopped` if the run is to stop."""
         if self.is_stopped():

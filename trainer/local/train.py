@@ -11,6 +11,7 @@ from typing import Any
 
 from adapters.errors import UserError
 from trainer.local.processes import COORDINATOR, LOOK_S, SERVICE, ProcessGroup, QueueServer
+from trainer.local.workers import FrozenWorkers, check_jobs, local_workers
 from trainer.plan.make import make_plan
 from trainer.queue.client import Queue, QueueAwayError, redacted
 from trainer.queue.server import URL_VARIABLE, describe
@@ -22,6 +23,9 @@ from trainer.reporting.events import read_events
 
 WORKS = " works for "
 """In a worker's log: it has all that its steps need."""
+
+STOPPED = "stopped; started again"
+"""In a coordinator's log: it ended before its run."""
 
 
 def settings_of(changes: Sequence[str]) -> list[str]:
@@ -84,7 +88,7 @@ def stop_signals() -> Generator[Callable[[], bool]]:
 def train(recipe: Recipe, out: Path, processes: ProcessGroup, *, worker_each: bool = False, port: int = 0) -> None:
     """Makes all steps of the plan."""
     branches = [start.branch for start in make_plan(recipe).starts]
-    workers = branches if worker_each else ["all"]
+    workers = local_workers(out.resolve().name, branches, each=worker_each)
     flags = [f"--store={out / 'store'}", f"--runs={out / 'runs'}", f"--port={port}"]
     resolved, queue = str(out / "recipe.json"), Queue(processes.environ[URL_VARIABLE])
     for job in queue.dead():  # who goes on with a run has mended what failed, or it fails again
@@ -94,11 +98,9 @@ def train(recipe: Recipe, out: Path, processes: ProcessGroup, *, worker_each: bo
     print(f"page: {url}/ shows the run in a browser, now and with `coevo look {out}` later", flush=True)
     began = time.monotonic()
     processes.start(COORDINATOR, "-m", "clients.cli", "coordinate", resolved, f"--tracking={out / 'runs'}")
-    for name in workers:
-        # The same name each time: a worker that is started again takes its own leases back at once.
-        full_name = f"{out.resolve().name}-{name}"
-        processes.start(f"worker-{name}", "-m", "trainer.worker", "--branch", name, "--name", full_name)
-    starting = [f"worker-{name}" for name in workers]
+    for worker in workers:
+        processes.start(worker.process, "-m", "trainer.worker", "--branch", worker.word, "--name", worker.name)
+    starting, frozen = [worker.process for worker in workers], FrozenWorkers(workers)
     print(f"{', '.join(starting)}: starting, with the data and a copy of the base", flush=True)
     cycle_steps, drawn_cycles = recipe.method.rlvr_steps + recipe.method.opd_steps, 0
     with Console(recipe, events_of(out, recipe), url) as console:
@@ -109,12 +111,12 @@ def train(recipe: Recipe, out: Path, processes: ProcessGroup, *, worker_each: bo
             for name in [name for name in starting if WORKS in processes.log(name)]:
                 starting.remove(name)
                 print(f"{name}: at work after {time.monotonic() - began:.0f} s", flush=True)
-            # Nobody may be there to mend and retry, so what fails for good ends the run.
             with suppress(QueueAwayError):
-                for job in queue.dead():
-                    if job.branch in branches:
-                        log = processes.folder / f"worker-{job.branch if worker_each else 'all'}.log"
-                        raise UserError(f"{job.job} failed for good: {job.error} ({log}); mend that, then add --resume")
+                check_jobs(queue.dead(), workers, processes.folder)
+                for worker in frozen.look(queue.waiting(branches)):
+                    if WORKS in processes.log(worker.process):  # else it is still loading
+                        print(f"{worker.process}: has work and does not take it; ending it", flush=True)
+                        processes.kill(worker.process)
             console.look()
             if sum(console.heads().values()) > num_steps:
                 processes.progressed()
@@ -124,6 +126,8 @@ def train(recipe: Recipe, out: Path, processes: ProcessGroup, *, worker_each: bo
             time.sleep(LOOK_S)
         console.look()  # at the events that came with the end
     processes.check_stop()
+    if STOPPED in processes.log(COORDINATOR):  # by somebody else: its status is that of a run that is done
+        raise UserError(f"the coordinator was told to stop ({processes.folder}/{COORDINATOR}.log); go on with --resume")
     processes.stop()
 
 
