@@ -92,6 +92,41 @@ def test_steps_of_both_phases_end_in_revisions_that_say_their_origin(service, po
     asyncio.run(run())
 
 
+def test_a_step_made_again_draws_alike_and_is_equal_to_rounding(service, pool, tmp_path) -> None:
+    """Alone, and with two other steps whose requests meet its own in the engine's batches."""
+
+    async def run() -> None:
+        async with AsyncClient(service.url, base=base_digest(BASE)) as client:
+            context = make_context(client, pool)
+            steps = [Step(f"again-{name}", 1, capabilities=(name,)) for name in ("text", "image", "video")]
+            for step in steps:
+                await client.fork(step.branch, "base")
+            alone = await gather_batch(steps[0], context)
+            beside, *_ = await asyncio.gather(*(gather_batch(step, context) for step in steps))
+            equal = [0, 0]
+            for first, second in zip(alone.rollouts["native"], beside.rollouts["native"], strict=True):
+                assert first.prompt.id == second.prompt.id
+                for a, b in zip(first.completions, second.completions, strict=True):
+                    same = next((at for at, (x, y) in enumerate(zip(a.ids_C, b.ids_C, strict=False)) if x != y), None)
+                    assert np.allclose(a.logprobs_C[:same], b.logprobs_C[:same], atol=1e-3)
+                    equal[same is None] += 1
+            assert equal[True] > equal[False], "rounding decides few tokens"
+
+            # The same completions make the same weights, in any learner: what `--replay` rests on.
+            weights = []
+            for number in range(2):
+                learner = make_learner()
+                await learner.prepare(steps[0].parent, client)
+                learner.learn(steps[0].branch, alone.terms)
+                folder = tmp_path / str(number)
+                folder.mkdir()
+                learner.save(steps[0].branch, folder)
+                weights.append((folder / WEIGHTS).read_bytes())
+            assert weights[0] == weights[1]
+
+    asyncio.run(run())
+
+
 def test_a_teacher_that_is_the_student_itself_teaches_nothing(service, pool) -> None:
     async def run() -> None:
         async with AsyncClient(service.url) as client:

@@ -176,15 +176,7 @@ class Cluster:
             assert manifest.meta["teachers"] == [str(teacher.ref) for teacher in step.teachers]
 
     def check_store(self) -> None:
-        for branch in (path for path in self.store.iterdir() if path.is_dir() and not path.name.startswith(".")):
-            numbers = sorted(int(path.name) for path in branch.iterdir())
-            assert numbers == list(range(len(numbers))), f"{branch.name}: {numbers}"
-            for number in numbers:
-                manifest = read_manifest(branch / str(number))
-                assert (manifest.branch, manifest.revision) == (branch.name, number)
-                if not (branch / str(number) / "retired").exists():
-                    verify(branch / str(number), manifest.adapter_files)  # I2
-        assert not list((self.store / ".staging").iterdir())
+        check_store(self.store)
 
     def check_queue(self) -> None:
         heads = self.queue.heads()
@@ -195,3 +187,16 @@ class Cluster:
         assert heads == self.heads()
         with redis.Redis.from_url(self.server.url, decode_responses=True) as server:
             assert {key for key in server.scan_iter() if server.ttl(key) == -1} <= PERMANENT  # I6
+
+
+def check_store(store: Path) -> None:
+    """Every revision up to the head is there, and whole."""
+    for branch in (path for path in store.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        numbers = sorted(int(path.name) for path in branch.iterdir())
+        assert numbers == list(range(len(numbers))), f"{branch.name}: {numbers}"
+        for number in numbers:
+            manifest = read_manifest(branch / str(number))
+            assert (manifest.branch, manifest.revision) == (branch.name, number)
+            if not (branch / str(number) / "retired").exists():
+                verify(branch / str(number), manifest.adapter_files)  # I2
+    assert not list((store / ".staging").iterdir())

@@ -1,7 +1,8 @@
-"""Random faults in a running cluster, from a seed: processes are killed, frozen, stopped, the queue is emptied.
+"""Random faults in a running cluster, from a seed: processes are killed, frozen, stopped, the queue is emptied, the
+store is damaged, hostile adapters are sent.
 
 Whatever ends is started again as a supervisor would, and jobs that failed for good are retried as a person would. At
-any moment the queue must know of no revision that the store has not; what else must hold, `Cluster.check` says at the
+any moment the queue must know of no revision that the store never had; what else must hold, `Cluster.check` says at the
 end. Everything that was done is kept as a line of JSON.
 
 The seed decides what is next and for how long; how far the run is by then is the machine's affair. Left out: faults at
@@ -23,6 +24,7 @@ import httpx
 import psutil
 
 from tests.faults.cluster import Child, Cluster
+from tests.faults.vandal import DAMAGE, HOSTILE, REFUSED, upload
 from trainer.plan.make import make_plan
 from trainer.queue.client import QueueAwayError
 from trainer.recipe.file import load
@@ -33,8 +35,8 @@ GONE_S = (0.2, 3.0)
 EXPECTED = {0, 69, -signal.SIGKILL, -signal.SIGTERM, 128 + signal.SIGTERM}
 """Exit status of what may end under faults: done or told to, service or queue away for too long, killed, told to before
 it could hear or twice."""
-COORDINATOR, SERVICE, QUEUE = "coordinator", "service", "queue"
-WEIGHTS = {COORDINATOR: 2, SERVICE: 3, QUEUE: 4}
+COORDINATOR, SERVICE, QUEUE, STORE, UPLOAD = "coordinator", "service", "queue", "store", "upload"
+WEIGHTS = {COORDINATOR: 2, SERVICE: 3, QUEUE: 4, STORE: 1, UPLOAD: 2}
 WORKERS_WEIGHT = 7
 _LOOK_S = 0.2
 
@@ -81,6 +83,10 @@ class Monkey:
         }
         self._children = {name: start() for name, start in self._start.items()}
         self._told_to_end: set[str] = set()
+        self._reached: dict[str, int] = {}
+        """The newest revision that each branch ever had."""
+        self.made_again: set[tuple[str, int]] = set()
+        """Revisions that were damaged."""
 
     # ---- the two halves of a test ----
 
@@ -125,6 +131,10 @@ class Monkey:
             self._trouble_service()
         elif target == QUEUE:
             self._trouble_queue()
+        elif target == STORE:
+            self._trouble_store()
+        elif target == UPLOAD:
+            self._upload()
         else:
             self._trouble_child(target)
 
@@ -182,6 +192,45 @@ class Monkey:
             server.kill() if fault == "kill" else server.stop()
             self._mend_after(GONE_S, QUEUE, fault, server.start)
 
+    def _trouble_store(self) -> None:
+        """Damages a head. The service finds it when it is started again, which is soon."""
+        family = self._cluster.service.family
+        if SERVICE in self._troubled or len(family) < 2:
+            return
+        family[1].suspend()  # what it was to publish now would hide the head
+        self._see_heads()
+        # One fall at a time: two in a row could end at a revision that was retired. A branch at its end has no worker.
+        branches = [
+            branch
+            for branch, reached in self._reached.items()
+            if 0 < self._stored(branch) == reached < self._plan.head(branch)
+        ]
+        if branches:
+            branch, damage = self._random.choice(branches), self._random.choice(sorted(DAMAGE))
+            head = self._stored(branch)
+            DAMAGE[damage](self._cluster.store / branch / str(head))
+            self.made_again.add((branch, head))
+            self._note(STORE, damage)
+        self._troubled.add(SERVICE)
+        family[1].kill()
+
+    def _upload(self) -> None:
+        """As the next revision of the run's own branch, whose worker may be about to publish it."""
+        (branch, head), kind = self._random.choice(sorted(self._reached.items())), self._random.choice(sorted(HOSTILE))
+        source = self._cluster.store / branch / str(head)
+        if head < 1 or SERVICE in self._troubled or not source.exists():
+            return
+        self._note(UPLOAD, kind)
+        with contextlib.suppress(
+            httpx.TransportError, FileNotFoundError
+        ):  # the service went, or the source was damaged
+            response = upload(self._cluster.service.url, kind, source, branch, head + 1)
+            assert response.status_code in REFUSED | {429, 503}, f"{kind}: {response.status_code} {response.text}"
+
+    def _see_heads(self) -> None:
+        for start in self._plan.starts:
+            self._reached[start.branch] = max(self._reached.get(start.branch, -1), self._stored(start.branch))
+
     def _note(self, target: str, fault: str, for_s: float | None = None) -> None:
         kind = target if target in WEIGHTS else "worker"
         self.counts[f"{kind}: {fault}"] += 1
@@ -205,6 +254,7 @@ class Monkey:
     # ---- what supervisors and people do ----
 
     def _look_after(self) -> None:
+        self._see_heads()
         now = time.monotonic()
         for at, target, repair in [entry for entry in self._later if entry[0] <= now]:
             self._later.remove((at, target, repair))
@@ -256,8 +306,10 @@ class Monkey:
                 queue.retry(job.branch)
 
     def _check_heads(self) -> None:
-        for branch, head in self._cluster.queue.heads().items():
-            assert head <= self._stored(branch), f"the queue has {branch}@{head}, the store has not"
+        heads = self._cluster.queue.heads()
+        self._see_heads()  # after: what the queue knows was stored before
+        for branch, head in heads.items():
+            assert head <= self._reached[branch], f"the queue has {branch}@{head}, the store never had"
 
     # ---- what is there ----
 

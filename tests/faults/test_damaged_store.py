@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 from adapters.manifest import OPTIMISER, WEIGHTS
-from tests.faults.cluster import Cluster
+from tests.faults.cluster import Child, Cluster
 from tests.faults.monkey import quiet_port
 from tests.faults.nursery import Nursery
 from tests.faults.recipes import written
 from tests.faults.test_workers import FIVE, events_of, finish
+from tests.faults.vandal import flip_a_bit
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
@@ -23,17 +24,19 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, nursery: Nursery) -> Itera
     cluster.close()
 
 
-def flip_a_bit(file: Path) -> None:
-    data = bytearray(file.read_bytes())
-    data[-1] ^= 1  # of a number: the file is still a good one
-    file.write_bytes(data)
-
-
 def restart(cluster: Cluster) -> None:
     for process in cluster.service.family:
         process.kill()
     cluster.service.wait_for_end()
     cluster.service.start()
+
+
+def wake_twice(cluster: Cluster, worker: Child) -> None:
+    """It stops at the same point again, when it has made the lost steps."""
+    worker.wake()
+    cluster.wait_until(lambda: not worker.is_stopped())
+    cluster.wait_until(lambda: worker.is_stopped())
+    worker.wake()
 
 
 def test_a_head_that_falls_behind_a_finished_job_stops_no_branch(cluster: Cluster, tmp_path: Path) -> None:
@@ -45,7 +48,7 @@ def test_a_head_that_falls_behind_a_finished_job_stops_no_branch(cluster: Cluste
     flip_a_bit(cluster.store / branch / "4" / WEIGHTS)
     restart(cluster)
     assert cluster.heads()[branch] == 3
-    worker.wake()
+    wake_twice(cluster, worker)
     finish(cluster, recipe, coordinator, worker, made_again={(branch, 4)})
     (event,) = events_of(cluster, recipe, "fell")
     assert event["text"].startswith("its head fell from 4 to 3")
@@ -61,7 +64,7 @@ def test_moments_that_are_lost_with_their_revisions_are_told(cluster: Cluster, t
         flip_a_bit(cluster.store / branch / revision / WEIGHTS)
     assert not (cluster.store / branch / "1" / OPTIMISER).exists()
     restart(cluster)
-    worker.wake()
+    wake_twice(cluster, worker)
     finish(cluster, recipe, coordinator, worker, made_again={(branch, 2), (branch, 3)})
     assert f"{branch}@1: the optimiser's moments are gone, they begin anew" in worker.log
     steps = {event["step"]: event for event in events_of(cluster, recipe, "step")}  # the last of each

@@ -1,6 +1,6 @@
 """Random faults, quickly one after the other: the run that went through them is the run that was planned.
 
-COEVO_SEED gives other faults, `make soak` ten minutes of them.
+COEVO_SEED gives other faults, `make soak` half an hour of them, in `coevo run` too.
 """
 
 import os
@@ -33,6 +33,6 @@ def test_a_run_ends_as_planned_whatever_happened_to_its_processes(tmp_path: Path
         assert monkey.counts.total() >= LEAST_FAULTS
         print(f"{monkey.steps} steps among {dict(monkey.counts)}")
         monkey.finish(300)
-        cluster.check(recipe)
+        cluster.check(recipe, monkey.made_again)
     finally:
         cluster.close()

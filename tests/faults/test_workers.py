@@ -59,7 +59,8 @@ def test_a_worker_that_dies_is_replaced_when_its_lease_is_out(cluster: Cluster, 
     cluster.wait_until(lambda: first.is_stopped())
     second = cluster.worker(branch, name="second")
     cluster.wait_until(lambda: "works for" in second.log)
-    cluster.queue.claim(branch, "first")  # as if it had just been renewed
+    with cluster.server.client() as client:
+        client.pexpire(lease_key(branch), int(cluster.lease_s * 1000))  # as if it had just been renewed
     first.kill()
     began = time.monotonic()
     cluster.wait_until(lambda: cluster.queue.waiting([branch])[branch].worker == "second")
@@ -141,8 +142,15 @@ def test_a_worker_whose_interpreter_is_held_loses_at_most_its_lease(cluster: Clu
     """Fault 7: half a lease costs nothing. After two leases the branch is another's, and what was learnt is dropped."""
     recipe, branch, coordinator = solo(cluster, tmp_path, "held")
     (tmp_path / "sitecustomize.py").write_text(HOLDER)
-    marker, environ = tmp_path / "marker", {"PYTHONPATH": str(tmp_path), "COEVO_TEST_MARKER": str(tmp_path / "marker")}
-    holder = cluster.worker(branch, name="holder", is_fork=False, COEVO_FAULT=f"stop:gathered:{branch}@2", **environ)
+    marker = tmp_path / "marker"
+    holder = cluster.worker(
+        branch,
+        name="holder",
+        is_fork=False,  # the interpreter's start runs `sitecustomize`
+        COEVO_FAULT=f"stop:gathered:{branch}@2",
+        COEVO_TEST_MARKER=str(marker),
+        PYTHONPATH=str(tmp_path),
+    )
     cluster.wait_until(lambda: holder.is_stopped())
     rival = cluster.worker(branch, name="rival")
     cluster.wait_until(lambda: "works for" in rival.log)
@@ -297,7 +305,7 @@ def assert_scores(cluster: Cluster) -> None:
 
 
 def test_a_clock_that_is_an_hour_off_changes_nothing(cluster: Cluster, tmp_path: Path) -> None:
-    """Fault 12: all lease times are the server's."""
+    """Fault 12, of a worker: all lease times are the server's. Whose clock jumps in `trainer/queue/test_tokens`."""
     recipe, branch, coordinator = solo(cluster, tmp_path, "clock")
     shift = tmp_path / "shift"
     shift.mkdir()

@@ -56,7 +56,7 @@ class Ranks:
 SINGLE_PROCESS = Ranks()
 _PATIENCE = timedelta(days=1)
 """How long a process waits for rank 0's order. It waits through rollouts, which take as long as they take; when rank 0
-dies, torchrun ends the others."""
+dies, torchrun ends the others. When another hangs, rank 0's update makes no progress, and its watchdog ends rank 0."""
 
 
 @contextmanager

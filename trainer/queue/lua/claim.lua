@@ -8,12 +8,13 @@ if not first then return {'empty'} end
 if redis.call('HEXISTS', dead, branch) == 1 then return {'dead'} end
 
 local job, head = first[2][2], redis.call('HGET', heads, branch) or '0'
-local held = redis.call('HMGET', lease, 'worker', 'nonce', 'token')
+local held = redis.call('HMGET', lease, 'worker', 'nonce', 'token', 'whole')
 -- The claim came here before and its answer got lost.
 if held[2] == nonce then return {'claimed', job, held[3], head} end
 if held[1] and held[1] ~= worker then
-  -- Longer than a new one: the server's clock was set back. Its worker renews it, or it is dead.
-  if redis.call('PTTL', lease) > tonumber(lease_ms) then redis.call('PEXPIRE', lease, lease_ms) end
+  -- Longer than when it was given: the server's clock was set back. Its worker renews it, or it is dead.
+  local whole = held[4] or lease_ms
+  if redis.call('PTTL', lease) > tonumber(whole) then redis.call('PEXPIRE', lease, whole) end
   return {'held', held[1], tostring(redis.call('PTTL', lease))}
 end
 if tonumber(head) < cjson.decode(job).first then
@@ -47,5 +48,6 @@ local token = string.format('%.0f', math.max(now, newest + 1))
 redis.call('HSET', tokens, branch, token)
 redis.call('DEL', lease)
 redis.call('HSET', lease, 'worker', worker, 'nonce', nonce, 'token', token, 'job', cjson.decode(job).id)
+redis.call('HSET', lease, 'whole', lease_ms)
 redis.call('PEXPIRE', lease, lease_ms)
 return {'claimed', job, token, head}

@@ -13,7 +13,7 @@ for i = 3, #KEYS do
   -- A server that lost its last second may not know the token yet. One that is ahead of its clock it never gave.
   if tonumber(token) == newest or (tonumber(token) > newest and tonumber(token) <= now) then
     redis.call('HSET', tokens, branch, token)
-    redis.call('HSET', KEYS[i], 'worker', worker, 'nonce', nonce, 'token', token, 'job', job)
+    redis.call('HSET', KEYS[i], 'worker', worker, 'nonce', nonce, 'token', token, 'job', job, 'whole', lease_ms)
     redis.call('PEXPIRE', KEYS[i], lease_ms)
     kept[#kept + 1] = branch
   end
