@@ -30,8 +30,8 @@ def set_up(**fields: object) -> None:
     _process_fields.update(fields)
     handler = _Stderr()
     handler.setFormatter(formatter(is_json=_is_json()))
-    for other in [other for other in logging.root.handlers if isinstance(other, _Stderr)]:
-        logging.root.removeHandler(other)
+    for earlier in [each for each in logging.root.handlers if isinstance(each, _Stderr)]:
+        logging.root.removeHandler(earlier)
     logging.root.addHandler(handler)
     logging.root.setLevel(logging.WARNING)
     for name in _OURS:

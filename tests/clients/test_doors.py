@@ -38,7 +38,10 @@ RIGHT = {
     "recipe": ("recipe keys group_size", ["rollout.group_size", "integer"]),
     "recipes": ("recipes", ["miniature\tThe whole method in minutes", "paper/mopd\tMOPD: "]),
     "base": ("base path", ["trainer/miniature/base"]),
-    "status": (f"status {RUN}", ["branch\tstep", f"{RUN}\ttext\t2/", "0.200", "failed for good: image-1: no memory"]),
+    "status": (
+        f"status {RUN}",
+        ["branch\tstep", f"{RUN}\ttext\t2/", "0.200", "image cannot learn yet", "failed for good: image-1: no memory"],
+    ),
     "jobs": ("jobs", ["branch\thead\tjob", "text\t2\ttext-3", "w-1", "coevo jobs retry image"]),
     "merge": ("merge {text} {image} --base miniature --adapter {here}/merged", ["adapter: ", "merged"]),
     "bench": ("bench queue --most 1", ["queue: claim, 1 workers"]),
@@ -96,6 +99,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Generator[dict[str, str
         queue.release(lease, "no memory", fatal=True)
         queue.tell(RUN, "run", state="running", name="miniature", branches={"text": 9, "image": 9, "video": 9})
         queue.tell(RUN, "step", branch="text", step=2, metrics={"native/reward": 0.2})
+        queue.tell(RUN, "unrewarded", branch="image", step=1, text="image cannot learn yet: all 8 completions got 0")
         runs = Runs(folder / "runs")
         runs.drain(queue)
         app = FastAPI()

@@ -33,7 +33,7 @@ def test_a_worker_with_work_and_no_lease_is_frozen_after_a_while() -> None:
         (1, waiting(None, None)),  # just ended: its next life has all the time
     ):
         now[0] += seconds
-        said.append([found.process for found in frozen.look(state)])
+        said.append([ended.process for ended in frozen.look(state)])
     assert said == [[], [], [], [], [], [], ["worker-all"], []]
 
 
