@@ -15,8 +15,9 @@ from urllib.parse import quote
 import httpx
 from pydantic import BaseModel, ValidationError
 
+from adapters.manifest import Manifest
 from clients.retries import ServiceError, error_of
-from service.schemas import SAFETENSORS, LogprobsRequest, LogprobsResponse, MediaResponse, Problem
+from service.schemas import SAFETENSORS, AdaptersResponse, LogprobsRequest, LogprobsResponse, MediaResponse, Problem
 from service.wire import ScoredArrays, WireError, decode_logprobs, decode_scores
 
 T = TypeVar("T")
@@ -227,3 +228,20 @@ def bad_response(response: httpx.Response, reason: str) -> ServiceError:
 
 def _content_type(response: httpx.Response) -> str:
     return response.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def read_manifest(response: httpx.Response) -> Manifest:
+    return read_json(response, Manifest)
+
+
+def read_nothing(response: httpx.Response) -> None:
+    return None
+
+
+def describe(branch: str, revision: int) -> Call[Manifest]:
+    return Call("GET", path_of("adapters", branch, revision), read_manifest)
+
+
+# Both may be asked of a service with another base: they say which it is, or nothing that depends on it.
+ADAPTERS = Call("GET", "/adapters", lambda response: read_json(response, AdaptersResponse), any_base=True)
+READY = Call("GET", "/readyz", read_nothing, any_base=True)

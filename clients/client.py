@@ -161,10 +161,10 @@ class AsyncClient:
         ]
 
     async def adapters(self) -> AdaptersResponse:
-        return await self._run(_ADAPTERS)
+        return await self._run(calls.ADAPTERS)
 
     async def describe(self, branch: str, revision: int) -> Manifest:
-        return await self._run(_describe(branch, revision))
+        return await self._run(calls.describe(branch, revision))
 
     async def publish(
         self,
@@ -210,16 +210,16 @@ class AsyncClient:
         """`origin` is `branch@revision`."""
         content = json.dumps({"from": origin}).encode()
         path = path_of("adapters", branch)
-        return await self._run(Call("POST", path, _read_manifest, headers=JSON, content=content))
+        return await self._run(Call("POST", path, calls.read_manifest, headers=JSON, content=content))
 
     async def go_back(self, branch: str, to: int, *, head: int) -> Manifest:
         """A new head with the files of the revision `to`, where `head` is the head now."""
         content = json.dumps({"to": to, "head": head}).encode()
         path = path_of("adapters", branch, "head")
-        return await self._run(Call("POST", path, _read_manifest, headers=JSON, content=content))
+        return await self._run(Call("POST", path, calls.read_manifest, headers=JSON, content=content))
 
     async def retire(self, branch: str, revision: int) -> None:
-        await self._run(Call("DELETE", path_of("adapters", branch, revision), _read_nothing))
+        await self._run(Call("DELETE", path_of("adapters", branch, revision), calls.read_nothing))
 
     async def download(self, branch: str, revision: int, file: str, to: Path) -> Path:
         """Into the file `to`, which appears when it is whole and has the manifest's hash."""
@@ -229,7 +229,7 @@ class AsyncClient:
             raise error_of("not-found", None, f"{branch}@{revision} has no {file}; its files are {names}")
         target = DownloadTarget(to, manifest.files[file].sha256)
         path = path_of("adapters", branch, revision, file)
-        await self._run(Call("GET", path, _read_nothing, target=target))
+        await self._run(Call("GET", path, calls.read_nothing, target=target))
         return to
 
     async def put_rollouts(
@@ -266,7 +266,7 @@ class AsyncClient:
     async def ready(self) -> bool:
         """Whether the service is ready now: one try, without waiting."""
         try:
-            await self._send(_READY, _CONNECT_S, self._pools[0])
+            await self._send(calls.READY, _CONNECT_S, self._pools[0])
         except httpx.TransportError:
             return False
         except ServiceError as error:
@@ -276,7 +276,7 @@ class AsyncClient:
         return True
 
     async def wait_until_ready(self, timeout_s: float) -> None:
-        await self._run(_READY, timeout_s)
+        await self._run(calls.READY, timeout_s)
 
     async def _run(self, call: Call[T], timeout_s: float | None = None) -> T:
         """The call's result, with the uploads that it turns out to need."""
@@ -298,7 +298,7 @@ class AsyncClient:
                 # httpx's own limits are for each read: a server that sends a byte now and then passes them for ever.
                 async with asyncio.timeout(deadline.left_s()):
                     if self._base is not None and not self._is_base_checked and not call.any_base:
-                        base = (await self._send(_ADAPTERS, deadline.left_s(), http)).base
+                        base = (await self._send(calls.ADAPTERS, deadline.left_s(), http)).base
                         if base.digest != self._base:
                             detail = f"{self.url}: serves the base {base.name} ({base.digest}), wanted is {self._base}"
                             remedy = "start one for this base, or mend COEVO_SERVICE_URL"
@@ -336,20 +336,3 @@ class AsyncClient:
                 if call.is_long:  # its numbers are many: others are answered meanwhile
                     return await asyncio.to_thread(call.read, response)
                 return call.read(response)
-
-
-def _read_manifest(response: httpx.Response) -> Manifest:
-    return read_json(response, Manifest)
-
-
-def _read_nothing(response: httpx.Response) -> None:
-    return None
-
-
-def _describe(branch: str, revision: int) -> Call[Manifest]:
-    return Call("GET", path_of("adapters", branch, revision), _read_manifest)
-
-
-# Both may be asked of a service with another base: they say which it is, or nothing that depends on it.
-_ADAPTERS = Call("GET", "/adapters", lambda response: read_json(response, AdaptersResponse), any_base=True)
-_READY = Call("GET", "/readyz", _read_nothing, any_base=True)

@@ -162,8 +162,8 @@ def write_record(path: Path, head: RecordHead, arrays_of: Callable[[str, int], A
     for part, number in head.groups:
         for name, array in arrays_of(part, number).items():
             begin, end = end, end + array.nbytes
-            place = {"dtype": _TAGS[array.dtype], "shape": array.shape, "data_offsets": [begin, end]}
-            header[f"{part}/{number}/{name}"] = place
+            span = {"dtype": _TAGS[array.dtype], "shape": array.shape, "data_offsets": [begin, end]}
+            header[f"{part}/{number}/{name}"] = span
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
@@ -187,18 +187,18 @@ class Record:
                 header = json.loads(file.read(length))
             self.head = RecordHead.model_validate_json(header.pop("__metadata__")[_HEAD])
             self._begin = _LENGTH_BYTES + length
-            self._places = cast(dict[str, dict[str, Any]], header)
+            self._spans = cast(dict[str, dict[str, Any]], header)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise _as_record_error(error) from None
 
     def arrays(self, part: str, number: int) -> dict[str, NDArray[Any]]:
-        """Of one prompt."""
+        """The arrays of one prompt."""
         try:
             with self._path.open("rb") as file:
                 return {
-                    name: self._read(file, self._places[key])
+                    name: self._read(file, self._spans[key])
                     for name in (NOTES, PROMPT_IDS, *TOKEN_ARRAYS)
-                    if (key := f"{part}/{number}/{name}") in self._places
+                    if (key := f"{part}/{number}/{name}") in self._spans
                 }
         except (ValueError, KeyError, TypeError) as error:
             raise _as_record_error(error) from None
@@ -209,12 +209,12 @@ class Record:
 
     def tokens(self, part: str, number: int) -> int:
         """How many a prompt's completions have together, without reading them."""
-        return math.prod(self._places[f"{part}/{number}/ids"]["shape"])
+        return math.prod(self._spans[f"{part}/{number}/ids"]["shape"])
 
     def check(self) -> None:
         """RecordError unless all of it can be read, and nothing else is in the file."""
         try:
-            ranges = sorted(cast(list[int], place["data_offsets"]) for place in self._places.values())
+            ranges = sorted(cast(list[int], span["data_offsets"]) for span in self._spans.values())
             # Without holes, overlaps and rests: else a small file could stand for arrays of any size.
             bounds = [0, *(end for _, end in ranges)]
             if [begin for begin, _ in ranges] != bounds[:-1]:
@@ -222,7 +222,7 @@ class Record:
             if bounds[-1] != self._path.stat().st_size - self._begin:
                 raise RecordError("it is not as long as its header says")
             counted = sum(part.num_groups for part in self.head.parts)
-            if counted > len(self._places):  # before they are walked through: the number may be any
+            if counted > len(self._spans):  # before they are walked through: the number may be any
                 raise RecordError(f"its header says that it has {counted} prompts")
             for part, number in self.head.groups:
                 arrays = self.arrays(part, number)
@@ -233,9 +233,9 @@ class Record:
         except (ValueError, KeyError, TypeError) as error:
             raise _as_record_error(error) from None
 
-    def _read(self, file: Any, place: dict[str, Any]) -> NDArray[Any]:
-        begin, end = place["data_offsets"]
-        dtype, shape = np.dtype(_DTYPES[place["dtype"]]), tuple(place["shape"])
+    def _read(self, file: Any, span: dict[str, Any]) -> NDArray[Any]:
+        begin, end = span["data_offsets"]
+        dtype, shape = np.dtype(_DTYPES[span["dtype"]]), tuple(span["shape"])
         if math.prod(shape) * dtype.itemsize != end - begin:
             raise RecordError("an array is not as long as its shape says")
         file.seek(self._begin + begin)

@@ -122,8 +122,8 @@ async def rollouts(
     """A page of a step's rollouts: some prompts of one part, or of each. Or all of it, as safetensors."""
     path = state.runs.rollouts(run, branch, step)
     if not await asyncio.to_thread(path.exists):
-        kept = (await asyncio.to_thread(state.runs.recorded_steps, run)).get(branch, [])
-        hint = f"; it has those of {', '.join(map(str, kept))}" if kept else ""
+        steps = (await asyncio.to_thread(state.runs.recorded_steps, run)).get(branch, [])
+        hint = f"; it has those of {', '.join(map(str, steps))}" if steps else ""
         raise ProblemError("unknown-run", 404, f"{run} has no rollouts of step {step} of {branch}{hint}")
     headers = {"vary": "Accept"}
     if schemas.SAFETENSORS in request.headers.get("accept", ""):

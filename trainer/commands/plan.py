@@ -102,9 +102,9 @@ def lines(plan: Plan, recipe: Recipe, shape: memory.Shape) -> Iterator[tuple[str
     # In float32: the masters and Adam's two moments.
     step_bytes = memory.lora_parameters(shape, recipe.lora.rank) * 12
     yield ("disk", "", f"{step_bytes / GB:.3g} GB a step", f"at most {stored / GB:.3g} GB kept", "", "", "", "")
-    largest, kept = max((record_bytes(step, recipe) for step in plan.steps), default=0), kept_rollouts(plan, recipe)
-    steps = "all steps" if kept.steps is None else f"the last {kept.steps}"
-    room = f"at most {kept.bytes / GB:.3g} GB kept: {steps}"
+    largest, records = max((record_bytes(step, recipe) for step in plan.steps), default=0), kept_rollouts(plan, recipe)
+    steps = "all steps" if records.steps is None else f"the last {records.steps}"
+    room = f"at most {records.bytes / GB:.3g} GB kept: {steps}"
     yield ("rollouts", "", f"{largest / GB:.3g} GB a step", room, "", "", "", "")
 
 

@@ -15,7 +15,7 @@ def bound_facts(plan: Plan, recipe: Recipe, runs: Path, *, if_short: Status = "W
     if why := too_long(plan, recipe):
         finding, _, remedy = why.rpartition("; ")
         yield MachineFact("FAIL", "longest step", finding, remedy)
-    kept = kept_rollouts(plan, recipe)
+    records = kept_rollouts(plan, recipe)
     there = sum(file.stat().st_size for file in runs.glob("*/rollouts/*/*"))  # of a run that goes on
     remedy = "make room, or set rollouts.keep to fewer steps"
-    yield room_row("disk for rollouts", max(0, kept.bytes - there), runs, remedy, if_short=if_short)
+    yield room_row("disk for rollouts", max(0, records.bytes - there), runs, remedy, if_short=if_short)

@@ -121,7 +121,7 @@ def part_bytes(recipe: Recipe, completions: int) -> int:
 
 
 def _token_bytes(recipe: Recipe) -> int:
-    """Of a token in a record: id, log-probability, advantage, delta and text; and a teacher's likeliest tokens."""
+    """A token in a record: id, log-probability, advantage, delta and text; and a teacher's likeliest tokens."""
     return 4 * _NUMBER_BYTES + _TEXT_BYTES + 2 * _NUMBER_BYTES * _top_k(recipe)
 
 
@@ -130,7 +130,7 @@ def _top_k(recipe: Recipe) -> int:
 
 
 def _pixels(recipe: Recipe) -> int:
-    """Of one prompt's media, decoded. A prompt has images or a video, hardly ever both."""
+    """Pixels of one prompt's media, decoded. A prompt has images or a video, hardly ever both."""
     media = recipe.media
     return max(media.max_images * media.image_max_pixels, media.max_videos * media.max_frames * media.video_max_pixels)
 

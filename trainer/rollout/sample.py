@@ -51,14 +51,14 @@ async def sample(
 ) -> list[Rollout]:
     """`n` completions of each prompt; the seed of a prompt decides all of them."""
 
-    async def answered(asked: slice) -> list[Rollout]:
-        """Of prompts that travel in one request. What they become is small; the answer as it came would stay large."""
+    async def answered(share: slice) -> list[Rollout]:
+        """The rollouts of prompts that travel in one request. They are small, the answer as it came is large."""
         request = schemas.GenerateRequest(
             prompts=[
                 schemas.Prompt(
                     prompt=_chat(prompt), images=_media_ids(prompt.images), videos=_media_ids(prompt.videos), seed=seed
                 )
-                for prompt, seed in zip(prompts[asked], seeds[asked], strict=True)
+                for prompt, seed in zip(prompts[share], seeds[share], strict=True)
             ],
             n=n,
             temperature=temperature,
@@ -68,9 +68,9 @@ async def sample(
             logprobs=0 if logprobs else None,
         )
         # The service answers with one set of completions a prompt, whatever number of requests the client makes of it.
-        responses = await client.generate(adapter, request, media=_media(prompts[asked]))
+        responses = await client.generate(adapter, request, media=_media(prompts[share]))
         generated = [response.prompts[0] for response in responses]
-        return await asyncio.to_thread(_rollouts, prompts[asked], generated, decode)
+        return await asyncio.to_thread(_rollouts, prompts[share], generated, decode)
 
     size = prompts_together(n, max_tokens)
     parts = await gather_or_cancel(answered(slice(start, start + size)) for start in range(0, len(prompts), size))
