@@ -143,7 +143,9 @@ class Console:
 
     def table(self) -> Table:
         heads = self.heads()
-        table = Table(title=self._title, caption="\n".join(self._caption(heads)))
+        # As text, not as rich's markup: what a model wrote may be in it.
+        caption = Text("\n".join(self._caption(heads)), style="table.caption")
+        table = Table(title=self._title, caption=caption)
         for name in ("branch", "step", "phase", "reward", "length", "entropy", "next waits for"):
             table.add_column(name)
         by_branch = colours(self._ends)

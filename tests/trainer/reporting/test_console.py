@@ -85,6 +85,15 @@ def test_without_a_terminal_a_line_now_and_then_says_what_is_left(
     assert [line for line in lines if " steps" in line] == ["1 of 9 steps", "2 of 9 steps, 0 s left"]
 
 
+def test_what_a_model_wrote_is_no_markup_of_the_table(tmp_path: Path) -> None:
+    event = {"kind": "unrewarded", "branch": "text", "step": 1, "text": "One is '[/b] [red]'"}
+    console = Console(RECIPE, run_events.write(tmp_path / "events.jsonl", [event]), "http://here")
+    console.look()
+    terminal = Terminal(width=80, record=True)
+    terminal.print(console.table())
+    assert "One is '[/b] [red]'" in terminal.export_text()
+
+
 def test_a_branch_without_rewards_is_a_line(tmp_path: Path, capsys) -> None:
     path = tmp_path / "events.jsonl"
     with Console(RECIPE, path, "http://here") as console:
