@@ -5,9 +5,13 @@ Left out: what was measured (`trainer.evaluation.exams`).
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
 
 from trainer.evaluation.exams import ExamResult, MeanResult
 from trainer.evaluation.intervals import Interval
@@ -67,10 +71,6 @@ def _number(value: float | None) -> str:
 
 def show(title: str, results: Sequence[ExamResult], means: Sequence[MeanResult]) -> None:
     """For people: models downwards, exams across, in percent; the gain over the first model behind each accuracy."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
     # The means come last, as one more exam.
     rows = [(result.exam, result) for result in results] + [(mean.name, mean) for mean in means]
     models = list(dict.fromkeys(result.model for result in results))
@@ -81,6 +81,25 @@ def show(title: str, results: Sequence[ExamResult], means: Sequence[MeanResult])
         for exam, row in rows
     }
     blind = {(result.exam, result.way): result.blind for result in results}
+    # In a file nobody can make the window wider, and rich would take 80 columns.
+    console = Console(width=None if sys.stdout.isatty() else _WIDTH)
+    table = _table(title, models, columns, cells, blind)
+    if console.measure(table, options=console.options.update(max_width=1000)).maximum <= console.width:
+        console.print(table)
+        return
+    # A narrow window: first the likeliest answers, then the sampled ones.
+    for is_greedy in (True, False):
+        if some := [column for column in columns if (column[1] == "greedy") == is_greedy]:
+            console.print(_table(title, models, some, cells, blind))
+
+
+def _table(
+    title: str,
+    models: Sequence[str],
+    columns: Sequence[tuple[str, str]],
+    cells: Mapping[tuple[str, str, str], str],
+    blind: Mapping[tuple[str, str], float | None],
+) -> Table:
     table = Table("accuracy in %", *(f"{exam}\n{way}" for exam, way in columns), title=title, box=box.SIMPLE_HEAD)
     for column in table.columns[1:]:
         column.justify = "right"
@@ -89,8 +108,7 @@ def show(title: str, results: Sequence[ExamResult], means: Sequence[MeanResult])
     if any(level is not None for level in blind.values()):
         levels = (blind.get(column) for column in columns)
         table.add_row("looks at nothing", *("-" if level is None else percent(level) for level in levels))
-    # In a file nobody can make the window wider, and rich would take 80 columns.
-    Console(width=None if sys.stdout.isatty() else _WIDTH).print(table)
+    return table
 
 
 def _percent(interval: Interval, sign: str = "-") -> str:
