@@ -12,19 +12,19 @@ READY_VARIABLE = "COEVO_READY_FD"
 """The descriptor on which a child tells its parent that it is ready; not set where nobody listens."""
 
 # Run by a fresh interpreter that then becomes the child: a thread-safe way to set what dies with whom.
-_DIE_WITH_PARENT = f"""
+_DIE_WITH_PARENT = """
 import ctypes, os, sys
-ctypes.CDLL(None).prctl(1, {int(signal.SIGTERM)})  # PR_SET_PDEATHSIG
+ctypes.CDLL(None).prctl(1, int(sys.argv[2]))  # PR_SET_PDEATHSIG
 if os.getppid() == int(sys.argv[1]):
-    os.execvp(sys.argv[2], sys.argv[2:])
+    os.execvp(sys.argv[3], sys.argv[3:])
 """
 
 
-def die_with_parent(command: Sequence[str]) -> list[str]:
-    """The command that starts `command` so that it gets SIGTERM when the thread that started it is gone."""
+def die_with_parent(command: Sequence[str], number: signal.Signals = signal.SIGTERM) -> list[str]:
+    """The command that starts `command` so that it gets a signal when the thread that started it is gone."""
     if sys.platform != "linux":
         return [*command]
-    return [sys.executable, "-S", "-E", "-c", _DIE_WITH_PARENT, str(os.getpid()), *command]
+    return [sys.executable, "-S", "-E", "-c", _DIE_WITH_PARENT, str(os.getpid()), str(int(number)), *command]
 
 
 def tell_ready() -> None:

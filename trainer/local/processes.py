@@ -24,6 +24,8 @@ from service.processes import die_with_parent
 from trainer.queue.server import LOG, Server, start
 
 COORDINATOR, SERVICE = "coordinator", "service"
+_LASTING = (COORDINATOR, SERVICE)
+"""What is no worker."""
 LOOK_S = 0.2
 """Between two looks at processes: soon enough for a person who waits, seldom enough to cost nothing."""
 _STOP_WITHIN_S = 120.0
@@ -159,7 +161,8 @@ class ProcessGroup:
         with path.open("a") as log:
             begin = log.tell()
             popen = subprocess.Popen(
-                die_with_parent([sys.executable, *words]),
+                # A worker that is told to end finishes its step, and would wait minutes for a service that died too.
+                die_with_parent([sys.executable, *words], signal.SIGTERM if name in _LASTING else signal.SIGKILL),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -3,10 +3,13 @@
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 import redis
 
@@ -221,3 +224,27 @@ def test_a_service_that_does_not_start_is_told_by_its_last_line(group: ProcessGr
 def test_nobody_waits_for_a_service_once_the_run_is_to_stop(tmp_path: Path) -> None:
     with pytest.raises(Stopped), ProcessGroup(tmp_path, {}, is_stopped=lambda: True) as group:
         group.serve(SERVICE, "--base=miniature", "--port=0", f"--store={tmp_path / 'store'}")
+
+
+ENDED_BY_FORCE = """
+import os, signal, sys
+from pathlib import Path
+from trainer.local.processes import ProcessGroup
+
+with ProcessGroup(Path(sys.argv[1]), {}) as group:
+    group.start("worker-all", "-c", sys.argv[2])
+    while "ready" not in group.log("worker-all"):
+        pass
+    print(group._processes["worker-all"].popen.pid, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+BUSY = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(600)"
+
+
+def test_a_worker_of_a_killed_run_is_gone_whatever_it_is_at(tmp_path: Path) -> None:
+    """It would publish to a service that is gone, and keep its name from the worker of the next start."""
+    words = [sys.executable, "-c", ENDED_BY_FORCE, str(tmp_path), BUSY]
+    run = subprocess.run(words, capture_output=True, text=True, check=False)
+    worker = int(run.stdout)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        assert psutil.wait_procs([psutil.Process(worker)], timeout=30)[1] == []
