@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 from fastapi import FastAPI, Request
 from fastapi_offline import FastAPIOffline
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.files import RunFiles
@@ -93,16 +93,26 @@ def remote_app(url: str, key: str | None) -> ASGIApp:
     async def static(name: str) -> Response:
         return await page.static(name)
 
-    @app.get("/{path:path}")
-    async def passed_on(path: str, request: Request) -> Response:
+    async def ask(path: str, request: Request) -> httpx.Response:
         sent = {name: value for name, value in request.headers.items() if name in _PASSED_ON}
         query = request.url.query
         # The browser's own headers stay here: cookies and addresses of this machine are none of the service's business.
         built = client.build_request("GET", f"/{path}" + (f"?{query}" if query else ""), headers=sent)
         try:
-            answer = await client.send(built, stream=True)
+            return await client.send(built, stream=True)
         except httpx.TransportError:
             raise problems.ProblemError("not-ready", 503, f"{url} does not answer", retry_after_s=5) from None
+
+    @app.get("/palette")
+    async def palette(request: Request) -> Response:
+        answer = await ask("palette", request)
+        await answer.aread()
+        # The page offers nothing that this door refuses.
+        return JSONResponse(answer.json() | {"is_read_only": True}, answer.status_code)
+
+    @app.get("/{path:path}")
+    async def passed_on(path: str, request: Request) -> Response:
+        answer = await ask(path, request)
         passed_back = {name: value for name, value in answer.headers.items() if name in _PASSED_BACK}
         return StreamingResponse(_body(answer), answer.status_code, passed_back)
 

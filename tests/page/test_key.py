@@ -55,7 +55,7 @@ def test_another_service_is_looked_at_with_the_key_of_the_environment(
     looking = Looking(guarded)
     try:
         shown = page_of(looking.address).show("run/demo-1")
-        shown.get_by_text("Live").wait_for()  # events are passed on as they come
+        shown.locator("#live[data-state=live]").wait_for()  # events are passed on as they come
         assert shown.evaluate("fetch('/adapters/text', {method: 'POST', body: '{}'}).then(r => r.status)") == 405
     finally:
         looking.stop()
