@@ -182,11 +182,13 @@ class Coordinator:
         self._pace.see(heads, now)
         warnings: list[tuple[str, str, str]] = []
         for branch in self._ends:
-            head, before = heads.get(branch, 0), self._heads.get(branch, 0)
+            # A queue that was emptied knows no heads until the service has told it. That is no fall.
+            before = self._heads.get(branch, 0)
+            head = heads.get(branch, before)
             if head < before:  # the service says in its log what was wrong with them
                 text = f"its head fell from {before} to {head}: revisions of the store were damaged, and are made again"
                 warnings.append(("fell", branch, text))
-        self._heads = dict(heads)
+        self._heads |= heads
         for job in await asyncio.to_thread(self._queue.dead):
             if job.branch in self._ends:  # another run may share the queue
                 text = f"{job.job} failed for good: {job.error}; coevo jobs retry {job.branch}"

@@ -1,9 +1,13 @@
+import asyncio
 from collections import Counter
+from typing import cast
 
 from adapters.names import Ref
+from clients.client import AsyncClient
 from tests.faults.recipes import small
-from trainer.orchestration.coordinator import due, retirable
+from trainer.orchestration.coordinator import Coordinator, due, retirable
 from trainer.plan.make import make_plan
+from trainer.queue.client import Queue
 from trainer.recipe.file import run_id
 
 
@@ -39,6 +43,19 @@ def test_nothing_that_is_still_named_is_ever_retired() -> None:
     ends = [step.number for step in plan.steps if step.is_phase_end and step.branch == "text"]
     assert stored["text"] >= {*ends, *range(plan.head("text") - 3, plan.head("text") + 1)}
     assert max(sizes.values()) <= len(ends) + 4
+
+
+def test_a_head_that_falls_is_told_and_a_queue_that_forgot_it_is_none(queue: Queue) -> None:
+    coordinator = Coordinator("run", small(), queue, cast(AsyncClient, None))  # of no use for warnings
+
+    async def look() -> None:
+        for heads in ({"text": 5}, {}, {"text": 5}, {"text": 3}, {"text": 4}):
+            await coordinator._warn(heads)
+
+    asyncio.run(look())
+    (event,) = [event for _, event in queue.events()]
+    assert (event["kind"], event["branch"]) == ("fell", "text")
+    assert event["text"].startswith("its head fell from 5 to 3")
 
 
 def test_what_a_branch_is_yet_to_start_from_stays() -> None:
