@@ -5,6 +5,7 @@ import time
 from collections.abc import Generator
 from pathlib import Path
 
+import httpx
 import pytest
 import uvicorn
 from pydantic import SecretStr
@@ -46,6 +47,11 @@ def test_a_wrong_key_is_refused_and_a_right_one_opens(page_of, guarded: str) -> 
     shown.wait_for_selector(".media img")  # pictures come with the key, too
     assert KEY not in shown.url
     assert shown.evaluate("[localStorage.length, document.cookie]") == [0, ""]
+
+
+def test_a_name_that_leads_here_from_elsewhere_reads_nothing(looking: Looking) -> None:
+    assert httpx.get(f"{looking.address}/runs").status_code == 200
+    assert httpx.get(f"{looking.address}/runs", headers={"host": "elsewhere.example"}).status_code == 421
 
 
 def test_another_service_is_looked_at_with_the_key_of_the_environment(

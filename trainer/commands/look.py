@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     import uvicorn  # with the routes a second, which help needs not
 
+    from service.http.auth import HostCheck
     from service.look import folder_app, remote_app
 
     if arguments.run.startswith(("http://", "https://")):
@@ -42,6 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--port {arguments.port}: cannot listen there ({reason}); choose another") from None
     print(f"{label}: http://{HOST}:{listener.getsockname()[1]}/  (read-only; Ctrl-C ends it)", flush=True)
     # Browsers follow a run for as long as they are open: they are not waited for.
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
+    # A page from elsewhere may have its name lead here: it would read what only this machine may.
+    guarded = HostCheck(app, frozenset({HOST, "localhost"}))
+    config = uvicorn.Config(guarded, log_level="warning", timeout_graceful_shutdown=1)
     uvicorn.Server(config).run(sockets=[listener])
     return 0
