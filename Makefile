@@ -5,7 +5,7 @@ TORCH := 2.13.0
 PIP := $(BIN)/pip install --quiet --quiet --disable-pip-version-check
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 
-.PHONY: setup demo test lint ci soak compose-test
+.PHONY: setup demo test lint ci soak docs compose-test
 
 setup: .venv/.ready
 
@@ -44,6 +44,10 @@ ci: lint test
 
 soak: setup
 	$(BIN)/pytest -m soak
+
+# The pages as a site in build/site/, which needs no network; a link that leads nowhere ends it.
+docs: setup
+	$(BIN)/python docs/site.py
 
 # Builds and runs the containers; needs an engine, and says so where there is none.
 compose-test: setup
