@@ -124,7 +124,9 @@ class QueueServer:
         lines = log.read_text(errors="replace").strip().splitlines()
         reason = f"{ending(status, lines[-1] if lines else '')} ({log})"
         if self.restarts == _RESTARTS:
-            raise UserError(f"the queue server did not go on: {reason}; {_RESTARTS} restarts brought no step")
+            raise UserError(
+                f"the queue server did not go on: {reason}; {_RESTARTS} restarts brought no step; look there, then add --resume"
+            )
         print(f"queue server: {reason}; starting it again", flush=True)
         self.restarts += 1
         port = int(self.url.rpartition(":")[2].split("/")[0])
@@ -232,7 +234,9 @@ class ProcessGroup:
             if name == SERVICE or not (status in _RESTARTABLE or status < 0):
                 raise UserError(self.last_log_line(name))
             if process.restarts == _RESTARTS:
-                raise UserError(f"{self.last_log_line(name)}; {_RESTARTS} restarts brought no step")
+                raise UserError(
+                    f"{self.last_log_line(name)}; {_RESTARTS} restarts brought no step; look there, then add --resume"
+                )
             print(f"{name}: {self.reason(name)}; starting it again", flush=True)
             self.start(name, *process.words)
 
