@@ -39,6 +39,7 @@ _STILL_S = 60.0
 _RESTARTS = 5
 """Without a step of the run in between. A process that dies each time has a fault that another start does not mend; by
 time alone, one that loads for long would be started for ever."""
+_USED_UP = f"{_RESTARTS} restarts brought no step; look there, then add --resume"
 _RESTARTABLE = frozenset({69, 70})
 """Exit status that is worth another start: queue or service were away for too long, or there was a bug."""
 
@@ -124,9 +125,7 @@ class QueueServer:
         lines = log.read_text(errors="replace").strip().splitlines()
         reason = f"{ending(status, lines[-1] if lines else '')} ({log})"
         if self.restarts == _RESTARTS:
-            raise UserError(
-                f"the queue server did not go on: {reason}; {_RESTARTS} restarts brought no step; look there, then add --resume"
-            )
+            raise UserError(f"the queue server did not go on: {reason}; {_USED_UP}")
         print(f"queue server: {reason}; starting it again", flush=True)
         self.restarts += 1
         port = int(self.url.rpartition(":")[2].split("/")[0])
@@ -234,9 +233,7 @@ class ProcessGroup:
             if name == SERVICE or not (status in _RESTARTABLE or status < 0):
                 raise UserError(self.last_log_line(name))
             if process.restarts == _RESTARTS:
-                raise UserError(
-                    f"{self.last_log_line(name)}; {_RESTARTS} restarts brought no step; look there, then add --resume"
-                )
+                raise UserError(f"{self.last_log_line(name)}; {_USED_UP}")
             print(f"{name}: {self.reason(name)}; starting it again", flush=True)
             self.start(name, *process.words)
 
