@@ -153,7 +153,7 @@ def write_demo(out: Path) -> RunWriter:
             writer.rollouts(branch, step)
         for number in range(7):
             writer.revision(branch, number, origin="text@5" if branch == "video" and number == 0 else None)
-    (out / "recipe.json").write_text(json.dumps({"name": "demo"}))
+    (out / "recipe.json").write_text(json.dumps({"name": "demo", "base": {"name": "miniature"}}))
     (out / "logs").mkdir()
     (out / "logs/service.log").write_text("coevo serve: loading\nWARNING 01-05 slow disk\n")
     (out / "logs/worker-all.log").write_text("worker: at work\nValueError: a step failed\n")

@@ -5,13 +5,13 @@ an address the page is this package's own, and COEVO_API_KEY goes with each ques
 """
 
 import argparse
+import json
 import os
 import socket
 from pathlib import Path
 
 from adapters.errors import UserError
 from service.runs import EVENTS
-from trainer.recipe.file import load
 
 HOST = "127.0.0.1"
 """Nobody else's browser: a folder is looked at without a key."""
@@ -35,16 +35,18 @@ def run(arguments: argparse.Namespace) -> int:
         if not any((folder / "runs").glob(f"*/{EVENTS}")):
             raise UserError(f"{folder}: no run in it; name a folder of coevo run, such as out/demo-0, or a URL")
         recipe = folder / "recipe.json"
-        app, label = folder_app(folder, load(recipe).base.name if recipe.is_file() else None), str(folder)
+        # Its base alone, and not the whole recipe: a run of an older version is looked at, too.
+        base = json.loads(recipe.read_bytes())["base"]["name"] if recipe.is_file() else None
+        app, label = folder_app(folder, base), str(folder)
     try:
         listener = socket.create_server((HOST, arguments.port))
     except OSError as error:
         reason = os.strerror(error.errno or 0)
         raise UserError(f"--port {arguments.port}: cannot listen there ({reason}); choose another") from None
     print(f"{label}: http://{HOST}:{listener.getsockname()[1]}/  (read-only; Ctrl-C ends it)", flush=True)
-    # Browsers follow a run for as long as they are open: they are not waited for.
     # A page from elsewhere may have its name lead here: it would read what only this machine may.
     guarded = HostCheck(app, frozenset({HOST, "localhost"}))
+    # Browsers follow a run for as long as they are open: they are not waited for.
     config = uvicorn.Config(guarded, log_level="warning", timeout_graceful_shutdown=1)
     uvicorn.Server(config).run(sockets=[listener])
     return 0
