@@ -18,7 +18,7 @@ import re
 import uuid
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, cast
 from urllib.parse import urlsplit
@@ -31,6 +31,7 @@ from redis.exceptions import TimeoutError as LateError
 from redis.retry import Retry
 
 from adapters.errors import UserError
+from trainer.queue.jobs import DeadJob, Job, Lease, Refusal, Waiting
 from trainer.queue.tokens import MOST_AHEAD_US, may_publish
 
 LEASE_S = 30.0
@@ -72,61 +73,6 @@ class JobConflictError(UserError):
 
 class OtherStoreError(UserError):
     """The server serves another store."""
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """Steps `first` + 1 to `first` + `steps` of a branch."""
-
-    id: str
-    run: str
-    branch: str
-    kind: str
-    first: int
-    steps: int
-
-    @property
-    def last(self) -> int:
-        return self.first + self.steps
-
-
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """The right to publish the next revisions of a branch."""
-
-    branch: str
-    token: int
-    nonce: str
-    job: Job
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why a branch cannot be worked on now."""
-
-    why: Literal["empty", "held", "dead", "ahead"]
-    """`ahead`: its jobs began behind its head, and are dropped; the coordinator enqueues those that are missing."""
-    holder: str = ""
-    left_s: float = 0.0
-    """Until its lease runs out, if it is not renewed."""
-
-
-@dataclass(frozen=True, slots=True)
-class DeadJob:
-    """A job that failed `ATTEMPTS` times without a step. Its branch stands still until it is retried."""
-
-    branch: str
-    job: str
-    error: str
-
-
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """A branch's jobs, and who works on the first."""
-
-    jobs: tuple[Job, ...]
-    worker: str | None
-    attempts: int
 
 
 class Queue:
@@ -219,9 +165,9 @@ class Queue:
             raise JobConflictError(f"{job.id}: there is another job of that name; end its run, or take another queue")
         if answer.startswith("run "):
             raise JobConflictError(
-                f"{job.branch}: the queue has jobs of {answer.removeprefix('run ')} for it, and this is {job.run}; give "
-                "this recipe's branches other names, take another store and queue, or end that run and empty the queue "
-                "(redis-cli flushdb)"
+                f"{job.branch}: the queue has jobs of {answer.removeprefix('run ')} for it, and this is {job.run}; "
+                "give this recipe's branches other names, take another store and queue, or end that run and empty the "
+                "queue (redis-cli flushdb)"
             )
         return answer
 
