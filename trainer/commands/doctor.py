@@ -14,7 +14,7 @@ import psutil
 from adapters.errors import UserError
 from trainer.data.base import base_of
 from trainer.doctor import memory
-from trainer.doctor.fit import memory_rows, parts_of, served_row, shape_in, store_row, stored_bytes
+from trainer.doctor.fit import dtype_rows, memory_rows, parts_of, served_row, shape_in, store_row, stored_bytes
 from trainer.doctor.machine import Card, MachineFact, found_cards, gib, imported_row, machine_rows
 from trainer.local.bounds import bound_facts
 from trainer.plan.make import make_plan
@@ -64,6 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
             stored = stored_bytes(recipe, shape, branches=len(plan.starts), phase_ends=plan.phase_ends)
             rows += [store_row(stored, arguments.store), served_row(recipe, shape)]
             rows += bound_facts(plan, recipe, arguments.store.parent / "runs")
+        rows += dtype_rows(recipe, planned)
         rows += column_warnings(recipe)
     show(rows, parts)
     return 1 if any(row.status == "FAIL" for row in rows) else 0

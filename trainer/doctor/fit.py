@@ -9,7 +9,7 @@ from pathlib import Path
 
 from adapters.errors import UserError
 from trainer.doctor import memory
-from trainer.doctor.machine import Card, MachineFact, Status, free_bytes, gib
+from trainer.doctor.machine import Card, MachineFact, Status, free_bytes, gib, multiplies_bfloat16
 from trainer.recipe import Recipe
 
 
@@ -67,6 +67,16 @@ def memory_rows(
         finding = f"{recipe.engine.max_loras} for {len(recipe.branches)} branches"
         remedy = f"publishing waits for scoring; set engine.max_loras = {wanted}"
         yield MachineFact("WARN", "adapter slots", finding, remedy)
+
+
+def dtype_rows(recipe: Recipe, cards: Sequence[Card]) -> Iterator[MachineFact]:
+    """A warning where the base's dtype is one that the processor computes many times slower than float32."""
+    cpuinfo = Path("/proc/cpuinfo")  # Linux alone has it; of other systems nothing is said
+    if cards or recipe.base.dtype != "bfloat16" or not cpuinfo.exists() or multiplies_bfloat16(cpuinfo.read_text()):
+        return
+    # 288 s for an update that takes 8 s in float32.
+    finding = "bfloat16, which this processor computes thirty times slower than float32"
+    yield MachineFact("WARN", "base.dtype", finding, 'set base.dtype = "float32"')
 
 
 def served_row(recipe: Recipe, shape: memory.Shape) -> MachineFact:

@@ -181,6 +181,13 @@ def found_cards() -> list[Card]:
     return [Card(name.strip(), int(mebibytes) * 2**20) for name, mebibytes in fields]
 
 
+def multiplies_bfloat16(cpuinfo: str) -> bool:
+    """Whether torch has fast products in bfloat16 on the processor that Linux describes so, as torch itself asks."""
+    # oneDNN's condition, read and not asked: to import torch takes seconds. x86 wants AVX-512 (byte and word), which
+    # emulates what it lacks; Arm says it by a word of its own.
+    return re.search(r"^(flags|Features)\s*:.*\b(avx512bw|bf16)\b", cpuinfo, re.MULTILINE) is not None
+
+
 def _cuda_of_torch() -> str | None:
     """The CUDA version that torch was built for. Read from its file: to import torch takes seconds."""
     spec = importlib.util.find_spec("torch")

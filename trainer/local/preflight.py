@@ -22,7 +22,7 @@ from trainer.data.held_out import held_out_prompts, open_benchmark, training_pro
 from trainer.data.lengths import within
 from trainer.data.prompts import Prompts
 from trainer.doctor import memory
-from trainer.doctor.fit import memory_rows, parts_of, served_row, shape_in, store_row, stored_bytes
+from trainer.doctor.fit import dtype_rows, memory_rows, parts_of, served_row, shape_in, store_row, stored_bytes
 from trainer.doctor.machine import Card, MachineFact, Status, found_cards, queue_row
 from trainer.evaluation.exams import answer_rule
 from trainer.local.bounds import bound_facts
@@ -318,6 +318,7 @@ def _base_facts(recipe: Recipe, out: Path) -> Iterator[MachineFact]:
         yield from memory_rows(recipe, shape, parts, cards)
     else:
         yield from _host_facts(recipe, shape, parts)
+    yield from dtype_rows(recipe, cards)
     plan = make_plan(recipe)
     most = stored_bytes(recipe, shape, branches=len(plan.starts), phase_ends=plan.phase_ends)
     # Of a run that goes on, a part is there.

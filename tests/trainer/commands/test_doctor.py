@@ -12,7 +12,7 @@ import redis
 
 from trainer.commands.doctor import shape_of_base
 from trainer.doctor.fit import fit_row
-from trainer.doctor.machine import Card, machine_rows
+from trainer.doctor.machine import Card, machine_rows, multiplies_bfloat16
 from trainer.doctor.memory import GIB, KNOWN_SHAPES, Knob
 from trainer.queue import server as queue_server
 from trainer.recipe.file import load
@@ -179,3 +179,27 @@ def test_a_folders_config_gives_its_shape(tmp_path):
     with pytest.raises(ValueError, match="cannot be read as the config of a Qwen3-VL"):
         shape_of_base(recipe)
     assert shape_of_base(load(Path(LARGE))) == KNOWN_SHAPES["Qwen/Qwen3-VL-4B-Instruct"]
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "is_fast"),
+    [
+        ("processor\t: 0\nflags\t\t: fpu avx2 avx512f avx512bw\n", True),
+        ("flags\t\t: fpu sse4_2 avx avx2 avx512f\n", False),
+        ("Features\t: fp asimd bf16 i8mm\n", True),
+        ("model name\t: avx512bw\nFeatures\t: fp asimd\n", False),
+    ],
+)
+def test_a_processor_without_bfloat16_is_known(cpuinfo: str, is_fast: bool) -> None:
+    assert multiplies_bfloat16(cpuinfo) == is_fast
+
+
+def test_bfloat16_on_a_processor_without_it_is_told() -> None:
+    import torch  # which asks oneDNN; the command reads what Linux says
+
+    is_fast = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    said = doctor(str(RECIPES / "miniature.toml"), "--set", "base.dtype=bfloat16").stdout
+    assert ('thirty times slower than float32 -> set base.dtype = "float32"' in said) == (not is_fast)
+    assert "base.dtype" not in doctor(str(RECIPES / "miniature.toml")).stdout
+    planned = doctor(str(RECIPES / "miniature.toml"), "--set", "base.dtype=bfloat16", "--card-gib", "80").stdout
+    assert "base.dtype" not in planned
