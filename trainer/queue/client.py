@@ -8,8 +8,8 @@ branch's head has reached its end: nothing else says so, and nothing has to be a
 The store is the truth and all this an index of it, which `reconcile` rebuilds. Every change is one script in `lua/`,
 all time is the server's. A key goes after 30 days without a write, but for those in `PERMANENT`.
 
-Left out: what is in a job (`plan`), and finding or starting a server (`server`). Imports nothing else of `trainer`,
-because the service uses it too.
+Left out: what is in a job (`plan`), and finding or starting a server (`server`). Imports nothing of `trainer` outside
+this folder, because the service uses it too.
 """
 
 import json
