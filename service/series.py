@@ -86,7 +86,8 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A stretch of time in which a branch worked on one phase, in seconds since the run's first event."""
+    """A stretch of time in which a branch worked on one phase, in seconds since the run's first event. Shorter ones than
+    a point are told with the one before them."""
 
     begin: float
     end: float
@@ -194,6 +195,9 @@ class Series:
         is_other = np.array([a != b for a, b in zip(phases[1:], phases[:-1], strict=True)], bool)
         is_first = np.concatenate([[True], is_other | (begins[1:] - ends[:-1] > pixel)])[: len(steps)]
         firsts = np.flatnonzero(is_first)
+        # Of bars that begin within one pixel the first stands for all: else a long run had as many as it has phases.
+        pixels = np.floor(begins[firsts] / pixel)
+        firsts = firsts[np.append(True, pixels[1:] != pixels[:-1])[: len(firsts)]]
         lasts = np.append(firsts[1:], len(steps)) - 1
         return [
             Bar(round(float(begins[a]), 3), round(float(ends[b]), 3), phases[a], int(steps[a]), int(steps[b]))

@@ -26,7 +26,7 @@ export async function overview(context, { run }) {
 
   async function draw() {
     const [info, tracks, alarms, notes] = await Promise.all([
-      get(`/runs/${run}`, {}, signal), get(`/runs/${run}/lanes`, { points: 800 }, signal),
+      get(`/runs/${run}`, {}, signal), get(`/runs/${run}/lanes`, { points: 400 }, signal),
       get(`/runs/${run}/alarms`, {}, signal),
       getAll(`/runs/${run}/notes`, { kind: ["overlap", "accuracy", "lease", "failed", "run", "rhythm"] }, "notes", signal),
     ]);

@@ -85,3 +85,4 @@ def test_time_between_two_steps_is_waiting(writer: RunWriter) -> None:
         ("opd", 9, 10),
     ]
     assert len(series.bars("text", 1000)) == 10  # where there is room, waits are seen
+    assert [(bar.first, bar.last) for bar in series.bars("text", 2)] == [(1, 5), (6, 10)]  # and where there is none
