@@ -42,6 +42,8 @@ class Console:
         self._times: deque[float] = deque(maxlen=_SMOOTH)
         self._tokens: deque[float] = deque(maxlen=_SMOOTH)
         self._overlap = ""
+        self._unrewarded: dict[str, str] = {}
+        """What was told of branches that have earned nothing yet."""
         self._said_at = time.monotonic()
         self._recipe = recipe
         self._events, self._offset = events, 0  # bytes of the file that were read
@@ -99,13 +101,16 @@ class Console:
         """The event as a line; empty if it is of no interest."""
         match event["kind"]:
             case "step":
+                before = self._newest.get(event["branch"], event)
+                if _reward(event) > _reward(before):
+                    self._unrewarded.pop(event["branch"], None)
                 self._newest[event["branch"]] = event
                 self._times.append(time.monotonic())
                 self._tokens.append(self._sampled(event))
                 return f"{event['branch']}@{event['step']} of {self._ends.get(event['branch'])}: {_step_line(event)}"
             case "unrewarded":
-                self._notes.append(event["text"])
-                return self._notes[-1]
+                self._unrewarded[event["branch"]] = event["text"]
+                return event["text"]
             case "failed" | "dead" | "waiting" | "fell":
                 self._notes.append(f"{event['branch']}: {event.get('error') or event.get('text')}")
                 return self._notes[-1]
@@ -175,6 +180,11 @@ class Console:
         if self._overlap:
             yield self._overlap
         yield from self._notes
+        yield from self._unrewarded.values()
+
+
+def _reward(event: Event) -> float:
+    return event["metrics"].get("native/reward") or 0.0
 
 
 def _step_line(event: Event) -> str:

@@ -36,6 +36,6 @@ def unrewarded(branch: str, rollouts: Sequence[Rollout], rules: Mapping[str, Rul
     wanted = _WANTED.get(rule.kind, f"what {rule.kind} takes")
     return (
         f"{branch} cannot learn yet: all {len(judged)} completions of its first step got {completion.reward:g}. "
-        f"One is {shown!r}; its reward, {rule.kind}, looks for {wanted}. "
+        f"One is '{shown}'; its reward, {rule.kind}, looks for {wanted}. "
         "coevo check RECIPE tries the reward on the data's own answers"
     )

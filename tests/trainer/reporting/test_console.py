@@ -97,6 +97,14 @@ def test_what_a_model_wrote_is_no_markup_of_the_table(tmp_path: Path) -> None:
 def test_a_branch_without_rewards_is_a_line(tmp_path: Path, capsys) -> None:
     path = tmp_path / "events.jsonl"
     with Console(RECIPE, path, "http://here") as console:
-        run_events.write(path, [{"kind": "unrewarded", "branch": "text", "step": 1, "text": "text cannot learn yet"}])
+        event = {"kind": "unrewarded", "branch": "text", "step": 1, "text": "text cannot learn yet"}
+        run_events.write(path, [event])
         console.look()
-    assert capsys.readouterr().out == "text cannot learn yet\n"
+        assert capsys.readouterr().out == "text cannot learn yet\n"
+        for reward, is_shown in ((0.0, True), (0.25, False)):
+            run_events.write(path, [event, run_events.step("text", 1, 0.0), run_events.step("text", 2, reward)])
+            terminal = Terminal(width=80, record=True)
+            later = Console(RECIPE, path, "http://here")
+            later.look()
+            terminal.print(later.table())
+            assert ("cannot learn yet" in terminal.export_text()) == is_shown
