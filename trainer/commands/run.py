@@ -68,11 +68,19 @@ def run(arguments: argparse.Namespace) -> int:
     events = events_of(out, recipe)
     for line in overlap_lines(read_events(events)):
         print(line)
-    picture = curves(read_events(events), out / "curves.png")
-    print(f"{run_id(recipe)} is finished: {out / 'results.json'} has the table, {out / 'items.jsonl'} every answer,")
-    print(f"  {out / 'store'} every revision, {picture} what happened on the way")
-    if (out / MERGED).exists():
-        print(f"  {out / MERGED} is the merged model, {out / ADAPTER} the same as an adapter")
+    curves(read_events(events), out / "curves.png")
+    print(f"{run_id(recipe)} is finished; in {out}:")
+    contents = {
+        "results.json": "the table",
+        "items.jsonl": "every answer",
+        "store": "every revision",
+        "curves.png": "what happened on the way",
+        MERGED: "the merged model",
+        ADAPTER: "the same as an adapter",
+    }
+    for name, gloss in contents.items():
+        if (out / name).exists():
+            print(f"  {name:<15} {gloss}")
     print("next:")
     for words in next_commands(out, recipe):
         print(f"  {shlex.join(words)}")
