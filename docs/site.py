@@ -63,6 +63,7 @@ def main() -> int:
     shutil.copytree(ROOT / "docs", PAGES, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     for name in BESIDE:
         shutil.copy(ROOT / name, PAGES)
+    # Links last: pages of sources are added by what is found to link to them, and have no links themselves.
     for page in sorted(PAGES.glob("*.md")):
         folder = ROOT if page.name in BESIDE else ROOT / "docs"
         page.write_text(_LINK.sub(partial(_target, folder), page.read_text()))
@@ -88,6 +89,7 @@ def _target(folder: Path, link: re.Match[str]) -> str:
         return "README.md"
     if name.startswith("docs/"):
         return name.removeprefix("docs/")
+    # A page of its name: two links to a file lead to one.
     page = PAGES / "sources" / f"{name}.md"
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(f"# {name}\n\n{_shown(path)}\n")
@@ -100,6 +102,7 @@ def _shown(path: Path) -> str:
     text = path.read_text()
     if len(text) > _LONG:
         return f"{len(text):,} characters; see the file."
+    # Five, because Markdown in a docstring may have a fence of three.
     return f"`````{_SHOWN.get(path.suffix, '')}\n{text}`````"
 
 

@@ -127,6 +127,7 @@ def groups_of(plan: Plan, recipe: Recipe) -> Counter[price.Group]:
     control = replace(rewarded, size=group_size)
     taught = replace(control, teachers=1)
     groups = Counter[price.Group]()
+    # Teachers have a group each: every one of them is asked with prompts of its own.
     for step in plan.steps:
         groups[rewarded] += rollout.prompts if step.capabilities else 0
         groups[taught] += prompts * len(step.teachers)
@@ -159,6 +160,7 @@ def price_lines(plan: Plan, recipe: Recipe, shape: memory.Shape, name: str, hour
 
 def memory_warnings(recipe: Recipe, shape: memory.Shape, card: price.DataSheet) -> list[MachineFact]:
     """That it does not fit, which a plan leaves to `coevo doctor`: hours on a card that is too small mean nothing."""
+    # Service and worker together, as the hours are of one card.
     parts = parts_of(recipe, shape, on_gpu=True)
     facts = memory_rows(recipe, shape, parts, [Card(card.name, int(card.gib * memory.GIB))])
     return [replace(fact, status="WARN") for fact in facts if fact.status == "FAIL"]

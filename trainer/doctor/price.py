@@ -16,7 +16,7 @@ from trainer.doctor.memory import GIB, Shape, kv_bytes_per_token, lora_parameter
 MEASURED = "h100"
 SOURCE = "bench/results/gpu_step.json"
 SHARE = 0.252
-"""Of the dense bfloat16 FLOP/s, in updates with compiled layers: the less of the two lengths that were measured."""
+"""The part of the dense bfloat16 FLOP/s that updates with compiled layers reach: the less of two lengths measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +59,10 @@ class Group:
 
     @property
     def pairs(self) -> int:
-        """Of a token and one that it attends to: within the prompt, and from each completion to it and to itself."""
-        own = self.prompt**2 + self.size * self.completion**2
-        return own // 2 + self.size * self.completion * self.prompt
+        """Tokens with one that they attend to: within the prompt, and from each completion to it and to itself."""
+        # Half a square: a token attends to those before it alone.
+        inner = self.prompt**2 + self.size * self.completion**2
+        return inner // 2 + self.size * self.completion * self.prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +103,12 @@ def hours(
     sampling = scoring = learning = 0.0
     for group, count in groups.items():
         predicted = group.size * group.completion
+        # The engine reads a prompt once for its whole group, and predicts one token of it.
         prompt = forward_flops(shape, tokens=group.prompt, pairs=group.prompt**2 // 2, predicted=1)
         score = forward_flops(shape, tokens=group.tokens, pairs=group.pairs, predicted=predicted)
         learn = model_flops(shape, rank, tokens=group.tokens, pairs=group.pairs, predicted=predicted)
         sampling += count * (prompt / (SHARE * card.flops) + predicted * token_seconds(group, shape, card, engine))
+        # Teacher and student: both numbers are to come from the same engine.
         scoring += count * 2 * group.teachers * score / (SHARE * card.flops)
         learning += count * updates * learn / (SHARE * card.flops)
     return Hours(sampling / 3600, scoring / 3600, learning / 3600)
@@ -121,6 +124,7 @@ def token_seconds(group: Group, shape: Shape, card: DataSheet, engine: Engine) -
     cached = context * kv_bytes_per_token(shape, _BFLOAT16)
     sequences = max(1, min(engine.sequences, int(engine.kv_cache_gib * GIB / cached)))
     weights, channels, output = _sizes(shape)
+    # Weights once for all sequences, which is why many together are cheaper; the cache of each for itself.
     read = _BFLOAT16 * (weights + output) + sequences * cached
     products = sequences * (2 * (weights + output) + 4 * context * channels)
     return max(read / card.bandwidth, products / (SHARE * card.flops)) / sequences
