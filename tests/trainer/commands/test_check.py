@@ -10,6 +10,7 @@ import pytest
 from clients.cli import main
 from service.media import encode_image
 from trainer.queue.server import URL_VARIABLE, start
+from trainer.recipe.file import load, write_resolved
 
 REWARDS = """
 def raises(completion, answer):
@@ -129,6 +130,21 @@ def test_a_run_with_a_mistake_starts_nothing(mistake: str, capsys: pytest.Captur
     assert main(["run", "recipe.toml", "--set", change]) == 2
     assert words in capsys.readouterr().err
     assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "out/first: holds a run; add --resume to go on with it, or take another folder with --out"),
+        (["--resume"], "out/first: holds a run of another recipe; give the one in out/first/recipe.json, or another"),
+    ],
+)
+def test_a_second_run_in_a_folder_is_told_what_to_do(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_resolved(load(Path("recipe.toml")), Path("out/first"))
+    assert main(["run", "recipe.toml", "--set", "seed=7", "--out", "out/first", *words]) == 2
+    assert capsys.readouterr().err.startswith(f"coevo run: {said}")
 
 
 COMPARED = ("method.kind=copd", "comparison.scales=[]")
