@@ -45,7 +45,8 @@ from adapters.merge_inputs import (
 from adapters.merge_math import inner_products, ties, trim_threshold, truncated
 from adapters.merge_record import RECORD, BranchRecord, Method, Record, write_adapter_card, write_card
 from adapters.names import shown
-from adapters.store import disk_full_as_user_error, sync
+from adapters.store import disk_full_as_user_error
+from adapters.store_root import sync
 from adapters.tensor_files import safetensors_header
 from adapters.validate import TARGETS, BaseShape
 

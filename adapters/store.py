@@ -18,11 +18,7 @@ order. Left out: who may publish what (`service.publishing.publisher`), and medi
 """
 
 import errno
-import fcntl
-import json
 import logging
-import os
-import re
 import shutil
 import threading
 import uuid
@@ -38,13 +34,12 @@ from typing import Self
 from adapters.errors import UserError
 from adapters.manifest import MANIFEST, OPTIMISER, DamagedError, Manifest, read_manifest, verify, write_manifest
 from adapters.names import RESERVED, Ref, check_branch, is_name, is_revision
+from adapters.store_root import check_is_store, identify, lock, sync, unlock
 
-FORMAT = 1
-"""The layout of the folders above. A store of another format is not opened, so that nothing mixes two."""
 RETIRED = "retired"
 _KEPT_OPTIMISERS = 2
 """The newest revisions of a branch that keep the optimiser's moments. The next step continues from the head's."""
-_ID = re.compile(r"[0-9a-f]{32}")
+
 
 log = logging.getLogger(__name__)
 
@@ -62,18 +57,6 @@ def disk_full_as_user_error(where: str) -> Generator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # the disk is full, or the user's share of it
             raise
         raise DiskFullError(f"the disk of {where} is full; free some room and try again") from None
-
-
-# A child that is forked without exec would hold the lock on after our death, and nobody could open the store again.
-_lock_descriptors: set[int] = set()
-
-
-def _close_locks() -> None:
-    while _lock_descriptors:
-        os.close(_lock_descriptors.pop())
-
-
-os.register_at_fork(after_in_child=_close_locks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +85,10 @@ class Store:
         self._staging, self._rejected = root / ".staging", root / ".rejected"
         self._branches: dict[str, StoredBranch] = {}
         self._mutex = threading.Lock()
-        _check_is_store(root)  # before anything is touched: a home folder given by mistake must not be tidied up
-        self._lock = _lock(root)
+        check_is_store(root)  # before anything is touched: a home folder given by mistake must not be tidied up
+        self._lock = lock(root)
         try:
-            self.id = _identify(root, base)
+            self.id = identify(root, base)
             """The name that the queue knows it by, for ever; no other store has it."""
             for folder in (self._staging, self._rejected):
                 folder.mkdir(exist_ok=True)
@@ -123,9 +106,7 @@ class Store:
         self.close()
 
     def close(self) -> None:
-        if self._lock in _lock_descriptors:
-            _lock_descriptors.remove(self._lock)
-            os.close(self._lock)
+        unlock(self._lock)
 
     @property
     def branches(self) -> Mapping[str, StoredBranch]:
@@ -323,78 +304,7 @@ class Store:
         return manifest
 
 
-def _check_is_store(root: Path) -> None:
-    if root.is_dir() and not (root / "store.json").exists():
-        names = [path.name for path in root.iterdir() if not path.name.startswith(".")]
-        if names:
-            raise UserError(f"{root}: holds {names[0]!r} and is no store; name an empty folder or a store")
-    elif root.exists() and not root.is_dir():
-        raise UserError(f"{root}: is no folder; name an empty folder or a store")
-
-
-def _lock(root: Path) -> int:
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(root / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-    except OSError as error:
-        raise UserError(f"{root}: {error.strerror}; name a folder that can be written") from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        owner = os.read(descriptor, 20).decode(errors="replace").strip()
-        os.close(descriptor)
-        raise UserError(f"{root}: another service (process {owner}) writes it; stop that one or take another") from None
-    # The owner's process id, for the message above. Only the lock decides: it ends with its process, the file stays.
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, f"{os.getpid()}\n".encode())
-    _lock_descriptors.add(descriptor)
-    return descriptor
-
-
-def _identify(root: Path, base: str) -> str:
-    """The store's id, after a look whether it belongs to the base. A new store is given both."""
-    path = root / "store.json"
-    if not path.exists():
-        _write_whole(path, json.dumps({"format": FORMAT, "base": base}) + "\n")
-    try:
-        pinned = json.loads(path.read_text())
-        format, owner = pinned["format"], pinned["base"]
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: damaged; restore it, or name another store") from None
-    if format != FORMAT:
-        raise UserError(f"{root}: a store of format {format}, this is format {FORMAT}; take another store")
-    if owner != base:
-        raise UserError(f"{root}: belongs to the base {owner}, not to {base}; take that base or another store")
-    path = root / ".id"
-    if not path.exists():
-        _write_whole(path, f"{uuid.uuid4().hex}\n")
-    id = path.read_text(errors="replace").strip()
-    if not _ID.fullmatch(id):
-        # No new one in silence: to the queue it would be another store, and it serves only one.
-        raise UserError(f"{path}: damaged; restore it, or delete it and empty the queue's database")
-    return id
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """The file is there with all of the text, or it is not there."""
-    # Content first, then the name, then the folder that holds the name: in this order nothing half can survive a crash.
-    draft = path.with_name(f".{path.name}")
-    draft.write_text(text)
-    sync(draft)
-    draft.rename(path)
-    sync(path.parent)
-
-
 def _delete_files(folder: Path) -> None:
     for path in folder.iterdir():
         if path.name not in (MANIFEST, RETIRED):
             path.unlink()
-
-
-def sync(path: Path) -> None:
-    """Wait until a file's content, or the names in a folder, are on the disk and survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -19,7 +19,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterable, Iterable
 from pathlib import Path
 
-from adapters.store import sync
+from adapters.store_root import sync
 from service.http.problems import ProblemError
 from service.media import Limits, MediaError, check_image, check_video, kind
 

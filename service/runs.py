@@ -28,7 +28,8 @@ from typing import Any, BinaryIO, Protocol, cast
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from adapters.names import shown
-from adapters.store import disk_full_as_user_error, sync
+from adapters.store import disk_full_as_user_error
+from adapters.store_root import sync
 from service.schemas import RunBranch, RunInfo
 
 EVENTS, ROLLOUTS, RECORD = "events.jsonl", "rollouts", ".safetensors"

@@ -48,8 +48,7 @@ async def _retire(branch: str, to: int | None) -> Manifest:
         if not earlier:
             raise UserError(f"{branch}@{head}: no revision lies before it; publish another one instead")
         if to is not None and to not in earlier:
-            kept = ", ".join(map(str, earlier))
-            raise UserError(f"--to {to}: no revision before the head {head}; there are {kept}")
+            raise UserError(f"--to {to}: no revision before the head {head}; there are {', '.join(map(str, earlier))}")
         try:
             return await client.go_back(branch, max(earlier) if to is None else to, head=head)
         except RefusedError as error:
