@@ -29,7 +29,7 @@ def server(tmp_path: Path) -> Generator[QueueProcess]:
 @pytest.fixture
 def queue(server: QueueProcess) -> Generator[Queue]:
     """Quick to give up, and with one job."""
-    queue = Queue(server.url, timeout_s=0.1)
+    queue = Queue(server.url, timeout_s=0.25)
     queue.reconcile(STORE, {"image": (0, 0)})
     queue.enqueue(JOB)
     yield queue
