@@ -10,22 +10,30 @@ from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 from adapters.base import locate
 from clients.cli import main
 from service.engine.vllm import EngineMedia
-from tests.adapters.peft_files import PARTIAL, save_by_peft
+from tests.adapters.peft_files import PARTIAL, WITHOUT_VISION, save_by_peft
+from tests.adapters.trl_files import save_by_trl
 from tests.engine.reference import Reference
 from tests.engine.service_process import ServiceProcess
 from tests.engine.test_scores import random_ids
 
-pytestmark = pytest.mark.engine
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.filterwarnings("ignore:TRL currently supports vLLM versions:UserWarning"),
+    pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"),
+]
+TRL = {"trl-all-linear": WITHOUT_VISION, "trl-query-value": {"target_modules": ["q_proj", "v_proj"]}}
+"""A step of TRL's trainer each, with the settings that its guides name."""
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """As PEFT saves them, of different strength and rank, so that none passes for another."""
+    """As PEFT and TRL save them, of different strength and rank, so that none passes for another."""
     root = tmp_path_factory.mktemp("partial")
-    return {
+    by_peft = {
         name: save_by_peft(root / name, seed=seed, strength=0.1, r=4 + seed, **PARTIAL[name])
         for seed, name in enumerate(PARTIAL)
     }
+    return by_peft | {name: save_by_trl(root / name, **settings) for name, settings in TRL.items()}
 
 
 @pytest.fixture
@@ -83,11 +91,14 @@ def test_the_next_revision_and_a_repeated_one(folders: dict[str, Path], capsys) 
 def test_a_mistaken_head_goes_back_by_a_new_revision(
     service: ServiceProcess, folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def typed(*words: str) -> tuple[int, str, str]:
-        return main([*words]), *capsys.readouterr()
+    def retire(*words: str) -> tuple[int, str, str]:
+        code = main(["retire", *words])
+        output = capsys.readouterr()
+        return code, output.out, output.err
 
     for name in ("query-value", "pattern"):
-        assert typed("publish", str(folders[name]), "mistaken")[0] == 0
+        assert main(["publish", str(folders[name]), "mistaken"]) == 0
+    capsys.readouterr()
     prompt, completion = random_ids(20, 1), random_ids(9, 2)
 
     def scores(adapter: str) -> list[float]:
@@ -98,21 +109,21 @@ def test_a_mistaken_head_goes_back_by_a_new_revision(
 
     before = {name: scores(name) for name in ("mistaken", "mistaken@1", "base")}
     line = "mistaken@3 has the files of mistaken@1; mistaken@2 is no longer the head\n"
-    assert typed("retire", "mistaken") == (0, line, "")
+    assert retire("mistaken") == (0, line, "")
     assert scores("mistaken") == scores("mistaken@3") == before["mistaken@1"] != before["mistaken"]
     assert scores("mistaken@2") == before["mistaken"]  # it is still there for who names it
-    assert typed("retire", "mistaken", "--to", "0")[0] == 0
+    assert retire("mistaken", "--to", "0")[0] == 0
     assert scores("mistaken") == before["base"]
-    told = typed("retire", "mistaken", "--to=9")
+    told = retire("mistaken", "--to=9")
     assert told == (2, "", "coevo retire: --to 9: no revision before the head 4; there are 0, 1, 2, 3\n")
-    code, _, error = typed("retire", "mistakn")
+    code, _, error = retire("mistakn")
     assert (code, error.startswith("coevo retire: mistakn: no such branch; there are ")) == (2, True)
     with service.client() as http:
         assert http.post("/adapters/begun", json={"from": "base"}).status_code == 201
         stale = http.post("/adapters/mistaken/head", json={"to": 1, "head": 2}).json()
     assert (stale["type"], stale["head"]) == ("stale-parent", 4)
     told = "coevo retire: begun@0: no revision lies before it; publish another one instead\n"
-    assert typed("retire", "begun") == (2, "", told)
+    assert retire("begun") == (2, "", told)
 
 
 @pytest.mark.usefixtures("address")
