@@ -30,7 +30,9 @@ _PAGE_TOKENS = 50_000
 _CHUNK = 2**20
 """Bytes that are gathered before a thread writes them: changing threads costs more than a few thousand bytes."""
 
-_BINARY: dict[str, Any] = {"content": {schemas.SAFETENSORS: {"schema": {"type": "string", "format": "binary"}}}}
+_RECORD: dict[str, Any] = {
+    schemas.SAFETENSORS: {"schema": {"type": "string", "format": "binary"}, "example": "@record.safetensors"}
+}
 
 
 @router.get("/runs")
@@ -79,7 +81,9 @@ async def kept_rollouts(run: Run, state: State) -> schemas.RolloutsIndex:
     return schemas.RolloutsIndex(branches=await asyncio.to_thread(state.runs.recorded_steps, run))
 
 
-@router.put("/runs/{run}/rollouts/{branch}/{step}", openapi_extra={"requestBody": {"required": True, **_BINARY}})
+@router.put(
+    "/runs/{run}/rollouts/{branch}/{step}", openapi_extra={"requestBody": {"required": True, "content": _RECORD}}
+)
 async def put_rollouts(
     run: Run, branch: Branch, step: Revision, request: Request, state: State, keep: Keep = None
 ) -> schemas.RolloutsKept:
@@ -107,7 +111,7 @@ def _check(path: Path, name: tuple[str, str, int]) -> None:
 
 @router.get(
     "/runs/{run}/rollouts/{branch}/{step}",
-    responses={200: {"model": schemas.StepRollouts, "content": _BINARY["content"]}},
+    responses={200: {"model": schemas.StepRollouts, "content": _RECORD}},
 )
 async def rollouts(
     run: Run,
