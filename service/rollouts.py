@@ -102,6 +102,7 @@ def pack_group(notes: GroupNotes, prompt_ids_P: NDArray[Any], rows: Sequence[Arr
         PROMPT_IDS: prompt_ids_P.astype(np.int32),
     }
     for name, dtype in TOKEN_ARRAYS.items():
+        # Of those that have it only: a completion that left its group has no advantages, which are not zeros.
         if parts := [row[name] for row in rows if name in row]:
             arrays[name] = np.concatenate(parts).astype(dtype)
     return arrays
@@ -116,7 +117,7 @@ class PackedGroup(NamedTuple):
 
 def unpack_group(arrays: Arrays) -> PackedGroup:
     notes = GroupNotes.model_validate_json(arrays[NOTES].tobytes())
-    ends = dict.fromkeys(arrays, 0)
+    ends = dict.fromkeys(arrays, 0)  # one for each array: they have different completions in them
     rows: list[Arrays] = []
     for completion in notes.completions:
         row: dict[str, NDArray[Any]] = {}
@@ -165,7 +166,7 @@ def write_record(path: Path, head: RecordHead, arrays_of: Callable[[str, int], A
             span = {"dtype": _TAGS[array.dtype], "shape": array.shape, "data_offsets": [begin, end]}
             header[f"{part}/{number}/{name}"] = span
     text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-len(text) % 8)  # as the format's own writer does: arrays begin at a multiple of 8
     with path.open("wb") as file:
         file.write(len(text).to_bytes(_LENGTH_BYTES, "little"))
         file.write(text)
@@ -238,6 +239,7 @@ class Record:
         dtype, shape = np.dtype(_DTYPES[span["dtype"]]), tuple(span["shape"])
         if math.prod(shape) * dtype.itemsize != end - begin:
             raise RecordError("an array is not as long as its shape says")
+        # Read and not mapped: pages of a mapped file count as this process's memory while it reads on.
         file.seek(self._begin + begin)
         return np.frombuffer(file.read(end - begin), dtype).reshape(shape)
 

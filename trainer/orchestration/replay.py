@@ -74,6 +74,7 @@ def read_batch(folder: Path, step: Step, context: StepContext) -> Batch:
             # Prompts are drawn again, with their media, and compared by id: another recipe or data set would teach the
             # recorded completions of other questions.
             prompts = list(_prompts(step, context, part))
+            # All of a part at once, as the batch that it becomes is: nothing is saved by reading it piece by piece.
             groups = [record.arrays(part.name, number) for number in range(part.num_groups)]
             packed = [unpack_group(arrays) for arrays in groups]
             if [group.notes.prompt_id for group in packed] != [prompt.id for prompt in prompts]:
@@ -103,6 +104,7 @@ def _packed(rollout: Rollout) -> dict[str, NDArray[Any]]:
         "".join(part["text"] if part["type"] == "text" else f"<{part['type']}>" for part in message["content"])
         for message in prompt.messages
     ]
+    # A view of the batch's own arrays, but for ids, which are half as wide in a record.
     rows = [_row(completion) for completion in rollout.completions]
     notes = GroupNotes(
         prompt_id=prompt.id,

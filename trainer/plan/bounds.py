@@ -42,6 +42,7 @@ def too_long(plan: Plan, recipe: Recipe) -> str | None:
     step = max(plan.steps, key=lambda step: engine_seconds(step, recipe), default=None)
     if step is None or (hours := engine_seconds(step, recipe) / 3600) <= budget.step_hours:
         return None
+    # What a person can change: tokens of completions, not the prompts that are read beside them.
     completions = sum(prompts * group for prompts, group in _parts(step, recipe))
     tokens = completions * rollout.max_completion_tokens
     enough = budget.tokens_per_s * hours / budget.step_hours
@@ -69,6 +70,7 @@ def kept_rollouts(plan: Plan, recipe: Recipe) -> KeptRollouts:
     def bytes_of(count: int) -> int:
         return sum(of_branch[min(count, len(of_branch) - 1)] for of_branch in sums)
 
+    # From the most down: bytes grow with the count, so the first that fits is the largest.
     keep = recipe.rollouts.keep
     if keep is None:
         keep = next((count for count in range(most, 1, -1) if bytes_of(count) <= KEPT_BYTES), 1)

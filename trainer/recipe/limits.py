@@ -91,6 +91,7 @@ def limits(recipe: Recipe) -> Limits:
     completions = max(rollout.prompts * group, math.prod(rollout.opd_batch))
     # One part for the rewards and one for each teacher: as many as there are branches, in every system.
     step_bytes = branches * part_bytes(recipe, completions)
+    # For the overlap all branches tell their likeliest tokens, whatever a teacher's signal is.
     scored_bytes = _NUMBER_BYTES * (1 + 2 * max(_top_k(recipe), recipe.evaluation.overlap_top_k))
     return Limits(
         sampled=sampled,
@@ -115,6 +116,7 @@ def limits(recipe: Recipe) -> Limits:
 def part_bytes(recipe: Recipe, completions: int) -> int:
     """The most that a record has of so many completions and their prompts."""
     rollout = recipe.rollout
+    # By the smaller group: as many prompts as there may be.
     prompts = math.ceil(completions / min(rollout.group_size, rollout.opd_batch[1]))
     of_prompts = prompts * rollout.max_prompt_tokens * (_NUMBER_BYTES + _TEXT_BYTES)
     return of_prompts + completions * rollout.max_completion_tokens * _token_bytes(recipe)
