@@ -19,6 +19,8 @@ from adapters.errors import UserError
 # Doubled from one to the other: a service that was only restarted is found soon, and a dead one is not hammered.
 _FIRST_PAUSE_S = 0.1
 _LONGEST_PAUSE_S = 2.0
+_SAY_EVERY_S = 30.0
+"""Between two lines about tries of one call: a service that is away for long would fill a log."""
 
 TOO_SLOW = "too-slow"
 """The type of an error of a service that was reached and did not answer in the call's time."""
@@ -64,6 +66,7 @@ class RetryDeadline:
         self._timeout_s = timeout_s
         self._deadline = time.monotonic() + timeout_s
         self._tries = 0
+        self._say_at = 0.0
 
     def left_s(self) -> float:
         return max(self._deadline - time.monotonic(), 0.0)
@@ -85,7 +88,9 @@ class RetryDeadline:
             pause_s = max(pause_s, error.retry_after_s or 0.0)
         if pause_s >= self.left_s():
             raise self._given_up(error) from error
-        log.info("%s: %s; trying again in %.1f s", self._url, _words(error), pause_s)
+        if time.monotonic() >= self._say_at:
+            self._say_at = time.monotonic() + _SAY_EVERY_S
+            log.info("%s: %s; trying again for %.0f s", self._url, _words(error), self.left_s())
         return pause_s
 
     def _given_up(self, error: Exception) -> ServiceError:

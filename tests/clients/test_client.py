@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
+import httpx
 import pytest
 import uvicorn
 from fastapi import FastAPI, Request, Response
@@ -852,3 +853,12 @@ def test_errors_survive_being_pickled():
         "text is at 17 (stale-parent)",
         {"head": 17},
     )
+
+
+def test_a_call_that_is_tried_for_long_says_so_once(caplog):
+    caplog.set_level(logging.INFO, "clients.retries")
+    deadline = RetryDeadline("http://here", 60.0)
+    for _ in range(5):
+        assert deadline.pause_after(httpx.ConnectError("refused")) > 0
+    (record,) = caplog.records
+    assert record.getMessage() == "http://here: connection refused; trying again for 60 s"

@@ -121,7 +121,7 @@ def test_a_coordinator_waits_for_its_service_and_hands_over(tmp_path: Path) -> N
         lines = [json.loads(process.stderr.readline()) for _ in range(2)]
         assert [line["run"] for line in lines] == [RUN, RUN]
         assert lines[0]["event"] == f"coordinates {RUN}"
-        assert f"{NOWHERE}: connection refused; trying again" in lines[1]["event"]
+        assert f"{NOWHERE}: connection refused; trying again for " in lines[1]["event"]
         process.send_signal(signal.SIGTERM)
         _, rest = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0
