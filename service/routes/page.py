@@ -25,7 +25,7 @@ _HEADERS = {
     "img-src 'self' blob: data:; media-src blob: data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
-    "cache-control": "no-cache",  # asked again each time, and answered 304: an upgrade is seen at once
+    "cache-control": "no-cache",  # asked for again each time: an upgrade is seen at once
 }
 
 router = APIRouter(tags=["page"])

@@ -56,7 +56,7 @@ def main() -> None:
             watched = Watched(context.new_page(), address)
             for name, screen in screens(address).items():
                 shown = watched.show(screen)
-                if name == "chat":
+                if name == "chat" and shown.get_by_label("Question").count():
                     ask(shown)
                 shown.wait_for_load_state()
                 shown.wait_for_timeout(500)  # curves and pictures are drawn when they have a size
