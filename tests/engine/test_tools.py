@@ -31,28 +31,31 @@ def with_parser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServicePro
     process.stop()
 
 
-def test_tools_reach_the_prompt_and_calls_come_back_parsed(with_parser: ServiceProcess) -> None:
+def ask(service: ServiceProcess, **more: Any) -> dict[str, Any]:
+    with service.client() as http:
+        answer = http.post("/v1/chat/completions", json=CHAT | more)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def test_tools_and_what_they_answered_reach_the_prompt(with_parser: ServiceProcess) -> None:
     called = {"id": "call-1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}
     turns = [
         {"role": "assistant", "tool_calls": [called]},
         {"role": "tool", "tool_call_id": "call-1", "content": "rain"},
     ]
-    with with_parser.client() as http:
+    plain, with_tools = ask(with_parser), ask(with_parser, tools=[WEATHER])
+    # The miniature has a token for each byte.
+    assert with_tools["usage"]["prompt_tokens"] > plain["usage"]["prompt_tokens"] + len(json.dumps(WEATHER)) // 2
+    later = ask(with_parser, tools=[WEATHER], messages=[*CHAT["messages"], *turns])
+    assert later["usage"]["prompt_tokens"] > with_tools["usage"]["prompt_tokens"]
 
-        def ask(**more: Any) -> dict[str, Any]:
-            answer = http.post("/v1/chat/completions", json=CHAT | more)
-            assert answer.status_code == 200, answer.text
-            return answer.json()
 
-        plain, with_tools = ask(), ask(tools=[WEATHER])
-        assert with_tools["usage"]["prompt_tokens"] > plain["usage"]["prompt_tokens"] + len(json.dumps(WEATHER)) // 2
-        later = ask(tools=[WEATHER], messages=[*CHAT["messages"], *turns])
-        assert later["usage"]["prompt_tokens"] > with_tools["usage"]["prompt_tokens"]
-        # A call is forced, as the miniature would make none.
-        (choice,) = ask(tools=[WEATHER], tool_choice="required", max_tokens=400)["choices"]
-        (call,) = choice["message"]["tool_calls"]
-        assert call["function"]["name"] == "weather"
-        assert json.loads(call["function"]["arguments"])["city"] in CITY["enum"]
+def test_a_call_that_is_required_comes_back_parsed(with_parser: ServiceProcess) -> None:
+    (choice,) = ask(with_parser, tools=[WEATHER], tool_choice="required", max_tokens=400)["choices"]
+    (call,) = choice["message"]["tool_calls"]
+    assert call["function"]["name"] == "weather"
+    assert json.loads(call["function"]["arguments"])["city"] in CITY["enum"]
 
 
 def test_without_a_parser_tools_are_refused_by_its_name(service: ServiceProcess) -> None:
