@@ -13,15 +13,13 @@ NOTEBOOK = ROOT / "docs/quickstart.ipynb"
 
 
 def printed(notebook: nbformat.NotebookNode) -> list[list[str]]:
-    """The lines of each cell. Of a cell whose figures depend on the machine only whether it has any."""
+    """The lines of each cell; none of cells that are tagged as those whose figures depend on the machine."""
     cells: list[list[str]] = []
     for cell in notebook.cells:
         outputs = cell.get("outputs", [])
         texts: list[str] = [output.get("text") or output.data.get("text/plain", "") for output in outputs]
-        lines = "".join(texts).splitlines()
-        if lines and "varies" in cell.metadata.get("tags", []):
-            lines = ["..."]
-        cells.append(lines)
+        varies = "varies" in cell.metadata.get("tags", [])
+        cells.append([] if varies else "".join(texts).splitlines())
     return cells
 
 
