@@ -80,7 +80,7 @@ def blocks_of(page: str, text: str) -> list[Block]:
 
 
 def all_blocks() -> dict[str, list[Block]]:
-    """By page."""
+    """The blocks of each page, by its path."""
     return {
         name: blocks_of(name, path.read_text()) for path in PAGES for name in [str(path.relative_to(ROOT))]
     }  # fmt: skip
