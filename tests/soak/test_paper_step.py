@@ -21,8 +21,8 @@ from trainer.recipe.limits import limits
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]
 
-SPEED = 300.0
-"""As fast as two cores make the numbers: the waits are then those of the engine, not of Python."""
+SPEED = 400.0
+"""Two cores make the numbers faster than that, so the waits are those of the engine, not of Python."""
 MIB = 2**20
 
 
