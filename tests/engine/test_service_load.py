@@ -117,4 +117,4 @@ def test_slow_and_hostile_bodies_hold_nobody_up_and_leave_nothing_behind(service
 
 def test_nothing_that_the_schema_allows_is_answered_with_a_failure(service) -> None:
     schemathesis = pytest.importorskip("schemathesis")
-    assert failures(service, schemathesis, examples=25) == []
+    assert failures(service, schemathesis, examples=10) == []  # 200 in the soak
