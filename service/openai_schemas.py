@@ -3,7 +3,7 @@
 vLLM reads many more. Some reach code that trusts whoever sends them (tensors, arguments of the processor, templates),
 so a key is here when somebody needs it, and its values are bounded. Images are data URLs or ids of `PUT /media`.
 
-Left out: audio, video (`/generate` takes it), beam search, and log-probabilities of a prompt but by `echo`.
+Left out: tools that must be called, audio, video (`/generate` takes it), beam search, and log-probabilities of a prompt but by `echo`.
 """
 
 import json
@@ -207,7 +207,7 @@ class ChatRequest(OpenAIRequest):
     continue_final_message: bool | None = None
     tools: Annotated[list[Tool], Field(min_length=1, max_length=MOST_TOOLS)] | None = None
     """Taken where the service was started with a tool parser."""
-    tool_choice: Literal["none", "auto", "required"] | None = None
+    tool_choice: Literal["none", "auto"] | None = None
     chat_template_kwargs: Annotated[dict[str, bool], Field(max_length=16)] | None = None
     """Switches of the base's template, such as `enable_thinking`."""
 
