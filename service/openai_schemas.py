@@ -3,7 +3,8 @@
 vLLM reads many more. Some reach code that trusts whoever sends them (tensors, arguments of the processor, templates),
 so a key is here when somebody needs it, and its values are bounded. Images are data URLs or ids of `PUT /media`.
 
-Left out: tools that must be called, audio, video (`/generate` takes it), beam search, and log-probabilities of a prompt but by `echo`.
+Left out: tools that must be called, audio, video (`/generate` takes it), beam search, and log-probabilities of a prompt
+but by `echo`.
 """
 
 import json
