@@ -104,8 +104,8 @@ def image_of(width: int, height: int) -> bytes:
     return png(width, height, 8, 2, bytes(1000))
 
 
-def bomb(side: int = 10_600) -> bytes:
-    """A PNG of one bit a pixel, all black: 14 kB that unpack to 340 MB of RGB."""
+def bomb(side: int = 9_400) -> bytes:
+    """A PNG of one bit a pixel, all black: 11 kB that unpack to 265 MB of RGB."""
     return png(side, side, 1, 0, bytes((1 + -(-side // 8)) * side))
 
 
@@ -230,7 +230,7 @@ HOSTILE = [
         ("chat with a video", chat(messages=message_of("data:video/mp4;base64,AAAA")), 422, "media-reference"),
         ("chat with an unknown id", chat(messages=message_of("sha256:" + "0" * 64)), 404, "unknown-media"),
         ("chat with an image of 60000 x 60000", chat_of("image/png", image_of(60000, 60000)), 413, "too-large"),
-        ("chat with an image that unpacks to 340 MB", chat_of("image/png", bomb()), 413, "too-large"),
+        ("chat with an image that unpacks to 265 MB", chat_of("image/png", bomb()), 413, "too-large"),
         ("chat with half an image", chat_of("image/png", half_of("image")), 422, "damaged-media"),
         ("chat with a GIF", chat_of("image/gif", encoded("GIF")), 415, "unsupported-media"),
         ("chat with a TIFF", chat_of("image/png", encoded("TIFF")), 415, "unsupported-media"),

@@ -38,7 +38,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess
 
 
 def test_pictures_of_gigabytes_are_refused_and_memory_stays_flat(service: ServiceProcess, tmp_path) -> None:
-    """Eight of 14 kB each, which unpack to 340 MB each."""
+    """Eight of 11 kB each, which unpack to 265 MB each."""
     with service.client() as client:
         client.post(CHAT, json={"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2})
         before, is_over = service.memory_mib, threading.Event()
