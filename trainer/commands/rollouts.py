@@ -73,10 +73,12 @@ def _from_folder(folder: Path, arguments: argparse.Namespace) -> tuple[StepRollo
             continue
         recipe = run.parents[1] / "recipe.json"  # beside `runs`, if `coevo run` made it
         return _page(Record(path), arguments), load(recipe).base.name if recipe.exists() else "miniature"
-    steps = {path.parent.name: path.parent for run in runs for path in run.glob(f"{ROLLOUTS}/*/*{RECORD}")}
+    steps: dict[str, list[int]] = {}
+    for path in (path for run in runs for path in run.glob(f"{ROLLOUTS}/*/*{RECORD}")):
+        steps.setdefault(path.parent.name, []).append(int(path.stem))
+    there = "; ".join(f"{branch} has {', '.join(map(str, sorted(steps[branch])))}" for branch in sorted(steps))
     raise UserError(
-        f"{folder}: no rollouts of {arguments.branch}@{arguments.step}; "
-        + (f"there are some of {', '.join(sorted(steps))}" if steps else "name a run's folder")
+        f"{folder}: no rollouts of {arguments.branch}@{arguments.step}; {there or 'name the folder of a run'}"
     )
 
 
@@ -113,9 +115,8 @@ def _from_service(arguments: argparse.Namespace) -> tuple[StepRollouts, str]:
 
 def lines(part: RecordedPart, reward: float | None, decode: Decode, completions: int) -> Iterator[Text]:
     shown = f"{part.first + 1} to {part.first + len(part.groups)} of {part.num_groups}"
-    yield Text(
-        f"\n{part.name}: prompts {shown}, mean reward of all {'-' if reward is None else f'{reward:.3f}'}", "bold"
-    )
+    mean = "" if reward is None else f", mean reward of all {reward:.3f}"
+    yield Text(f"\n{part.name}: prompts {shown}{mean}", style="bold")
     for group in part.groups:
         media = f"  ({len(group.media)} media)" if group.media else ""
         yield Text()

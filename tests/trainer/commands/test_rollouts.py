@@ -60,8 +60,8 @@ def test_tokens_are_coloured_by_what_the_teacher_thinks_of_them() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["{folder}", "video", "3"], "no rollouts of video@3; there are some of text"),
-        (["{folder}", "text", "9"], "no rollouts of text@9"),
+        (["{folder}", "video", "3"], "no rollouts of video@3; text has 3"),
+        (["{folder}", "text", "9"], "no rollouts of text@9; text has 3"),
         (["{folder}", "text", "3", "--part=video"], "--part video: no such part; there are native, image"),
     ],
 )
