@@ -86,8 +86,8 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A stretch of time in which a branch worked on one phase, in seconds since the run's first event. Shorter ones than
-    a point are told with the one before them."""
+    """A stretch of time in which a branch worked on one phase, in seconds since the run's first event. Those shorter
+    than a point are told with the one before them."""
 
     begin: float
     end: float

@@ -118,8 +118,8 @@ def prediction(results: Results) -> str:
         whole = {share.system: share for share in results.gain_shares if share.way == way}  # the last: of all it learns
         words: list[str] = []
         for system, symbol in (("mixed3", "Phi"), ("mopd", "1 - eta")):
-            if system in whole and (kept := whole[system].share) is not None:
-                lost, label = max(0.0, 1 - kept), whole[system].label
+            if system in whole and (share_kept := whole[system].share) is not None:
+                lost, label = max(0.0, 1 - share_kept), whole[system].label
                 word = "a tie" if lost < _NOTHING else "a lead of CoPD"
                 words.append(
                     f"{label} loses {percent(lost)} % of the experts' gain ({symbol}), so theory predicts {word}"
