@@ -69,7 +69,7 @@ def test_two_workers_of_one_machine_never_have_one_name(queue: Queue, capsys: py
     with unique_name("twin"):
         assert main(["--branch", "text", "--name", "twin"]) == 2
         assert "a worker of that name runs on this machine" in line(capsys)
-    with unique_name(None) as first, unique_name(None) as second:
+    with unique_name(None) as (first, _), unique_name(None) as (second, _):
         assert first != second
 
 
@@ -79,8 +79,9 @@ def test_a_name_is_free_again_however_its_process_ended() -> None:
         "with unique_name('phoenix-of-a-test'): os.kill(os.getpid(), 9)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -9
-    with unique_name("phoenix-of-a-test"):
-        assert (Path(tempfile.gettempdir()) / "coevo-worker-phoenix-of-a-test.lock").exists()
+    with unique_name("phoenix-of-a-test") as (_, lock):
+        # The same as the dead one had: what it leased is this one's.
+        assert (Path(tempfile.gettempdir()) / "coevo-worker-phoenix-of-a-test.lock").read_text() == lock != ""
 
 
 def test_branches_are_those_named_each_once_or_all() -> None:
