@@ -8,7 +8,7 @@ import { watch } from "./watch.js";
 
 const REFRESH_MS = 2000;
 const KINDS = ["warning", "failed", "lease", "overlap", "accuracy", "rhythm", "run"];
-const COMMAND = /coevo [a-z]+(?: [\w.=-]+)*/;
+const COMMAND = /coevo (?:jobs retry [\w-]+|status)/; // of a remedy; the service has no others
 
 function words(note) {
   switch (note.kind) {

@@ -63,6 +63,7 @@ function tabs(run) {
     const href = run ? `#/run/${run}${path}` : `#/${path}`;
     return h("a", { href, "aria-current": here === href ? "page" : undefined }, text);
   }));
+  document.querySelector("#tabs [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" }); // on a phone
 }
 
 async function show() {
@@ -92,7 +93,7 @@ async function show() {
     previous = path;
   } catch (error) {
     if (signal.aborted) return;
-    fill(main, h("div", { class: "card failed" }, h("h1", {}, "Nothing to show"), h("p", {}, error.message), h("p", {}, h("a", { href: "#/" }, "All runs"))));
+    fill(main, h("div", { class: "card failed" }, h("h1", {}, "Nothing to show"), h("p", {}, error.message), h("p", {}, parameters.run && h("a", { href: `#/run/${parameters.run}` }, parameters.run), " ", h("a", { href: "#/" }, "All runs"))));
   } finally {
     if (!signal.aborted) main.removeAttribute("aria-busy");
   }

@@ -76,5 +76,5 @@ export function copyable(command) {
     await navigator.clipboard.writeText(command);
     button.textContent = "Copied";
   });
-  return h("span", { class: "command" }, h("code", {}, command), button);
+  return h("span", { class: "command" }, h("code", { tabindex: 0 }, command), button);
 }

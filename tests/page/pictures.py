@@ -58,7 +58,8 @@ def main() -> None:
                 shown = watched.show(screen)
                 if name == "chat" and shown.get_by_label("Question").count():
                     ask(shown)
-                shown.wait_for_load_state()
+                if name == "teacher":
+                    shown.get_by_role("button", name=" minus ").click()
                 shown.wait_for_timeout(500)  # curves and pictures are drawn when they have a size
                 picture = Image.open(io.BytesIO(shown.screenshot(full_page=True)))
                 height = min(picture.height, TALLEST)
