@@ -34,7 +34,7 @@ export async function revisions({ signal, colours: own, facts }, { run }) {
     { key: "parent", name: "From", class: "c-from", cell: (item) => [item.origin && h("span", { class: "mark" }, "fork"), parent(item)] },
     { key: "reward", name: "Reward", class: "num c-reward", sort: (item) => item.meta.metrics?.["native/reward"] ?? null, cell: (item) => number(item.meta.metrics?.["native/reward"]) },
     { key: "digest", name: "Digest", class: "c-digest mono", cell: (item) => h("span", { title: item.digest }, item.digest.slice(7, 19)) },
-    { key: "size", name: "Size", class: "num c-size", sort: size, cell: (item) => bytes(size(item)) },
+    { key: "size", name: "Size", class: "num c-size", sort: size, cell: (item) => (retired.has(ref(item)) ? "–" : bytes(size(item))) },
     { key: "created", name: "Published", class: "c-created", sort: (item) => item.created, cell: (item) => clock(item.created) },
     { key: "do", name: "", class: "c-do", cell: (item) => [
       run && item.revision > 0 && h("a", { href: `#/run/${run}/step/${item.branch}/${item.revision}`, class: "button small" }, "Rollouts"),
