@@ -64,30 +64,21 @@ const mean = (values) => values.reduce((sum, value) => sum + value, 0) / Math.ma
 function picture(id, signal) {
   const box = h("figure", {}, h("span", { class: "note" }, "loading"));
   mediaUrl(id, signal).then(({ url, type }) => {
-    if (type.startsWith("video/")) fill(box, clip(url));
+    if (type.startsWith("video/")) fill(box, clip(id, url, signal));
     else if (type.startsWith("image/")) fill(box, h("img", { src: url, alt: "a picture of the prompt", class: "pixels" }));
     else fill(box, h("span", { class: "note" }, "a file of a kind that is not shown"));
   }).catch((error) => fill(box, h("span", { class: "note" }, signal.aborted ? "" : error.message)));
   return box;
 }
 
-// A clip, and its frames beside each other.
-function clip(url) {
-  const video = h("video", { src: url, controls: true, loop: true, "aria-label": "the clip of the prompt" });
-  const frames = h("div", { class: "frames" });
-  const source = h("video", { preload: "auto" });
-  source.addEventListener("loadeddata", async () => {
-    const count = 8;
-    for (let index = 0; index < count; index++) {
-      source.currentTime = ((index + 0.5) / count) * source.duration;
-      await new Promise((resolve) => source.addEventListener("seeked", resolve, { once: true }));
-      const canvas = h("canvas", { width: source.videoWidth, height: source.videoHeight, class: "pixels", role: "img", "aria-label": `frame at ${source.currentTime.toFixed(1)} s` });
-      canvas.getContext("2d").drawImage(source, 0, 0);
-      frames.append(canvas);
-    }
-  }, { once: true });
-  source.src = url; // last: a blob is there at once
-  return [video, frames];
+// Frames of a clip beside each other, as the service decodes them; and the clip itself where the browser knows its codec.
+function clip(id, url, signal) {
+  const strip = h("img", { alt: "frames of the clip, from left to right", class: "pixels strip" });
+  mediaUrl(`${id}/frames`, signal).then((frames) => { strip.src = frames.url; }).catch(() => strip.remove());
+  const video = h("video", { controls: true, loop: true, "aria-label": "the clip of the prompt", hidden: true });
+  video.addEventListener("loadeddata", () => { video.hidden = false; });
+  video.src = url;
+  return [strip, video];
 }
 
 // The tokens of a completion in chunks. A chunk is nodes only near the screen: 16 completions of 16k tokens are many.

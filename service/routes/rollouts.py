@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from service import views
 from service.files import RunFiles
 from service.http.problems import ProblemError
+from service.media import Limits, Sampling, Sizing, decode_video, encode_image
 from service.rollouts import CompletionNotes, PartHead, Record, unpack_group
 from service.routes.adapters import Branch, Revision
 from service.routes.history import After, Files
@@ -27,6 +28,10 @@ _SHOWN = 300
 """Characters of a question or a completion in a table: a line of a wide screen."""
 _DIGITS = 5
 """Of a log-probability: what a colour and a tooltip show."""
+_FRAMES, _FRAME_PIXELS, _GAP = 8, 160 * 160, 2
+"""Frames of a video that are shown, the pixels of each at most, and those between two."""
+# Never as a page of its own: a file that claims to be HTML would run in it.
+_MEDIA_HEADERS = {"x-content-type-options": "nosniff", "content-security-policy": "sandbox", "cache-control": "private"}
 _EARLIER = 50
 """Steps that are searched for the same prompt: each is a file to open."""
 
@@ -175,6 +180,22 @@ async def media(id: str, files: Files) -> Response:
     data = await asyncio.to_thread(files.media, id)
     if data is None:
         raise ProblemError("unknown-media", 404, "it is not here, or not any more: the least recently used go")
-    # Never as a page of its own: a file that claims to be HTML would run in it.
-    headers = {"x-content-type-options": "nosniff", "content-security-policy": "sandbox", "cache-control": "private"}
-    return Response(data, media_type="application/octet-stream", headers=headers)
+    return Response(data, media_type="application/octet-stream", headers=_MEDIA_HEADERS)
+
+
+@router.get("/media/{id}/frames", response_class=Response)
+async def frames(id: str, files: Files) -> Response:
+    """Some frames of a video beside each other, as a PNG. Browsers play few of the codecs that prompts may have."""
+    data = await asyncio.to_thread(files.media, id)
+    if data is None:
+        raise ProblemError("unknown-media", 404, "it is not here, or not any more: the least recently used go")
+
+    def draw() -> bytes:
+        sizing = Sizing(min_pixels=1, max_pixels=_FRAME_PIXELS, factor=1)
+        sampling = Sampling(min_frames=_FRAMES, max_frames=_FRAMES)
+        frames_THWC = decode_video(data, Limits(), sampling, sizing).frames_THWC
+        gap_HWC = np.full((frames_THWC.shape[1], _GAP, 3), 128, np.uint8)
+        pieces = [piece_HWC for frame_HWC in frames_THWC for piece_HWC in (gap_HWC, frame_HWC)]
+        return encode_image(np.concatenate(pieces[1:], axis=1))
+
+    return Response(await asyncio.to_thread(draw), media_type="image/png", headers=_MEDIA_HEADERS)

@@ -33,7 +33,7 @@ def test_two_adapters_answer_a_picture_side_by_side(service: ServiceProcess, tmp
         shown.get_by_role("combobox", name="Right").select_option("base")
         shown.get_by_role("button", name="Ask both").click()
         shown.wait_for_selector(".answer span:not(.differs)")
-        shown.locator("button.primary:not(:disabled)").wait_for()
+        shown.locator(".ask button:not(:disabled)").wait_for()
         # One model says one thing, where the likeliest token is taken.
         assert shown.locator(".differs").count() == 0
         assert watched.complaints == []

@@ -32,6 +32,11 @@ def screens(address: str) -> dict[str, str]:
         "rollouts": f"{path}/step/{branch}/{step}",
         "prompt": f"{path}/step/{branch}/{step}/native/1",
         "teacher": f"{path}/step/{branch}/{step}/{teacher}/1",
+        **(
+            {"clip": f"{path}/step/video/{run['branches']['video']['head']}/native/1"}
+            if "video" in run["branches"]
+            else {}
+        ),
         "alarms": f"{path}/alarms",
         "merge": f"{path}/merge",
         "revisions": f"{path}/revisions",

@@ -1,13 +1,17 @@
 """The routes that the page reads, over a folder: in pages, and for reading alone."""
 
+import io
 from collections.abc import Generator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from PIL import Image
 
 from service.look import folder_app
-from tests.page.folder import HOSTILE, write_demo
+from service.media import encode_video
+from tests.page.folder import HOSTILE, RunWriter, write_demo
 
 RUN = "/runs/demo-1"
 
@@ -113,3 +117,15 @@ def test_a_folder_is_left_as_it_was(tmp_path: Path) -> None:
         assert client.get("/runs").status_code == 200
         assert client.get(f"{RUN}/series", params={"key": "native/reward"}).status_code == 200
     assert {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in tmp_path.rglob("*")} == before
+
+
+def test_frames_of_a_clip_are_a_picture_that_browsers_know(client: TestClient, out: Path) -> None:
+    frames_THWC = np.zeros((10, 32, 48, 3), np.uint8)
+    frames_THWC[5:] = 255
+    name = RunWriter(out, "demo-2").media(encode_video(frames_THWC, 2.0))
+    answer = client.get(f"/media/{name}/frames")
+    assert answer.headers["content-type"] == "image/png"
+    picture = np.asarray(Image.open(io.BytesIO(answer.content)).convert("L"))
+    assert picture.shape == (32, 8 * 48 + 7 * 2)
+    assert (picture[:, 0] == 0).all()
+    assert (picture[:, -1] == 255).all()
