@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from clients.client import KEY_VARIABLE, URL_VARIABLE
+from clients.address import KEY_VARIABLE, URL_VARIABLE
 from service.settings import PREFIX, SECRETS, SECTIONS, Settings
 from trainer.plan.make import make_plan
 from trainer.queue.server import URL_VARIABLE as QUEUE_VARIABLE

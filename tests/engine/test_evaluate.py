@@ -24,6 +24,7 @@ from trainer.local.examiner import Examiner
 from trainer.local.processes import ProcessGroup
 from trainer.recipe.file import load
 from trainer.rewards import exact_reward
+from trainer.reporting.progress import Progress
 from trainer.rewards.pool import RewardPool
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
@@ -141,8 +142,8 @@ def test_an_exam_that_is_told_to_stop_leaves_no_question_behind(service, tmp_pat
     with RewardPool(num_children=1) as pool:
         processes = ProcessGroup(tmp_path, {}, is_stopped=lambda: next(looks, True))
         examiner = Examiner(recipe, tmp_path, processes, exams(recipe), decoder(recipe))
-        with pytest.raises(Stopped):
-            asyncio.run(examiner.ask(service.url, ["base", "far@1"], pool))
+        with Progress("examining", "questions") as progress, pytest.raises(Stopped):
+            asyncio.run(examiner.ask(service.url, ["base", "far@1"], pool, progress))
     with service.client() as http:
         service.wait_until(lambda: not any(running(http).values()))
 
