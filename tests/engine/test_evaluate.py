@@ -23,8 +23,8 @@ from trainer.evaluation.overlap import Overlaps, alarms, measure_overlap
 from trainer.local.examiner import Examiner
 from trainer.local.processes import ProcessGroup
 from trainer.recipe.file import load
-from trainer.rewards import exact_reward
 from trainer.reporting.progress import Progress
+from trainer.rewards import exact_reward
 from trainer.rewards.pool import RewardPool
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
