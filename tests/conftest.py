@@ -1,7 +1,9 @@
 """Settings that must stand before torch and vLLM are imported, and the tier of every test."""
 
+import logging
 import os
 import signal
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
@@ -30,3 +32,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if not any(item.get_closest_marker(tier) for tier in TIERS):
             item.add_marker("unit")
+
+
+@pytest.fixture(autouse=True)
+def no_log_of_a_command_before() -> Iterator[None]:
+    """A command that ran in this process set up its log, which would print into the next test's output."""
+    yield
+    for handler in [each for each in logging.root.handlers if type(each).__module__ == "service.logs"]:
+        logging.root.removeHandler(handler)
+    logging.captureWarnings(False)

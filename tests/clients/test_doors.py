@@ -67,7 +67,7 @@ WRONG = {
     "coordinate": (f"coordinate {RECIPE} --traking x", "--traking: no such flag; did you mean --tracking?"),
     "status": ("status another-1", f"another-1: no such run; there are {RUN}"),
     "look": ("look {here}", "no run in it; name a folder of coevo run, such as out/demo-0, or a URL"),
-    "rollouts": ("rollouts {here} text 3", "no rollouts of text@3; name a run's folder"),
+    "rollouts": ("rollouts {here} text 3", "no rollouts of text@3; name the folder of a run"),
     "jobs": ("jobs retry video", "video: no job of it has failed for good; image has"),
     "plan": (f"plan {RECIPE} --set method.cycles=0", "method.cycles"),
     "compare": (f"compare {RECIPE} --seeds 0", "--seeds 0: take 1 or more"),

@@ -34,9 +34,10 @@ def test_before_anything_is_written_one_line_says_how_to_build_it(
     words = [] if command == "plan" else ["--out", str(out)]
     assert main([command, recipe, "--set", f"base.name={name}", *words]) == 2
     printed = capsys.readouterr()
-    key = "base.name: " if command == "run" else ""  # `coevo run` looks at everything, and says where each problem is
+    looks = command != "plan"  # run and compare look at everything, and say where each problem is
+    key = "base.name: " if looks else ""
     assert printed.err == f"coevo {command}: {key}{said.removeprefix(key)}\n"
-    assert printed.out == ("checking the recipe, its data and this machine\n" if command == "run" else "")
+    assert printed.out == ("checking the recipe, its data and this machine\n" if looks else "")
     assert not out.exists()
 
 
