@@ -38,6 +38,7 @@ from trainer.rewards.pool import RewardPool
 from trainer.rollout.advantages import group_advantages, negative_advantages, teacher_advantages
 from trainer.rollout.metrics import engine_noise, rollout_metrics
 from trainer.rollout.sample import judge, sample, score, seeds
+from trainer.tracing import span
 from trainer.update.learner import Learner
 from trainer.update.update import Update
 
@@ -333,7 +334,7 @@ async def publish(
         # Log-probabilities of a fixed text: the service refuses the revision if its engine computes others.
         "canary": learner.canary(step.branch),
     }
-    with tempfile.TemporaryDirectory(prefix="coevo-") as folder:
+    with span("publish"), tempfile.TemporaryDirectory(prefix="coevo-") as folder:
         await asyncio.to_thread(learner.save, step.branch, Path(folder))
         manifest = await context.client.publish(
             step.branch,

@@ -37,6 +37,7 @@ from trainer.queue.client import Lease, NotReconciledError, Queue, QueueAwayErro
 from trainer.recipe import Recipe
 from trainer.reporting.unrewarded import unrewarded
 from trainer.rollout.metrics import warnings
+from trainer.tracing import span
 from trainer.update.learner import Learner
 
 AWAY_S = 600.0
@@ -132,15 +133,16 @@ class StepScheduler:
                 bind_contextvars(branch=step.branch, step=step.number)
                 seconds: dict[str, float] = {}
                 try:
-                    result = await train_step(
-                        step,
-                        self._context,
-                        self._learner,
-                        gather=partial(self._gather_unless_stopped, seconds=seconds),
-                        slot=partial(self._learning_slot, step, lease, seconds),
-                        lease=lease,
-                    )
-                    is_ours = await self._report(step, lease, result, seconds)
+                    with span("step", run=self._run.id, branch=step.branch, step=step.number, revision=str(step.makes)):
+                        result = await train_step(
+                            step,
+                            self._context,
+                            self._learner,
+                            gather=partial(self._gather_unless_stopped, seconds=seconds),
+                            slot=partial(self._learning_slot, step, lease, seconds),
+                            lease=lease,
+                        )
+                        is_ours = await self._report(step, lease, result, seconds)
                 except (Stopped, LeaseLostError):
                     pass  # nothing was learnt, and the branch is given back or another's
                 except Exception as error:
@@ -163,7 +165,8 @@ class StepScheduler:
         """Rollouts may be broken off, since nothing is lost with them; an update that has begun is finished."""
         began = time.monotonic()
         self._watchdog.begin(step, "rollouts")
-        batch = await cancelled_by(self._stopping, self._gather(step, context))
+        with span("gather"):
+            batch = await cancelled_by(self._stopping, self._gather(step, context))
         self._watchdog.rest(step.branch)  # until its turn to learn comes: others are watched meanwhile
         seconds["gather"] = time.monotonic() - began
         return batch
@@ -178,7 +181,8 @@ class StepScheduler:
             self._watchdog.begin(step, "update")
             fault(f"gathered:{step.makes}")
             began = time.monotonic()
-            yield
+            with span("learn"):
+                yield
             seconds["learn"] = time.monotonic() - began
             self._watchdog.begin(step, "publishing")
             fault(f"learnt:{step.makes}")

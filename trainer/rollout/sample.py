@@ -21,6 +21,7 @@ from trainer.data.prompts import digest
 from trainer.parts import Completion, Floats, Ids, Prompt, Rollout
 from trainer.rewards import RewardItem, Rule
 from trainer.rewards.pool import RewardPool
+from trainer.tracing import span
 
 MAX_CALLS = 128
 """Calls in hand at once, for callers with many. Twice what a client sends, so that the next is ready when one is
@@ -132,7 +133,8 @@ async def score(
 
     # Before their requests are made: those of a whole step would be gigabytes.
     calls = asyncio.Semaphore(MAX_CALLS)
-    scored = await gather_or_cancel(map(score_rollout, rollouts))
+    with span("score", models=", ".join(adapters)):
+        scored = await gather_or_cancel(map(score_rollout, rollouts))
     return [[of_rollout[number] for of_rollout in scored] for number in range(len(adapters))]
 
 
