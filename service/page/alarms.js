@@ -7,7 +7,7 @@ import { table } from "./table.js";
 import { watch } from "./watch.js";
 
 const REFRESH_MS = 2000;
-const KINDS = ["warning", "failed", "lease", "overlap", "accuracy", "rhythm", "run"];
+const KINDS = ["warning", "failed", "lease", "overlap", "accuracy", "rhythm", "tracker", "run"];
 const COMMAND = /coevo (?:jobs retry [\w-]+|status)/; // of a remedy; the service has no others
 
 function words(note) {

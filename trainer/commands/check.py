@@ -13,7 +13,7 @@ from pathlib import Path
 from adapters.errors import UserError
 from trainer.commands.doctor import show
 from trainer.doctor.machine import MachineFact
-from trainer.orchestration.tracking import check_trackers
+from trainer.orchestration.trackers import check_trackers
 from trainer.recipe import Recipe
 from trainer.recipe.arguments import add_recipe_arguments
 from trainer.recipe.file import load

@@ -14,7 +14,8 @@ from service import logs
 from trainer.local.train import settings_of
 from trainer.orchestration.coordinator import Coordinator
 from trainer.orchestration.endings import status_of
-from trainer.orchestration.tracking import check_trackers, track
+from trainer.orchestration.trackers import check_trackers
+from trainer.orchestration.tracking import track
 from trainer.queue.client import Queue
 from trainer.queue.server import url_from_environment
 from trainer.recipe import Recipe
@@ -68,7 +69,7 @@ async def coordinate(recipe: Recipe, url: str, folder: Path) -> bool:
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, task.cancel)
         log.info("coordinates %s", run)
-        tracking = asyncio.create_task(track(recipe, service["url"], service["api_key"], folder))
+        tracking = asyncio.create_task(track(recipe, client, Queue(url), service, folder))
         is_finished = True
         try:
             await task
@@ -79,4 +80,6 @@ async def coordinate(recipe: Recipe, url: str, folder: Path) -> bool:
         # A tracker that hangs or failed does not change how the run ended.
         tracking.cancel()
         await asyncio.wait([tracking])
+        if not tracking.cancelled() and (error := tracking.exception()):
+            log.warning("tracking.to: ended before the run did: %s: %s", type(error).__name__, error)
     return is_finished

@@ -1,53 +1,38 @@
-"""A run's numbers for trackers that people know: TensorBoard, Weights & Biases, trackio. The run's files have them too.
+"""A run's numbers and some of its completions for trackers (`trackers`). The run's files have them too.
 
-Whoever coordinates a run follows its events and passes every number on, under `BRANCH/METRIC` at the branch's step.
-What one of them raises ends nothing: it is told once, and that tracker gets no more.
+Whoever coordinates a run follows its events and passes every number on, under `BRANCH/METRIC` at the branch's step; and
+now and then some prompts with all of their completions, under `BRANCH/completions`.
 """
 
 import asyncio
-import importlib
-import importlib.util
+import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterator
 from itertools import permutations
 from pathlib import Path
-from typing import Any
+from statistics import fmean
 
-from adapters.errors import UserError
 from adapters.names import Ref
+from clients.address import ServiceAddress
+from clients.client import AsyncClient, RefusedError, ServiceError
 from clients.follow import follow
+from service.schemas import StepRollouts
+from trainer.orchestration.trackers import Numbers, Row, Trackers
+from trainer.queue.client import Queue, QueueAwayError
 from trainer.recipe import Recipe
 from trainer.recipe.file import run_id
 from trainer.reporting.events import Event, overlaps_of
 
-Numbers = Mapping[str, float]
-Write = Callable[[int, Numbers], None]
+GROUPS = 2
+"""Prompts of each part in a table: enough to see how a group's answers differ, and a page to read at most."""
+SHOWN = 4000
+"""Characters of a text. Of a longer one its beginning and its end, where the answer is."""
+KEPT_S = 10.0
+"""The longest wait for a step's record, which comes after the step's event. The numbers behind it wait as well."""
+_LOOK_S = 0.5
 
 log = logging.getLogger("coordinator")
-
-
-class Trackers:
-    """The trackers that a recipe names. `folder` is for what they keep on this machine."""
-
-    def __init__(
-        self, names: Sequence[str], *, project: str, run: str, recipe: Mapping[str, Any], folder: Path
-    ) -> None:
-        self._writers: dict[str, tuple[Write, Callable[[], None]]] = {
-            name: OPEN[name](project, run, recipe, folder) for name in names
-        }
-
-    def write(self, event: Event) -> None:
-        for step, numbers in numbers_of(event):
-            for name, (write, _) in list(self._writers.items()):
-                try:
-                    write(step, numbers)
-                except Exception as error:  # whatever it is: a tracker must not end a run
-                    log.warning("%s takes no more numbers: %s: %s", name, type(error).__name__, error)
-                    del self._writers[name]
-
-    def close(self) -> None:
-        for _, close in self._writers.values():
-            close()
 
 
 def numbers_of(event: Event) -> Iterator[tuple[int, Numbers]]:
@@ -71,18 +56,35 @@ def numbers_of(event: Event) -> Iterator[tuple[int, Numbers]]:
     yield event["step"], {name: value for name, value in numbers.items() if value is not None}
 
 
-async def track(recipe: Recipe, url: str, api_key: str | None, folder: Path) -> None:
+async def track(recipe: Recipe, client: AsyncClient, queue: Queue, service: ServiceAddress, folder: Path) -> None:
     """Passes the run's events on to the trackers that the recipe names, until the run is finished."""
     settings, run = recipe.tracking, run_id(recipe)
     if not settings.to:
         return
-    full_recipe = recipe.model_dump(mode="json")
-    trackers = Trackers(settings.to, project=settings.project, run=run, recipe=full_recipe, folder=folder)
+
+    def tell(text: str) -> None:
+        log.warning("%s", text)
+        with contextlib.suppress(QueueAwayError):  # the log has it
+            queue.tell(run, "tracker", text=text)
+
+    def open_trackers() -> Trackers:
+        full_recipe = recipe.model_dump(mode="json")
+        return Trackers(settings.to, project=settings.project, run=run, recipe=full_recipe, folder=folder, tell=tell)
+
+    trackers = await asyncio.to_thread(open_trackers)  # some ask their server
+    if not trackers:
+        return
     seen = folder / run / ".tracked"  # the number of the last event passed on: a restart repeats none
     after = int(seen.read_text()) if seen.exists() else 0
     try:
-        async for number, event in follow(url, api_key, run, after):
-            await asyncio.to_thread(trackers.write, event)  # some send it over the network at once
+        async for number, event in follow(service["url"], service["api_key"], run, after):
+            for step, numbers in numbers_of(event):
+                await asyncio.to_thread(trackers.write, step, numbers)  # some send it over the network at once
+            if event["kind"] == "step" and has_table(event["step"], settings.completions):
+                rows = await rows_of_step(client, run, event["branch"], event["step"])
+                await asyncio.to_thread(trackers.write_table, event["step"], f"{event['branch']}/completions", rows)
+            if not trackers:  # nobody takes this event any more: a restart tries it again
+                return
             seen.parent.mkdir(parents=True, exist_ok=True)
             seen.write_text(str(number))
             if event["kind"] == "run" and event["state"] == "finished":
@@ -91,50 +93,47 @@ async def track(recipe: Recipe, url: str, api_key: str | None, folder: Path) -> 
         trackers.close()
 
 
-def check_trackers(names: Sequence[str]) -> None:
-    """Refuses trackers that are not installed: before a run begins, not at its first number."""
-    for name in names:
-        if importlib.util.find_spec(name) is None:
-            raise UserError(f"tracking.to: {name} is not installed; pip install {name}, or leave it out")
+def has_table(step: int, every: int) -> bool:
+    """Whether a step's completions are shown: the first one's, and every so many."""
+    return every > 0 and (step == 1 or step % every == 0)
+
+
+async def rows_of_step(client: AsyncClient, run: str, branch: str, step: int) -> list[Row]:
+    """Some prompts of a step with their completions. None where its record was dropped again, or never kept."""
+    deadline = time.monotonic() + KEPT_S
+    try:
+        while True:
+            with contextlib.suppress(RefusedError):
+                return table_rows(await client.rollouts(run, branch, step, count=GROUPS))
+            # A branch makes a step after the other: where a later record is, this one comes no more.
+            kept = (await client.recorded_steps(run)).get(branch, [])
+            if max(kept, default=0) > step or time.monotonic() > deadline:
+                break
+            await asyncio.sleep(_LOOK_S)
+    except ServiceError as error:  # numbers go on all the same
+        log.warning("%s@%d: no table of its completions: %s", branch, step, error)
+    return []
+
+
+def table_rows(rollouts: StepRollouts) -> list[Row]:
+    """A row for each completion. Its advantage is the mean over its tokens: a teacher's differ from token to token."""
+    return [
+        (
+            part.name,
+            _shown(group.question),
+            _shown(completion.text),
+            completion.reward,
+            fmean(completion.advantages) if completion.advantages else None,
+        )
+        for part in rollouts.parts
+        for group in part.groups
+        for completion in group.completions
+    ]
+
+
+def _shown(text: str) -> str:
+    return text if len(text) <= SHOWN else f"{text[: SHOWN // 2]} [...] {text[-SHOWN // 2 :]}"
 
 
 def _branch(name: str) -> str:
     return Ref.parse(name).branch
-
-
-def _tensorboard(project: str, run: str, recipe: Mapping[str, Any], folder: Path) -> tuple[Write, Callable[[], None]]:
-    from torch.utils.tensorboard import SummaryWriter
-
-    writer: Any = SummaryWriter(str(folder / "tensorboard" / project / run))
-
-    def write(step: int, numbers: Numbers) -> None:
-        for name, value in numbers.items():
-            writer.add_scalar(name, value, step)
-
-    return write, writer.close
-
-
-def _like_wandb(module: str) -> Callable[..., tuple[Write, Callable[[], None]]]:
-    """How wandb is opened, and trackio, which has the same three calls."""
-
-    def open(project: str, run: str, recipe: Mapping[str, Any], folder: Path) -> tuple[Write, Callable[[], None]]:
-        tracker: Any = importlib.import_module(module)
-        # With an id wandb goes on with the run that has it; trackio goes by the name.
-        settings = {"id": run, "dir": str(folder)} if module == "wandb" else {}
-        tracker.init(project=project, name=run, config=dict(recipe), resume="allow", **settings)
-
-        def write(step: int, numbers: Numbers) -> None:
-            # The step is a number of the row, not the tracker's own: that may only grow, and branches step at times of
-            # their own.
-            tracker.log({**numbers, "train/step": step})
-
-        return write, tracker.finish
-
-    return open
-
-
-OPEN: Mapping[str, Callable[..., tuple[Write, Callable[[], None]]]] = {
-    "tensorboard": _tensorboard,
-    "wandb": _like_wandb("wandb"),
-    "trackio": _like_wandb("trackio"),
-}

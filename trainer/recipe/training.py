@@ -161,3 +161,6 @@ class TrackingConfig(Section):
     """The trackers that get them; each must be installed. Empty = the files only."""
     project: str = "coevo"
     """The project under which trackers file the run."""
+    completions: int = Field(default=10, ge=0, exclude_if=lambda steps: steps == 10)
+    """The steps of a branch from one table of completions to the next, with rewards and advantages; the first step has
+    one too. 0 = none."""

@@ -114,6 +114,9 @@ class Console:
             case "failed" | "dead" | "waiting" | "fell":
                 self._notes.append(f"{event['branch']}: {event.get('error') or event.get('text')}")
                 return self._notes[-1]
+            case "tracker":
+                self._notes.append(event["text"])
+                return self._notes[-1]
             case "rollouts":
                 self._notes.append(f"rollouts of {event['branch']}@{event['step']}: {event['error']}")
                 return self._notes[-1]

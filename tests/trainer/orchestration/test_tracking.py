@@ -1,31 +1,97 @@
-"""Numbers of a run in TensorBoard's own files, read back by TensorBoard."""
+"""A run in TensorBoard's own files, read back by TensorBoard; and trackers that fail."""
 
+import asyncio
 import logging
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable
+from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from adapters.errors import UserError
+from clients.client import AsyncClient
+from service.look import folder_app
+from tests.clients.test_client import serving
+from tests.faults.recipes import small
+from tests.page.folder import HOSTILE, RunWriter
 from tests.trainer.orchestration import run_events
-from trainer.orchestration.tracking import Trackers, check_trackers, numbers_of
+from tests.trainer.orchestration.test_scheduler import kinds
+from trainer.orchestration import tracking
+from trainer.orchestration.trackers import COLUMNS, Tracker, Trackers, check_trackers, markdown_table
+from trainer.orchestration.tracking import has_table, numbers_of, track
+from trainer.queue.client import Queue
+from trainer.recipe import Recipe
+from trainer.recipe.file import run_id
+
+pytestmark = pytest.mark.filterwarnings("ignore:html5lib's sanitizer is deprecated:DeprecationWarning")  # TensorBoard's
+
+
+def accumulator(folder: Path) -> Any:
+    from tensorboard.backend.event_processing.event_accumulator import TENSORS, EventAccumulator
+
+    accumulator = EventAccumulator(str(folder), {TENSORS: 0})
+    accumulator.Reload()
+    return accumulator
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    accumulator = EventAccumulator(str(folder))
-    accumulator.Reload()
+    events = accumulator(folder)
     return {
-        name: [(point.step, round(point.value, 4)) for point in accumulator.Scalars(name)]
-        for name in accumulator.Tags()["scalars"]
+        name: [(point.step, round(point.value, 4)) for point in events.Scalars(name)]
+        for name in events.Tags()["scalars"]
     }
 
 
-def test_every_number_of_a_run_is_in_tensorboard_at_its_step(tmp_path: Path) -> None:
-    trackers = Trackers(["tensorboard"], project="coevo", run="small-1", recipe={}, folder=tmp_path)
+class Cells(HTMLParser):
+    """The rows of a table's body, as people see them."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.rows: list[list[str]] = []
+        self.tags: set[str] = set()
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        self.tags.add(tag)
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+        elif tag == "br":
+            self.rows[-1][-1] += "\n"
+
+    def handle_data(self, data: str) -> None:
+        if self.rows and self.rows[-1] and data.strip():
+            self.rows[-1][-1] += data
+
+
+def shown(text: str) -> Cells:
+    """What TensorBoard shows of a Markdown text."""
+    from tensorboard.plugin_util import markdown_to_safe_html
+
+    return Cells(markdown_to_safe_html(text))
+
+
+def tables(folder: Path, name: str) -> dict[int, list[list[str]]]:
+    texts = accumulator(folder).Tensors(f"{name}/text_summary")
+    return {text.step: shown(text.tensor_proto.string_val[0].decode()).rows for text in texts}
+
+
+def opened(names: list[str], folder: Path, tell: Callable[[str], None] = print) -> Trackers:
+    return Trackers(names, project="coevo", run="small-1", recipe={}, folder=folder, tell=tell)
+
+
+def write(trackers: Trackers) -> None:
     for event in run_events.EVENTS:
-        trackers.write(event)
+        for step, numbers in numbers_of(event):
+            trackers.write(step, numbers)
+
+
+def test_every_number_of_a_run_is_in_tensorboard_at_its_step(tmp_path: Path) -> None:
+    trackers = opened(["tensorboard"], tmp_path)
+    write(trackers)
     trackers.close()
     series = scalars(tmp_path / "tensorboard/coevo/small-1")
     assert series["text/native/reward"] == [(1, 0.5), (2, 0.75), (3, 0.75)]
@@ -44,23 +110,111 @@ def test_what_has_no_number_is_left_out() -> None:
     assert list(numbers_of(run_events.run("running"))) == []
 
 
-def test_a_tracker_that_fails_is_told_once_and_gets_no_more(tmp_path: Path, caplog) -> None:
-    trackers = Trackers(["tensorboard"], project="coevo", run="small-1", recipe={}, folder=tmp_path)
+@pytest.mark.parametrize(
+    "text",
+    [
+        HOSTILE,
+        "1. first\n2. second\n\n# no title | no *cell* `x`",
+        "![picture](http://elsewhere/x.png) [link](http://elsewhere) &amp; <b>",
+        "Straße \\| ~~~ _a_ http://elsewhere {x} 2 < 3 & 4 > 1",
+    ],
+)
+def test_a_text_in_a_table_is_shown_as_it_is(text: str) -> None:
+    cells = shown(markdown_table([("native", text, "42", 1.0, None)]))
+    assert cells.rows == [[*COLUMNS], ["native", text, "42", "1", ""]]
+    assert cells.tags <= {"table", "thead", "tbody", "tr", "th", "td", "br"}
+
+
+# ---- a run ----
+
+
+def recipe_of(*changes: str) -> Recipe:
+    return small("tracking.to=['tensorboard']", *changes)
+
+
+def tracked(recipe: Recipe, out: Path, queue: Queue) -> Path:
+    """Follows a run's folder to its end. Gives TensorBoard's folder."""
+    with serving(folder_app(out, None)) as url:
+
+        async def follow() -> None:
+            async with AsyncClient(url) as client:
+                await track(recipe, client, Queue(queue.url), {"url": url, "api_key": None}, out / "runs")
+
+        asyncio.run(asyncio.wait_for(follow(), 60))
+    return out / "runs/tensorboard/coevo" / run_id(recipe)
+
+
+def test_tables_of_completions_stand_at_their_steps(tmp_path: Path, queue: Queue) -> None:
+    recipe = recipe_of("tracking.completions=2")
+    writer = RunWriter(tmp_path, run_id(recipe))
+    writer.steps(1, 5)
+    for step in range(1, 6):
+        writer.rollouts("text", step)
+    for branch in ("image", "video"):  # of these the last record alone is still there
+        writer.rollouts(branch, 5)
+    writer.tell("run", 60, state="finished")
+    folder = tracked(recipe, tmp_path, queue)
+    steps = tables(folder, "text/completions")
+    assert list(steps) == [1, 2, 4]
+    head, *rows = steps[4]
+    assert head == [*COLUMNS]
+    assert len(rows) == 2 * tracking.GROUPS * 8, "some prompts of both parts, with all of their completions"
+    assert rows[0] == ["native", HOSTILE, f"{HOSTILE} answer 0", "0", "-1"]
+    assert rows[9] == ["native", "question 1?", "answer 1 to question 1", "1", "1"]
+    assert rows[16][0] == "image"
+    assert "image/completions/text_summary" not in accumulator(folder).Tags()["tensors"]
+    assert [step for step, _ in scalars(folder)["image/native/reward"]] == [1, 2, 3, 4, 5]
+    assert kinds(queue, "tracker") == []
+
+
+def test_a_record_that_comes_after_its_event_is_waited_for(tmp_path: Path, queue: Queue) -> None:
+    recipe = recipe_of()
+    writer = RunWriter(tmp_path, run_id(recipe), branches=["text", "image"])
+    writer.tell_all([writer.step("text", 1)])
+    writer.tell("run", 60, state="finished")
+    late = threading.Timer(2.0, writer.rollouts, ("text", 1))
+    late.start()
+    assert list(tables(tracked(recipe, tmp_path, queue), "text/completions")) == [1]
+    late.join()
+
+
+def test_a_table_comes_first_and_every_so_many_steps() -> None:
+    assert [step for step in range(1, 10) if has_table(step, 4)] == [1, 4, 8]
+    assert not any(has_table(step, 0) for step in range(1, 10))
+
+
+# ---- trackers that fail ----
+
+
+def test_a_tracker_that_fails_is_told_once_and_gets_no_more(tmp_path: Path) -> None:
+    told: list[str] = []
+    trackers = opened(["tensorboard"], tmp_path, told.append)
+
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("division\nby zero")
+
+    trackers._open["broken"] = Tracker(fail, fail, fail)
+    write(trackers)
+    assert told == ["tracking.to: broken takes no more: ZeroDivisionError: division by zero"]
     trackers.close()
+    assert len(told) == 1
+    assert "text/native/reward" in scalars(tmp_path / "tensorboard/coevo/small-1")
 
-    def write(step: int, numbers: Mapping[str, float]) -> None:
-        raise ZeroDivisionError("division by zero")
 
-    trackers._writers["broken"] = (write, lambda: None)
+def test_a_tracker_that_cannot_be_opened_is_an_event_and_a_line(tmp_path: Path, queue: Queue, caplog) -> None:
+    recipe = recipe_of()
+    writer = RunWriter(tmp_path, run_id(recipe))
+    (tmp_path / "runs/tensorboard").write_text("no folder")
     with caplog.at_level(logging.WARNING, "coordinator"):
-        for event in run_events.EVENTS:
-            trackers.write(event)
-    assert [record.getMessage() for record in caplog.records if "broken" in record.getMessage()] == [
-        "broken takes no more numbers: ZeroDivisionError: division by zero"
-    ]
+        tracked(recipe, tmp_path, queue)  # ends though the run goes on: there is nobody to pass anything on to
+    (event,) = kinds(queue, "tracker")
+    text = "tracking.to: tensorboard cannot be opened, the run goes on without it: "
+    assert event["text"].startswith(text)
+    assert [record.getMessage() for record in caplog.records if record.name == "coordinator"] == [event["text"]]
+    assert not (writer.folder / ".tracked").exists()
 
 
-def test_a_tracker_that_is_not_installed_is_told_before_the_run(monkeypatch) -> None:
+def test_a_tracker_that_is_not_installed_is_told_before_the_run() -> None:
     check_trackers(["tensorboard"])
     with pytest.raises(UserError, match=r"tracking\.to: no_such_tracker is not installed; pip install no_such_tracker"):
         check_trackers(["no_such_tracker"])

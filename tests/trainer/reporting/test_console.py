@@ -55,6 +55,14 @@ def test_rollouts_that_were_not_kept_are_a_line(tmp_path: Path, capsys) -> None:
     assert capsys.readouterr().out == "rollouts of text@2: not kept: the disk of the runs is full\n"
 
 
+def test_a_tracker_that_takes_no_more_is_a_line(tmp_path: Path, capsys) -> None:
+    text = "tracking.to: wandb takes no more: CommError: no network"
+    path = run_events.write(tmp_path / "events.jsonl", [{"kind": "tracker", "text": text}])
+    with Console(RECIPE, path, "http://here") as console:
+        console.look()
+    assert capsys.readouterr().out == f"{text}\n"
+
+
 def test_on_a_terminal_a_table_says_who_waits_for_whom(tmp_path: Path) -> None:
     path = run_events.write(
         tmp_path / "events.jsonl", [*run_events.EVENTS[:4], run_events.overlap(2, "text@2", "image@2")]

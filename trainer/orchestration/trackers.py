@@ -1,0 +1,153 @@
+"""Trackers that people know: how each is opened, and how it takes numbers and a table of completions.
+
+Left out: MLflow. Its packages want older ones than the engine's.
+"""
+
+import html
+import importlib
+import importlib.util
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adapters.errors import UserError
+
+Numbers = Mapping[str, float]
+Row = tuple[str, str, str, float | None, float | None]
+COLUMNS = ("part", "prompt", "completion", "reward", "advantage")
+"""Of a row. The part is `native` or a teacher; without an advantage a completion left its group."""
+MARKDOWN = re.compile(r"[\\`*_{}\[\]()#+\-.!|~:]")
+"""What may mean something in Markdown; `<`, `>` and `&` are HTML's."""
+
+log = logging.getLogger("coordinator")
+
+
+@dataclass(frozen=True, slots=True)
+class Tracker:
+    """A tracker that is open for a run."""
+
+    write: Callable[[int, Numbers], None]
+    write_table: Callable[[int, str, Sequence[Row]], None]
+    close: Callable[[], None]
+
+
+Open = Callable[[str, str, Mapping[str, Any], Path], Tracker]
+"""Project, run, recipe, and the folder for files on this machine."""
+
+
+class Trackers:
+    """Those that a recipe names. What one of them raises ends nothing: `tell` gets a line, and it gets no more."""
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        *,
+        project: str,
+        run: str,
+        recipe: Mapping[str, Any],
+        folder: Path,
+        tell: Callable[[str], None],
+    ) -> None:
+        self._tell = tell
+        self._open: dict[str, Tracker] = {}
+        for name in names:
+            try:
+                self._open[name] = OPEN[name](project, run, recipe, folder)
+            except Exception as error:  # of any library: a wrong key, no network, a full disk
+                self._tell(_line(name, "cannot be opened, the run goes on without it", error))
+
+    def __bool__(self) -> bool:
+        return bool(self._open)
+
+    def write(self, step: int, numbers: Numbers) -> None:
+        self._each(lambda tracker: tracker.write(step, numbers))
+
+    def write_table(self, step: int, name: str, rows: Sequence[Row]) -> None:
+        if rows:
+            self._each(lambda tracker: tracker.write_table(step, name, rows))
+
+    def close(self) -> None:
+        self._each(lambda tracker: tracker.close())
+
+    def _each(self, use: Callable[[Tracker], None]) -> None:
+        for name, tracker in list(self._open.items()):
+            try:
+                use(tracker)
+            except Exception as error:
+                self._tell(_line(name, "takes no more", error))
+                del self._open[name]
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Refuses trackers that are not installed: before a run begins, not at its first number."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f"tracking.to: {name} is not installed; pip install {name}, or leave it out")
+
+
+def markdown_table(rows: Sequence[Row]) -> str:
+    """A table that shows texts as they are: what a model said is neither Markdown nor HTML."""
+    lines = [COLUMNS, ["---"] * len(COLUMNS), *([_cell(value) for value in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(value: str | float | None) -> str:
+    if not isinstance(value, str):
+        return "" if value is None else f"{value:.4g}"
+    text = MARKDOWN.sub(lambda match: f"&#{ord(match[0])};", html.escape(value, quote=False).replace("&", "\0"))
+    return text.replace("\0", "&").replace("\n", "<br>")
+
+
+def _line(name: str, problem: str, error: Exception) -> str:
+    return f"tracking.to: {name} {problem}: {type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _tensorboard(project: str, run: str, recipe: Mapping[str, Any], folder: Path) -> Tracker:
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer: Any = SummaryWriter(str(folder / "tensorboard" / project / run))
+
+    def write(step: int, numbers: Numbers) -> None:
+        for name, value in numbers.items():
+            writer.add_scalar(name, value, step)
+
+    def write_table(step: int, name: str, rows: Sequence[Row]) -> None:
+        writer.add_text(name, markdown_table(rows), step)
+
+    return Tracker(write, write_table, writer.close)
+
+
+def _like_wandb(module: str) -> Open:
+    """How wandb is opened, and trackio, which has the same calls."""
+
+    def open(project: str, run: str, recipe: Mapping[str, Any], folder: Path) -> Tracker:
+        from pandas import DataFrame
+
+        tracker: Any = importlib.import_module(module)
+        # With an id wandb goes on with the run that has it; trackio goes by the name.
+        settings = {"id": run, "dir": str(folder)} if module == "wandb" else {}
+        tracker.init(project=project, name=run, config=dict(recipe), resume="allow", **settings)
+
+        def write(step: int, numbers: Numbers) -> None:
+            # The step is a number of the row, not the tracker's own: that may only grow, and branches step at times of
+            # their own.
+            tracker.log({**numbers, "train/step": step})
+
+        def write_table(step: int, name: str, rows: Sequence[Row]) -> None:
+            # As a frame: trackio ignores the names of columns beside rows.
+            frame = DataFrame(list(rows), columns=list(COLUMNS))
+            tracker.log({name: tracker.Table(dataframe=frame), "train/step": step})
+
+        return Tracker(write, write_table, tracker.finish)
+
+    return open
+
+
+OPEN: Mapping[str, Open] = {
+    "tensorboard": _tensorboard,
+    "wandb": _like_wandb("wandb"),
+    "trackio": _like_wandb("trackio"),
+}
