@@ -27,6 +27,7 @@ import numpy as np
 from adapters.errors import UserError
 from adapters.manifest import Manifest
 from clients.client import AsyncClient
+from service.tracing import span
 from trainer.data.prompts import Prompts, draw
 from trainer.parts import Completion, Floats, LossTerm, Prompt, Rollout, TopK, loss_term
 from trainer.plan.steps import Step, Teacher
@@ -38,7 +39,6 @@ from trainer.rewards.pool import RewardPool
 from trainer.rollout.advantages import group_advantages, negative_advantages, teacher_advantages
 from trainer.rollout.metrics import engine_noise, rollout_metrics
 from trainer.rollout.sample import judge, sample, score, seeds
-from trainer.tracing import span
 from trainer.update.learner import Learner
 from trainer.update.update import Update
 

@@ -25,6 +25,7 @@ from adapters.names import Ref
 from clients.client import ServiceError
 from service.concurrency import Stopped, cancelled_by
 from service.faults import fault
+from service.tracing import span
 from trainer.loop import NATIVE, Batch, Gather, StepContext, StepResult, gather_batch, train_step
 from trainer.orchestration.heartbeat import Heartbeat
 from trainer.orchestration.replay import keep_record
@@ -37,7 +38,6 @@ from trainer.queue.client import Lease, NotReconciledError, Queue, QueueAwayErro
 from trainer.recipe import Recipe
 from trainer.reporting.unrewarded import unrewarded
 from trainer.rollout.metrics import warnings
-from trainer.tracing import span
 from trainer.update.learner import Learner
 
 AWAY_S = 600.0

@@ -18,7 +18,7 @@ from adapters.errors import UserError
 Numbers = Mapping[str, float]
 Row = tuple[str, str, str, float | None, float | None]
 COLUMNS = ("part", "prompt", "completion", "reward", "advantage")
-"""Of a row. The part is `native` or a teacher; without an advantage a completion left its group."""
+"""A row's. The part is `native` or a teacher; without an advantage a completion left its group."""
 MARKDOWN = re.compile(r"[\\`*_{}\[\]()#+\-.!|~:]")
 """What may mean something in Markdown; `<`, `>` and `&` are HTML's."""
 

@@ -106,8 +106,8 @@ async def rows_of_step(client: AsyncClient, run: str, branch: str, step: int) ->
             with contextlib.suppress(RefusedError):
                 return table_rows(await client.rollouts(run, branch, step, count=GROUPS))
             # A branch makes a step after the other: where a later record is, this one comes no more.
-            kept = (await client.recorded_steps(run)).get(branch, [])
-            if max(kept, default=0) > step or time.monotonic() > deadline:
+            recorded = (await client.recorded_steps(run)).get(branch, [])
+            if max(recorded, default=0) > step or time.monotonic() > deadline:
                 break
             await asyncio.sleep(_LOOK_S)
     except ServiceError as error:  # numbers go on all the same

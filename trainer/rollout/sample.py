@@ -16,12 +16,12 @@ from clients.calls import media_id, prompts_together
 from clients.client import AsyncClient
 from service import schemas
 from service.concurrency import gather_or_cancel
+from service.tracing import span
 from service.wire import ScoredArrays
 from trainer.data.prompts import digest
 from trainer.parts import Completion, Floats, Ids, Prompt, Rollout
 from trainer.rewards import RewardItem, Rule
 from trainer.rewards.pool import RewardPool
-from trainer.tracing import span
 
 MAX_CALLS = 128
 """Calls in hand at once, for callers with many. Twice what a client sends, so that the next is ready when one is

@@ -187,17 +187,17 @@ def test_a_table_comes_first_and_every_so_many_steps() -> None:
 
 
 def test_a_tracker_that_fails_is_told_once_and_gets_no_more(tmp_path: Path) -> None:
-    told: list[str] = []
-    trackers = opened(["tensorboard"], tmp_path, told.append)
+    lines: list[str] = []
+    trackers = opened(["tensorboard"], tmp_path, lines.append)
 
     def fail(*_: object) -> None:
         raise ZeroDivisionError("division\nby zero")
 
     trackers._open["broken"] = Tracker(fail, fail, fail)
     write(trackers)
-    assert told == ["tracking.to: broken takes no more: ZeroDivisionError: division by zero"]
+    assert lines == ["tracking.to: broken takes no more: ZeroDivisionError: division by zero"]
     trackers.close()
-    assert len(told) == 1
+    assert len(lines) == 1
     assert "text/native/reward" in scalars(tmp_path / "tensorboard/coevo/small-1")
 
 

@@ -57,8 +57,9 @@ def test_rollouts_that_were_not_kept_are_a_line(tmp_path: Path, capsys) -> None:
 
 def test_a_tracker_that_takes_no_more_is_a_line(tmp_path: Path, capsys) -> None:
     text = "tracking.to: wandb takes no more: CommError: no network"
-    path = run_events.write(tmp_path / "events.jsonl", [{"kind": "tracker", "text": text}])
+    path = tmp_path / "events.jsonl"
     with Console(RECIPE, path, "http://here") as console:
+        run_events.write(path, [{"kind": "tracker", "text": text}])
         console.look()
     assert capsys.readouterr().out == f"{text}\n"
 

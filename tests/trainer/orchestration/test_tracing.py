@@ -18,7 +18,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from adapters.store import Store
 from clients.client import AsyncClient
-from service import schemas
+from service import schemas, tracing
 from service.http import problems
 from service.http.metrics import Metrics
 from service.publishing.fence import QueueFence
@@ -32,7 +32,6 @@ from tests.service.publishing.publish_once import make_publisher
 from tests.service.recording import RecordingLoader
 from tests.trainer.orchestration.test_scheduler import enqueue, kinds, run_of
 from tests.trainer.update.packs import prompt, random_rollout
-from trainer import tracing
 from trainer.loop import NATIVE, Batch, StepContext
 from trainer.orchestration.heartbeat import Heartbeat
 from trainer.orchestration.scheduler import StepScheduler
@@ -195,7 +194,7 @@ def test_a_failure_is_in_its_span_and_in_those_around_it(collector: Collector) -
 def test_without_a_collector_nothing_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(tracing.ENDPOINT, raising=False)
     program = (
-        "import sys; from trainer.tracing import span\n"
+        "import sys; from service.tracing import span\n"
         "with span('step', step=1): pass\n"
         "print([name for name in sys.modules if name.startswith('opentelemetry')])"
     )
