@@ -191,6 +191,12 @@ def test_a_failure_is_in_its_span_and_in_those_around_it(collector: Collector) -
     assert failures == dict.fromkeys(("step", "learn"), (2, "ZeroDivisionError: division by zero"))
 
 
+def test_what_waits_is_sent_when_the_process_ends(collector: Collector) -> None:
+    program = "from service.tracing import span\nwith span('step', step=1): pass"
+    subprocess.run([sys.executable, "-c", program], check=True)
+    assert [span.name for span in collector.spans] == ["step"]
+
+
 def test_without_a_collector_nothing_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(tracing.ENDPOINT, raising=False)
     program = (
