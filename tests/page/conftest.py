@@ -29,7 +29,8 @@ class Looking:
         self._process.communicate(timeout=30)
 
 
-@pytest.fixture(scope="session")
+# Of a module: while Playwright is there its event loop runs in this thread, and other tests want one of their own.
+@pytest.fixture(scope="module")
 def browser():
     if chromium() is None:
         pytest.skip("no Chromium here: apt-get install chromium")
