@@ -11,6 +11,7 @@ def failures(service: ServiceProcess, schemathesis: Any, examples: int) -> list[
     """The commands that repeat a failure, after so many requests to each operation."""
     commands: list[str] = []
     headers = service.headers | {"connection": "close"}
+    schemathesis.serializer.alias("application/vnd.safetensors", "application/octet-stream")  # bytes, both
     schema = schemathesis.openapi.from_url(f"{service.url}/openapi.json", headers=headers)
     for operation in schema.get_all_operations():
 
