@@ -104,8 +104,10 @@ def test_rows_of_a_data_set_are_kept_dropped_and_counted(service, command, capsy
     too_long = rows[0] | {"id": 101, "prompt": "1+" * 200}
     unreadable = rows[0] | {"id": 102, "image": "cut.png"}
     data = data_set(tmp_path, [unscorable, too_long, *rows, unreadable])
+    assert command("image", "--out=kept.jsonl", "--samples=4", *data) == 2  # the check sees it, and asks nothing
+    assert "row 11: the image is damaged" in capsys.readouterr().err
     with pytest.raises(UserError) as error:
-        command("image", "--out=kept.jsonl", "--samples=4", *data)
+        command("image", "--out=kept.jsonl", "--samples=4", "--unchecked", *data)
     where = f"{tmp_path / 'rows.jsonl'}: row 11: "
     assert str(error.value).startswith(where)
     assert 'capabilities.image.data.on_unreadable = "drop" goes on without' in str(error.value)
@@ -219,6 +221,6 @@ def test_other_bounds_need_no_other_answers(command, capsys) -> None:
 )
 def test_what_is_not_there_is_one_line(command, tmp_path, words, message) -> None:
     with pytest.raises(UserError) as error:
-        command("text", "--out=kept.jsonl", *words)
+        command("text", "--out=kept.jsonl", "--unchecked", *words)
     assert str(error.value).startswith(message)
     assert list(tmp_path.iterdir()) == []
