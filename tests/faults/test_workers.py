@@ -221,7 +221,7 @@ def test_a_step_that_hangs_is_given_up_though_its_lease_is_renewed(cluster: Clus
     recipe, branch, coordinator = solo(cluster, tmp_path, "hanging")
     fault = f"hang:gathered:{branch}@2"
     assert cluster.worker(branch, name="hung", words=("--hung=8",), COEVO_FAULT=fault).wait() == 70
-    cluster.wait_until(lambda: events_of(cluster, recipe, "failed"))  # the coordinator brings it to the service
+    cluster.wait_until(lambda: events_of(cluster, recipe, "failed") != [])  # the coordinator brings it to the service
     (event,) = events_of(cluster, recipe, "failed")
     assert "its update made no progress for " in event["error"]
     waiting = cluster.queue.waiting([branch])[branch]
