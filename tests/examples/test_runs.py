@@ -103,7 +103,7 @@ def rewards_of(run: Path) -> dict[tuple[str, int], float]:
     return {(step["branch"], step["step"]): step["metrics"]["native/reward"] for step in steps}
 
 
-@pytest.mark.e2e
+@pytest.mark.soak  # minutes on two cores: 152 k rows are scored for every token
 @pytest.mark.timeout(1200)
 def test_every_source_trains_for_two_steps_from_a_recipe_of_a_screen(folder: Path) -> None:
     assert all(len(path.read_text().splitlines()) <= 25 for path in folder.rglob("*.toml"))

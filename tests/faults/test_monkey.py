@@ -19,7 +19,7 @@ LEAST_FAULTS = 8
 """Even where the run is over sooner."""
 SEED = int(os.environ.get("COEVO_SEED", "1"))
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
 
 def test_a_run_ends_as_planned_whatever_happened_to_its_processes(tmp_path: Path, nursery: Nursery) -> None:
@@ -32,7 +32,7 @@ def test_a_run_ends_as_planned_whatever_happened_to_its_processes(tmp_path: Path
         monkey.play(SECONDS)
         assert monkey.counts.total() >= LEAST_FAULTS
         print(f"{monkey.steps} steps among {dict(monkey.counts)}")
-        monkey.finish(300)
+        monkey.finish(540)
         cluster.check(recipe, monkey.made_again)
     finally:
         cluster.close()
