@@ -72,6 +72,7 @@ async def _once(
     from trainer.orchestration.heartbeat import Heartbeat
     from trainer.orchestration.scheduler import Run, StepScheduler
     from trainer.orchestration.setup import make_context, make_learner, open_training_sets
+    from trainer.orchestration.watchdog import Patience, Watchdog
     from trainer.plan.make import make_plan
     from trainer.queue.client import Queue
     from trainer.recipe.file import run_id
@@ -88,18 +89,24 @@ async def _once(
             coordinating.result()  # raises why there will be no run
     heartbeat = Heartbeat(Queue(queue_url), name)
     heartbeat.start()
+    watchdog = Watchdog(
+        Queue(queue_url), heartbeat, id, name, Patience.of(recipe, *client.longest_s), done=lambda: client.answered
+    )
+    watchdog.start()
     scheduler = StepScheduler(
         Run(id, recipe, make_plan(recipe)),
         list(recipe.branches),
         name=name,
         queue=queue,
         heartbeat=heartbeat,
+        watchdog=watchdog,
         context=context,
         learner=learner,
     )
     began = time.monotonic()
     await scheduler.run()
     took = time.monotonic() - began
+    watchdog.end()
     heartbeat.end()
     await coordinating
     return took
