@@ -96,6 +96,11 @@ def safetensors_header(shapes: Mapping[str, Shape], dtype: Literal["BF16", "F32"
     for key in sorted(shapes):
         begin, end = end, end + {"BF16": 2, "F32": 4}[dtype] * math.prod(shapes[key])
         header[key] = {"dtype": dtype, "shape": shapes[key], "data_offsets": [begin, end]}
+    return header_bytes(header)
+
+
+def header_bytes(header: Mapping[str, Any]) -> bytes:
+    """The length of a header, and the header: what stands before the tensors of a file."""
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # so that the tensors lie at multiples of 8, as a memory map wants them
     return struct.pack("<Q", len(text)) + text

@@ -61,9 +61,9 @@ def _stalled(info: RunInfo, now: datetime) -> Iterator[Alarm]:
 
 
 def _overlaps(series: Series) -> Iterator[Alarm]:
-    newest = next((note.event for note in reversed(series.notes) if note.event.get("kind") == "overlap"), None)
-    for text in newest.get("alarms", []) if newest else []:
-        where = f"{newest['phase']} {newest['step']}" if newest else ""
+    newest = next((note.event for note in reversed(series.notes) if note.event.get("kind") == "overlap"), {})
+    for text in newest.get("alarms", []):
+        where = f"{newest['phase']} {newest['step']}"
         yield Alarm("warning", where, text, "shorten method.rlvr_steps, or take method.rhythm = adaptive")
 
 

@@ -56,10 +56,11 @@ def formatter(*, is_json: bool) -> structlog.stdlib.ProcessorFormatter:
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.ExtraAdder(),
     ]
+    no_color = os.environ.get("NO_COLOR")  # no-color.org
     rendered: list[Processor] = (
         [structlog.processors.format_exc_info, _ordered, structlog.processors.JSONRenderer()]
         if is_json
-        else [_compact, structlog.dev.ConsoleRenderer(**_PLAIN, colors=_has_colours())]
+        else [_compact, structlog.dev.ConsoleRenderer(**_PLAIN, colors=sys.stderr.isatty() and not no_color)]
     )
     return structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=known, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendered]
@@ -80,10 +81,6 @@ def _is_json() -> bool:
     if form not in ("console", "json"):
         raise UserError(f"{VARIABLE}={form}: no such form; take json or console")
     return form == "json"
-
-
-def _has_colours() -> bool:
-    return sys.stderr.isatty() and not os.environ.get("NO_COLOR")  # no-color.org
 
 
 def _begin(_: WrappedLogger, __: str, event: EventDict) -> EventDict:

@@ -42,7 +42,13 @@ def folder_app(folder: Path, base: str | None) -> ASGIApp:
 
     @asynccontextmanager
     async def watch(_: FastAPI) -> AsyncGenerator[None]:
-        watching = asyncio.create_task(_keep_looking(looked))
+        async def keep_looking() -> None:
+            while True:
+                await asyncio.sleep(LOOK_S)
+                if await asyncio.to_thread(looked.look):
+                    looked.announce()
+
+        watching = asyncio.create_task(keep_looking())
         yield
         watching.cancel()
 
@@ -54,13 +60,6 @@ def folder_app(folder: Path, base: str | None) -> ASGIApp:
     app.state.files = RunFiles(looked, folder / "runs", folder / "store", base, is_read_only=True)
     app.state.service = _Looked(looked)
     return _ReadOnly(app)
-
-
-async def _keep_looking(looked: Runs) -> None:
-    while True:
-        await asyncio.sleep(LOOK_S)
-        if await asyncio.to_thread(looked.look):
-            looked.announce()
 
 
 class _ReadOnly:

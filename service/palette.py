@@ -19,7 +19,7 @@ DASHES = ((), (6, 3), (2, 3), (8, 3, 2, 3))
 
 
 def colours(branches: Iterable[str]) -> dict[str, str]:
-    """By name, in the order of the run's plan."""
+    """The colour of each branch, and of base and merge; `branches` in the order of the run's plan."""
     # By place and not by a hash of the name: two branches of one run never share a colour before the eighth.
     names = [name for name in branches if name not in (BASE, MERGED)]
     return {name: COLOURS[number % len(COLOURS)] for number, name in enumerate(names)} | {

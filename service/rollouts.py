@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
 from adapters.errors import UserError
-from service.schemas import Body, RecordedCompletion, RecordedGroup
+from adapters.tensor_files import header_bytes
+from service.schemas import Body, RecordedCompletion, RecordedGroup, RecordedPart, StepRollouts
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -165,11 +166,8 @@ def write_record(path: Path, head: RecordHead, arrays_of: Callable[[str, int], A
             begin, end = end, end + array.nbytes
             span = {"dtype": _TAGS[array.dtype], "shape": array.shape, "data_offsets": [begin, end]}
             header[f"{part}/{number}/{name}"] = span
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # as the format's own writer does: arrays begin at a multiple of 8
     with path.open("wb") as file:
-        file.write(len(text).to_bytes(_LENGTH_BYTES, "little"))
-        file.write(text)
+        file.write(header_bytes(header))
         for part, number in head.groups:
             for array in arrays_of(part, number).values():
                 file.write(np.ascontiguousarray(array).data)
@@ -207,6 +205,22 @@ class Record:
     def group(self, part: str, number: int) -> RecordedGroup:
         """One prompt for people to read."""
         return recorded_group(self.arrays(part, number))
+
+    def page(self, part: str | None, first: int, count: int, most_tokens: float = math.inf) -> StepRollouts:
+        """At most so many prompts of each part, or of one. A page ends before it has more tokens, but not before its
+        first prompt."""
+        heads = [head for head in self.head.parts if part in (None, head.name)]
+        parts: list[RecordedPart] = []
+        for head in heads:
+            groups: list[RecordedGroup] = []
+            tokens = 0
+            for number in range(first, min(first + count, head.num_groups)):
+                tokens += self.tokens(head.name, number)
+                if groups and tokens > most_tokens / len(heads):
+                    break
+                groups.append(self.group(head.name, number))
+            parts.append(RecordedPart(**head.model_dump(), first=first, groups=groups))
+        return StepRollouts(**self.head.model_dump(exclude={"parts"}), parts=parts)
 
     def tokens(self, part: str, number: int) -> int:
         """How many a prompt's completions have together, without reading them."""

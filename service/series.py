@@ -215,7 +215,7 @@ class Series:
 
 
 def _means(numbers: Floats, begins: NDArray[np.int64]) -> Floats:
-    """Of each bucket, without what is missing in it."""
+    """The mean of each bucket, without what is missing in it."""
     is_there = ~np.isnan(numbers)
     sums = np.add.reduceat(np.where(is_there, numbers, 0.0), begins)
     counts = np.add.reduceat(is_there.astype(np.float64), begins)

@@ -92,11 +92,11 @@ async def notes(
     `failed`, `dead`, `waiting`, `rhythm`, `run`, `warning`), or of all."""
     _, columns = await known(files, run)
     # By number and not by place: what is told between two pages moves nothing.
-    wanted = [note for note in columns.notes if note.number > after and (not kind or note.event.get("kind") in kind)]
-    page = wanted[:limit]
+    following = [note for note in columns.notes if note.number > after and (not kind or note.event.get("kind") in kind)]
+    page = following[:limit]
     return views.NotesResponse(
         notes=[{"number": note.number, **note.event} for note in page],
-        next=page[-1].number if len(wanted) > limit else None,
+        next=page[-1].number if len(following) > limit else None,
     )
 
 

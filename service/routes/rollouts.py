@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Depends, Query
 from numpy.typing import NDArray
 from starlette.responses import Response
 from tokenizers import Tokenizer
@@ -174,21 +174,25 @@ async def earlier(run: Run, branch: Branch, step: Revision, prompt_id: str, file
     return await asyncio.to_thread(read)
 
 
-@router.get("/media/{id}", response_class=Response)
-async def media(id: str, files: Files) -> Response:
-    """An image or a video that a prompt has, by the `sha256:HEX` that its rollouts name."""
+async def media_of(id: str, files: Files) -> bytes:
     data = await asyncio.to_thread(files.media, id)
     if data is None:
         raise ProblemError("unknown-media", 404, "it is not here, or not any more: the least recently used go")
+    return data
+
+
+Media = Annotated[bytes, Depends(media_of)]
+
+
+@router.get("/media/{id}", response_class=Response)
+async def media(data: Media) -> Response:
+    """An image or a video that a prompt has, by the `sha256:HEX` that its rollouts name."""
     return Response(data, media_type="application/octet-stream", headers=_MEDIA_HEADERS)
 
 
 @router.get("/media/{id}/frames", response_class=Response)
-async def frames(id: str, files: Files) -> Response:
+async def frames(data: Media) -> Response:
     """Some frames of a video beside each other, as a PNG. Browsers play few of the codecs that prompts may have."""
-    data = await asyncio.to_thread(files.media, id)
-    if data is None:
-        raise ProblemError("unknown-media", 404, "it is not here, or not any more: the least recently used go")
 
     def draw() -> bytes:
         sizing = Sizing(min_pixels=1, max_pixels=_FRAME_PIXELS, factor=1)

@@ -137,27 +137,12 @@ async def rollouts(
 
 
 def read_page(record: Record, part: str | None, first: int, count: int) -> schemas.StepRollouts:
-    """At most so many prompts of each part, and few enough that nobody waits for the interpreter."""
-    heads = [head for head in record.head.parts if part in (None, head.name)]
-    if not heads:
+    """A page so small that nobody waits for the interpreter."""
+    page = record.page(part, first, count, _PAGE_TOKENS)
+    if not page.parts:
         names = ", ".join(head.name for head in record.head.parts)
         raise ProblemError("not-found", 404, f"part {shown(part or '')}: there is none of that name; it has {names}")
-    parts: list[schemas.RecordedPart] = []
-    for head in heads:
-        groups: list[schemas.RecordedGroup] = []
-        tokens = 0
-        for number in range(first, min(first + count, head.num_groups)):
-            tokens += record.tokens(head.name, number)
-            if groups and tokens > _PAGE_TOKENS // len(heads):
-                break
-            groups.append(record.group(head.name, number))
-        parts.append(
-            schemas.RecordedPart(
-                name=head.name, capability=head.capability, num_groups=head.num_groups, first=first, groups=groups
-            )
-        )
-    head = record.head
-    return schemas.StepRollouts(run=head.run, branch=head.branch, step=head.step, parts=parts, metrics=head.metrics)
+    return page
 
 
 def _known(runs: Runs, run: str) -> schemas.RunInfo:

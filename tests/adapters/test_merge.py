@@ -217,8 +217,8 @@ def test_an_adapter_of_16_bits_is_folded_in_float32(dtype, name, base32, folders
         record = fold(base32, make_merge_plan(branches, {}), tmp_path / f"{folder.name}-merged")
         assert record.branches[0].dtype == ("F32" if folder is exact else name)
     for path in sorted((tmp_path / "exact-merged").glob("*.safetensors")):
-        merged, wanted = load_file(tmp_path / "half-merged" / path.name), load_file(path)
-        assert all(torch.equal(merged[key], wanted[key]) for key in wanted)
+        merged, expected = load_file(tmp_path / "half-merged" / path.name), load_file(path)
+        assert all(torch.equal(merged[key], expected[key]) for key in expected)
 
 
 def test_svd_and_ties_take_adapters_that_share_no_module(base32, tmp_path) -> None:

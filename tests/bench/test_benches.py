@@ -52,9 +52,9 @@ def test_flops_are_those_of_the_products(lab: Lab, way: str) -> None:
         gpu_lab.forward_backward(lab, WAYS[way], rollout)
     lab.policy.recompute_layers()
     predicted = TINY.group * CASE[1]
-    wanted = model_flops(lab.shape, TINY.rank, tokens=tokens, pairs=0, predicted=predicted)
+    expected_flops = model_flops(lab.shape, TINY.rank, tokens=tokens, pairs=0, predicted=predicted)
     into_first = sum(outputs + TINY.rank for _, outputs in lab.shape.projections[:3]) * lab.shape.hidden
-    assert counter.get_total_flops() == wanted - 2 * tokens * into_first
+    assert counter.get_total_flops() == expected_flops - 2 * tokens * into_first
 
 
 def test_pairs_are_those_that_a_mask_lets_through(lab: Lab) -> None:

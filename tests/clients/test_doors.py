@@ -8,20 +8,18 @@ import os
 import re
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Generator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import uvicorn
 from fastapi import FastAPI
 
 from clients.cli import COMMANDS, main
 from service.routes import runs as runs_routes
 from service.runs import Runs
 from tests.adapters.files import write_adapter
+from tests.serving import serving
 from trainer.queue.client import Job, Lease, Queue
 from trainer.queue.server import start
 from trainer.recipe.file import load, run_id
@@ -105,15 +103,8 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Generator[dict[str, str
         app = FastAPI()
         app.state.service = SimpleNamespace(runs=runs)
         app.include_router(runs_routes.router)
-        service = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
-        thread = threading.Thread(target=service.run)
-        thread.start()
-        while not service.started:
-            time.sleep(0.02)
-        port = service.servers[0].sockets[0].getsockname()[1]
-        yield {"COEVO_REDIS_URL": server.url, "COEVO_SERVICE_URL": f"http://127.0.0.1:{port}"}
-        service.should_exit = True
-        thread.join()
+        with serving(app) as address:
+            yield {"COEVO_REDIS_URL": server.url, "COEVO_SERVICE_URL": address}
         queue.close()
 
 

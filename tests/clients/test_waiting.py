@@ -6,15 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Generator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import redis
-import uvicorn
 from fastapi import FastAPI
 from pydantic import SecretStr
 
@@ -23,6 +20,7 @@ from service.http.auth import ApiKey
 from service.routes import runs as runs_routes
 from service.runs import Runs
 from tests.faults.recipes import written
+from tests.serving import serving
 from trainer.orchestration.endings import MISTAKE
 from trainer.queue.client import Queue
 from trainer.queue.server import start
@@ -74,14 +72,8 @@ def locked(tmp_path: Path) -> Generator[str]:
     app = FastAPI()
     app.state.service = SimpleNamespace(runs=Runs(tmp_path / "runs"))
     app.include_router(runs_routes.router)
-    service = uvicorn.Server(uvicorn.Config(ApiKey(app, SecretStr("right")), port=0, log_level="warning"))
-    thread = threading.Thread(target=service.run)
-    thread.start()
-    while not service.started:
-        time.sleep(0.02)
-    yield f"http://127.0.0.1:{service.servers[0].sockets[0].getsockname()[1]}"
-    service.should_exit = True
-    thread.join()
+    with serving(ApiKey(app, SecretStr("right"))) as address:
+        yield address
 
 
 def test_a_service_that_wants_a_key_is_told_with_the_variable(

@@ -43,7 +43,7 @@ def files_of(folder: Path) -> dict[str, tuple[str, bytes]]:
 
 
 def completion(number: int) -> list[int]:
-    """Of lengths that end in the middle of a block of the cache."""
+    """Token ids whose number ends in the middle of a block of the cache."""
     draw = random.Random(number)
     return [draw.randrange(200) for _ in range(20 + number)]
 

@@ -118,8 +118,8 @@ def test_a_mistaken_head_goes_back_by_a_new_revision(
     assert not is_scored_as("mistaken", before["mistaken"])
     assert retire("mistaken", "--to", "0")[0] == 0
     assert is_scored_as("mistaken", before["base"])
-    told = retire("mistaken", "--to=9")
-    assert told == (2, "", "coevo retire: --to 9: no revision before the head 4; there are 0, 1, 2, 3\n")
+    refusal = retire("mistaken", "--to=9")
+    assert refusal == (2, "", "coevo retire: --to 9: no revision before the head 4; there are 0, 1, 2, 3\n")
     code, _, error = retire("mistakn")
     assert (code, error.startswith("coevo retire: mistakn: no such branch; there are ")) == (2, True)
     with service.client() as http:
@@ -128,8 +128,8 @@ def test_a_mistaken_head_goes_back_by_a_new_revision(
         again = http.post("/adapters/mistaken/head", json={"to": 1, "head": 2})
     assert (stale["type"], stale["head"]) == ("stale-parent", 4)
     assert (again.status_code, again.json()["revision"]) == (200, 3)  # the first try's answer
-    told = "coevo retire: begun@0: no revision lies before it; publish another one instead\n"
-    assert retire("begun") == (2, "", told)
+    refusal = "coevo retire: begun@0: no revision lies before it; publish another one instead\n"
+    assert retire("begun") == (2, "", refusal)
 
 
 @pytest.mark.usefixtures("address")

@@ -23,11 +23,11 @@ def failing(url: str, method: str, part: str, status: int, times: int = 1) -> Ge
                 problem = {"type": "disk-full", "title": "", "status": status, "detail": "no room for it"}
                 self.reply(status, "application/problem+json", json.dumps(problem).encode())
                 return
-            there = http.client.HTTPConnection(urlsplit(url).netloc)
-            there.request(self.command, self.path, body, dict(self.headers))
-            reply = there.getresponse()
+            upstream = http.client.HTTPConnection(urlsplit(url).netloc)
+            upstream.request(self.command, self.path, body, dict(self.headers))
+            reply = upstream.getresponse()
             self.reply(reply.status, reply.headers.get("content-type", ""), reply.read())
-            there.close()
+            upstream.close()
 
         def reply(self, code: int, kind: str, content: bytes) -> None:
             self.send_response(code)

@@ -164,10 +164,10 @@ def write_demo(out: Path) -> RunWriter:
 def _write_results(out: Path) -> None:
     interval = {"mean": 0.6, "low": 0.5, "high": 0.7}
     rows = [
-        {"model": model, "exam": exam, "way": way, "accuracy": interval, "gain": interval, "blind": 0.2}
+        {"model": model, "exam": exam, "way": decoding, "accuracy": interval, "gain": interval, "blind": 0.2}
         for model in (BASE, "text@5", "image@5", "video@5", "merged")
         for exam in BRANCHES
-        for way in ("greedy", "avg@2")
+        for decoding in ("greedy", "avg@2")
     ]
     (out / "results.json").write_text(json.dumps({"recipe": "demo", "results": rows}))
     branches = [{"name": name, "source": f"{name}@5", "share": 1 / 3, "rank": 16} for name in BRANCHES]

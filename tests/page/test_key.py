@@ -1,19 +1,17 @@
 """The page behind a key, and over another service."""
 
-import threading
-import time
 from collections.abc import Generator
 from pathlib import Path
 
 import httpx
 import pytest
-import uvicorn
 from pydantic import SecretStr
 
 from service.http.auth import OPEN_PATHS, ApiKey
 from service.look import folder_app
 from service.routes import page as page_routes
 from tests.page.conftest import Looking
+from tests.serving import serving
 
 pytestmark = pytest.mark.e2e
 KEY = "a key of the test"
@@ -23,14 +21,8 @@ KEY = "a key of the test"
 def guarded(demo: Path) -> Generator[str]:
     """The routes as the service guards them."""
     app = ApiKey(folder_app(demo, None), SecretStr(KEY), {*OPEN_PATHS, *page_routes.open_paths()})
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=1))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.02)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+    with serving(app) as address:
+        yield address
 
 
 def test_a_wrong_key_is_refused_and_a_right_one_opens(page_of, guarded: str) -> None:

@@ -92,9 +92,9 @@ def test_keys_that_reach_other_code_are_not_taken(key: str) -> None:
 
 
 def test_every_key_is_one_of_openais_or_named_here() -> None:
-    """A key of ours that OpenAI calls otherwise would be refused from its clients."""
-    ours = set(ChatRequest.model_fields) - set(CompletionCreateParamsBase.__annotations__)
-    assert ours == {"top_k", "min_p", "repetition_penalty", "stop_token_ids", "ignore_eos", "min_tokens", "stream",
+    """A key of this service that OpenAI calls otherwise would be refused from its clients."""
+    extras = set(ChatRequest.model_fields) - set(CompletionCreateParamsBase.__annotations__)
+    assert extras == {"top_k", "min_p", "repetition_penalty", "stop_token_ids", "ignore_eos", "min_tokens", "stream",
                     "structured_outputs", "add_generation_prompt", "continue_final_message",
                     "chat_template_kwargs"}  # fmt: skip
 

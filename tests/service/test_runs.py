@@ -505,7 +505,7 @@ def changed(body, **changes):
     return len(text).to_bytes(8, "little") + text + body[8 + length :]
 
 
-def place(begin, end, shape=None, dtype="I32"):
+def span(begin, end, shape=None, dtype="I32"):
     return {"dtype": dtype, "shape": shape or [(end - begin) // 4], "data_offsets": [begin, end]}
 
 
@@ -525,8 +525,8 @@ def place(begin, end, shape=None, dtype="I32"):
         (lambda body: changed(body, parts=[{"name": "x", "capability": None, "num_groups": 2**40}]), 422, "prompts"),
         (lambda body: changed(body, parts=[{"name": "x", "capability": None, "num_groups": 1}]), 422, "KeyError"),
         (lambda body: changed(body, **{"native/0/ids": None}), 422, "do not follow each other"),
-        (lambda body: changed(body, **{"native/0/ids": place(0, 2**40)}), 422, "do not follow each other"),
-        (lambda body: changed(body, **{"native/0/ids": place(4, 0)}), 422, "do not follow"),
+        (lambda body: changed(body, **{"native/0/ids": span(0, 2**40)}), 422, "do not follow each other"),
+        (lambda body: changed(body, **{"native/0/ids": span(4, 0)}), 422, "do not follow"),
         (lambda body: changed(body, **{"native/0/ids": "x"}), 422, "TypeError"),
         (lambda body: b" " * (LIMIT + 1), 413, "large"),
     ],

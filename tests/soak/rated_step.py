@@ -66,17 +66,17 @@ async def make(recipe_path: Path, url: str, runs: Path, speed: float) -> dict[st
             batch = await gather_batch(STEP, context)
             gathered = time.monotonic()
             await keep_record(client, "paper", STEP, batch, keep=1)
-            kept = time.monotonic()
-    told = {
+            recorded = time.monotonic()
+    measured = {
         "gather_s": gathered - began,
-        "keep_s": kept - gathered,
+        "keep_s": recorded - gathered,
         "tokens": sum(len(c.ids_C) for part in batch.rollouts.values() for r in part for c in r.completions),
         "before_mib": before,
         "peak_mib": memory("VmHWM"),
         "longest_wait_s": waits.longest_s,
     }
     again = await asyncio.to_thread(read_batch, runs / "paper", STEP, context)
-    return told | {"is_equal": equal(batch, again)}
+    return measured | {"is_equal": equal(batch, again)}
 
 
 def equal(first: Batch, second: Batch) -> bool:

@@ -85,13 +85,13 @@ def test_the_papers_step_gets_done_in_bounded_memory(tmp_path: Path) -> None:
         done = step(tmp_path, path, url)
         service = peak(pid)
     assert done.returncode == 0, done.stderr[-2000:]
-    told = json.loads(done.stdout.splitlines()[-1])
-    print(told, f"service {before} MiB, at most {service} MiB")
-    assert told["tokens"] == 2 * 256 * 8 * 16_384
-    assert told["is_equal"]
+    measured = json.loads(done.stdout.splitlines()[-1])
+    print(measured, f"service {before} MiB, at most {service} MiB")
+    assert measured["tokens"] == 2 * 256 * 8 * 16_384
+    assert measured["is_equal"]
     derived = limits(recipe)
     # What a worker holds is its batch; a service holds the answers on their way, and what it remembers.
-    assert told["peak_mib"] - told["before_mib"] < derived.batch_bytes / MIB
+    assert measured["peak_mib"] - measured["before_mib"] < derived.batch_bytes / MIB
     assert service - before < 2048 + derived.scores_bytes / MIB
 
 

@@ -108,7 +108,7 @@ def events_of(out: Path, recipe: Path) -> list[Event]:
 
 
 def rewards_of(out: Path, recipe: Path) -> list[float]:
-    """Of every step that was told, in its last making."""
+    """The reward of every step that was told, in its last making."""
     steps = {(event["branch"], event["step"]): event for event in events_of(out, recipe) if event["kind"] == "step"}
     return [event["metrics"]["native/reward"] for event in steps.values() if "native/reward" in event["metrics"]]
 

@@ -1,10 +1,12 @@
-"""The miniature as a policy, loaded once."""
+"""The miniature as a policy, loaded once; and a queue server for each module that wants one."""
 
 import itertools
 from collections.abc import Callable, Generator
 from typing import Any
 
 import pytest
+
+from trainer.queue.server import Server, start
 
 _numbers = itertools.count()
 
@@ -16,6 +18,12 @@ def policy() -> Any:
     from trainer.update.policy import load_policy
 
     return load_policy(BASE, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Generator[Server]:
+    with start(tmp_path_factory.mktemp("queue")) as server:
+        yield server
 
 
 @pytest.fixture

@@ -13,14 +13,8 @@ import pytest
 
 from tests.faults.recipes import small
 from trainer.queue.client import Queue
-from trainer.queue.server import URL_VARIABLE, Server, start
+from trainer.queue.server import URL_VARIABLE, Server
 from trainer.worker import chosen_branches, main, unique_name
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Generator[Server]:
-    with start(tmp_path_factory.mktemp("queue")) as server:
-        yield server
 
 
 @pytest.fixture

@@ -71,8 +71,9 @@ def _from_folder(folder: Path, arguments: argparse.Namespace) -> tuple[StepRollo
         path = run / ROLLOUTS / arguments.branch / f"{arguments.step}{RECORD}"
         if not path.exists():
             continue
+        page = Record(path).page(None, arguments.first, arguments.prompts)
         recipe = run.parents[1] / "recipe.json"  # beside `runs`, if `coevo run` made it
-        return _page(Record(path), arguments), load(recipe).base.name if recipe.exists() else "miniature"
+        return page, load(recipe).base.name if recipe.exists() else "miniature"
     steps: dict[str, list[int]] = {}
     for path in (path for run in runs for path in run.glob(f"{ROLLOUTS}/*/*{RECORD}")):
         steps.setdefault(path.parent.name, []).append(int(path.stem))
@@ -80,23 +81,6 @@ def _from_folder(folder: Path, arguments: argparse.Namespace) -> tuple[StepRollo
     raise UserError(
         f"{folder}: no rollouts of {arguments.branch}@{arguments.step}; {there or 'name the folder of a run'}"
     )
-
-
-def _page(record: Record, arguments: argparse.Namespace) -> StepRollouts:
-    parts = [
-        RecordedPart(
-            name=part.name,
-            capability=part.capability,
-            num_groups=part.num_groups,
-            first=arguments.first,
-            groups=[
-                record.group(part.name, number)
-                for number in range(arguments.first, min(arguments.first + arguments.prompts, part.num_groups))
-            ],
-        )
-        for part in record.head.parts
-    ]
-    return StepRollouts(**record.head.model_dump(exclude={"parts"}), parts=parts)
 
 
 def _from_service(arguments: argparse.Namespace) -> tuple[StepRollouts, str]:

@@ -89,9 +89,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def next_commands(out: Path, recipe: Recipe) -> Iterator[list[str]]:
     """What a person does with a finished run."""
-    branch, last = next((start.branch, make_plan(recipe).head(start.branch)) for start in make_plan(recipe).starts)
+    plan = make_plan(recipe)
+    branch = plan.starts[0].branch
     yield ["coevo", "look", str(out)]
-    yield ["coevo", "rollouts", str(events_of(out, recipe).parent), branch, str(last)]
+    yield ["coevo", "rollouts", str(events_of(out, recipe).parent), branch, str(plan.head(branch))]
     if (out / MERGED).exists():
         yield ["coevo", "merge", str(out), "--scale", "auto", "--out", str(out.with_name(f"{out.name}-merged"))]
     yield ["coevo", "serve", str(out / "recipe.json"), "--store", str(out / "store")]

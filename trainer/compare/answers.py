@@ -29,14 +29,13 @@ from adapters.merge import cosines, make_merge_plan, write_adapter
 from adapters.merge_inputs import open_base, open_revision
 from adapters.names import BASE
 from trainer.evaluation.exams import (
-    MEAN,
     Exam,
     ExamAnswer,
     ExamResult,
+    capability_means,
     decoder,
     exam_results,
     exams,
-    mean_results,
     question_means,
 )
 from trainer.local.examiner import Examiner, stacked_rank
@@ -177,8 +176,8 @@ def _candidate(merge: Result, scale: float, folder: Path) -> Path:
 
 def tried_scales(merge: Result, scales: Sequence[float], results: Sequence[ExamResult]) -> dict[float, float]:
     """Accuracy of a merge by scale, on what its own branches are for."""
-    means = mean_results([result for result in results if result.capability in merge.capabilities])
-    accuracy = {mean.model: mean.accuracy.mean for mean in means if mean.name == MEAN}
+    means = capability_means([result for result in results if result.capability in merge.capabilities])
+    accuracy = {mean.model: mean.accuracy.mean for mean in means}
     return {scale: accuracy[_candidate(merge, scale, Path()).name] for scale in scales}
 
 

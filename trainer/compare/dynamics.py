@@ -96,7 +96,7 @@ class PhaseChange:
 
 
 def phase_changes(points: Sequence[DynamicsPoint]) -> list[PhaseChange]:
-    """Of the systems that have both phases."""
+    """The changes of the systems that have both phases."""
     runs: dict[tuple[str, int | None], list[DynamicsPoint]] = {}
     for point in points:
         runs.setdefault((point.system, point.seed), []).append(point)

@@ -360,6 +360,11 @@ class MeanResult:
     gain: Interval
 
 
+def capability_means(results: Sequence[ExamResult]) -> list[MeanResult]:
+    """The means in which every capability counts alike, alone."""
+    return [mean for mean in mean_results(results) if mean.name == MEAN]
+
+
 def mean_results(results: Sequence[ExamResult]) -> list[MeanResult]:
     """`greedy`, and `sampled` whatever the number of samples; where a capability has no such answers, not at all.
 

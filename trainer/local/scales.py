@@ -12,7 +12,7 @@ from pathlib import Path
 from adapters.errors import UserError
 from adapters.merge import MergePlan, write_adapter
 from adapters.merge_inputs import MergeBase
-from trainer.evaluation.exams import MEAN, decoder, exam_results, exams, mean_results
+from trainer.evaluation.exams import capability_means, decoder, exam_results, exams
 from trainer.evaluation.intervals import Interval
 from trainer.local.examiner import Examiner, stacked_rank
 from trainer.local.processes import ProcessGroup
@@ -47,7 +47,7 @@ def scale_curve(
         with ProcessGroup(run / "logs", {"OMP_NUM_THREADS": "1"}) as processes:
             examiner = Examiner(recipe, run, processes, greedy_exams, decoder(recipe))
             items = examiner.examine(list(extra), rank=rank, extra=extra)
-    means = [mean for mean in mean_results(exam_results(items, greedy_exams)) if mean.name == MEAN]
+    means = capability_means(exam_results(items, greedy_exams))
     return [ScalePoint(scale, mean.accuracy, mean.gain) for scale, mean in zip(scales, means, strict=True)]
 
 

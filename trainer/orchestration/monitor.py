@@ -14,7 +14,7 @@ from typing import Any
 
 from adapters.names import BASE, Ref
 from clients.client import AsyncClient, RefusedError, ServiceError
-from trainer.evaluation.exams import MEAN, Decode, Exam, decoder, exam_results, examine, exams, mean_results
+from trainer.evaluation.exams import Decode, Exam, capability_means, decoder, exam_results, examine, exams
 from trainer.evaluation.overlap import Overlaps, alarms, lowest_overlap, measure_overlap
 from trainer.parts import Prompt
 from trainer.plan.rhythm import decided, decision, next_rlvr_steps
@@ -190,7 +190,7 @@ class RunMonitor:
             )
         results = exam_results(items, all_exams)
         rows = [(result.model, result.exam, result.way, result.accuracy) for result in results]
-        rows += [(mean.model, "mean", mean.way, mean.accuracy) for mean in mean_results(results) if mean.name == MEAN]
+        rows += [(mean.model, "mean", mean.way, mean.accuracy) for mean in capability_means(results)]
         table = [
             {"model": model, "exam": exam, "way": way, "accuracy": accuracy.mean, "half_width": accuracy.half_width}
             for model, exam, way, accuracy in rows

@@ -50,7 +50,7 @@ class Patience:
 
     @classmethod
     def of(cls, recipe: Recipe, engine_s: float, request_s: float) -> "Patience":
-        """By the longest time of a call that the engine works for, and of any other."""
+        """The patience that follows from the longest time of a call that the engine works for, and of any other."""
         judged_s = max(capability.reward.deadline_s for capability in recipe.capabilities.values())
         pack_s = recipe.budget.tokens_per_micro_batch / _SLOWEST_TOKENS_PER_S
         # An update begins with the download of its branch.

@@ -119,12 +119,9 @@ def part_bytes(recipe: Recipe, completions: int) -> int:
     # By the smaller group: as many prompts as there may be.
     prompts = math.ceil(completions / min(rollout.group_size, rollout.opd_batch[1]))
     of_prompts = prompts * rollout.max_prompt_tokens * (_NUMBER_BYTES + _TEXT_BYTES)
-    return of_prompts + completions * rollout.max_completion_tokens * _token_bytes(recipe)
-
-
-def _token_bytes(recipe: Recipe) -> int:
-    """A token in a record: id, log-probability, advantage, delta and text; and a teacher's likeliest tokens."""
-    return 4 * _NUMBER_BYTES + _TEXT_BYTES + 2 * _NUMBER_BYTES * _top_k(recipe)
+    # A token: id, log-probability, advantage, delta and text; and a teacher's likeliest tokens.
+    token_bytes = 4 * _NUMBER_BYTES + _TEXT_BYTES + 2 * _NUMBER_BYTES * _top_k(recipe)
+    return of_prompts + completions * rollout.max_completion_tokens * token_bytes
 
 
 def _top_k(recipe: Recipe) -> int:

@@ -38,7 +38,7 @@ def curves(events: Sequence[Event], path: Path) -> Path:
 
 
 def _colours(events: Sequence[Event]) -> dict[str, str]:
-    """Of the branches in the order of their plan: those of the page."""
+    """The colour of each branch, in the order of their plan: that of the page."""
     plans = [event["branches"] for event in events if event["kind"] == "run"]
     working = [event["branch"] for event in events if event["kind"] == "step"]
     compared = [Ref.parse(name).branch for _, overlaps in overlaps_of(events) for name in overlaps.branches]

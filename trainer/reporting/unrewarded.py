@@ -11,7 +11,7 @@ from trainer.rewards import Rule
 
 _SHOWN = 60
 """Characters of a completion: enough to see what kind of answer it is, and room for the rest of the line."""
-_WANTED = {
+_EXPECTED = {
     "math": r"a result that equals the answer, in \boxed{} best",
     "choice": "one letter, such as B",
     "numeric": "a number",
@@ -32,10 +32,10 @@ def unrewarded(branch: str, rollouts: Sequence[Rollout], rules: Mapping[str, Rul
     if completion.reward > rule.format_share:  # somebody was right: that is how all of them were
         return None
     text = " ".join(completion.text.split())
-    shown = f"{text[:_SHOWN]}..." if len(text) > _SHOWN else text
-    wanted = _WANTED.get(rule.kind, f"what {rule.kind} takes")
+    beginning = f"{text[:_SHOWN]}..." if len(text) > _SHOWN else text
+    expected = _EXPECTED.get(rule.kind, f"what {rule.kind} takes")
     return (
         f"{branch} cannot learn yet: all {len(judged)} completions of its first step got {completion.reward:g}. "
-        f"One is '{shown}'; its reward, {rule.kind}, looks for {wanted}. "
+        f"One is '{beginning}'; its reward, {rule.kind}, looks for {expected}. "
         "coevo check RECIPE tries the reward on the data's own answers"
     )

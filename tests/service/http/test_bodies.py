@@ -25,19 +25,19 @@ class Item(BaseModel):
 
 class Whole(BaseModel):
     items: list[Item] = []
-    other: Any = None
+    remainder: Any = None
 
 
 TEXTS = st.text(max_size=20) | st.sampled_from(['"', "\\\\", '\\"', "]}", "{[", '\\\\"', ","])
 ITEMS = st.fixed_dictionaries({"text": TEXTS, "ids": st.lists(st.integers(-9, 10**9), max_size=5)})
-OTHER = st.recursive(
+REMAINDER = st.recursive(
     st.none() | st.booleans() | st.integers() | TEXTS, lambda x: st.lists(x) | st.dictionaries(TEXTS, x)
 )
 
 
-@given(st.lists(ITEMS, max_size=4), OTHER, st.sampled_from([None, 0, 3]), st.booleans())
-def test_any_body_is_parsed_as_pydantic_does(items, other, indent, ascii) -> None:
-    body = json.dumps({"items": items, "other": other}, indent=indent, ensure_ascii=ascii).encode()
+@given(st.lists(ITEMS, max_size=4), REMAINDER, st.sampled_from([None, 0, 3]), st.booleans())
+def test_any_body_is_parsed_as_pydantic_does(items, remainder, indent, ascii) -> None:
+    body = json.dumps({"items": items, "remainder": remainder}, indent=indent, ensure_ascii=ascii).encode()
     assert parse(body, Whole) == Whole.model_validate_json(body)
 
 

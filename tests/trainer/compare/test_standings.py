@@ -67,7 +67,7 @@ def test_nothing_is_decided_by_one_seed():
 
 
 def test_a_claim_may_fall_to_the_number_of_those_beside_it():
-    """Of one p-value 0.03 holds; of three that are alike, Holm wants each below 0.05 / 3."""
+    """A p-value of 0.03 holds alone; Holm wants each of three such below 0.05 / 3."""
     rng = np.random.default_rng(3)
     seeds, rows = 8, list[ResultAnswers]()
     for exam in ("text", "image", "video"):

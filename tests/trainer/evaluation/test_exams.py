@@ -190,7 +190,7 @@ def test_every_capability_counts_alike_in_the_mean() -> None:
 
 
 def test_the_papers_overall_is_told_beside_the_mean_of_capabilities() -> None:
-    """By the paper's own table: (7 x 56.97 + 5 x 58.76) / 12 = 57.72 over benchmarks, 57.87 over capabilities."""
+    """The paper's own table: (7 x 56.97 + 5 x 58.76) / 12 = 57.72 over benchmarks, 57.87 over capabilities."""
     names = [("image", f"i{number}") for number in range(7)] + [("text", f"t{number}") for number in range(5)]
     benchmarks = [exam(name, capability, GREEDY) for capability, name in names]
     answers = [

@@ -107,11 +107,11 @@ def test_a_record_that_is_none_is_one_line(tmp_path: Path, change: Any, says: st
         read_batch(tmp_path, STEP, CONTEXT)
 
 
-@pytest.mark.parametrize("other", [replace(STEP, seed=9), replace(STEP, capabilities=())])
-def test_a_record_of_other_prompts_is_refused(tmp_path: Path, other: Step) -> None:
+@pytest.mark.parametrize("wrong_step", [replace(STEP, seed=9), replace(STEP, capabilities=())])
+def test_a_record_of_other_prompts_is_refused(tmp_path: Path, wrong_step: Step) -> None:
     written(tmp_path)
     with pytest.raises(UserError, match="made of other prompts than this recipe draws"):
-        read_batch(tmp_path, other, CONTEXT)
+        read_batch(tmp_path, wrong_step, CONTEXT)
 
 
 def test_a_record_that_is_not_kept_is_an_event_of_the_run(queue: Queue) -> None:

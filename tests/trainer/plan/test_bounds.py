@@ -44,19 +44,19 @@ def test_a_record_grows_with_a_teachers_likeliest_tokens() -> None:
 
 @pytest.mark.parametrize(("keep", "steps"), [("all", None), ("last", 1), ("7", 7), ("200", None), ("null", 3)])
 def test_as_many_records_stay_as_the_recipe_says(keep: str, steps: int | None) -> None:
-    wanted = recipe(f"rollouts.keep={keep}")
-    plan = make_plan(wanted)
-    kept = kept_rollouts(plan, wanted)
-    assert kept.steps == steps
-    sizes = {branch: [record_bytes(step, wanted) for step in plan.steps if step.branch == branch]
-             for branch in wanted.branches}  # fmt: skip
-    assert kept.bytes == sum(sum(sorted(of_branch)[-(steps or 200) :]) for of_branch in sizes.values())
-    assert (kept.bytes <= KEPT_BYTES) == (keep in ("last", "null"))
+    keeping = recipe(f"rollouts.keep={keep}")
+    plan = make_plan(keeping)
+    records = kept_rollouts(plan, keeping)
+    assert records.steps == steps
+    sizes = {branch: [record_bytes(step, keeping) for step in plan.steps if step.branch == branch]
+             for branch in keeping.branches}  # fmt: skip
+    assert records.bytes == sum(sum(sorted(of_branch)[-(steps or 200) :]) for of_branch in sizes.values())
+    assert (records.bytes <= KEPT_BYTES) == (keep in ("last", "null"))
 
 
 def test_a_small_run_keeps_all_and_its_name() -> None:
     path = Path("recipes/miniature.toml")
     small = recipe(path=path)
     assert kept_rollouts(make_plan(small), small).steps is None
-    other = recipe("rollouts.keep=last", "budget.tokens_per_s=9", path=path)
-    assert run_id(other) == run_id(small)
+    trimmed = recipe("rollouts.keep=last", "budget.tokens_per_s=9", path=path)
+    assert run_id(trimmed) == run_id(small)

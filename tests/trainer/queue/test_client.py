@@ -24,15 +24,9 @@ from trainer.queue.client import (
     Refusal,
     lease_key,
 )
-from trainer.queue.server import Server, start
+from trainer.queue.server import Server
 
 STORE = "store-1"
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Generator[Server]:
-    with start(tmp_path_factory.mktemp("queue")) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")
@@ -118,17 +112,17 @@ def test_branches_are_leased_each_on_their_own(queue: Queue) -> None:
 def test_a_worker_of_the_same_name_elsewhere_is_another(queue: Queue, server: Server) -> None:
     """Under another lock. It waits for a lease that is renewed, which costs no attempt, and takes one that ran out."""
     queue.enqueue(job())
-    here, there = (Queue(server.url, lock=lock) for lock in ("a", "b"))
-    lease = claimed(here)
+    first_machine, second_machine = (Queue(server.url, lock=lock) for lock in ("a", "b"))
+    lease = claimed(first_machine)
     for _ in range(2 * ATTEMPTS):
-        assert here.renew("w1", [lease]) == [lease]
-        refusal = there.claim("image", "w1")
+        assert first_machine.renew("w1", [lease]) == [lease]
+        refusal = second_machine.claim("image", "w1")
         assert isinstance(refusal, Refusal)
         assert (refusal.why, refusal.holder) == ("held", "w1")
     waiting = queue.waiting(["image"])["image"]
     assert (waiting.worker, waiting.attempts) == ("w1", 1)
-    assert claimed(here).token > lease.token  # started again, it takes its own back
-    for connection in (here, there):
+    assert claimed(first_machine).token > lease.token  # started again, it takes its own back
+    for connection in (first_machine, second_machine):
         connection.close()
 
 
@@ -287,12 +281,12 @@ def test_another_job_of_the_same_name_is_a_conflict(queue: Queue) -> None:
 
 def test_a_branch_takes_no_jobs_of_two_runs(queue: Queue) -> None:
     queue.enqueue(job())
-    other = Job("other:image:2", "other", "image", "train", 2, 2)
+    foreign = Job("other:image:2", "other", "image", "train", 2, 2)
     with pytest.raises(JobConflictError, match="image: the queue has jobs of run for it, and this is other; give"):
-        queue.enqueue(other)
+        queue.enqueue(foreign)
     assert queue.waiting(["image"])["image"].jobs == (job(),)
     queue.advance("image", 2, None)
-    assert queue.enqueue(other) == "enqueued"  # the first has nothing left to do
+    assert queue.enqueue(foreign) == "enqueued"  # the first has nothing left to do
 
 
 def test_advance_told_again_changes_nothing(queue: Queue, raw: Any) -> None:

@@ -7,17 +7,11 @@ import pytest
 import redis
 
 from trainer.queue.client import PERMANENT, Job, Lease, Queue, Refusal
-from trainer.queue.server import Server, start
+from trainer.queue.server import Server
 
 STORE = "store-1"
 JOBS = [Job(f"image:{first}", "run", "image", "rlvr", first, last - first) for first, last in ((0, 3), (3, 5), (5, 8))]
 FIRST, SECOND, THIRD = JOBS
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Generator[Server]:
-    with start(tmp_path_factory.mktemp("queue")) as server:
-        yield server
 
 
 @pytest.fixture

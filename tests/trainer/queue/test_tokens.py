@@ -20,12 +20,6 @@ JOB = Job("a", "run", "image", "rlvr", 0, 50)
 HOUR_S = 3600
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Generator[Server]:
-    with start(tmp_path_factory.mktemp("queue")) as server:
-        yield server
-
-
 @pytest.fixture
 def raw(server: Server) -> Generator[Any]:
     client = redis.Redis.from_url(server.url, decode_responses=True)
