@@ -20,7 +20,7 @@ FILE = "adapter_model.safetensors"
 Q_PROJ = "model.language_model.layers.0.self_attn.q_proj"
 
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-COMMANDS = [text for language, text in BLOCKS if not language]
+COMMANDS = [text for language, text in BLOCKS if language == "sh"]
 (PRINTED,) = (text for language, text in BLOCKS if language == "text")
 
 pytestmark = pytest.mark.reference
