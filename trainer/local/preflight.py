@@ -336,8 +336,10 @@ def _host_facts(recipe: Recipe, shape: memory.Shape, parts: Sequence[memory.Memo
         yield from never
         return
     for fact in memory_rows(recipe, shape, parts, [Card("this machine's free memory", host.available)]):
-        status: Status = "WARN" if fact.status == "FAIL" else fact.status
-        yield MachineFact(status, fact.subject, fact.finding, fact.remedy and f"end other programs, or {fact.remedy}")
+        if fact.status == "FAIL":
+            yield MachineFact("WARN", fact.subject, fact.finding, f"end other programs, or {fact.remedy}")
+        else:
+            yield fact
 
 
 def _failure(path: str, error: UserError) -> MachineFact:
