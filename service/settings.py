@@ -56,6 +56,10 @@ class EngineNumbers(_Frozen):
     """The largest rank that can be served."""
     top_k: int = Field(default=20, ge=1)
     """The most likeliest tokens that a request may ask for."""
+    data_parallel: int = Field(default=1, ge=1)
+    """Engine cores on cards of their own, each with the base and all adapters; prompts are spread over them."""
+    tensor_parallel: int = Field(default=1, ge=1)
+    """Cards that hold one engine core together."""
     tool_parser: Literal["hermes"] | None = None
     """How the base writes calls of tools, which chats may name then; hermes is Qwen's way."""
 

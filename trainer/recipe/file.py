@@ -74,10 +74,11 @@ def digest(recipe: Recipe) -> str:
 
 def run_id(recipe: Recipe) -> str:
     """The name of a run: the same for all recipes that compute the same."""
-    # So the same folder is found again with another budget, other records or trackers, or more systems to compare.
-    plain = recipe.model_copy(
-        update={name: type(getattr(recipe, name))() for name in ("budget", "rollouts", "tracking")}
-    )
+    # So the same folder is found again with another budget, other records or trackers, more cards, or more systems to
+    # compare.
+    changes: dict[str, object] = {name: type(getattr(recipe, name))() for name in ("budget", "rollouts", "tracking")}
+    changes["engine"] = recipe.engine.model_copy(update={"data_parallel": 1, "tensor_parallel": 1})
+    plain = recipe.model_copy(update=changes)
     if plain.comparison is not None:
         plain = plain.model_copy(update={"comparison": ComparisonConfig()})
     return f"{recipe.name}-{digest(plain).removeprefix('sha256:')[:8]}"  # short: it names folders

@@ -83,6 +83,12 @@ class EngineConfig(Section):
     adapter_cache: str = "/dev/shm"
     """The folder for the served copies of the adapters, in one of the service's own. Memory by default; name a disk
     where /dev/shm is small."""
+    # How the engine is spread over cards: left out of files at 1, so that runs of before keep their names.
+    data_parallel: int = Field(default=1, ge=1, exclude_if=lambda count: count == 1)
+    """The engine cores, each with the whole base, every adapter and a KV cache of its own: as many times the rate, each
+    on cards of its own. All prompts of a group meet the same core."""
+    tensor_parallel: int = Field(default=1, ge=1, exclude_if=lambda count: count == 1)
+    """The cards that hold one engine core together, for a base that does not fit on one. They are on one host."""
 
 
 class MediaConfig(Section):

@@ -22,6 +22,8 @@ def service_numbers(recipe: Recipe) -> dict[str, object]:
         "max_num_seqs": engine.max_num_seqs,
         "max_num_batched_tokens": engine.max_num_batched_tokens,
         "kv_cache_gib": engine.kv_cache_gib,
+        "data_parallel": engine.data_parallel,
+        "tensor_parallel": engine.tensor_parallel,
         "top_k": engine.top_k,
         "adapter_cache": engine.adapter_cache,
         "max_requests": derived.admitted_requests,
