@@ -33,6 +33,7 @@ from trainer.data.held_out import SEED, held_out_data, held_out_prompts, open_be
 from trainer.data.lengths import fit
 from trainer.data.prompts import Prompts
 from trainer.evaluation.intervals import Interval, average, interval
+from trainer.evaluation.ways import KINDS, Decoding, kind_of, ways_of
 from trainer.miniature.blind import best_constant, best_guess
 from trainer.miniature.capabilities import capability as miniature_capability
 from trainer.miniature.question import questions as miniature_questions
@@ -50,17 +51,6 @@ idle until the last answer, and the engine after it."""
 
 Decode = Callable[[Sequence[int]], str]
 Values = NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class Decoding:
-    """A way of answering a question."""
-
-    name: str
-    """`greedy` or `avg@4`."""
-    n: int
-    temperature: float
-    top_p: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -168,12 +158,9 @@ def _exam(
     answers: AnswersConfig,
     draw: int,
 ) -> Exam:
-    ways = [Decoding("greedy", 1, 0.0, 1.0)] if answers.greedy else []
-    if answers.samples:
-        ways.append(Decoding(f"avg@{answers.samples}", answers.samples, answers.temperature, answers.top_p))
     # Only generated questions have endless others to fit a blind answer to.
     blind = blind_level(data, len(prompts), draw) if isinstance(data, MiniatureData) else None
-    return Exam(name, capability, prompts, answer_rule(reward), reward.deadline_s, tuple(ways), blind)
+    return Exam(name, capability, prompts, answer_rule(reward), reward.deadline_s, ways_of(answers), blind)
 
 
 def answer_rule(reward: RewardConfig) -> Rule:
@@ -366,7 +353,7 @@ def capability_means(results: Sequence[ExamResult]) -> list[MeanResult]:
 
 
 def mean_results(results: Sequence[ExamResult]) -> list[MeanResult]:
-    """`greedy`, and `sampled` whatever the number of samples; where a capability has no such answers, not at all.
+    """By kind of way, whatever the number of samples; where a capability has no such answers, not at all.
 
     Exams count alike within their capability, and capabilities alike. Where a capability has several, the mean over
     all exams is told beside that.
@@ -374,11 +361,11 @@ def mean_results(results: Sequence[ExamResult]) -> list[MeanResult]:
     capabilities = {result.capability for result in results}
     models, exam_names = (dict.fromkeys(getattr(result, key) for result in results) for key in ("model", "exam"))
     rows: list[MeanResult] = []
-    for way in ("greedy", "sampled"):
+    for way in KINDS:
         for model in models:
             groups: dict[str, list[ExamResult]] = defaultdict(list)
             for result in results:
-                if result.model == model and (result.way == "greedy") == (way == "greedy"):
+                if result.model == model and kind_of(result.way) == way:
                     groups[result.capability].append(result)
             # A mean over fewer capabilities would stand in one column with those over all of them.
             if set(groups) == capabilities:

@@ -34,8 +34,8 @@ class ScalePoint:
 def scale_curve(
     recipe: Recipe, run: Path, base: MergeBase, merge_plan: MergePlan, scales: Sequence[float]
 ) -> list[ScalePoint]:
-    """The accuracy of each scale by the likeliest answer to each question."""
-    greedy_exams = [replace(exam, ways=exam.ways[:1]) for exam in exams(recipe)]
+    """The accuracy of each scale by the first way of answering: the primary metric, or the likeliest answer."""
+    first_exams = [replace(exam, ways=exam.ways[:1]) for exam in exams(recipe)]
     with tempfile.TemporaryDirectory(prefix=".scales-", dir=run) as name:
         folder = Path(name)
         extra = {f"merged-{number}": folder / f"{number}" for number in range(len(scales))}
@@ -45,9 +45,9 @@ def scale_curve(
         if rank is None:
             raise UserError("--scale auto: no engine serves an adapter of the sum of these ranks; take --method svd")
         with ProcessGroup(run / "logs", {"OMP_NUM_THREADS": "1"}) as processes:
-            examiner = Examiner(recipe, run, processes, greedy_exams, decoder(recipe))
+            examiner = Examiner(recipe, run, processes, first_exams, decoder(recipe))
             items = examiner.examine(list(extra), rank=rank, extra=extra)
-    means = capability_means(exam_results(items, greedy_exams))
+    means = capability_means(exam_results(items, first_exams))
     return [ScalePoint(scale, mean.accuracy, mean.gain) for scale, mean in zip(scales, means, strict=True)]
 
 

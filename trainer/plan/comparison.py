@@ -10,11 +10,18 @@
     pairwise       mutual, each taught by each other
     mopd           a fresh student of all experts     pilot          fresh students of the experts' checkpoints
     mopd-equal     of experts at 0.6 of their steps: as many steps in all as CoPD has
+    mopd-tokens, mixed3-tokens, merge3-tokens
+                   mopd, mixed3 and the merge of experts when they have had as many rollouts as copd3 has: equal
+                   generated tokens, to the few per cent by which capabilities' answers differ
     sweep          copd3 with other shares of RLVR steps in a cycle: r1o4 has 1 of 5
 
 Branches of one capability and seed draw the same prompts with the same chance at the same step, whichever system they
 are of, so systems differ by what they do. Steps are matched as `method.rule` says (`systems`). The pair is the hub and
 the first other capability; in the paper, text and image.
+
+Some systems are one branch at two of its revisions: mopd-tokens is mopd before its end, mixed3-tokens is mixed3 after
+it, merge3-tokens has the experts after theirs. Steps of such a branch are made once, and labelled with the first of its
+systems that needs them.
 
 Left out: what comes of it (`trainer.compare`), and merges, which are no steps.
 """
@@ -26,7 +33,7 @@ from typing import Literal
 from adapters.names import BASE, Ref
 from trainer.plan.steps import Plan, Segment, Start
 from trainer.plan.systems import alone, checkpoint_ages, copd, distilled, expert_steps, later_steps, negative
-from trainer.recipe import BranchConfig, ComparisonConfig, Edge, MethodConfig, Recipe
+from trainer.recipe import BranchConfig, ComparisonConfig, Edge, MethodConfig, Recipe, RolloutConfig
 
 EXPERTS = "experts"
 PILOT = "pilot"
@@ -34,7 +41,18 @@ MERGED = "merged"
 WATCHED = (EXPERTS, "copd2", "copd3")
 """Systems whose branches are compared with each other at every phase end: what drifts apart, and what does not."""
 SINGLE_BRANCH_SYSTEMS = frozenset(
-    {EXPERTS, "mixed2", "mixed3", "static_v2t", "static_t2v", "mopd", "mopd-equal", PILOT}
+    {
+        EXPERTS,
+        "mixed2",
+        "mixed3",
+        "mixed3-tokens",
+        "static_v2t",
+        "static_t2v",
+        "mopd",
+        "mopd-equal",
+        "mopd-tokens",
+        PILOT,
+    }
 )
 """Systems whose branches are results in themselves; those of all others are merged as well."""
 PAIRED = frozenset({"mixed2", "static_v2t", "static_t2v", "copd2", "no_image_edge", "no_text_edge"})
@@ -48,6 +66,9 @@ class SeedPlan:
     method: MethodConfig
     capabilities: tuple[str, ...]
     seed: int
+    rollout: RolloutConfig
+    systems: tuple[str, ...]
+    """Those that are asked for: a branch that is several of them stops where each ends."""
 
     @property
     def pair(self) -> tuple[str, str]:
@@ -67,15 +88,19 @@ def pair_of(method: MethodConfig, capabilities: Sequence[str]) -> tuple[str, str
     return hub, next(name for name in capabilities if name != hub)
 
 
-def comparison(method: MethodConfig, capabilities: Sequence[str], config: ComparisonConfig) -> Plan:
+def comparison(
+    method: MethodConfig, capabilities: Sequence[str], config: ComparisonConfig, rollout: RolloutConfig
+) -> Plan:
     plain = method.model_copy(update={"kind": "copd"})
     seeds = range(config.first_seed, config.first_seed + config.seeds)
-    seed_plans = [SeedPlan(plain, tuple(capabilities), seed) for seed in seeds]
+    # Of two systems that share a branch the one that ends first labels its steps: it comes first in BUILD.
+    systems = tuple(sorted(config.systems, key=list(BUILD).index))
+    seed_plans = [SeedPlan(plain, tuple(capabilities), seed, rollout, systems) for seed in seeds]
     # Experts first: most other systems fork them or learn from them.
     return _joined([
         plan
         for seed_plan in seed_plans
-        for plan in (_experts(seed_plan, config.systems), *(BUILD[name](seed_plan) for name in config.systems))
+        for plan in (_experts(seed_plan), *(BUILD[name](seed_plan) for name in seed_plan.systems))
     ])  # fmt: skip
 
 
@@ -115,17 +140,18 @@ class Result:
 
 def planned_results(plan: Plan) -> Iterator[Result]:
     """The results of a plan of `comparison`: in its order, seed by seed. With the pilot, its teachers as they were."""
-    # The first segment of a branch stands for it: system and row are the same in all of them.
+    # The last segment of a branch in its system stands for it: row and capabilities are the same in all of them.
     groups: dict[str, dict[str, Segment]] = {}
     for segment in plan.segments:
-        groups.setdefault(segment.group, {}).setdefault(segment.branch, segment)
+        groups.setdefault(segment.group, {})[segment.branch] = segment
     teachers = dict.fromkeys(
         teacher.ref for segment in plan.segments if segment.system == PILOT for teacher in segment.steps[0].teachers
     )
     for branches in groups.values():
-        heads = [_result(segment, plan.head(branch)) for branch, segment in branches.items()]
-        yield from heads
+        heads = [_result(segment, segment.steps[-1].number) for segment in branches.values()]
         system = heads[0].system
+        if system != "merge3-tokens":  # its branches alone are experts that nothing is compared with
+            yield from heads
         if system not in SINGLE_BRANCH_SYSTEMS:
             yield _merge(system, heads)
         if system == EXPERTS:
@@ -155,30 +181,49 @@ def _merge(system: str, branches: Sequence[Result]) -> Result:
 # ---- the systems ----
 
 
-def _experts(seed_plan: SeedPlan, systems: Sequence[str]) -> Plan:
+def _experts(seed_plan: SeedPlan) -> Plan:
     """The pair first, as `merge2` takes the first two."""
-    method, pair = seed_plan.method, seed_plan.pair
+    method, pair, systems = seed_plan.method, seed_plan.pair, seed_plan.systems
     # With no other system asked for, the experts are all that is wanted, so all capabilities have one.
     is_pair_enough = systems and PAIRED.issuperset(systems)
     names = list(dict.fromkeys(pair if is_pair_enough else (*pair, *seed_plan.capabilities)))
+    count = method.expert_steps
+    if "merge3-tokens" in systems:
+        count = max(count, round(_copd_rollouts(seed_plan) / (len(names) * _native(seed_plan))))
     # They stop for a moment where others learn from an earlier revision: only the end of a segment is never retired.
-    ends = {expert_steps(method)}
+    ends = {expert_steps(method), method.expert_steps}
     if "mopd-equal" in systems:
         ends.add(expert_steps(_equal(method)))
     if PILOT in systems:
         ends.update(checkpoint_ages(method))
-    ends.discard(method.expert_steps)
+    ends.discard(count)
     branches = seed_plan.branches(EXPERTS, names)
-    segments = alone(method, branches, dict.fromkeys(branches, method.expert_steps), ends)
-    return _labelled(Plan(tuple(Start(name, BASE) for name in branches), tuple(segments)), seed_plan, EXPERTS, names)
+    segments = list(alone(method, branches, dict.fromkeys(branches, count), ends))
+    plan = _labelled(Plan(tuple(Start(name, BASE) for name in branches), tuple(segments)), seed_plan, EXPERTS, names)
+    # What goes on after S steps is for that merge alone.
+    return replace(
+        plan,
+        segments=tuple(
+            segment
+            if segment.first < method.expert_steps
+            else replace(segment, system="merge3-tokens", is_watched=False)
+            for segment in plan.segments
+        ),
+    )
 
 
-def _mixed(seed_plan: SeedPlan, system: str, capabilities: tuple[str, ...]) -> Plan:
-    """One branch on the data of all these capabilities: as many steps as their experts have together."""
-    branch, method = seed_plan.branch(system), seed_plan.method
-    steps = {branch: method.expert_steps * len(capabilities)}
-    segments = alone(method, {branch: BranchConfig(capabilities=capabilities)}, steps)
-    return _labelled(Plan((Start(branch, BASE),), tuple(segments)), seed_plan, system)
+def _mixed(
+    seed_plan: SeedPlan, system: str, capabilities: tuple[str, ...], *, steps: int | None = None, branch: str = ""
+) -> Plan:
+    """One branch on the data of all these capabilities: as many steps as their experts have together, or those given;
+    `branch` names it where another system has it too."""
+    method, name = seed_plan.method, branch or system
+    whole = method.expert_steps * len(capabilities)
+    config = {seed_plan.branch(name): BranchConfig(capabilities=capabilities)}
+    count = whole if steps is None else steps
+    segments = alone(method, config, dict.fromkeys(config, count), {whole} - {count})
+    plan = Plan((Start(seed_plan.branch(name), BASE),), tuple(segments))
+    return _labelled(plan, seed_plan, system, branch=name)
 
 
 def _distilled(
@@ -190,13 +235,23 @@ def _distilled(
     steps: int,
     origin: str = BASE,
     row: str = "",
+    branch: str = "",
+    end: int | None = None,
 ) -> Plan:
-    """A student of experts as they were at an age."""
-    branch, method = seed_plan.branch(system, row), seed_plan.method
+    """A student of experts as they were at an age. `branch` names it where another system has it too, which ends at
+    `end`."""
+    method, name = seed_plan.method, branch or system
+    student = seed_plan.branch(name, row)
     experts = seed_plan.branches(EXPERTS, teachers)
-    teaching = [Edge(branch, expert, method.beta) for expert in experts]
-    segments = distilled(method, branch, 0, steps, teaching, experts, age)
-    return _labelled(Plan((Start(branch, origin),), tuple(segments)), seed_plan, system, [row])
+    teaching = [Edge(student, expert, method.beta) for expert in experts]
+    cut = steps if end is None else min(end, steps)
+    segments = [
+        segment
+        for first, count in ((0, cut), (cut, steps - cut))
+        for segment in distilled(method, student, first, count, teaching, experts, age)
+    ]
+    plan = Plan((Start(student, origin),), tuple(segments))
+    return _labelled(plan, seed_plan, system, [row], branch=name)
 
 
 def _static(seed_plan: SeedPlan, system: str, student: str, teacher: str) -> Plan:
@@ -209,11 +264,38 @@ def _static(seed_plan: SeedPlan, system: str, student: str, teacher: str) -> Pla
 def _mopd(seed_plan: SeedPlan, system: str, method: MethodConfig) -> Plan:
     """`method` has the rule that steps are matched by."""
     names = seed_plan.capabilities
-    return _distilled(seed_plan, system, names, age=expert_steps(method), steps=later_steps(method, len(names)))
+    end = _mopd_tokens(seed_plan) if system == "mopd" and "mopd-tokens" in seed_plan.systems else None
+    return _distilled(
+        seed_plan, system, names, age=expert_steps(method), steps=later_steps(method, len(names)), end=end
+    )
 
 
 def _equal(method: MethodConfig) -> MethodConfig:
     return method.model_copy(update={"rule": "equal"})
+
+
+# ---- equal generated tokens ----
+
+
+def _native(seed_plan: SeedPlan) -> int:
+    """The rollouts of a step on its branch's own data."""
+    return seed_plan.rollout.prompts * seed_plan.rollout.group_size
+
+
+def _copd_rollouts(seed_plan: SeedPlan) -> int:
+    """Those of all branches of copd3: K S native batches, and in each OPD step a teacher's batch for each edge."""
+    method, count = seed_plan.method, len(seed_plan.capabilities)
+    prompts, group_size = seed_plan.rollout.opd_batch
+    edges = 2 * (count - 1)  # between the hub and each spoke, both ways
+    native = count * method.expert_steps * _native(seed_plan)
+    return native + edges * method.cycles * method.opd_steps * prompts * group_size
+
+
+def _mopd_tokens(seed_plan: SeedPlan) -> int:
+    """The steps of a student with as many of teachers' batches as all of copd3 has."""
+    method, count = seed_plan.method, len(seed_plan.capabilities)
+    # Experts have the native rollouts of copd3 already: K S batches. A step of the student has K batches.
+    return max(1, round(2 * (count - 1) * method.cycles * method.opd_steps / count))
 
 
 def _pilot(seed_plan: SeedPlan) -> Plan:
@@ -272,6 +354,13 @@ BUILD: Mapping[str, Callable[[SeedPlan], Plan]] = {
     "no_image_edge": lambda s: _mutual(s, "no_image_edge", s.pair, "explicit", [(s.pair[1], s.pair[0])]),
     "no_text_edge": lambda s: _mutual(s, "no_text_edge", s.pair, "explicit", [s.pair]),
     "mixed3": lambda s: _mixed(s, "mixed3", s.capabilities),
+    "mixed3-tokens": lambda s: _mixed(
+        s, "mixed3-tokens", s.capabilities, steps=round(_copd_rollouts(s) / _native(s)), branch="mixed3"
+    ),
+    "mopd-tokens": lambda s: _distilled(
+        s, "mopd-tokens", s.capabilities, age=s.method.expert_steps, steps=_mopd_tokens(s), branch="mopd"
+    ),
+    "merge3-tokens": lambda s: Plan((), ()),  # its steps are the experts'
     # By the rule of the recipe, and by the equal one whatever the recipe says.
     "mopd": lambda s: _mopd(s, "mopd", s.method),
     "mopd-equal": lambda s: _mopd(s, "mopd-equal", _equal(s.method)),
@@ -284,20 +373,26 @@ BUILD: Mapping[str, Callable[[SeedPlan], Plan]] = {
 
 
 def _joined(plans: Sequence[Plan]) -> Plan:
-    return Plan(
-        tuple(start for plan in plans for start in plan.starts),
-        tuple(segment for plan in plans for segment in plan.segments),
-    )
+    """One plan of several; what two have of one branch, once."""
+    starts: dict[str, Start] = {}
+    segments: dict[str, Segment] = {}
+    for plan in plans:
+        for start in plan.starts:
+            starts.setdefault(start.branch, start)
+        for segment in plan.segments:
+            segments.setdefault(segment.id, segment)
+    return Plan(tuple(starts.values()), tuple(segments.values()))
 
 
-def _labelled(plan: Plan, seed_plan: SeedPlan, system: str, rows: Iterable[str] = ("",)) -> Plan:
+def _labelled(plan: Plan, seed_plan: SeedPlan, system: str, rows: Iterable[str] = ("",), *, branch: str = "") -> Plan:
     """The plan of a system, with its seed, and with what its branches are compared with and draw alike."""
-    row_of = {seed_plan.branch(system, row): row for row in rows}
+    name = branch or system
+    row_of = {seed_plan.branch(name, row): row for row in rows}
     segments: list[Segment] = []
     for segment in plan.segments:
         row = row_of[segment.branch]
         # The capability alone, so that branches of one capability draw alike in all systems. Where a system is one
-        # branch, nothing else has its mixture of prompts, and it draws under the system's name.
-        steps = tuple(replace(step, seed=seed_plan.seed, stream=row or system) for step in segment.steps)
+        # branch, nothing else has its mixture of prompts, and it draws under the branch's name.
+        steps = tuple(replace(step, seed=seed_plan.seed, stream=row or name) for step in segment.steps)
         segments.append(replace(segment, steps=steps, system=system, row=row, is_watched=system in WATCHED))
     return Plan(tuple(replace(start, seed=seed_plan.seed) for start in plan.starts), tuple(segments))

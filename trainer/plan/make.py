@@ -16,7 +16,7 @@ def make_plan(recipe: Recipe, rhythm: Sequence[int] = ()) -> Plan:
     """Every step of a run. `rhythm`: the RLVR steps of the cycles that are decided (`trainer.plan.rhythm`)."""
     method, branches = recipe.method, recipe.branches
     if recipe.comparison is not None:
-        plan = comparison(method, tuple(recipe.capabilities), recipe.comparison)
+        plan = comparison(method, tuple(recipe.capabilities), recipe.comparison, recipe.rollout)
     elif rhythm:
         plan = copd(method, branches, rhythm)
     else:

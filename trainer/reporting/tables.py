@@ -15,6 +15,7 @@ from rich.table import Table
 
 from trainer.evaluation.exams import ExamResult, MeanResult
 from trainer.evaluation.intervals import Interval
+from trainer.evaluation.ways import KINDS, kind_of
 from trainer.recipe import Recipe
 from trainer.reporting.percent import percent
 
@@ -87,9 +88,9 @@ def show(title: str, results: Sequence[ExamResult], means: Sequence[MeanResult])
     if console.measure(table, options=console.options.update(max_width=1000)).maximum <= console.width:
         console.print(table)
         return
-    # A narrow window: first the likeliest answers, then the sampled ones.
-    for is_greedy in (True, False):
-        if some := [column for column in columns if (column[1] == "greedy") == is_greedy]:
+    # A narrow window: a table for each kind of answers.
+    for kind in KINDS:
+        if some := [column for column in columns if kind_of(column[1]) == kind]:
             console.print(_table(title, models, some, cells, blind))
 
 

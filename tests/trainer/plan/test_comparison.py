@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from adapters.names import Ref
+from trainer.compare.costs import closure
 from trainer.plan.comparison import BUILD, pair_of, planned_results, sweep_shares
 from trainer.plan.make import make_plan
 from trainer.plan.steps import Plan, impossible
@@ -55,8 +56,9 @@ def test_every_system_can_be_made_for_several_seeds():
 def test_a_branch_is_named_after_its_segments_seed_system_and_row():
     plan = compared(systems=EVERYTHING, seeds=2)
     for segment in plan.segments:
-        words = [f"s{segment.seed}", segment.system, *([segment.row] if segment.row else [])]
-        assert segment.branch == "-".join(words)
+        # What has as many tokens as CoPD is a branch of another system at another revision.
+        system = {"merge3-tokens": "experts"}.get(segment.system, segment.system.removesuffix("-tokens"))
+        assert segment.branch == "-".join([f"s{segment.seed}", system, *filter(None, (segment.row,))])
         assert segment.group == f"s{segment.seed}-{segment.system}"
     rows = {segment.row for segment in plan.segments if segment.system == "pilot"}
     assert {"text-2", "image-10"} <= rows
@@ -113,6 +115,41 @@ def test_an_equal_student_listens_to_experts_at_an_earlier_revision():
     assert ages == {"s0-mopd": {10}, "s0-mopd-equal": {6}}
     assert steps_of(plan)["experts"] == 30
     assert Ref("s0-experts-text", 6) in {step.makes for step in plan.steps if step.is_phase_end}
+
+
+def rollouts_of(plan: Plan, refs: tuple[Ref, ...]) -> int:
+    """All that a result rests on; teachers' batches have half the completions."""
+    steps = closure(refs, plan)
+    return sum(24 * bool(step.capabilities) + 12 * len(step.teachers) for step in steps)
+
+
+def test_systems_of_equal_tokens_have_the_rollouts_of_copd():
+    plan = compared(systems=("mopd-tokens", "mixed3-tokens", "merge3-tokens", "copd3"), seeds=1)
+    results = {(result.system, result.row): result.refs for result in planned_results(plan)}
+    copd = rollouts_of(plan, results["copd3", "merged"])
+    assert copd == 3 * 10 * 24 + 4 * 4 * 12
+    assert rollouts_of(plan, results["mixed3-tokens", ""]) == copd
+    # As near as whole steps come to it: 36 rollouts of a student, 72 of three experts.
+    assert rollouts_of(plan, results["mopd-tokens", ""]) == pytest.approx(copd, abs=18)
+    assert rollouts_of(plan, results["merge3-tokens", "merged"]) == pytest.approx(copd, abs=36)
+    assert {(step.teachers[0].ref.revision) for step in plan.steps if step.branch == "s0-mopd"} == {10}
+    assert results["experts", "text"] == (Ref("s0-experts-text", 10),)
+    assert ("merge3-tokens", "text") not in results
+
+
+def test_a_branch_that_is_two_systems_is_trained_once():
+    systems = ("mopd", "mopd-tokens", "mixed3-tokens", "mixed3")
+    plan = compared(systems=systems, seeds=1)
+    assert list(impossible(plan)) == []
+    steps = Counter(step.makes for step in plan.steps)
+    assert set(steps.values()) == {1}
+    refs = {result.system: result.refs for result in planned_results(plan)}
+    assert refs["mopd-tokens"] == (Ref("s0-mopd", 5),)
+    assert refs["mopd"] == (Ref("s0-mopd", 12),)
+    assert refs["mixed3"] == (Ref("s0-mixed3", 30),)
+    assert refs["mixed3-tokens"] == (Ref("s0-mixed3", 38),)
+    ends = {step.makes for step in plan.steps if step.is_phase_end}
+    assert {ref for (ref,) in (refs[system] for system in systems)} <= ends
 
 
 def test_the_pilots_students_and_their_teachers_as_they_were_are_results():
