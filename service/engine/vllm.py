@@ -11,6 +11,7 @@ The rest of the service knows `Engine` and its plain types. What this file relie
 * On CPU vLLM applies the last adapter's weights to the base's rows of a mixed batch. `CpuLora` replaces that kernel.
 * A request whose numbers overflow leaves them in its blocks of the cache; `finite` keeps them from others.
 * On CPU seeded requests whose prompts come in pieces kill it. `CpuWorker` mends that.
+* On CPU a score computes and ranks rows of the whole vocabulary for the prompt as well. `cpu_scores` leaves them out.
 
 vLLM is imported inside functions: its import takes seconds, and reads variables that `start_engine` sets first.
 """
@@ -22,6 +23,7 @@ import tempfile
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -228,12 +230,12 @@ class Engine:
         rendered["cache_salt"] = "scores"  # what was sampled is in the cache to its end, and would be met too far
         prompt_tokens = len(rendered["prompt_token_ids"]) - len(completion)
         cached = cached and prompt_tokens > self.settings.block_size  # a hit could only be one block too far
-        width = -1 if token_ids is not None else top_k  # vLLM cannot be asked for single ids, only for whole rows
-        output = await self._run(rendered, _scoring_params(width, skip_cache=not cached), adapter)
         # The row of a token comes from the position before it, so the first row needs position prompt_tokens - 1.
+        params = partial(_scoring_params, prompt_tokens - 1, top_k, token_ids)
+        output = await self._run(rendered, params(skip_cache=not cached), adapter)
         rescored = cached and (output.num_cached_tokens or 0) > prompt_tokens - 1
         if rescored:
-            output = await self._run(rendered, _scoring_params(width, skip_cache=True), adapter)
+            output = await self._run(rendered, params(skip_cache=True), adapter)
         assert output.prompt_token_ids[prompt_tokens:] == list(completion), "expansion moved into the completion"
         rows = _last_rows(output.prompt_logprobs, len(completion))
         logprobs_C = _logprobs(rows)
@@ -305,15 +307,23 @@ def _lora_request(adapter: LoadedAdapter) -> Any:
     return LoRARequest(adapter.name, adapter.number, str(adapter.folder))
 
 
-def _scoring_params(width: int, *, skip_cache: bool) -> Any:
+def _scoring_params(first_row: int, top_k: int, token_ids: Sequence[Sequence[int]] | None, *, skip_cache: bool) -> Any:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
+    if on_cpu():
+        from service.engine.cpu_scores import score_args
+
+        width, extra_args = len(token_ids[0]) if token_ids else top_k, score_args(first_row, token_ids)
+    else:
+        # vLLM's own runner cannot be asked for single ids here, only for whole rows.
+        width, extra_args = -1 if token_ids is not None else top_k, None
     return SamplingParams(
         output_kind=RequestOutputKind.FINAL_ONLY,
         max_tokens=1,
         temperature=0.0,
         prompt_logprobs=width,
+        extra_args=extra_args,
         flat_logprobs=True,
         detokenize=False,
         skip_reading_prefix_cache=skip_cache,
@@ -422,7 +432,7 @@ def _arguments(base: Path, dtype: Dtype, settings: EngineNumbers, media: MediaNu
         "max-loras": settings.max_loras,
         "max-cpu-loras": max(settings.max_loras, CACHED_ADAPTERS),
         "max-lora-rank": settings.max_lora_rank,
-        "max-logprobs": -1 if on_cpu() else settings.top_k,  # fixed token ids take the whole row there
+        "max-logprobs": settings.top_k,
         "generation-config": "vllm",  # defaults come from the request, never from the checkpoint
         "limit-mm-per-prompt": json.dumps({"image": media.max_images, "video": media.max_videos}),
         "mm-processor-kwargs": json.dumps(_processing(media)),
@@ -464,6 +474,10 @@ def prepare_process() -> None:
     platform: Any = type(current_platform)
     platform.get_punica_wrapper = classmethod(lambda cls: "service.engine.cpu_lora.CpuLora")
     import torch
+
+    from service.engine.cpu_scores import score_completions_alone
+
+    score_completions_alone()
 
     # Linux grants AMX's tiles only to processes that ask, and vLLM's attention uses them unasked. oneDNN asks before
     # its first large product, so without this the engine dies of an illegal instruction if the first prompt is short.
