@@ -161,7 +161,7 @@ def test_what_it_cannot_start_it_says_in_one_line(tmp_path: Path) -> None:
             "/no/such/base: no such folder": run(command(tmp_path / "a", "--set", "base.name=/no/such/base")),
             f"--port {port}: cannot listen on 127.0.0.1": run(command(tmp_path / "b", f"--port={port}")),
             "redis://127.0.0.1:1/0: cannot be used": run(command(tmp_path / "c"), COEVO_REDIS_URL="redis://127.0.0.1:1/0"),
-            "tracking.to: wandb is not installed": run(command(tmp_path / "d", "--set", 'tracking.to=["wandb"]')),
+            "tracking.to: trackio is not installed": run(command(tmp_path / "d", "--set", 'tracking.to=["trackio"]')),
         }  # fmt: skip
     for said, done in wrong.items():
         assert done.returncode == 2

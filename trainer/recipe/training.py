@@ -157,7 +157,7 @@ class RolloutsConfig(Section):
 class TrackingConfig(Section):
     """Where metrics go beside the run's own JSONL files."""
 
-    to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    to: tuple[Literal["tensorboard", "mlflow", "wandb", "trackio"], ...] = ()
     """The trackers that get them; each must be installed. Empty = the files only."""
     project: str = "coevo"
     """The project under which trackers file the run."""
