@@ -91,6 +91,11 @@ async def work(arguments: argparse.Namespace, name: str, lock: str, url: str, ra
             run, branches = await cancelled_by(signals.stop, find_run(queue, arguments.run, arguments.branch))
             logs.set_up(run=run.id, worker=name)
             recipe, base = run.recipe, base_of(run.recipe)
+            if recipe.worker.shard and ranks.count == 1:
+                raise UserError(
+                    "worker.shard: one process has nobody to share the base with; start two or more: torchrun "
+                    "--nproc-per-node 2 -m trainer.worker ..., or set worker.shard to false"
+                )
             digest = await asyncio.to_thread(base_digest, base)
             steps = [step for step in run.plan.steps if step.branch in branches]
             training_sets = open_training_sets(recipe, base, capabilities_of(steps))

@@ -65,6 +65,7 @@ def make_learner(recipe: Recipe, base: Path, digest: str, device: str | None, ra
         dtype=recipe.base.dtype,
         device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
         pixels=pixels_of(recipe.media),
+        shard=recipe.worker.shard,
     )
     if recipe.budget.gradient_checkpointing:
         policy.recompute_layers()

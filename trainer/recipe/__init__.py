@@ -45,6 +45,7 @@ from trainer.recipe.training import (
     RolloutConfig,
     RolloutsConfig,
     TrackingConfig,
+    WorkerConfig,
 )
 
 __all__ = [
@@ -75,6 +76,7 @@ __all__ = [
     "RolloutConfig",
     "RolloutsConfig",
     "TrackingConfig",
+    "WorkerConfig",
     "edges",
     "engine_rank",
     "with_branches",
@@ -105,6 +107,7 @@ class Recipe(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     budget: BudgetConfig = BudgetConfig()
     # Keys that came later are left out of files at their defaults, so that runs of before keep their names.
+    worker: WorkerConfig = Field(default=WorkerConfig(), exclude_if=lambda config: config == WorkerConfig())
     rollouts: RolloutsConfig = Field(default=RolloutsConfig(), exclude_if=lambda config: config == RolloutsConfig())
     tracking: TrackingConfig = TrackingConfig()
     comparison: ComparisonConfig | None = None

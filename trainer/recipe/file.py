@@ -76,7 +76,8 @@ def run_id(recipe: Recipe) -> str:
     """The name of a run: the same for all recipes that compute the same."""
     # So the same folder is found again with another budget, other records or trackers, more cards, or more systems to
     # compare.
-    changes: dict[str, object] = {name: type(getattr(recipe, name))() for name in ("budget", "rollouts", "tracking")}
+    free = ("budget", "worker", "rollouts", "tracking")
+    changes: dict[str, object] = {name: type(getattr(recipe, name))() for name in free}
     changes["engine"] = recipe.engine.model_copy(update={"data_parallel": 1, "tensor_parallel": 1})
     plain = recipe.model_copy(update=changes)
     if plain.comparison is not None:

@@ -146,6 +146,14 @@ class BudgetConfig(Section):
     takes longer has failed."""
 
 
+class WorkerConfig(Section):
+    """The processes of a worker. Nothing here changes what a run computes."""
+
+    shard: bool = False
+    """The frozen base in parts: each process of a `torchrun` holds its share of every layer, and gathers a layer while
+    it computes with it. For bases of 32 B and more, or long packs on small cards; it needs two processes at least."""
+
+
 class RolloutsConfig(Section):
     """The records of what each step learnt from: for people, and for a worker's `--replay`."""
 

@@ -11,16 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from adapters.manifest import CONFIG, OPTIMISER, WEIGHTS
 from adapters.names import Ref
 from clients.client import AsyncClient, RefusedError
 from service.schemas import CANARY_COMPLETION, CANARY_PROMPT
-from trainer.parts import Completion, LossTerm, Prompt, Rollout
+from trainer.parts import LossTerm
 from trainer.recipe import LoraConfig, LossConfig, OptimiserConfig
 from trainer.update.optim import Optimiser
-from trainer.update.packing import lay_out
+from trainer.update.packing import text_pack
 from trainer.update.policy import Policy
 from trainer.update.ranks import SINGLE_PROCESS, Ranks
 from trainer.update.update import Update, update
@@ -109,7 +107,7 @@ class Learner:
             ranks=self._ranks,
         )
         self._budget = result.budget  # what did not fit once is not tried again
-        if self._ranks.leads:
+        if self._ranks.leads or self._policy.is_sharded:  # layers in parts are gathered by all processes together
             self._canaries[branch] = self._measure_canary(branch)
         if branch in self._without_moments:
             return replace(result, metrics={**result.metrics, "new_moments": 1.0})
@@ -172,9 +170,4 @@ class Learner:
 
     def _measure_canary(self, branch: str) -> list[float]:
         """The log-probabilities of a fixed text: the engine's must agree, or it serves other weights than these."""
-        ids_C = np.array(CANARY_COMPLETION, np.int64)
-        completion = Completion(ids_C, np.zeros(len(ids_C), np.float32))
-        prompt = Prompt(id="", capability="", messages=(), answer="")
-        return self._policy.measure(
-            branch, lay_out([Rollout(prompt, np.array(CANARY_PROMPT, np.int64), (completion,))])
-        )
+        return self._policy.measure(branch, text_pack(CANARY_PROMPT, CANARY_COMPLETION))

@@ -81,7 +81,7 @@ class Adapters:
             bound = weight.shape[1] ** -0.5
             values: Any = torch.empty(rank, weight.shape[1]).uniform_(-bound, bound, generator=generator)
             layer.down_rI[name] = nn.Parameter(values.to(weight.device))
-            layer.up_Or[name] = nn.Parameter(weight.new_zeros(weight.shape[0], rank, dtype=torch.float32))
+            layer.up_Or[name] = nn.Parameter(torch.zeros(weight.shape[0], rank, device=weight.device))
         self._shapes[name] = (rank, alpha)
 
     def remove(self, name: str) -> None:

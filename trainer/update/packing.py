@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.parts import Completion, Rollout
+from trainer.parts import Completion, Prompt, Rollout
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +99,17 @@ def lay_out(rollouts: Iterable[Rollout]) -> Pack:
         start = span.end
     targets_N = np.concatenate([completion.ids_C for rollout in rollouts for completion in rollout.completions])
     return Pack(rollouts, tuple(spans), np.concatenate(ids), np.concatenate(sources), targets_N)
+
+
+def text_pack(prompt: Sequence[int], completion: Sequence[int]) -> Pack:
+    """A fixed text that nobody has sampled."""
+    ids_C = np.array(completion, np.int64)
+    rollout = Rollout(
+        Prompt(id="", capability="", messages=(), answer=""),
+        np.array(prompt, np.int64),
+        (Completion(ids_C, np.zeros(len(ids_C), np.float32)),),
+    )
+    return lay_out([rollout])
 
 
 PAIRS_PER_TOKEN = 1024

@@ -19,7 +19,8 @@ from service.media import Pixels
 from trainer.update import attention
 from trainer.update.logprobs import Logprobs, chosen_logprobs
 from trainer.update.lora import Adapters
-from trainer.update.packing import Pack
+from trainer.update.packing import Pack, text_pack
+from trainer.update.sharding import is_sharded, shard_layers
 from trainer.update.vision import Seen, Vision
 
 
@@ -38,6 +39,10 @@ class Policy:
     @property
     def device(self) -> torch.device:
         return self._model.device
+
+    @property
+    def is_sharded(self) -> bool:
+        return is_sharded(self._language)
 
     def recompute_layers(self) -> None:
         """Gradient checkpointing: only the inputs of the layers are kept for the backward pass."""
@@ -59,6 +64,12 @@ class Policy:
         ids_NK = torch.from_numpy(pack.targets_N)[:, None] if chosen_NK is None else chosen_NK
         sources_N = torch.from_numpy(pack.sources_N).to(self.device)
         return chosen_logprobs(hidden_TD[sources_N], self._model.lm_head.weight, ids_NK.to(self.device))
+
+    def keep_step(self, adapter: str) -> None:
+        """A pass that learns nothing. Where layers are sharded they are gathered by all processes at once, so those
+        with fewer packs make as many passes as the others."""
+        if self.is_sharded:
+            (0 * self.logprobs(adapter, text_pack([0], [0, 0])).chosen_NK).sum().backward()
 
     @torch.no_grad()
     def measure(self, adapter: str | None, pack: Pack) -> list[float]:
@@ -97,11 +108,14 @@ def load_policy(
     dtype: Literal["float32", "bfloat16"],
     device: str | torch.device = "cpu",
     pixels: Pixels | None = None,
+    shard: bool = False,
 ) -> Policy:
-    """The base of a folder, frozen."""
+    """The base of a folder, frozen; with `shard` each of several processes has its part of the layers."""
     model: Any = Qwen3VLForConditionalGeneration.from_pretrained(
         base, dtype=getattr(torch, dtype), attn_implementation={"text_config": attention.NAME, "vision_config": "sdpa"}
     )
+    if shard:  # a layer at a time, before the rest: the device need not have room for all of it
+        shard_layers(model.model.language_model, torch.device(device))
     return Policy(model.to(device), Qwen3VLProcessor.from_pretrained(base), pixels)
 
 

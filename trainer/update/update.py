@@ -106,6 +106,8 @@ class PackedTerm:
     term: LossTerm
     weight: float
     packs: Mapping[str, list[Pack]]
+    passes: Mapping[str, int]
+    """The most packs of a capability that any process has."""
     old_logprobs: dict[tuple[str, int], Tensor] = field(default_factory=dict[tuple[str, int], Tensor])
     """Log-probabilities before the first update, of each pack, once they are known."""
 
@@ -164,13 +166,16 @@ def pack_term(term: LossTerm, weight: float, budget: int, ranks: Ranks) -> Packe
     for rollout in term.rollouts:
         by_capability.setdefault(rollout.prompt.capability, []).append(rollout)
     packs: dict[str, list[Pack]] = {}
+    passes: dict[str, int] = {}
     # A term without rollouts is measured too, as zeros: metrics of a step have the same names whatever it drew.
     for capability, rollouts in (by_capability or {"": []}).items():
         # A prompt whose completions all got one reward moves nothing. It counts in the denominators all the same.
         packs_of_all = pack([rollout for rollout in rollouts if has_signal(rollout)], budget)
         # Every process packs the whole batch and takes its share, so nobody has to be told which.
-        packs[capability] = [packs_of_all[index] for index in share_out(packs_of_all, ranks.count)[ranks.rank]]
-    return PackedTerm(term, weight, packs)
+        shares = share_out(packs_of_all, ranks.count)
+        packs[capability] = [packs_of_all[index] for index in shares[ranks.rank]]
+        passes[capability] = max(map(len, shares))
+    return PackedTerm(term, weight, packs, passes)
 
 
 def has_signal(rollout: Rollout) -> bool:
@@ -200,6 +205,8 @@ def batch_gradients(
                     # log-probabilities are the ones just computed, and no pass is made for them.
                     packed.old_logprobs.setdefault((capability, index), logprobs_N)
                     sums = sums + pack_sums
+                for _ in range(packed.passes[capability] - len(packs)):
+                    policy.keep_step(adapter)
             by_capability[capability] = take_gradients(parameters)
             ranks.sum(by_capability[capability])
         ranks.sum(sums.by_name())
@@ -284,6 +291,11 @@ def same_room_in_all_processes(policy: Policy, adapter: str, ranks: Ranks) -> Ge
         # On a CPU PyTorch raises a plain RuntimeError whose text is all that tells it.
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
+        if policy.is_sharded:  # the others wait for this process in the middle of a layer, and can agree on nothing
+            raise UserError(
+                "the device is out of memory in a pass with worker.shard; lower budget.tokens_per_micro_batch, or take "
+                "more processes"
+            ) from None
         is_full = True
     if ranks.any(is_full, policy.device):
         take_gradients(policy.adapters.parameters(adapter))  # what earlier packs have left there

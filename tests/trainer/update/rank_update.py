@@ -1,6 +1,7 @@
-"""Updates as several processes make them, and as one does: `torchrun -m tests.trainer.update.rank_update FOLDER`.
+"""Updates as several processes make them, and as one does: torchrun -m tests.trainer.update.rank_update FOLDER [shard]
 
-Every process leaves what it has after its first and its last update.
+Every process leaves what it has after each update. With `shard` it says what it holds of the layers, and makes the
+updates once more with activations that are computed again, into a folder of their own.
 """
 
 import json
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from torch.distributed.tensor import DTensor
 
 from tests.trainer.update.packs import BASE, noisy, prompt, random_rollout
 from trainer.parts import LossTerm
@@ -28,6 +30,7 @@ LOSSES = {
     "two updates a batch": LossConfig(updates_per_batch=2, eps_low=0.01, eps_high=0.01),
 }
 UPDATES = 3
+RECOMPUTED = "recomputed"
 
 
 def make_terms(case: str, step: int) -> tuple[LossTerm, ...]:
@@ -68,12 +71,32 @@ def train(policy: Policy, case: str, folder: Path, ranks: Ranks) -> None:
 
 
 def keep(policy: Policy, folder: Path, name: str) -> None:
-    (folder / name).mkdir()
+    (folder / name).mkdir(parents=True)
     policy.adapters.save(ADAPTER, folder / name)
+
+
+def held_bytes(policy: Policy) -> dict[str, int]:
+    """What this process holds of the layers between two updates, and of everything else."""
+    held = {"layers": 0, "rest": 0}
+    for name, tensor in policy._model.named_parameters():
+        local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        # Of its storage and not of its shape: a view would keep the whole tensor alive.
+        held["layers" if ".language_model.layers." in name else "rest"] += local.untyped_storage().nbytes()
+    return held
+
+
+def main(folder: Path, shard: bool, ranks: Ranks) -> None:
+    policy = load_policy(BASE, dtype="float32", shard=shard)
+    assert policy.is_sharded == shard
+    for case in LOSSES:
+        train(policy, case, folder, ranks)
+    if shard:
+        (folder / f"held-{ranks.rank}.json").write_text(json.dumps(held_bytes(policy)))
+        policy.recompute_layers()
+        for case in LOSSES:
+            train(policy, case, folder / RECOMPUTED, ranks)
 
 
 if __name__ == "__main__":
     with joined() as these:
-        shared_policy = load_policy(BASE, dtype="float32")
-        for case in LOSSES:
-            train(shared_policy, case, Path(sys.argv[1]), these)
+        main(Path(sys.argv[1]), "shard" in sys.argv, these)

@@ -9,7 +9,16 @@ import torch
 from safetensors.torch import load_file
 
 from adapters.manifest import ADAPTER_FILES, WEIGHTS
-from tests.trainer.update.rank_update import LOSSES, LR, UPDATES, make_terms, num_packs, train
+from tests.trainer.update.rank_update import (
+    LOSSES,
+    LR,
+    RECOMPUTED,
+    UPDATES,
+    held_bytes,
+    make_terms,
+    num_packs,
+    train,
+)
 from trainer.update.policy import Policy
 from trainer.update.ranks import SINGLE_PROCESS, joined
 
@@ -22,11 +31,20 @@ PROCESSES = 2
 @pytest.fixture(scope="module")
 def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes left. Their sets are in another order than this one's."""
-    folder = tmp_path_factory.mktemp("together")
+    return left_by_processes(tmp_path_factory.mktemp("together"))
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes left of which each has half of the layers."""
+    return left_by_processes(tmp_path_factory.mktemp("sharded"), "shard")
+
+
+def left_by_processes(folder: Path, *words: str) -> Path:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(PROCESSES)]
     seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
     subprocess.run(
-        [*torchrun, "-m", "tests.trainer.update.rank_update", str(folder)],
+        [*torchrun, "-m", "tests.trainer.update.rank_update", str(folder), *words],
         cwd=ROOT,
         env=os.environ | {"PYTHONHASHSEED": seed},
         check=True,
@@ -83,6 +101,26 @@ def test_equal_adapters_are_equal_bytes_in_every_process(together: Path, alone: 
     names = [folder / f"uneven-0-{rank}" for folder, rank in ((alone, 0), (together, 0), (together, 1))]
     for name in ADAPTER_FILES:
         assert len({(folder / name).read_bytes() for folder in names}) == 1
+
+
+@pytest.mark.parametrize("updates", [1, UPDATES])
+@pytest.mark.parametrize("case", LOSSES)
+def test_processes_with_parts_of_the_layers_make_the_update_of_one(
+    sharded: Path, together: Path, alone: Path, case: str, updates: int
+) -> None:
+    """In one case a process has no pack at all, in another fewer than the other process."""
+    updated = weights(sharded, case, updates)
+    torch.testing.assert_close(updated, weights(alone, case, updates), atol=1e-6, rtol=0)
+    assert torch.equal(updated, weights(together, case, updates))
+    assert torch.equal(updated, weights(sharded, case, updates, rank=1))
+    assert torch.equal(updated, weights(sharded / RECOMPUTED, case, updates))
+
+
+def test_each_process_holds_its_part_of_the_layers_alone(sharded: Path, policy: Policy) -> None:
+    whole = held_bytes(policy)
+    parts = [json.loads((sharded / f"held-{rank}.json").read_text()) for rank in range(PROCESSES)]
+    assert [part["layers"] for part in parts] == [whole["layers"] / PROCESSES] * PROCESSES
+    assert [part["rest"] for part in parts] == [whole["rest"]] * PROCESSES
 
 
 def test_a_process_without_torchrun_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
