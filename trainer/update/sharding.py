@@ -7,7 +7,6 @@ backward pass, and freed behind. Adapters are added later and belong to no group
 So all processes compute equally many passes: who has fewer packs than another keeps step (`Policy.keep_step`).
 """
 
-import itertools
 from typing import Any
 
 import torch
@@ -33,9 +32,3 @@ def shard_layers(language: nn.Module, device: torch.device) -> None:
 
 def is_sharded(language: nn.Module) -> bool:
     return isinstance(language, FSDPModule)
-
-
-def stored_bytes(language: nn.Module) -> int:
-    """What this process holds of a language model's weights and buffers, between two passes."""
-    tensors = itertools.chain(language.parameters(), language.buffers())
-    return sum((tensor.to_local() if isinstance(tensor, DTensor) else tensor).nbytes for tensor in tensors)
