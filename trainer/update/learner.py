@@ -7,7 +7,7 @@ revision and is brought again, so a step that is lost between the two, with its 
 
 import logging
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +25,10 @@ from trainer.update.update import Update, update
 
 log = logging.getLogger("worker")
 
+_FORK_WARMUP = 10
+"""Updates over which lr rises in a fork without moments. Adam divides by the root of the second moment, which a few
+gradients say little of: with beta2 0.999 the first updates are as large as lr whatever the gradient."""
+
 
 class Learner:
     def __init__(
@@ -39,11 +43,13 @@ class Learner:
         budget: int,
         ranks: Ranks = SINGLE_PROCESS,
         seeds: Mapping[str, int] | None = None,
+        forks: Collection[str] = (),
     ) -> None:
-        """`base` is the base's digest; `seeds` are of branches that have one of their own."""
+        """`base` is the base's digest; `seeds` are of branches that have one of their own; `forks` start at another's
+        revision."""
         self.base = base
         self._policy = policy
-        self._seeds = dict(seeds or {})
+        self._seeds, self._forks = dict(seeds or {}), frozenset(forks)
         self._seed, self._lora, self._loss, self._optimiser_config = seed, lora, loss, optimiser
         self._budget = budget
         self._ranks = ranks
@@ -155,13 +161,14 @@ class Learner:
         seed = f"{branch_seed}" if self._lora.shared_init else f"{branch_seed} {branch}"
         self._policy.adapters.add(branch, rank=self._lora.rank, alpha=self._lora.alpha, seed=seed)
         config = self._optimiser_config
+        warms_up = config.on_fork == "warmup" and branch in self._forks
         self._optimisers[branch] = Optimiser(
             self._policy.adapters.parameters(branch),
             lr=config.lr,
             betas=config.betas,
             weight_decay=config.weight_decay,
             grad_norm=config.grad_norm,
-            warmup_steps=config.warmup_steps,
+            warmup_steps=max(config.warmup_steps, _FORK_WARMUP if warms_up else 0),
         )
         if (folder / WEIGHTS).exists():
             self._policy.adapters.load(branch, folder)
