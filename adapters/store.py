@@ -191,11 +191,17 @@ class Store:
             self.commit(folder, manifest)
         return manifest
 
-    def fork(self, branch: str, origin: Ref) -> Manifest:
-        """Revision 0 of a new branch: another branch's revision, by hard links."""
+    def fork(self, branch: str, origin: Ref, *, moments: bool = False) -> Manifest:
+        """Revision 0 of a new branch: another branch's revision, by hard links; with its optimiser's moments if said
+        so."""
         check_branch(branch)
         source = self.folder(origin)
         parent = read_manifest(source)
+        if moments and not (source / OPTIMISER).is_file():
+            raise UserError(
+                f"{origin} has no moments of an optimiser any more; fork a phase end, which keeps them, or go without "
+                '(optimiser.on_fork = "warmup")'
+            )
         manifest = Manifest(
             branch=branch,
             revision=0,
@@ -203,8 +209,8 @@ class Store:
             origin=str(origin),
             base=self.base,
             digest=parent.digest,
-            # Without moments: whether the origin's are still kept must not change what the fork learns.
-            files=parent.adapter_files,
+            # With all or with none of them: whether the origin's are still kept must not change what the fork learns.
+            files=parent.files if moments else parent.adapter_files,
             created=datetime.now(UTC),
         )
         self._commit_links(source, manifest)

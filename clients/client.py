@@ -206,9 +206,9 @@ class AsyncClient:
         call = Call("PUT", path_of("adapters", branch, revision), read, fields=given, files=files)
         return await self._run(call, timeout_s)
 
-    async def fork(self, branch: str, origin: str) -> Manifest:
-        """`origin` is `branch@revision`."""
-        content = json.dumps({"from": origin}).encode()
+    async def fork(self, branch: str, origin: str, *, moments: bool = False) -> Manifest:
+        """`origin` is `branch@revision`; its optimiser's moments go along if said so."""
+        content = json.dumps({"from": origin} | ({"moments": True} if moments else {})).encode()
         path = path_of("adapters", branch)
         return await self._run(Call("POST", path, calls.read_manifest, headers=JSON, content=content))
 

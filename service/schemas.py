@@ -207,6 +207,8 @@ class ForkRequest(Body):
 
     from_: str = Field(alias="from")
     """`base`, or `branch@revision`"""
+    moments: bool = False
+    """Whether the optimiser's moments go along; refused where they are kept no more."""
 
 
 class ReturnRequest(Body):

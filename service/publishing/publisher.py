@@ -129,12 +129,12 @@ class Publisher:
         stage.is_taken = True  # here and not in the task: `stage` must not delete the folder when the caller hangs up
         return await self._to_the_end(self._publish(stage, upload))
 
-    async def fork(self, branch: str, origin: str) -> Published:
+    async def fork(self, branch: str, origin: str, *, moments: bool = False) -> Published:
         """A new branch whose revision 0 is another's revision, or the base."""
         check_branch(branch)
         if not is_start(origin):
             raise UserError(f"{shown(origin)} is no start of a branch; take base, or BRANCH@REVISION")
-        return await self._to_the_end(self._fork(branch, Ref.parse(origin)))
+        return await self._to_the_end(self._fork(branch, Ref.parse(origin), moments))
 
     async def go_back(self, branch: str, to: int, head: int, token: int | None = None) -> Published:
         """A new head with the files of an earlier revision, where this one is the head. Nothing is deleted."""
@@ -219,7 +219,7 @@ class Publisher:
             self._registry.flip(manifest.ref)  # whatever the queue says: who hears of it later must find it
             await self._fence.advance(manifest)
 
-    async def _fork(self, name: str, origin: Ref) -> Published:
+    async def _fork(self, name: str, origin: Ref, moments: bool) -> Published:
         async with AsyncExitStack() as locks:
             for locked in sorted({name, origin.branch}):  # in one order, or two forks could wait for each other
                 await locks.enter_async_context(self._locks[locked])
@@ -237,7 +237,7 @@ class Publisher:
                     manifest = await asyncio.to_thread(self._store.start, name)
                 else:
                     self._registry.find(origin)  # raises where there is no such revision
-                    manifest = await asyncio.to_thread(self._store.fork, name, origin)
+                    manifest = await asyncio.to_thread(self._store.fork, name, origin, moments=moments)
             await self._announce(manifest)
             return Published(manifest, is_new=True)
 

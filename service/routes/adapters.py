@@ -152,7 +152,7 @@ def _number(fields: dict[str, str], name: str, most: int = 999_999_999) -> int |
 @router.post("/adapters/{branch}", status_code=201)
 async def fork(branch: Branch, body: schemas.ForkRequest, state: State) -> Response:
     """Begin a branch at the base or at a revision of another."""
-    return _published(await state.publisher.fork(branch, body.from_))
+    return _published(await state.publisher.fork(branch, body.from_, moments=body.moments))
 
 
 @router.post("/adapters/{branch}/head", status_code=201)

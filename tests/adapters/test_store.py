@@ -256,6 +256,19 @@ def test_a_fork_shares_its_origins_bytes_and_outlives_it(root):
         assert store.rejected == []
 
 
+def test_a_fork_takes_its_origins_moments_along_or_is_refused(root):
+    with Store(root, BASE) as store:
+        for revision in (1, 2, 3):
+            publish(store, "expert", revision)
+        fork = store.fork("image", Ref("expert", 3), moments=True)
+        assert (root / "image/0" / OPTIMISER).samefile(root / "expert/3" / OPTIMISER)
+        assert fork.digest == store.fork("video", Ref("expert", 3)).digest
+        # Only the newest two keep theirs.
+        with pytest.raises(UserError, match="expert@1 has no moments of an optimiser any more; fork a phase end"):
+            store.fork("text", Ref("expert", 1), moments=True)
+        assert store.branch("text").live == {}
+
+
 def test_a_fork_of_a_start_is_a_start(root):
     with Store(root, BASE) as store:
         store.start("text")

@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     out.mkdir(parents=True, exist_ok=True)
     assert recipe.comparison is not None
     # Not at the top: they import torch and transformers, and what is wrong above is told at once.
-    from trainer.compare.report import markdown, write_report
+    from trainer.compare.report import markdown, notes, write_report
     from trainer.compare.results import as_json
     from trainer.compare.seeds import gathered, make_seeds
 
@@ -77,6 +77,8 @@ def run(arguments: argparse.Namespace) -> int:
         path.write_text(text)
     (out / "tables.md").write_text("\n".join(markdown(results)) + "\n")
     report = write_report(results, out / "report.html")
+    for note in notes(results):
+        print(note)
     print(
         f"{report} has tables and pictures, {out / 'comparison.json'} the numbers, {answers / 'answers'} every answer"
     )

@@ -16,9 +16,10 @@ from trainer.plan.cost import Cost
 from trainer.reporting.percent import percent
 
 COSTS = tuple(Cost.__dataclass_fields__)
-_MERGES = "merges"
+_MERGES = "merges and scales, chosen on validation questions"
 _GAIN_SHARES = "what rivals have of the experts' gain"
 _PHASES = "overlap and KL of branches by phase"
+_PRIMARY = "several answers a question at a temperature below 1, evaluation.answers.primary"
 _NOTHING = 0.05
 """A share of the gain that is as good as none: by its noise over fifteen seeds, of which it is a quotient."""
 _PILOT = "pilot: what a fresh student takes from one checkpoint of an expert"
@@ -43,6 +44,7 @@ def write_report(results: Results, path: Path) -> Path:
 
 def markdown(results: Results) -> Iterator[str]:
     """The tables and verdicts, for a document."""
+    yield from ["", *notes(results)] if notes(results) else []
     if results.gain_shares:
         yield from ["", *_grid_as_markdown(gain_shares(results), _GAIN_SHARES), "", prediction(results)]
     for table in results.tables:
@@ -117,7 +119,8 @@ def prediction(results: Results) -> str:
     for way in results.standings.ways:
         whole = {share.system: share for share in results.gain_shares if share.way == way}  # the last: of all it learns
         words: list[str] = []
-        for system, symbol in (("mixed3", "Phi"), ("mopd", "1 - eta")):
+        for name, symbol in (("mixed3", "Phi"), ("mopd", "1 - eta")):
+            system = f"{name}-tokens" if f"{name}-tokens" in whole else name  # equal budgets come first
             if system in whole and (share_kept := whole[system].share) is not None:
                 lost, label = max(0.0, 1 - share_kept), whole[system].label
                 word = "a tie" if lost < _NOTHING else "a lead of CoPD"
@@ -138,13 +141,27 @@ def phases(results: Results) -> Grid:
     return rows
 
 
+def notes(results: Results) -> list[str]:
+    """Sentences on what is not there, or was chosen, before the tables."""
+    sentences: list[str] = []
+    if lacking := results.standings.lacking:
+        sentences.append(
+            f"The primary metric ({_PRIMARY}) has no answers of {named_seeds(lacking)}: systems are told apart by "
+            "the other ways of answering, which do not agree."
+        )
+    if results.rates:
+        chosen = ", ".join(f"{system} {rate:g}" for system, rate in results.rates.chosen.items())
+        sentences.append(f"Learning rates, chosen for each system on validation questions of another seed: {chosen}.")
+    return sentences
+
+
 def named_seeds(seeds: Sequence[int]) -> str:
     return f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds"
 
 
 def merges(results: Results) -> Grid:
-    """How branches were merged: what each scale answered of the validation questions, and how far deltas agree."""
-    rows: list[tuple[str, ...]] = [("merge", "seed", "scale", "validation by scale", "cosines of the deltas")]
+    """How results were made: what each scale answered of the validation questions, and how far merged deltas agree."""
+    rows: list[tuple[str, ...]] = [("system", "seed", "scale", "validation by scale", "cosines of the deltas")]
     for seed, models in sorted(results.merges.items()):
         for system, model in models.items():
             tried = ", ".join(f"{scale}: {percent(accuracy)}" for scale, accuracy in model.tried.items())
@@ -207,6 +224,7 @@ def _as_html(results: Results) -> Iterator[str]:
         f"p is corrected by Holm, for the paper's claims as one family. Of one seed, intervals are those of the "
         f"questions alone, and nothing is decided.</p>"
     )
+    yield from (f"<p>{html.escape(note)}</p>" for note in notes(results))
     if results.gain_shares:
         yield from _grid_as_html(gain_shares(results), _GAIN_SHARES)
         yield f"<p>{html.escape(prediction(results))}</p>"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from adapters.names import BASE
-from trainer.compare.answers import MergedModel
+from trainer.compare.choices import Rates, ScaledModel
 from trainer.compare.costs import cost_by_step, cost_of
 from trainer.compare.dynamics import (
     DynamicsPoint,
@@ -72,8 +72,10 @@ class Results:
     """What the best answer gets that looks at nothing, by exam, where that is known."""
     measured: Measured
     phase_changes: Sequence[PhaseChange]
-    merges: Mapping[int, Mapping[str, MergedModel]]
-    """How branches were merged, by seed and system."""
+    merges: Mapping[int, Mapping[str, ScaledModel]]
+    """How each system's result was made of its branches, by seed and system."""
+    rates: Rates | None
+    """The learning rates that were tried; None: all have that of the recipe."""
     sweep: Sequence[Share]
     gain_shares: Sequence[GainShare]
 
@@ -81,12 +83,13 @@ class Results:
 def measured_by(events: Sequence[Event], recipe: Recipe, standings: Standings) -> Measured:
     # Of all systems, whichever the recipe asks for now: what was asked for before has been answered as well.
     plans = {seed: make_plan(of_seeds(recipe, seed, seed, tuple(BUILD))) for seed in standings.seeds}
-    branches = {segment.branch: segment for plan in plans.values() for segment in plan.segments}
+    # The first segment of a branch says whose it is: another system may go on with it.
+    branches = {segment.branch: segment for plan in plans.values() for segment in reversed(plan.segments)}
     return Measured(
         _spent(recipe, plans, standings, events),
         series(events, branches),
         list(pulls(events, branches)),
-        students(standings, events, branches, standings.ways[0]),
+        students(standings, events, branches, standings.ways[0] if standings.ways else ""),
     )
 
 
@@ -95,11 +98,12 @@ def results_of(
     standings: Standings,
     measured: Measured,
     blind: Mapping[str, float],
-    merges: Mapping[int, Mapping[str, MergedModel]],
+    merges: Mapping[int, Mapping[str, ScaledModel]],
+    rates: Rates | None = None,
 ) -> Results:
     capabilities, method = tuple(recipe.capabilities), recipe.method
     answered_tables = tables(method, capabilities, standings)
-    way = standings.ways[0]  # greedy, wherever both are asked
+    way = standings.ways[0]  # the one that decides
     return Results(
         recipe.name,
         method.expert_steps,
@@ -111,6 +115,7 @@ def results_of(
         measured,
         phase_changes(measured.series),
         merges,
+        rates,
         sweep(standings, method, capabilities, way),
         list(_gain_shares(standings, capabilities, pair_of(method, capabilities))),
     )
@@ -139,6 +144,8 @@ def _gain_shares(standings: Standings, exams: Sequence[str], pair: tuple[str, st
         (Line(f"static OPD {hub} -> {spoke}", "static_t2v"), expert[spoke], (hub,)),
         (Line("mixed RLVR", "mixed3"), base, tuple(exams)),
         (Line("MOPD", "mopd"), base, tuple(exams)),
+        (Line("mixed RLVR, equal tokens", "mixed3-tokens"), base, tuple(exams)),
+        (Line("MOPD, equal tokens", "mopd-tokens"), base, tuple(exams)),
     ]
     for line, before, taught in cases:
         if standings.has(line):
@@ -157,6 +164,8 @@ def as_json(results: Results) -> dict[str, Any]:
         "name": results.name,
         "expert_steps": results.steps,
         "seeds": results.standings.seeds,
+        "primary": {"way": results.way, "lacking": results.standings.lacking},
+        "rates": asdict(results.rates) if results.rates else None,
         "blind": dict(results.blind),
         "tables": [_table_as_json(results, table) for table in results.tables],
         "series": [asdict(point) for point in results.measured.series],

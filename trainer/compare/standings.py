@@ -1,7 +1,8 @@
 """The paper's tables from the answers of a comparison: accuracies and differences with 95 % intervals, and verdicts.
 
-    table 1   two branches                            table 2   all branches
-    table 3   what each edge and the merge give       table 4   the share of RLVR steps in a cycle
+    table 1   all branches, equal generated tokens    table 2   two branches
+    table 3   all branches, steps by the paper's text and by its captions, the two readings of its budgets
+    table 4   what each edge and the merge give       table 5   the share of RLVR steps in a cycle
 
 A difference is taken question by question and seed by seed before its spread is. A table stands on the seeds that all
 its lines have; lines with fewer have a table of their own, beside CoPD at those seeds.
@@ -24,12 +25,15 @@ from numpy.typing import NDArray
 from adapters.names import BASE
 from trainer.compare.answers import ResultAnswers
 from trainer.evaluation.intervals import Interval, holm, interval
+from trainer.evaluation.ways import KINDS, PRIMARY
 from trainer.plan.comparison import EXPERTS, MERGED, pair_of, sweep_shares
 from trainer.recipe import MethodConfig
 
 MEAN = "mean"
 SIGNIFICANT = 0.05
 Values = NDArray[np.float64]
+Test = tuple["Claim", tuple[str, ...], tuple[int, ...], str]
+"""A claim in a mean over exams, at some seeds, in a way of answering."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +92,14 @@ class Standings:
         for line in answers:
             self._values.setdefault((line.system, line.row, line.exam, line.way), {})[line.seed] = line.values
         self.seeds = sorted({line.seed for line in answers})
-        self.ways = list(dict.fromkeys(line.way for line in answers))
+        ways = {(line.system, line.row, line.seed): set[str]() for line in answers}
+        for line in answers:
+            ways[line.system, line.row, line.seed].add(line.way)
+        common = set.intersection(*ways.values()) if ways else set[str]()
+        self.ways = [way for way in KINDS if way in common]
+        """Those that all results of all seeds were answered in, the one that decides first."""
+        self.lacking = sorted({seed for (_, _, seed), of_result in ways.items() if PRIMARY not in of_result})
+        """Seeds with results that have no answers of the primary metric."""
         self.systems = list(dict.fromkeys(line.system for line in answers))
 
     def has(self, line: Line) -> bool:
@@ -160,7 +171,9 @@ def tables(method: MethodConfig, capabilities: Sequence[str], standings: Standin
     share_claims = tuple(Claim(copd, line) for line in by_share)
     title = "RLVR : distillation steps in a cycle"
     sweep = Layout(title, hub_first, copd, (*by_share, copd), share_claims)
-    layouts = (_two(pair), _all(hub_first), _spokes(hub_first), _ablations(pair), sweep)
+    # Without a rival of as many tokens the first would be the lines of another, under a name that says more.
+    first = [_tokens(hub_first)] if {"mixed3-tokens", "mopd-tokens"} & set(standings.systems) else []
+    layouts = (*first, _two(pair), _all(hub_first), _captions(hub_first), _spokes(hub_first), _ablations(pair), sweep)
     return [table for layout in layouts for table in answered(layout, standings)]
 
 
@@ -217,28 +230,51 @@ def _two(pair: tuple[str, str]) -> Layout:
     return Layout("two branches", pair, copd, lines, claims)
 
 
+def _tokens(exams: tuple[str, ...]) -> Layout:
+    """Budgets by the tokens that are generated, those of teachers and merged experts with them."""
+    copd = Line("CoPD", "copd3", MERGED)
+    home = {name: Line(f"{name} expert", EXPERTS, name) for name in exams}
+    mixed, mopd = Line("mixed RLVR, equal tokens", "mixed3-tokens"), Line("MOPD, equal tokens", "mopd-tokens")
+    merge = Line("merge of experts, equal tokens", "merge3-tokens", MERGED)
+    branches = tuple(Line(f"CoPD, {name} branch", "copd3", name) for name in exams)
+    rivals = (Line("base", BASE), *home.values(), mixed, mopd)
+    claims = (
+        *(Claim(copd, rival) for rival in rivals),
+        Claim(copd, merge, is_papers=False),
+        *(Claim(copd, home[name], name) for name in exams),
+        Claim(mopd, mixed),
+    )
+    return Layout(
+        f"{len(exams)} branches, equal generated tokens", exams, copd, (*rivals, merge, *branches, copd), claims
+    )
+
+
+def _captions(exams: tuple[str, ...]) -> Layout:
+    """The captions of the paper's tables: CoPD has as many steps as its rivals. Its text gives those more (`_all`)."""
+    copd, equal = Line("CoPD", "copd3", MERGED), Line("MOPD, equal steps", "mopd-equal")
+    return Layout(f"{len(exams)} branches, equal steps", exams, copd, (equal, copd), (Claim(copd, equal),))
+
+
 def _all(exams: tuple[str, ...]) -> Layout:
     base, copd = Line("base", BASE), Line("CoPD", "copd3", MERGED)
     home = {name: Line(f"{name} expert", EXPERTS, name) for name in exams}
     mixed, mopd = Line("mixed RLVR", "mixed3"), Line("MOPD", "mopd")
     merge = Line("merge of experts", "merge3", MERGED)
     control = Line("control without teachers", "no_teachers", MERGED)
-    pairwise, equal = Line("CoPD, pairwise", "pairwise", MERGED), Line("MOPD, equal steps", "mopd-equal")
+    pairwise = Line("CoPD, pairwise", "pairwise", MERGED)
     branches = tuple(Line(f"CoPD, {name} branch", "copd3", name) for name in exams)
     rivals = (base, *home.values(), mixed, mopd)
     claims = (
         *(Claim(copd, rival) for rival in rivals),
         Claim(copd, merge, is_papers=False),
         Claim(copd, control, is_papers=False),
-        # By the paper's rule MOPD has more steps than CoPD; here it has as many.
-        Claim(copd, equal, is_papers=False),
         *(Claim(copd, home[name], name) for name in exams),
         Claim(mopd, mixed),
         *(Claim(mixed, expert) for expert in home.values()),
         *(Claim(pairwise, rival, is_papers=False) for rival in (mixed, mopd, merge, copd)),
     )
-    lines = (*rivals, equal, merge, control, *branches, copd, pairwise)
-    return Layout(f"{len(exams)} branches", exams, copd, lines, claims)
+    lines = (*rivals, merge, control, *branches, copd, pairwise)
+    return Layout(f"{len(exams)} branches, the paper's steps", exams, copd, lines, claims)
 
 
 def _spokes(exams: tuple[str, ...]) -> Layout:
@@ -267,25 +303,26 @@ def _ablations(pair: tuple[str, str]) -> Layout:
 
 def verdicts(standings: Standings, tables: Sequence[Table]) -> dict[Table, list[Verdict]]:
     """The verdicts on every claim, way by way, with p-values corrected for the number of those tested."""
-    differences: dict[tuple[Table, str, Claim], Interval] = {}
-    families: dict[bool, list[tuple[Table, str, Claim]]] = {True: [], False: []}
+    # By exams, seeds and way: a claim that stands in two tables is one test.
+    differences: dict[Test, Interval] = {}
+    by_table: dict[Table, list[Test]] = {}
     for table in tables:
         for way in standings.ways:
             for claim in table.claims:
-                key, exams = (table, way, claim), table.exams if claim.exam == MEAN else [claim.exam]
-                differences[key] = standings.difference(claim.ahead, claim.behind, exams, way, table.seeds)
-                # The interval of one seed knows nothing of the next seed: nothing to test.
-                if len(table.seeds) > 1:
-                    families[claim.is_papers].append(key)
-    corrected: dict[tuple[Table, str, Claim], float] = {}
-    for keys in families.values():
+                key = claim, table.exams if claim.exam == MEAN else (claim.exam,), table.seeds, way
+                by_table.setdefault(table, []).append(key)
+                if key not in differences:
+                    differences[key] = standings.difference(claim.ahead, claim.behind, key[1], way, table.seeds)
+    corrected: dict[Test, float] = {}
+    for is_papers in (True, False):
+        # The interval of one seed knows nothing of the next seed: nothing to test.
+        keys = [key for key in differences if key[0].is_papers == is_papers and len(key[2]) > 1]
         p_values = [p for key in keys if (p := differences[key].p_value) is not None]
         corrected |= zip(keys, holm(p_values), strict=True)
-    by_table: dict[Table, list[Verdict]] = {table: [] for table in tables}
-    for key, difference in differences.items():
-        table, way, claim = key
-        by_table[table].append(Verdict(claim, way, table.seeds, difference, corrected.get(key)))
-    return by_table
+    return {
+        table: [Verdict(key[0], key[3], key[2], differences[key], corrected.get(key)) for key in keys]
+        for table, keys in by_table.items()
+    }
 
 
 # ---- what a system keeps of the experts' gain ----

@@ -13,7 +13,7 @@ import asyncio
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -259,9 +259,11 @@ async def examine(
     seed: int,
     max_tokens: int,
     decode: Decode,
+    only: Mapping[str, Collection[str]] | None = None,
     tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[ExamAnswer]:
-    """Every answer of every model, judged. `tell` hears how many questions of all are done."""
+    """Every answer of every model, judged. A model in `only` is asked the exams named there. `tell` hears how many
+    questions of all are done."""
     # The model is no part of the seed: all models are asked with the same chance, so that two of them can be paired.
     question_seeds = {
         (exam.name, way.name): seeds(len(exam.prompts), seed, "evaluation", exam.name, way.name)
@@ -274,6 +276,7 @@ async def examine(
         )
         for model in models
         for exam in exams
+        if only is None or exam.name in only.get(model, (exam.name,))
         for way in exam.ways
         for start in range(0, len(exam.prompts), _SLICE)
     ]

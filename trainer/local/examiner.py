@@ -4,7 +4,7 @@ import asyncio
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -54,9 +54,15 @@ class Examiner:
     decode: Decode
 
     def examine(
-        self, models: Sequence[str], *, rank: int | None = None, extra: Mapping[str, Path] | None = None
+        self,
+        models: Sequence[str],
+        *,
+        rank: int | None = None,
+        extra: Mapping[str, Path] | None = None,
+        only: Mapping[str, Collection[str]] | None = None,
     ) -> list[ExamAnswer]:
-        return self._serve_and_ask(models, flags_of(self.out, rank, extra))
+        """A model that is in `only` is asked the exams named there."""
+        return self._serve_and_ask(models, flags_of(self.out, rank, extra), only)
 
     def examine_checkpoint(self, folder: Path) -> list[ExamAnswer]:
         """A checkpoint as a base of its own, called merged."""
@@ -64,23 +70,32 @@ class Examiner:
         try:
             flags = [f"--base={folder}", f"--store={store}"]
             # Without a queue: it belongs to the run's store, and would refuse the service of another.
-            items = self._serve_and_ask([BASE], flags, **{URL_VARIABLE: ""})
+            items = self._serve_and_ask([BASE], flags, None, **{URL_VARIABLE: ""})
         finally:
             shutil.rmtree(store, ignore_errors=True)  # nothing is ever published there
         return [replace(item, model=MERGED) for item in items]
 
-    def _serve_and_ask(self, models: Sequence[str], flags: Sequence[str], **environ: str) -> list[ExamAnswer]:
+    def _serve_and_ask(
+        self, models: Sequence[str], flags: Sequence[str], only: Mapping[str, Collection[str]] | None, **environ: str
+    ) -> list[ExamAnswer]:
         words = (str(self.out / "recipe.json"), "--port=0", *flags)
         url = self.processes.serve(SERVICE, *words, **environ)
         questions = ", ".join(f"{len(exam.prompts)} of {exam.name}" for exam in self.exams)
         print(f"examining {', '.join(models)} on questions: {questions}", flush=True)
         with RewardPool(num_children=HALF_THE_CORES) as pool, Progress("examining", "questions") as progress:
-            items = asyncio.run(self.ask(url, models, pool, progress))
+            items = asyncio.run(self.ask(url, models, pool, progress, only))
         # The engine's memory is free again before the next service starts.
         self.processes.stop()
         return items
 
-    async def ask(self, url: str, models: Sequence[str], pool: RewardPool, progress: Progress) -> list[ExamAnswer]:
+    async def ask(
+        self,
+        url: str,
+        models: Sequence[str],
+        pool: RewardPool,
+        progress: Progress,
+        only: Mapping[str, Collection[str]] | None = None,
+    ) -> list[ExamAnswer]:
         key = from_environment(os.environ)["api_key"]
         async with AsyncClient(url, api_key=key, engine_s=limits(self.recipe).patience_s) as client:
             # A task beside this one, which looks at the stop flag: signals set a flag and interrupt nothing.
@@ -93,6 +108,7 @@ class Examiner:
                     seed=self.recipe.seed,
                     max_tokens=self.recipe.rollout.max_completion_tokens,
                     decode=self.decode,
+                    only=only,
                     tell=progress.show,
                 )
             )

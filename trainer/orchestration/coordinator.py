@@ -108,7 +108,8 @@ class Coordinator:
             for start in self._plan.starts:
                 origin = Ref.parse(start.origin)
                 if start.branch not in heads and (origin.branch == BASE or is_there(origin, heads)):
-                    await self._client.fork(start.branch, start.origin)
+                    moments = origin.branch != BASE and self._recipe.optimiser.on_fork == "keep"
+                    await self._client.fork(start.branch, start.origin, moments=moments)
             if not await asyncio.to_thread(self._queue.has_run, self._run):
                 await self._put("running")
             # 2. Jobs. First what is decided of an adaptive rhythm: jobs behind it may still change.

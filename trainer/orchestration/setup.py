@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer
 
+from adapters.names import BASE
 from clients.client import AsyncClient
 from service.media import Limits
 from trainer.data.held_out import training_prompts
@@ -72,6 +73,7 @@ def make_learner(recipe: Recipe, base: Path, digest: str, device: str | None, ra
     # Compiled layers are a third faster on CUDA. On a CPU the miniature's layers are too small for it to pay.
     if policy.device.type == "cuda":
         policy.compile_layers()
+    starts = make_plan(recipe).starts
     return Learner(
         policy,
         base=digest,
@@ -81,5 +83,6 @@ def make_learner(recipe: Recipe, base: Path, digest: str, device: str | None, ra
         optimiser=recipe.optimiser,
         budget=recipe.budget.tokens_per_micro_batch,
         ranks=ranks,
-        seeds={start.branch: start.seed for start in make_plan(recipe).starts if start.seed is not None},
+        seeds={start.branch: start.seed for start in starts if start.seed is not None},
+        forks=[start.branch for start in starts if start.origin != BASE],
     )

@@ -147,6 +147,7 @@ def planned_results(plan: Plan) -> Iterator[Result]:
     teachers = dict.fromkeys(
         teacher.ref for segment in plan.segments if segment.system == PILOT for teacher in segment.steps[0].teachers
     )
+    systems = {segment.system for segment in plan.segments}
     for branches in groups.values():
         heads = [_result(segment, segment.steps[-1].number) for segment in branches.values()]
         system = heads[0].system
@@ -161,7 +162,9 @@ def planned_results(plan: Plan) -> Iterator[Result]:
                     assert ref.revision is not None
                     teacher = _result(branches[ref.branch], ref.revision)
                     yield replace(teacher, row=f"{teacher.row}@{ref.revision}")
-            yield _merge("merge2", heads[:2])
+            # Nothing stands beside the pair's merge where no system of the pair is asked for.
+            if len(heads) == 2 or systems == {EXPERTS} or PAIRED & systems:
+                yield _merge("merge2", heads[:2])
             if len(heads) > 2:
                 yield _merge("merge3", heads)
 

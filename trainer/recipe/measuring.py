@@ -68,7 +68,8 @@ class EvaluationConfig(Section):
     """The number of those questions that overlap and KL of the branches are measured on, at the end of each phase; 0 =
     never."""
     overlap_top_k: int = Field(default=10, ge=1)
-    """The likeliest tokens of each branch that the overlap compares."""
+    """The likeliest tokens of each branch that overlap and shared probability are made of. What they leave over bounds
+    the error of the second."""
     sets: dict[Name, EvaluationSet] = Field(default={})
     """The benchmarks, by name."""
 
@@ -90,5 +91,22 @@ class ComparisonConfig(Section):
     first_seed: int = Field(default=0, ge=0)
     """The lowest seed; the others follow."""
     scales: tuple[Annotated[float, Field(gt=0)], ...] = ()
-    """The scales that are tried for each merge; the one that answers validation questions best is taken (the
-    miniature's own split of that name). Empty = all merges have `merge.scale`."""
+    """The scales that are tried for each system, merged or one branch; the one that answers validation questions best
+    is taken (the miniature's own split of that name). Empty = merges have `merge.scale`, single branches 1."""
+    rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=(), exclude_if=lambda rates: rates == ())
+    """The learning rates that every system is tried with on `tuning_seed`; each has the one that answers validation
+    questions best. Every rate trains that seed's systems again. Fewer than two = all have `optimiser.lr`."""
+    tuning_seed: int = Field(default=1000, ge=0, exclude_if=lambda seed: seed == 1000)
+    """The seed on which learning rates are tried. None that is reported: there its luck would choose."""
+    validation: int | None = Field(default=None, ge=1, exclude_if=lambda count: count is None)
+    """The number of validation questions of each capability; null = `evaluation.questions`."""
+
+    @model_validator(mode="after")
+    def _rates_can_be_chosen(self) -> Self:
+        if self.rates and not self.scales:
+            raise ValueError("rates are judged at each system's best scale; set scales = [1.0], or more of them")
+        if self.rates and (alone := {"pilot", "sweep"} & set(self.systems)):
+            raise ValueError(f"{', '.join(sorted(alone))} can have no rate of its own; leave it out, or rates")
+        if self.rates and self.first_seed <= self.tuning_seed < self.first_seed + self.seeds:
+            raise ValueError(f"tuning_seed {self.tuning_seed} is one of the seeds that are reported; take another")
+        return self

@@ -122,6 +122,10 @@ class OptimiserConfig(Section):
     """The norm that larger gradients are scaled down to."""
     warmup_steps: int = Field(default=0, ge=0)
     """The steps over which lr rises from 0; afterwards it is fixed."""
+    on_fork: Literal["fresh", "keep", "warmup"] = Field(default="fresh", exclude_if=lambda value: value == "fresh")
+    """The moments of a branch that starts at another's revision. fresh: none, so that its first steps are as large as
+    Adam's first ones are. keep: those of its origin, so that it goes on as its origin would. warmup: none, and lr rises
+    from 0 over ten steps."""
 
 
 class BudgetConfig(Section):

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 from adapters.names import Ref
-from trainer.compare.answers import on_validation, tried_scales
+from trainer.compare.choices import chosen_rates, is_system, key_of, on_validation, tried_scales
 from trainer.evaluation.exams import ExamResult, exams
 from trainer.evaluation.intervals import Interval
 from trainer.plan.comparison import Result
@@ -40,4 +40,4 @@ def test_a_merge_has_the_scale_that_suits_its_branches():
         for name, by_scale in accuracies.items()
         for number, scale in enumerate((100, 200))
     ]
-    assert tried_scales(pair, [1.0, 2.0], results) == {1.0: 0.625, 2.0: 0.375}
+    assert tried_scales(pair, ("text", "image"), [1.0, 2.0], results) == {1.0: 0.625, 2.0: 0.375}

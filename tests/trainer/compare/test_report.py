@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from tests.trainer.orchestration.run_events import overlap, step
-from trainer.compare.answers import MergedModel, ResultAnswers
+from trainer.compare.answers import ResultAnswers
+from trainer.compare.choices import ScaledModel
 from trainer.compare.report import markdown, write_report
 from trainer.compare.results import Results, as_json, measured_by, measured_in, results_of
 from trainer.compare.standings import Standings
@@ -63,7 +64,7 @@ def results(measured: Measured) -> Results:
 
 
 def results_from(answers: list[ResultAnswers], events: list[dict[str, Any]], recipe: Recipe = RECIPE) -> Results:
-    merges = {seed: {"copd3": MergedModel(1.5, {"1": 0.7, "1.5": 0.8}, {"text - image": 0.4})} for seed in range(2)}
+    merges = {seed: {"copd3": ScaledModel(1.5, {"1": 0.7, "1.5": 0.8}, {"text - image": 0.4})} for seed in range(2)}
     standings = Standings(answers)
     measured = measured_by(events, recipe, standings)
     return results_of(recipe, standings, measured, {"text": 0.1, "image": 0.2, "video": 0.2}, merges)

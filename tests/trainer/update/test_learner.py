@@ -103,6 +103,34 @@ def test_what_was_saved_is_installed_with_its_moments(policy: Policy, term: Loss
     assert torch.equal(weights(policy), expected)
 
 
+@pytest.mark.parametrize(("on_fork", "share"), [("fresh", 1.0), ("warmup", 0.1), ("keep", None)])
+def test_a_forks_first_update_is_the_one_that_is_asked_for(
+    on_fork: Any, share: float | None, policy: Policy, term: LossTerm, tmp_path: Path
+) -> None:
+    """keep: the bits of its origin's next update. fresh: Adam's first, lr everywhere. warmup: a tenth of that."""
+    (tmp_path / "start").mkdir()
+    (tmp_path / "origin").mkdir()
+    optimiser = OptimiserConfig(lr=1e-3, weight_decay=0.0, on_fork=on_fork)
+    learner = learner_of(policy, optimiser=optimiser, forks=["learner-fork"])
+    install(policy, learner, tmp_path / "start")
+    learner.learn(BRANCH, [term])
+    learner.save(BRANCH, tmp_path / "origin")
+    learner.advance(BRANCH, 1, "digest")
+    before = weights(policy)
+    learner.learn(BRANCH, [term])
+    if on_fork != "keep":
+        (tmp_path / "origin" / OPTIMISER).unlink()  # as the store leaves it
+    install(policy, learner, tmp_path / "origin", "learner-fork")
+    assert torch.equal(weights(policy, "learner-fork"), before)
+    learner.learn("learner-fork", [term])
+    after = weights(policy, "learner-fork")
+    if share is None:
+        assert torch.equal(after, weights(policy))
+    else:
+        # Without moments m / sqrt(v) is the gradient's sign, wherever it is far above Adam's epsilon.
+        assert (after - before).abs().median() == pytest.approx(share * 1e-3, rel=0.02)
+
+
 def test_what_was_learnt_is_no_revision_until_it_is_published(policy: Policy, term: LossTerm, tmp_path: Path) -> None:
     learner = learner_of(policy)
     install(policy, learner, tmp_path)
