@@ -7,6 +7,7 @@ from adapters.errors import UserError
 from clients.parser import command_of
 
 NAMES = {
+    "branches": "how a run's seconds, memory and publishes grow with 1 to 16 branches on one base",
     "generate": "four models examined on the miniature's questions, beside the engine alone",
     "growth": "how an update's time and memory grow with the group, the prompt and the adapters",
     "gpu_step": "one update of a Qwen3-VL-4B on one GPU, beside layers not compiled, padded rows and a dense mask",

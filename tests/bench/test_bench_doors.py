@@ -19,6 +19,7 @@ RIGHT = {
     "merge": ("--layers 1 --rank 1", ["1 layers; 3 adapters of rank 1", "changed: ", "merge: ", "merge_memory: "]),
 }
 RIGHT_IN_MINUTES = {
+    "branches": ("--most 2 --steps 2", ["| 1 | ", "| 2 | ", "One more branch takes "]),
     "experts": ("--steps 1 --seeds 1 --questions 2", ["mean of 1 seeds", "base  text: ", "video  text: "]),
     "generate": ("--questions 1 --rounds 1", ["round 1: ", "generate: "]),
     "growth": ("", ["G = 32", "one more adapter: "]),
@@ -28,6 +29,7 @@ RIGHT_IN_MINUTES = {
     "step": ("--rounds 1", ["update_270_64: ", "memory_270_64: ", "step_text: ", "copd_step: "]),
 }
 WRONG = {
+    "branches": ("--steps 1", "--steps 1: the first of each branch is left out; take 2 or more"),
     "experts": ("--seeds 0", "--seeds: take 1 or more, not 0"),
     "generate": ("--questions none", "--questions: take 1 or more, not none"),
     "gpu_step": ("--second 9 --tinny", "--tinny: no such flag; did you mean --tiny?"),
