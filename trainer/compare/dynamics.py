@@ -1,9 +1,9 @@
 """How branches drift apart or stay together, and whether that is what teaching depends on: from a comparison's events.
 
-    series    overlap and symmetric KL between branches over the steps, of the experts and of CoPD
-    phases    how overlap and KL change in RLVR and in distillation: the paper says that overlap falls and recovers
+    series    what branches share over the steps, their overlap and symmetric KL, of the experts and of CoPD
+    phases    how these change in RLVR and in distillation: the paper says that overlap falls and recovers
     pulls     cosines between the gradients of a mixed branch's capabilities
-    pilot     gain of a fresh student against its overlap with the teacher at the start, with Pearson's r
+    students  gain of students of one frozen expert against how alike they were at the start, with Pearson's r
     sweep     accuracy of the merge by the share of RLVR steps in a cycle
 
 Events name branches; the plan says of which system, seed and capability a branch is.
@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +56,8 @@ class DynamicsPoint:
     kl: float
     from_base: float
     """Mean overlap with the base."""
+    shared: float | None = None
+    """Mean shared probability, over the same pairs as overlap; None: a comparison of before did not measure it."""
 
 
 def series(events: Sequence[Event], branches: Branches) -> list[DynamicsPoint]:
@@ -75,22 +77,26 @@ def series(events: Sequence[Event], branches: Branches) -> list[DynamicsPoint]:
                 segment.seed,
                 event["phase"],
                 event["step"],
-                float(np.mean([overlap for overlap, _ in pairs])),
-                min(overlap for overlap, _ in pairs),
-                float(np.mean([kl for _, kl in pairs])),
-                float(np.mean([overlaps.at(name, BASE, c)[0] for name in names for c in capabilities])),
+                fmean(pair.overlap for pair in pairs),
+                min(pair.overlap for pair in pairs),
+                fmean(pair.kl for pair in pairs),
+                fmean(overlaps.at(name, BASE, c).overlap for name in names for c in capabilities),
+                fmean(shares) if (shares := [pair.shared for pair in pairs if pair.shared is not None]) else None,
             )
         )
     return points
 
 
+Quantity = Literal["overlap", "shared", "kl"]
+
+
 @dataclass(frozen=True, slots=True)
 class PhaseChange:
-    """How far overlap or KL goes in one phase, on the mean over a run's phases of that kind."""
+    """How far a quantity goes in one phase, on the mean over a run's phases of that kind."""
 
     system: str
     phase: str
-    quantity: Literal["overlap", "kl"]
+    quantity: Quantity
     change: Interval
     """Over seeds: phases of one run follow from each other."""
 
@@ -101,7 +107,7 @@ def phase_changes(points: Sequence[DynamicsPoint]) -> list[PhaseChange]:
     for point in points:
         runs.setdefault((point.system, point.seed), []).append(point)
     # By system, phase and quantity, a mean for each seed.
-    means: dict[tuple[str, str, Literal["overlap", "kl"]], list[float]] = {}
+    means: dict[tuple[str, str, Quantity], list[float]] = {}
     for (system, _), run in runs.items():
         run.sort(key=lambda point: point.step)
         if len({point.phase for point in run}) < 2:
@@ -109,9 +115,10 @@ def phase_changes(points: Sequence[DynamicsPoint]) -> list[PhaseChange]:
         for phase in dict.fromkeys(point.phase for point in run):
             # A point stands at the end of its phase; the one before it, at the beginning.
             ends = [(before, after) for before, after in pairwise(run) if after.phase == phase]
-            if ends:
-                means.setdefault((system, phase, "overlap"), []).append(fmean(b.overlap - a.overlap for a, b in ends))
-                means.setdefault((system, phase, "kl"), []).append(fmean(b.kl - a.kl for a, b in ends))
+            for quantity in get_args(Quantity):
+                values = [(getattr(before, quantity), getattr(after, quantity)) for before, after in ends]
+                if changes := [b - a for a, b in values if a is not None and b is not None]:
+                    means.setdefault((system, phase, quantity), []).append(fmean(changes))
     return [PhaseChange(*key, interval(np.array(by_seed)[:, None])) for key, by_seed in means.items()]
 
 
@@ -159,7 +166,7 @@ class Student:
 def students(standings: Standings, events: Sequence[Event], branches: Branches, way: str) -> list[Student]:
     """The pilot's students, with what the events say of their teachers."""
     overlap_with_base = {
-        (name, capability): overlaps.at(BASE, name, capability)[0]
+        (name, capability): overlaps.at(BASE, name, capability).overlap
         for _, overlaps in overlaps_of(events)
         for name in overlaps.branches
         for capability in overlaps.capabilities

@@ -72,12 +72,19 @@ def _draw_means(results: Results, figure: Any) -> None:
 
 def _draw_series(results: Results, figure: Any) -> None:
     """The mean over the seeds at each step, and their range."""
-    panels = figure.subplots(1, 3)
-    titles = ("overlap of branches", "symmetric KL of branches, nats a token", "overlap with the base")
-    for panel, field, title in zip(panels, ("overlap", "kl", "from_base"), titles, strict=True):
+    titles = {
+        "overlap": "overlap of branches",
+        "shared": "shared probability",
+        "kl": "symmetric KL, nats a token",
+        "from_base": "overlap with the base",
+    }
+    measured = {field: title for field, title in titles.items() if _is_measured(results, field)}
+    panels = figure.subplots(1, len(measured))
+    for panel, (field, title) in zip(panels, measured.items(), strict=True):
         values: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
         for point in results.measured.series:
-            values[point.system][point.step].append(getattr(point, field))
+            if (value := getattr(point, field)) is not None:
+                values[point.system][point.step].append(value)
         for system, by_step in values.items():
             steps = sorted(by_step)
             seeds = [by_step[step] for step in steps]
@@ -87,14 +94,24 @@ def _draw_series(results: Results, figure: Any) -> None:
         panel.set_title(title, fontsize=10)
         panel.set_xlabel("step")
         panel.legend(fontsize=8)
-    panels[0].axhline(ALARM, color="grey", linewidth=0.8, linestyle=":")  # below it a student is out of reach
+        if field == "shared":
+            panel.axhline(ALARM, color="grey", linewidth=0.8, linestyle=":")  # below it branches have drifted apart
+
+
+def _is_measured(results: Results, field: str) -> bool:
+    return any(getattr(point, field) is not None for point in results.measured.series)
 
 
 def _draw_phases(results: Results, figure: Any) -> None:
     """Left of zero in RLVR and right of it in distillation is the saw that the paper describes."""
-    panels = figure.subplots(1, 2)
-    titles = {"overlap": "change of overlap in one phase", "kl": "change of symmetric KL in one phase, nats a token"}
-    for panel, (quantity, title) in zip(panels, titles.items(), strict=True):
+    titles = {
+        "overlap": "change of overlap in one phase",
+        "shared": "change of shared probability in one phase",
+        "kl": "change of symmetric KL in one phase, nats a token",
+    }
+    measured = dict.fromkeys(change.quantity for change in results.phase_changes)
+    panels = figure.subplots(1, len(measured), sharey=True)
+    for panel, (quantity, title) in zip(panels, ((name, titles[name]) for name in measured), strict=True):
         changes = [change for change in results.phase_changes if change.quantity == quantity][::-1]
         panel.barh(
             [f"{NAMES.get(change.system, change.system)}, {PHASES[change.phase]}" for change in changes],

@@ -1,7 +1,12 @@
-"""How alike branches are: overlap of their likeliest tokens, and their symmetric KL divergence.
+"""How alike branches are: the probability that they share, overlap of their likeliest tokens, symmetric KL divergence.
 
-    O_k(student, teacher) = E |Top_k(student) & Top_k(teacher)| / k         over the tokens of y ~ student
+    S(student, teacher) = E sum_v min(p_student(v), p_teacher(v))           over the tokens of y ~ student
+    O_k(student, teacher) = E |Top_k(student) & Top_k(teacher)| / k         the same; the paper's
     KL(a, b) = 1/2 E [log a - log b] + 1/2 E [log b - log a]                over those of y ~ a, and of y ~ b
+
+S is 1 minus the total variation distance, and at least 1 - sqrt(KL / 2). O_k counts tokens of hardly any probability
+like all others: a random perturbation of the weights with a KL of 0.003 has the O_10 of a finished expert. So alarms
+and rhythm go by S.
 
 For every pair of branches on every capability, from one completion of each held-out prompt by each branch at
 temperature 1, which all branches score in one call. Every token counts alike. Equal seeds give equal numbers.
@@ -15,7 +20,7 @@ import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from pydantic import TypeAdapter
@@ -27,10 +32,21 @@ from trainer.parts import Floats, Ids, Prompt
 from trainer.recipe import BranchConfig, Edge
 from trainer.rollout.sample import MAX_CALLS, Scores, sample, score, seeds
 
-ALARM = 0.90
-"""Below it a student is out of a teacher's reach: the paper's CoPD stays above, its static pipeline falls below."""
+ALARM = 0.97
+"""The shared probability below which branches have drifted as far apart as experts that never met. On the miniature
+those share 0.966 where their KL is 0.07, as after 100 steps in bench/results/compare; branches of CoPD, 0.984 to 0.996
+(bench/results/likeness.json). Higher, and CoPD itself would alarm; lower, and nothing would."""
 
 Matrix = tuple[tuple[tuple[float, ...], ...], ...]  # [student][teacher][capability]
+
+
+class Likeness(NamedTuple):
+    """How alike a student and a teacher are on one capability."""
+
+    overlap: float
+    kl: float
+    shared: float | None
+    """None: a run of before did not measure it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +61,12 @@ class Overlaps:
     overlap: Matrix
     kl: Matrix
     """Symmetric, in nats a token. Sampled, so it may fall a little below 0."""
+    shared: Matrix = ()
+    """Empty in the events of a run of before."""
 
-    def at(self, student: str, teacher: str, capability: str) -> tuple[float, float]:
-        """Overlap and KL."""
+    def at(self, student: str, teacher: str, capability: str) -> Likeness:
         a, b, c = self.branches.index(student), self.branches.index(teacher), self.capabilities.index(capability)
-        return self.overlap[a][b][c], self.kl[a][b][c]
+        return Likeness(self.overlap[a][b][c], self.kl[a][b][c], self.shared[a][b][c] if self.shared else None)
 
     def to_json(self) -> dict[str, Any]:
         return _JSON.dump_python(self, mode="json")
@@ -107,21 +124,24 @@ def compare(
     """The overlaps by the scores [branch][completion] of what each student sampled on each capability."""
     numbers = range(len(branches))
 
-    def of_pair(a: int, b: int, capability: str) -> tuple[float, float]:
+    def of_pair(a: int, b: int, capability: str) -> Likeness:
         of_a, of_b = scores[branches[a], capability], scores[branches[b], capability]  # what a, and what b, sampled
         top_a, top_b = (np.concatenate([scored.top_ids_Ck for scored in of_a[number]]) for number in (a, b))
+        log_a, log_b = (np.concatenate([scored.top_logprobs_Ck for scored in of_a[number]]) for number in (a, b))
         a_of_a, b_of_a, a_of_b, b_of_b = (
             np.concatenate([scored.logprobs_C for scored in sampled[number]])
             for sampled in (of_a, of_b)
             for number in (a, b)
         )
-        return overlap(top_a, top_b), symmetric_kl(a_of_a, b_of_a, a_of_b, b_of_b)
+        kl = symmetric_kl(a_of_a, b_of_a, a_of_b, b_of_b)
+        return Likeness(overlap(top_a, top_b), kl, shared(top_a, log_a, top_b, log_b))
 
     # The diagonal too, though it is 1 and 0: an event's matrices have a row and a column for each branch.
     cells = [[[of_pair(a, b, capability) for capability in capabilities] for b in numbers] for a in numbers]
-    overlaps = tuple(tuple(tuple(overlap for overlap, _ in row) for row in rows) for rows in cells)
-    kls = tuple(tuple(tuple(kl for _, kl in row) for row in rows) for rows in cells)
-    return Overlaps(tuple(branches), tuple(capabilities), top_k, prompts, overlaps, kls)
+    overlaps, kls, shares = (
+        tuple(tuple(tuple(likeness[field] for likeness in row) for row in rows) for rows in cells) for field in range(3)
+    )
+    return Overlaps(tuple(branches), tuple(capabilities), top_k, prompts, overlaps, kls, shares)
 
 
 def overlap(student_Nk: Ids, teacher_Nk: Ids) -> float:
@@ -129,6 +149,23 @@ def overlap(student_Nk: Ids, teacher_Nk: Ids) -> float:
     # Each of k against each of k. A position's tokens differ, so the mean over N and k is the mean of |both| / k.
     is_shared = (student_Nk[:, :, None] == teacher_Nk[:, None, :]).any(axis=2)
     return float(is_shared.mean())
+
+
+def shared(student_Nk: Ids, student_logprobs_Nk: Floats, teacher_Nk: Ids, teacher_logprobs_Nk: Floats) -> float:
+    """The mean of sum_v min(p(v), q(v)), from the likeliest tokens of both.
+
+        sum over tokens in both of min(p, q)  +  min(1 - sum p, 1 - sum q)
+
+    The second term takes what each leaves over for one token more, so that twins share 1. A token among the likeliest
+    of one alone counts as none. The error at a position is at most what the likeliest tokens leave over, of whichever
+    leaves more: below 0.001 on the miniature, and more where a distribution is flat.
+    """
+    p_Nk, q_Nk = np.exp(student_logprobs_Nk, dtype=np.float64), np.exp(teacher_logprobs_Nk, dtype=np.float64)
+    is_same_Nkk = student_Nk[:, :, None] == teacher_Nk[:, None, :]
+    common_N = (np.minimum(p_Nk[:, :, None], q_Nk[:, None, :]) * is_same_Nkk).sum(axis=(1, 2))
+    # Rounding may take a sum a little above 1.
+    rest_N = np.minimum(1 - p_Nk.sum(axis=1), 1 - q_Nk.sum(axis=1)).clip(min=0)
+    return float((common_N + rest_N).mean())
 
 
 def symmetric_kl(a_of_a: Floats, b_of_a: Floats, a_of_b: Floats, b_of_b: Floats) -> float:
@@ -145,21 +182,24 @@ def alarms(overlaps: Overlaps, least: float = ALARM) -> Iterator[str]:
         for teacher in overlaps.branches:
             if student == teacher or BASE in (student, teacher):
                 continue
-            value, capability = min((overlaps.at(student, teacher, name)[0], name) for name in overlaps.capabilities)
+            a, b = overlaps.branches.index(student), overlaps.branches.index(teacher)
+            value, capability = min(zip(overlaps.shared[a][b], overlaps.capabilities, strict=True))
             if value < least:
                 yield (
-                    f"overlap of {student} with {teacher} is {value:.3f} on {capability}, below {least:.2f}: its "
-                    "teaching reaches less and less; take fewer RLVR steps a cycle (method.rlvr_steps)"
+                    f"{student} shares {value:.3f} of its probability with {teacher} on {capability}, below "
+                    f"{least:.2f}: as little as experts that never met; take fewer RLVR steps a cycle "
+                    "(method.rlvr_steps)"
                 )
 
 
-def lowest_overlap(
+def lowest_shared(
     overlaps: Overlaps, revisions: Mapping[str, str], edges: Sequence[Edge], branches: Mapping[str, BranchConfig]
 ) -> float:
     """Over all edges, on each capability of the teacher. `revisions`: the names of the branches in `overlaps`."""
+    names, capabilities = overlaps.branches, overlaps.capabilities
     # A teacher teaches by prompts of its own capabilities: elsewhere the two may differ as they like.
     return min(
-        overlaps.at(revisions[edge.student], revisions[edge.teacher], capability)[0]
+        overlaps.shared[names.index(revisions[edge.student])][names.index(revisions[edge.teacher])][index]
         for edge in edges
-        for capability in branches[edge.teacher].capabilities
+        for index in map(capabilities.index, branches[edge.teacher].capabilities)
     )

@@ -15,7 +15,7 @@ from typing import Any
 from adapters.names import BASE, Ref
 from clients.client import AsyncClient, RefusedError, ServiceError
 from trainer.evaluation.exams import Decode, Exam, capability_means, decoder, exam_results, examine, exams
-from trainer.evaluation.overlap import Overlaps, alarms, lowest_overlap, measure_overlap
+from trainer.evaluation.overlap import Overlaps, alarms, lowest_shared, measure_overlap
 from trainer.parts import Prompt
 from trainer.plan.rhythm import decided, decision, next_rlvr_steps
 from trainer.plan.steps import Plan, Segment, is_there
@@ -167,7 +167,7 @@ class RunMonitor:
         if method.rhythm != "adaptive" or phase_end.step % length or cycle >= method.cycles:
             return
         revisions = {ref.branch: str(ref) for ref in phase_end.refs}
-        lowest = lowest_overlap(overlaps, revisions, edges(method, tuple(branches)), branches)
+        lowest = lowest_shared(overlaps, revisions, edges(method, tuple(branches)), branches)
         steps = next_rlvr_steps(self.rhythm[cycle - 1], length, lowest)
         # What was agreed, not what was measured here: a coordinator that died after agreeing may have measured it
         # otherwise, and workers go by the first answer.

@@ -47,7 +47,8 @@ def numbers_of(event: Event) -> Iterator[tuple[int, Numbers]]:
             for a, b in permutations(overlaps.branches, 2):
                 for capability in overlaps.capabilities:
                     name = f"{_branch(a)}-{_branch(b)}/{capability}"
-                    numbers[f"overlap/{name}"], numbers[f"kl/{name}"] = overlaps.at(a, b, capability)
+                    likeness = overlaps.at(a, b, capability)
+                    numbers |= {f"{field}/{name}": value for field, value in likeness._asdict().items()}
         case "accuracy":
             for row in event["rows"]:
                 numbers[f"{_branch(row['model'])}/accuracy/{row['exam']}/{row['way']}"] = row["accuracy"]

@@ -88,9 +88,9 @@ class MethodConfig(Section):
     rule: Literal["paper", "equal"] = "paper"
     """The matching of steps between systems: as the paper's table does, or to an equal total."""
     rhythm: Literal["fixed", "adaptive"] = "fixed"
-    """The share of RLVR steps in a cycle. adaptive: after each cycle, where the lowest overlap of a student
-    with its teacher is below 0.90, three quarters of the RLVR steps, and where it is above 0.97, five quarters; a
-    cycle's length stays. For copd."""
+    """The share of RLVR steps in a cycle. adaptive: after each cycle, where the least probability that a student
+    shares with its teacher is below 0.97, three quarters of the RLVR steps, and where it is above 0.995, five quarters;
+    a cycle's length stays. For copd."""
     mix: Mix = "equal"
     """The prompts of a mixed branch. equal: as many from each capability. proportional: by how many each has."""
 

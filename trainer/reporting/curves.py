@@ -1,4 +1,4 @@
-"""A run as a picture: rewards of its steps, overlap and KL of its branches at the phase ends."""
+"""A run as a picture: rewards of its steps; what its branches share at the phase ends, their overlap and KL."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -22,13 +22,14 @@ def curves(events: Sequence[Event], path: Path) -> Path:
     matplotlib.use("Agg")  # a run may be on a machine without a display
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, 3, figsize=(13, 3.6), constrained_layout=True)
+    figure, panels = pyplot.subplots(1, 4, figsize=(16, 3.6), constrained_layout=True)
     _draw_rewards(panels[0], events)
-    _draw_pairs(panels[1], events, 0, "overlap of the likeliest tokens")
-    _draw_pairs(panels[2], events, 1, "symmetric KL, nats a token")
+    _draw_pairs(panels[1], events, "overlap", "overlap of the likeliest tokens")
+    _draw_pairs(panels[2], events, "shared", "shared probability")
+    _draw_pairs(panels[3], events, "kl", "symmetric KL, nats a token")
     if panels[0].lines:
         panels[0].legend(fontsize=7)
-    if panels[1].lines:  # both have the same pairs, more than fit between the lines
+    if panels[1].lines:  # all have the same pairs, more than fit between the lines
         figure.legend(*panels[1].get_legend_handles_labels(), loc="outside right upper", fontsize=7)
     draft = path.with_name(f".{path.name}")  # with the name's end, which tells the format
     figure.savefig(draft, dpi=110)
@@ -63,8 +64,8 @@ def _draw_rewards(panel: Any, events: Sequence[Event]) -> None:
     _finish(panel, "reward of a step's rollouts")
 
 
-def _draw_pairs(panel: Any, events: Sequence[Event], measure: int, title: str) -> None:
-    """Mean over capabilities and both directions of each pair, of the overlap (0) or KL (1); the base's dashed.
+def _draw_pairs(panel: Any, events: Sequence[Event], measure: str, title: str) -> None:
+    """Mean over capabilities and both directions of each pair, of a field of `Likeness`; the base's dashed.
 
     A line has the colour of the one branch and its points that of the other.
     """
@@ -73,9 +74,11 @@ def _draw_pairs(panel: Any, events: Sequence[Event], measure: int, title: str) -
         names = list(overlaps.branches)
         for number, a in enumerate(names):
             for b in names[number + 1 :]:
-                values = [overlaps.at(x, y, c)[measure] for x, y in ((a, b), (b, a)) for c in overlaps.capabilities]
-                # By branch and not by revision: a pair is one line over all phase ends.
-                series[Ref.parse(a).branch, Ref.parse(b).branch][event["step"]] = float(np.mean(values))
+                likeness = [overlaps.at(x, y, c) for x, y in ((a, b), (b, a)) for c in overlaps.capabilities]
+                values = [value for pair in likeness if (value := getattr(pair, measure)) is not None]
+                if values:  # a run of before did not measure all of them
+                    # By branch and not by revision: a pair is one line over all phase ends.
+                    series[Ref.parse(a).branch, Ref.parse(b).branch][event["step"]] = float(np.mean(values))
     by_branch = _colours(events)
     for (a, b), by_step in series.items():
         steps = sorted(by_step)

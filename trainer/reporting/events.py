@@ -21,8 +21,9 @@ def read_events(path: Path) -> list[Event]:
 def overlaps_of(events: Sequence[Event]) -> Iterator[tuple[Event, Overlaps]]:
     for event in events:
         if event["kind"] == "overlap":
-            # The event has other fields too: its kind, system, phase and step, and the alarms.
-            fields = {name: event[name] for name in Overlaps.__dataclass_fields__}
+            # The event has other fields too, its kind, system, phase and step, and the alarms. One of a run of before
+            # lacks what was not measured then.
+            fields = {name: event[name] for name in Overlaps.__dataclass_fields__ if name in event}
             yield event, Overlaps.from_json(fields)
 
 
@@ -36,11 +37,15 @@ def overlap_lines(events: Sequence[Event]) -> Iterator[str]:
     names = list(branches)
     pairs = {(a, b): f"{branches[a]}-{branches[b]}" for number, a in enumerate(names) for b in names[number + 1 :]}
     with_base = {(name, BASE): branch for name, branch in branches.items()}
-    for title, compared in (("overlap", pairs), ("overlap with the base", with_base)):
+    # Of a run of before there is no shared probability.
+    measures = {"shared probability": last.shared} if last.shared else {}
+    measures[f"overlap of the top {last.top_k}"] = last.overlap
+    for whom, compared in (("", pairs), (" with the base", with_base)):
         cells: list[str] = []
         for (a, b), label in compared.items():
             # Both ways, as either may be the student; the lowest, as that one is the first out of reach.
-            lowest = min(last.at(x, y, capability)[0] for x, y in ((a, b), (b, a)) for capability in last.capabilities)
-            cells.append(f"{label} {lowest:.3f}")
+            ways = [(last.branches.index(x), last.branches.index(y)) for x, y in ((a, b), (b, a))]
+            lowest = (min(min(matrix[x][y]) for x, y in ways) for matrix in measures.values())
+            cells.append(f"{label} {' / '.join(f'{value:.3f}' for value in lowest)}")
         if cells:
-            yield f"{title} (top {last.top_k}, lowest over the capabilities): {', '.join(cells)}"
+            yield f"{' / '.join(measures)}{whom}, lowest over the capabilities: {', '.join(cells)}"

@@ -18,11 +18,12 @@ def step(branch: str, number: int, reward: float, *teachers: str) -> dict[str, A
 def overlap(number: int, *branches: str, value: float = 0.95) -> dict[str, Any]:
     names, capabilities = [*branches, "base"], ["text", "image"]
     size = range(len(names))
-    shared = [[[1.0 if a == b else value - 0.01 * abs(a - b)] * 2 for b in size] for a in size]
+    overlaps = [[[1.0 if a == b else value - 0.01 * abs(a - b)] * 2 for b in size] for a in size]
+    shares = [[[1.0 if a == b else 0.99 - 0.01 * abs(a - b)] * 2 for b in size] for a in size]
     apart = [[[0.0 if a == b else 0.02] * 2 for b in size] for a in size]
     return {
         "kind": "overlap", "phase": "opd", "step": number, "branches": names, "capabilities": capabilities,
-        "top_k": 10, "prompts": 4, "overlap": shared, "kl": apart, "alarms": [],
+        "top_k": 10, "prompts": 4, "overlap": overlaps, "kl": apart, "shared": shares, "alarms": [],
     }  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """A run in TensorBoard's own files, read back by TensorBoard; and trackers that fail."""
 
 import asyncio
+import json
 import logging
 import threading
 from collections.abc import Callable
@@ -79,8 +80,11 @@ def tables(folder: Path, name: str) -> dict[int, list[list[str]]]:
     return {text.step: shown(text.tensor_proto.string_val[0].decode()).rows for text in texts}
 
 
+RECIPE = {"name": "small", "method": {"seeds": [0, 1]}}
+
+
 def opened(names: list[str], folder: Path, tell: Callable[[str], None] = print) -> Trackers:
-    return Trackers(names, project="coevo", run="small-1", recipe={}, folder=folder, tell=tell)
+    return Trackers(names, project="coevo", run="small-1", recipe=RECIPE, folder=folder, tell=tell)
 
 
 def write(trackers: Trackers) -> None:
@@ -97,6 +101,7 @@ def test_every_number_of_a_run_is_in_tensorboard_at_its_step(tmp_path: Path) -> 
     assert series["text/native/reward"] == [(1, 0.5), (2, 0.75), (3, 0.75)]
     assert series["image/seconds/learn"] == [(1, 0.5), (2, 0.5), (3, 0.5)]
     assert series["overlap/text-image/image"] == [(3, 0.94)]
+    assert series["shared/text-image/image"] == [(3, 0.98)]
     assert series["kl/image-base/text"] == [(3, 0.02)]
     assert series["text/accuracy/mean/greedy"] == [(3, 0.625)]
 
@@ -218,3 +223,63 @@ def test_a_tracker_that_is_not_installed_is_told_before_the_run() -> None:
     check_trackers(["tensorboard"])
     with pytest.raises(UserError, match=r"tracking\.to: no_such_tracker is not installed; pip install no_such_tracker"):
         check_trackers(["no_such_tracker"])
+
+
+# ---- trackers whose files are read back by themselves ----
+
+
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")  # MLflow's, of SQLAlchemy
+def test_mlflow_has_the_numbers_and_a_table_that_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    import mlflow
+
+    for step in (1, 2):  # the second time as a coordinator that was started again
+        trackers = opened(["mlflow"], tmp_path, pytest.fail)
+        trackers.write(step, {"text/native/reward": step / 2, "text/accuracy/mean/avg@8": 0.25})
+        trackers.write_table(step, "text/completions", [("native", HOSTILE, "007", 1.0, None)])
+        trackers.close()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    client = mlflow.MlflowClient()
+    experiment = client.get_experiment_by_name("coevo")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert (run.info.run_name, run.info.status) == ("small-1", "FINISHED")
+    assert run.data.params == {"name": "small", "method.seeds": "[0, 1]"}
+    history = client.get_metric_history(run.info.run_id, "text/native/reward")
+    assert [(point.step, point.value) for point in history] == [(1, 0.5), (2, 1.0)]
+    assert run.data.metrics["text/accuracy/mean/avg_8"] == 0.25
+    assert len(client.load_table(experiment.experiment_id, "text/completions.json", [run.info.run_id])) == 2
+    text = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/text/completions.json")
+    rows = [[step, "native", HOSTILE, "007", 1.0, None] for step in (1, 2)]
+    assert json.loads(text) == {"columns": ["step", *COLUMNS], "data": rows}
+
+
+def test_wandb_has_the_numbers_and_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")  # all that it would send lies in a file then
+    trackers = opened(["wandb"], tmp_path, pytest.fail)
+    write(trackers)
+    trackers.write_table(3, "text/completions", [("native", HOSTILE, "42", 1.0, None)])
+    trackers.close()
+    rows = wandb_rows(next(tmp_path.glob("wandb/offline-run-*/*.wandb")))
+    assert [(row["train/step"], row["text/native/reward"]) for row in rows if "text/native/reward" in row] == [
+        (1, 0.5),
+        (2, 0.75),
+        (3, 0.75),
+    ]
+    (table,) = [row["text/completions"] for row in rows if "text/completions" in row]
+    (file,) = tmp_path.glob(f"wandb/offline-run-*/files/{table['path']}")
+    assert json.loads(file.read_bytes()) == {"columns": [*COLUMNS], "data": [["native", HOSTILE, "42", 1.0, None]]}
+
+
+def wandb_rows(path: Path) -> list[dict[str, Any]]:
+    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.sdk.internal.datastore import DataStore
+
+    store, rows = DataStore(), []
+    store.open_for_scan(str(path))
+    while data := store.scan_data():
+        record = Record()
+        record.ParseFromString(data)
+        if record.WhichOneof("record_type") == "history":
+            rows.append({item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item})
+    return rows

@@ -28,7 +28,7 @@ def test_without_a_terminal_each_event_is_a_line_once(tmp_path: Path, capsys) ->
     lines = capsys.readouterr().out.splitlines()
     assert lines[2] == "image@3 of 3: reward 0.5, length 20 taught by text@2, 1.8 s"
     assert lines[-3:] == [
-        "opd 3: overlap (top 10, lowest over the capabilities): text-image 0.940",
+        "opd 3: shared probability / overlap of the top 10, lowest over the capabilities: text-image 0.980 / 0.940",
         "accuracy: text@3 greedy 62.5 %",
         "cycle 2: 1 RLVR steps, 2 of OPD",
     ]
@@ -76,7 +76,7 @@ def test_on_a_terminal_a_table_says_who_waits_for_whom(tmp_path: Path) -> None:
     rows = {line.split("│")[1].strip(): line for line in text.splitlines() if line.count("│") > 3}
     assert "2 / 3" in rows["text"]
     assert "image@2, video@2" in rows["text"]
-    assert "text-image 0.940" in text
+    assert "text-image 0.980 / 0.940" in text
     assert "cycle 1 of 1" in text
     assert f"{'━' * 10}{'╌' * 20} 3 of 9 steps" in text
 

@@ -23,12 +23,15 @@ def test_a_line_that_is_still_being_written_is_no_event(tmp_path: Path) -> None:
 def test_the_last_comparison_is_told_pair_by_pair() -> None:
     events = [run_events.overlap(2, "text@2", "image@2", value=0.5), run_events.overlap(3, "text@3", "image@3")]
     assert list(overlap_lines(events)) == [
-        "overlap (top 10, lowest over the capabilities): text-image 0.940",
-        "overlap with the base (top 10, lowest over the capabilities): text 0.930, image 0.940",
+        "shared probability / overlap of the top 10, lowest over the capabilities: text-image 0.980 / 0.940",
+        "shared probability / overlap of the top 10 with the base, lowest over the capabilities: "
+        "text 0.970 / 0.930, image 0.980 / 0.940",
     ]
+    before = {name: value for name, value in events[1].items() if name != "shared"}  # as runs of before told it
+    assert next(overlap_lines([before])) == "overlap of the top 10, lowest over the capabilities: text-image 0.940"
     assert list(overlap_lines([])) == []
     (_, first), _ = overlaps_of(events)
-    assert first.at("text@2", "image@2", "image") == (0.49, 0.02)
+    assert first.at("text@2", "image@2", "image") == (0.49, 0.02, 0.98)
 
 
 def test_a_run_is_drawn_even_when_little_has_happened(tmp_path: Path) -> None:
