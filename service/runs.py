@@ -19,24 +19,20 @@ import re
 import uuid
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
-
-from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from adapters.names import shown
 from adapters.store import disk_full_as_user_error
 from adapters.store_root import sync
-from service.schemas import RunBranch, RunInfo
+from service.schemas import RunInfo
+from service.summaries import Position, Summary, summed, unread
 
 EVENTS, ROLLOUTS, RECORD = "events.jsonl", "rollouts", ".safetensors"
 MOST_AT_ONCE = 1000  # events taken from the queue, and then written with one fsync
 RUN_PATTERN = r"^[a-z][a-z0-9_-]{0,63}$"
-REWARD = "native/reward"
-"""The metric of a step that a run's summary shows."""
 
 _RUN = re.compile(RUN_PATTERN.strip("^$"))
 _READ_BYTES = 2**20  # of events in one piece of an answer: a follower from the beginning gets a long run in pieces
@@ -53,24 +49,6 @@ class EventQueue(Protocol):
     def forget(self, names: Sequence[str]) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Position:
-    """After so many lines, which are so many bytes."""
-
-    number: int = 0
-    offset: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """A run's events so far."""
-
-    end: Position
-    newest: str
-    """The queue's name of the last event."""
-    info: RunInfo
-
-
 class Runs:
     """The folder of all runs."""
 
@@ -80,7 +58,7 @@ class Runs:
         self.news = asyncio.Event()
         """Set, and replaced by another, when there may be more to read."""
         self._folder = folder
-        self._runs: dict[str, _Run] = {}
+        self._runs: dict[str, Summary] = {}
         if is_read_only:
             self.look()
             return
@@ -91,7 +69,7 @@ class Runs:
     def look(self) -> bool:
         """Reads what another process has written since; whether there was anything."""
         before = self._runs
-        self._runs = {run: _read(self._events(run), before.get(run, _unread(run))) for run in self._names()}
+        self._runs = {run: _read(self._events(run), before.get(run, unread(run))) for run in self._names()}
         return self._runs != before
 
     def _names(self) -> list[str]:
@@ -219,9 +197,7 @@ class Runs:
             lines.append(f"{text}\n".encode())
         if lines:
             _write(path, b"".join(lines), state.end.offset)
-        for line in lines:
-            state = _after(state, line)
-        self._runs[run] = state
+        self._runs[run] = summed(state, lines)
 
 
 def is_run(name: str) -> bool:
@@ -255,96 +231,19 @@ def _write(path: Path, data: bytes, size: int) -> None:
             sync(folder)
 
 
-def _load(run: str, path: Path) -> _Run:
+def _load(run: str, path: Path) -> Summary:
     """The state that a run's file tells. What is behind its last whole line is cut off."""
     if not path.exists():
-        return _unread(run)
-    state = _read(path, _unread(run))
+        return unread(run)
+    state = _read(path, unread(run))
     with path.open("r+b") as file:
         file.truncate(state.end.offset)
         os.fsync(file.fileno())
     return state
 
 
-def _unread(run: str) -> _Run:
-    now = datetime.now(UTC)
-    info = RunInfo(id=run, name="", state="running", branches={}, num_events=0, started=now, updated=now)
-    return _Run(Position(), "", info)
-
-
-def _read(path: Path, state: _Run) -> _Run:
+def _read(path: Path, state: Summary) -> Summary:
     """The state after all whole lines of the file."""
     with path.open("rb") as file:
         file.seek(state.end.offset)
-        for line in file:
-            if not line.endswith(b"\n"):
-                break
-            state = _after(state, line)
-    return state
-
-
-class _Loose(BaseModel):
-    """What is read of an event; the rest is for others, and trainers of other versions may write more."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class _Event(_Loose):
-    id: str
-    at: AwareDatetime
-    kind: Any = None
-
-
-class _RunEvent(_Loose):
-    state: str
-    name: str = ""
-    branches: dict[str, int] = {}
-
-
-class _StepEvent(_Loose):
-    branch: str
-    step: int
-    metrics: dict[str, float | None] = {}
-
-
-class _NoteEvent(_Loose):
-    branch: str
-    text: str
-
-
-def _after(state: _Run, line: bytes) -> _Run:
-    """The state when another line is in the file. A line that says nothing is counted all the same."""
-    end = Position(state.end.number + 1, state.end.offset + len(line))
-    info = state.info.model_copy(update={"num_events": end.number})
-    newest = state.newest
-    try:
-        members = json.loads(line)
-        event = _Event.model_validate(members)
-        newest = event.id
-        info = info.model_copy(update={"updated": event.at, "started": info.started if end.number > 1 else event.at})
-        if event.kind == "run":
-            run = _RunEvent.model_validate(members)
-            # Heads and rewards stay: a run that goes on tells its plan again.
-            plan = {name: _branch(info, name).model_copy(update={"last": last}) for name, last in run.branches.items()}
-            update = {"state": run.state, "name": run.name or info.name, "branches": {**info.branches, **plan}}
-            info = info.model_copy(update=update)
-        elif event.kind == "step":
-            step = _StepEvent.model_validate(members)
-            branch = _branch(info, step.branch)
-            if step.step >= branch.head:  # an older one is told late, or again: a head never goes back
-                reward = step.metrics.get(REWARD)
-                # It was told of rewards that are all alike: a higher one says that this is over.
-                notice = branch.notice if (reward or 0.0) <= (branch.reward or 0.0) else None
-                branch = branch.model_copy(update={"head": step.step, "reward": reward, "notice": notice})
-                info = info.model_copy(update={"branches": {**info.branches, step.branch: branch}})
-        elif event.kind == "unrewarded":
-            note = _NoteEvent.model_validate(members)
-            branch = _branch(info, note.branch).model_copy(update={"notice": note.text})
-            info = info.model_copy(update={"branches": {**info.branches, note.branch: branch}})
-    except ValueError as error:  # pydantic's errors are such, too; one bad event must not keep a service from starting
-        log.warning("%s: event %d cannot be understood: %s", info.id, end.number, shown(str(error)))
-    return _Run(end, newest, info)
-
-
-def _branch(info: RunInfo, name: str) -> RunBranch:
-    return info.branches.get(name, RunBranch(head=0))
+        return summed(state, takewhile(lambda line: line.endswith(b"\n"), file))

@@ -6,7 +6,6 @@ bytes a number, and read from the file once, as it grows. What is no step is kep
 Functions that read the file block: call them in threads.
 """
 
-import json
 import math
 import threading
 from array import array
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic_core import from_json
 
 SECONDS = "seconds"
 WAITING = f"{SECONDS}/waiting"
@@ -128,7 +128,7 @@ class Series:
                     break
                 self._offset += len(line)
                 self._number += 1
-                self._take(json.loads(line))
+                self._take(from_json(line))  # in half of the time that json takes
 
     def _take(self, event: Event) -> None:
         at = datetime.fromisoformat(event["at"]).timestamp()
@@ -137,10 +137,10 @@ class Series:
             self.notes.append(Note(self._number, event))
             return
         # Null is what JSON has for NaN: nobody was judged, for one.
-        metrics = {name: math.nan if value is None else value for name, value in event.get("metrics", {}).items()}
-        seconds = {f"{SECONDS}/{name}": value for name, value in event.get("seconds", {}).items()}
-        branch = self._branches.setdefault(event["branch"], _Branch())
-        branch.add(event["step"], at - self._began, event.get("phase", ""), {**metrics, **seconds})
+        numbers = {name: math.nan if value is None else value for name, value in event.get("metrics", {}).items()}
+        numbers |= {f"{SECONDS}/{name}": value for name, value in event.get("seconds", {}).items()}
+        branch = self._branches.get(event["branch"]) or self._branches.setdefault(event["branch"], _Branch())
+        branch.add(event["step"], at - self._began, event.get("phase", ""), numbers)
         # A step's warnings are read by people, so they lie with the notes and not in a column.
         if event.get("warnings"):
             shown = {name: event[name] for name in ("at", "branch", "step", "phase", "warnings") if name in event}
