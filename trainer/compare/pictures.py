@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from adapters.names import BASE
+from service import palette
 from trainer.compare.results import Results
 from trainer.evaluation.overlap import ALARM
 from trainer.plan.comparison import EXPERTS
@@ -37,10 +38,12 @@ def pictures(results: Results) -> dict[str, bytes]:
     images: dict[str, bytes] = {}
     for title, (has_data, draw) in drawings.items():
         if has_data:
-            figure = pyplot.figure(figsize=(12, 4), constrained_layout=True)
-            draw(results, figure)
-            file = io.BytesIO()
-            figure.savefig(file, dpi=110, format="png")
+            # Lines that name no colour, and C0, C1, ..., take those of branches.
+            with pyplot.rc_context({"axes.prop_cycle": pyplot.cycler(color=palette.COLOURS)}):
+                figure = pyplot.figure(figsize=(12, 4), constrained_layout=True)
+                draw(results, figure)
+                file = io.BytesIO()
+                figure.savefig(file, dpi=110, format="png")
             pyplot.close(figure)  # pyplot holds figures for ever otherwise
             images[title] = file.getvalue()
     return images
@@ -95,7 +98,7 @@ def _draw_series(results: Results, figure: Any) -> None:
         panel.set_xlabel("step")
         panel.legend(fontsize=8)
         if field == "shared":
-            panel.axhline(ALARM, color="grey", linewidth=0.8, linestyle=":")  # below it branches have drifted apart
+            panel.axhline(ALARM, color=palette.NEUTRAL, linewidth=0.8, linestyle=":")  # below it branches have drifted apart
 
 
 def _is_measured(results: Results, field: str) -> bool:
@@ -117,10 +120,10 @@ def _draw_phases(results: Results, figure: Any) -> None:
             [f"{NAMES.get(change.system, change.system)}, {PHASES[change.phase]}" for change in changes],
             [change.change.mean for change in changes],
             xerr=[change.change.half_width or 0 for change in changes],
-            color=["C0" if change.phase == "rlvr" else "C1" for change in changes],
+            color=[palette.PHASES[change.phase] for change in changes],
             capsize=3,
         )
-        panel.axvline(0, color="grey", linewidth=0.8)
+        panel.axvline(0, color=palette.NEUTRAL, linewidth=0.8)
         panel.locator_params(axis="x", nbins=4)  # thousandths are wide
         panel.set_title(title, fontsize=10)
 
@@ -136,7 +139,7 @@ def _draw_pulls(results: Results, figure: Any) -> None:
             bins = sorted(by_bin)
             middles = [(number + 0.5) * _SMOOTH for number in bins]
             panel.plot(middles, [float(np.mean(by_bin[number])) for number in bins], label=pair)
-        panel.axhline(0, color="grey", linewidth=0.8, linestyle=":")
+        panel.axhline(0, color=palette.NEUTRAL, linewidth=0.8, linestyle=":")
         panel.set_title(f"{system}: cosine of the capabilities' gradients", fontsize=10)
         panel.set_xlabel("step")
         panel.legend(fontsize=8)
