@@ -33,8 +33,6 @@ from adapters.errors import UserError
 from adapters.manifest import CONFIG, WEIGHTS
 from adapters.merge_inputs import (
     DTYPES,
-    LAYERS,
-    PREFIX,
     MergeBase,
     MergeInput,
     Shard,
@@ -48,7 +46,7 @@ from adapters.names import shown
 from adapters.store import disk_full_as_user_error
 from adapters.store_root import sync
 from adapters.tensor_files import safetensors_header
-from adapters.validate import TARGETS, BaseShape
+from adapters.validate import PREFIX, BaseShape
 
 _COPIED = {".json", ".jinja", ".txt", ".model"}
 """Files of the base that come along by their ending: settings, templates, tokenizers. No weights, and no card: the
@@ -163,11 +161,14 @@ def write_adapter(base: MergeBase, plan: MergePlan, target: Path) -> None:
     if plan.method == "ties":
         raise UserError(f"{target}: ties makes no adapter, its delta has every rank; take mean or svd")
     rank = plan.rank or sum(branch.adapter.rank for branch in plan.branches)
-    shapes = base.shape.shapes(rank)
+    # A projection that no branch trains has no keys: whoever goes on from the merge trains the same ones.
+    trained = [name for name in sorted(projections(base.shape)) if any(branch.has(name) for branch in plan.branches)]
+    keys = {f"{PREFIX}{name}.lora_{half}.weight" for name in trained for half in "AB"}
+    shapes = {key: shape for key, shape in base.shape.shapes(rank).items() if key in keys}
     with appearing(target) as draft:
         with (draft / WEIGHTS).open("wb") as file:
             file.write(safetensors_header(shapes, "F32"))
-            for projection in sorted(projections(base.shape)):
+            for projection in trained:
                 up_OR, down_RI = merged_factors(plan, projection)
                 for key, tensor in (("lora_A", down_RI), ("lora_B", up_OR)):
                     assert tensor.shape == shapes[f"{PREFIX}{projection}.{key}.weight"]
@@ -181,7 +182,7 @@ def write_adapter(base: MergeBase, plan: MergePlan, target: Path) -> None:
             "lora_alpha": rank,
             "lora_dropout": 0.0,
             "bias": "none",
-            "target_modules": sorted(TARGETS),
+            "target_modules": sorted({name.rpartition(".")[2] for name in trained}),
         }
         (draft / CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
         records = _branch_records(plan)
@@ -294,7 +295,8 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 def _record(base: MergeBase, plan: MergePlan, stats: FoldStats) -> Record:
     norm = math.sqrt(math.fsum(stats.squared_norms))
-    dtypes = {entry.dtype for shard in base.shards for entry in shard.entries if entry.key.startswith(LAYERS)}
+    layers = base.shape.architecture.layers
+    dtypes = {entry.dtype for shard in base.shards for entry in shard.entries if entry.key.startswith(layers)}
     return Record(
         base=base.name,
         base_digest=base.digest,

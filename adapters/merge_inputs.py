@@ -20,13 +20,9 @@ from adapters.manifest import WEIGHTS, base_digest, folder_digest, read_manifest
 from adapters.names import Ref, is_name, is_revision, shown
 from adapters.store import RETIRED
 from adapters.tensor_files import HALVES, MASTERS, header_problem
-from adapters.validate import Adapter, BaseShape, base_shape, check_adapter
+from adapters.validate import PREFIX, Adapter, BaseShape, base_shape, check_adapter
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-PREFIX = "base_model.model."
-"""What PEFT writes before a module's name in an adapter's keys."""
-LAYERS = "model.language_model.layers."
-
 _INDEX = "model.safetensors.index.json"
 _MAX_RANK = 2**16
 """Above every rank there is: nothing here has an engine's limit."""
@@ -76,9 +72,12 @@ class MergeInput:
     sizes: Mapping[str, tuple[int, int]]
     """Outputs and inputs of every projection of the base; an adapter need not have them all."""
 
+    def has(self, projection: str) -> bool:
+        return f"{PREFIX}{projection}.lora_A.weight" in self.weights.keys()  # noqa: SIM118, a file and no mapping
+
     def factors(self, projection: str) -> tuple[Tensor, Tensor]:
         """scale_k B_k [O, r] and A_k [r, I]: an adapter's delta is their product."""
-        if f"{PREFIX}{projection}.lora_A.weight" not in self.weights.keys():  # noqa: SIM118, a file and no mapping
+        if not self.has(projection):
             num_outputs, num_inputs = self.sizes[projection]
             return torch.zeros(num_outputs, self.adapter.rank), torch.zeros(self.adapter.rank, num_inputs)
         down_rI = self.weights.get_tensor(f"{PREFIX}{projection}.lora_A.weight").float()
@@ -142,14 +141,14 @@ def heads(store: Path) -> list[Ref]:
 def projections(shape: BaseShape) -> dict[str, tuple[int, int]]:
     """Outputs and inputs of every projection, by its module in the base."""
     return {
-        f"{LAYERS}{layer}.{name}": (num_outputs, num_inputs)
+        f"{shape.architecture.layers}{layer}.{name}": (num_outputs, num_inputs)
         for layer in range(shape.num_layers)
         for name, (num_inputs, num_outputs) in shape.projections.items()
     }
 
 
 def layer_of(projection: str) -> int:
-    return int(projection.removeprefix(LAYERS).split(".")[0])
+    return int(projection.split(".")[-3])  # before its part of the layer and its name: `...layers.7.mlp.up_proj`
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -20,6 +20,7 @@ from typing import Any, TypeGuard, cast
 
 from safetensors import safe_open
 
+from adapters.architectures import Architecture, read_architecture
 from adapters.errors import UserError
 from adapters.manifest import ADAPTER_FILES, CONFIG, OPTIMISER, WEIGHTS
 from adapters.names import shown
@@ -32,7 +33,8 @@ _IN_FLOAT32 = f"convert them: save_file({{k: v.float() for k, v in load_file(f).
 _NAMED = 2
 """Tensors or settings with one problem that are named; the rest is counted, for a wrong prefix is wrong 500 times."""
 
-_PREFIX = "base_model.model.model.language_model.layers."
+PREFIX = "base_model.model."
+"""What PEFT writes before a module's name in an adapter's keys."""
 _PROJECTIONS = {
     "self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"),
     "mlp": ("gate_proj", "up_proj", "down_proj"),
@@ -104,17 +106,23 @@ class InvalidAdapterError(UserError):
 class BaseShape:
     """The language model's sizes, as far as adapters depend on them."""
 
+    architecture: Architecture
     num_layers: int
     projections: Mapping[str, tuple[int, int]]
     """Inputs and outputs of `self_attn.q_proj` and the other six."""
+
+    @property
+    def prefix(self) -> str:
+        """What the keys of an adapter begin with, up to the layer's number."""
+        return f"{PREFIX}{self.architecture.layers}"
 
     def shapes(self, rank: int) -> dict[str, Shape]:
         """The shape of every tensor of an adapter, by its key."""
         shapes: dict[str, Shape] = {}
         for layer in range(self.num_layers):
             for name, (num_inputs, num_outputs) in self.projections.items():
-                shapes[f"{_PREFIX}{layer}.{name}.lora_A.weight"] = (rank, num_inputs)
-                shapes[f"{_PREFIX}{layer}.{name}.lora_B.weight"] = (num_outputs, rank)
+                shapes[f"{self.prefix}{layer}.{name}.lora_A.weight"] = (rank, num_inputs)
+                shapes[f"{self.prefix}{layer}.{name}.lora_B.weight"] = (num_outputs, rank)
         return shapes
 
 
@@ -132,14 +140,13 @@ class Adapter:
 
 
 def base_shape(folder: Path) -> BaseShape:
-    """The sizes of a Qwen3-VL checkpoint, from its config.json."""
+    """The sizes of a checkpoint's language model, from its config.json."""
+    architecture = read_architecture(folder)
     config = cast(dict[str, Any], json.loads((folder / "config.json").read_text()))
-    if config.get("model_type") != "qwen3_vl":
-        raise UserError(f"{folder}: model_type {config.get('model_type')!r}; take a base of type 'qwen3_vl'")
-    text = cast(dict[str, Any], config["text_config"])
+    text = cast(dict[str, Any], config["text_config"] if architecture.has_vision else config)
     hidden, inner, heads = int(text["hidden_size"]), int(text["intermediate_size"]), int(text["num_attention_heads"])
     head = int(text.get("head_dim") or hidden // heads)  # where it is given, it need not be hidden / heads
-    values = int(text["num_key_value_heads"]) * head
+    values = int(text.get("num_key_value_heads") or heads) * head
     sizes = {
         "q_proj": (hidden, heads * head),
         "k_proj": (hidden, values),
@@ -150,7 +157,7 @@ def base_shape(folder: Path) -> BaseShape:
         "down_proj": (inner, hidden),
     }
     projections = {f"{part}.{name}": sizes[name] for part, names in _PROJECTIONS.items() for name in names}
-    return BaseShape(int(text["num_hidden_layers"]), projections)
+    return BaseShape(architecture, int(text["num_hidden_layers"]), projections)
 
 
 def upload_limits(base: BaseShape, max_rank: int) -> dict[str, int]:
@@ -265,11 +272,11 @@ def _why_not(key: str, base: BaseShape) -> str:
     """What a key is that no projection has, and how its adapter becomes servable."""
     if "visual" in key:
         return "of the vision tower, which is frozen; train with exclude_modules='.*visual.*'"
-    if key.startswith(_PREFIX):
+    if key.startswith(base.prefix):
         return f"no projection of this base; train {', '.join(sorted(TARGETS))} of {base.num_layers} layers only"
     if "lm_head" in key or "embed_tokens" in key:
         return "outside the layers; train without it"
-    return f"not below {_PREFIX}; rename the keys"
+    return f"not below {base.prefix}; rename the keys"
 
 
 def _value_problems(path: Path, largest: Mapping[str, float], bound: float = math.inf) -> Iterator[str]:

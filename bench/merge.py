@@ -28,7 +28,6 @@ import torch
 from safetensors.torch import save_file
 
 from adapters.manifest import CONFIG, WEIGHTS
-from adapters.merge_inputs import LAYERS
 from adapters.validate import TARGETS, BaseShape, base_shape
 from bench.command import positive
 
@@ -100,7 +99,7 @@ def _shapes(shape: BaseShape) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield "model.language_model.embed_tokens.weight", (TEXT["vocab_size"], TEXT["hidden_size"])
     for layer in range(shape.num_layers):
         for name, (num_inputs, num_outputs) in shape.projections.items():
-            yield f"{LAYERS}{layer}.{name}.weight", (num_outputs, num_inputs)
+            yield f"{shape.architecture.layers}{layer}.{name}.weight", (num_outputs, num_inputs)
 
 
 def make_adapter(folder: Path, shape: BaseShape, rank: int, seed: int) -> Path:

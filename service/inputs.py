@@ -71,6 +71,7 @@ def _pixel_bytes(pixels: Image | Video) -> int:
 
 def prompt_ids(prompt: list[int] | schemas.Chat, images: int, videos: int, engine: Engine, where: str) -> list[int]:
     """Unexpanded ids whose pads match the media."""
+    check_vision(bool(images or videos) or _has_media(prompt), engine, where)
     if isinstance(prompt, schemas.Chat):
         ids = engine.chat_ids([message.model_dump() for message in prompt.messages])
     else:
@@ -78,11 +79,21 @@ def prompt_ids(prompt: list[int] | schemas.Chat, images: int, videos: int, engin
         check_ids(ids, engine, where)
     if not ids:
         raise InputError(where, "the prompt is empty")
-    for kind, media in (("image", images), ("video", videos)):
-        pads = ids.count(engine.pads[kind])
+    for kind, pad in engine.pads.items():
+        pads, media = ids.count(pad), images if kind == "image" else videos
         if pads != media:
             raise InputError(where, f"{pads} {kind} marks for {media} {kind}s; a prompt has one mark (one pad id) each")
     return ids
+
+
+def _has_media(prompt: list[int] | schemas.Chat) -> bool:
+    contents = [message.content for message in prompt.messages] if isinstance(prompt, schemas.Chat) else []
+    return any(isinstance(part, schemas.MediaPart) for content in contents for part in content)
+
+
+def check_vision(has_media: bool, engine: Engine, where: str) -> None:
+    if has_media and not engine.pads:
+        raise InputError(where, "the base reads text alone; leave images and videos out, or serve one with vision")
 
 
 def completion_ids(completion: list[int] | str, engine: Engine, where: str) -> list[int]:

@@ -34,6 +34,7 @@ from PIL.Image import Image
 
 from adapters.errors import UserError
 from service import logs
+from service.chats import for_template
 from service.engine.finite import COUNT_NANS, NotFiniteError, fail_corrupted, zero_new_blocks
 from service.media import Video
 from service.publishing.registry import AdapterLoadError, Dtype
@@ -117,11 +118,12 @@ class Engine:
         self.tokenizer: Any = client.get_tokenizer()
         self.eos_id: int = self.tokenizer.eos_token_id
         config = client.model_config.hf_config
-        self.pads: dict[str, int] = {"image": config.image_token_id, "video": config.video_token_id}
-        """The pad token of each kind of media."""
+        pads = {kind: getattr(config, f"{kind}_token_id", None) for kind in ("image", "video")}
+        self.pads: dict[str, int] = {kind: id for kind, id in pads.items() if id is not None}
+        """The pad token of each kind of media; none of a base without vision."""
         self.pad_texts: list[str] = [self.tokenizer.convert_ids_to_tokens(id) for id in self.pads.values()]
         """As they are written in a text, where the tokenizer takes them for the tokens."""
-        self.vocabulary_size: int = config.text_config.vocab_size
+        self.vocabulary_size: int = config.get_text_config().vocab_size
         # The model has more rows than the tokenizer has tokens: such an id could be sampled and never be decoded. Pad
         # tokens in a completion could not be scored afterwards, since the engine would expand them.
         undecodable = range(len(self.tokenizer), self.vocabulary_size)
@@ -134,7 +136,9 @@ class Engine:
 
     def chat_ids(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """Messages through the base's chat template; one pad token for each image or video."""
-        return list(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))
+        return list(
+            self.tokenizer.apply_chat_template(for_template(messages), add_generation_prompt=True, return_dict=False)
+        )
 
     def text_ids(self, text: str) -> list[int]:
         """A text alone, without any mark."""
@@ -143,6 +147,8 @@ class Engine:
     @property
     def image_pixels(self) -> tuple[int, int]:
         """The least and the most pixels of an image, by the base's own processor."""
+        if not self.pads:
+            return 1, 1  # nobody sends any
         size = self._client.renderer.get_mm_processor().info.get_image_processor().size
         return int(size["shortest_edge"]), int(size["longest_edge"])
 

@@ -24,7 +24,7 @@ from service.engine.vllm import EngineDiedError
 from service.http.admission import prompts_of, tokens_of_openai
 from service.http.bodies import JsonRoute
 from service.http.problems import ProblemError
-from service.inputs import InputError, check_ids
+from service.inputs import InputError, check_ids, check_vision
 from service.media import encode_image
 from service.mediastore import is_id
 from service.openai_schemas import ChatRequest, CompletionRequest, ImagePart
@@ -52,6 +52,7 @@ async def chat(body: ChatRequest, state: State) -> Response:
     if body.tools and state.settings.engine.tool_parser is None:
         raise InputError("tools", "this service has no parser of tool calls; start it with --tool-parser=hermes")
     images = [part.image_url.url for part in _images(body)]
+    check_vision(bool(images), state.engine, "messages")
     if len(images) > state.settings.media.max_images:
         raise InputError("messages", f"{len(images)} images; at most {state.settings.media.max_images} are taken")
     for url in images:

@@ -316,8 +316,14 @@ def test_upload_limits_let_the_largest_adapter_in(adapter):
 
 
 def test_another_kind_of_base_is_told(tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(UserError, match="model_type 'llama'; take a base of type 'qwen3_vl'"):
+    (tmp_path / "config.json").write_text('{"model_type": "gemma3"}')
+    with pytest.raises(UserError, match="model_type 'gemma3'; take a base of type qwen3_vl, qwen3, llama"):
+        base_shape(tmp_path)
+
+
+def test_a_base_whose_layers_see_a_window_alone_is_told(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3", "use_sliding_window": true}')
+    with pytest.raises(UserError, match="use_sliding_window: its layers see a part of their context; take a base"):
         base_shape(tmp_path)
 
 

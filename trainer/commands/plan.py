@@ -100,7 +100,7 @@ def lines(plan: Plan, recipe: Recipe, shape: memory.Shape) -> Iterator[tuple[str
     yield ("all", "", f"{whole.steps} steps", "", "", *_numbers(whole))
     stored = stored_bytes(recipe, shape, branches=len(plan.starts), phase_ends=plan.phase_ends)
     # In float32: the masters and Adam's two moments.
-    step_bytes = memory.lora_parameters(shape, recipe.lora.rank) * 12
+    step_bytes = memory.lora_parameters(shape, recipe.lora.rank, recipe.lora.modules) * 12
     yield ("disk", "", f"{step_bytes / GB:.3g} GB a step", f"at most {stored / GB:.3g} GB kept", "", "", "", "")
     largest, records = max((record_bytes(step, recipe) for step in plan.steps), default=0), kept_rollouts(plan, recipe)
     steps = "all steps" if records.steps is None else f"the last {records.steps}"

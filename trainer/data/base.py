@@ -1,21 +1,19 @@
-"""Where a recipe's base lies, and whether it has the words that the recipe asks about."""
+"""Where a recipe's base lies, and whether it can take what the recipe asks: the words, and the media."""
 
 from pathlib import Path
 
+from adapters.architectures import read_architecture
 from adapters.base import locate
 from adapters.errors import UserError
+from trainer.miniature.capabilities import capability
 from trainer.miniature.words import building, without_words
-from trainer.recipe import MiniatureData, Recipe
+from trainer.recipe import Data, DatasetData, MiniatureData, Recipe
 
 
 def base_of(recipe: Recipe) -> Path:
-    """The folder of the base. A UserError if there is none, or if its base cannot read the miniature's questions."""
-    capabilities = recipe.capabilities.values()
-    sources = [capability.data for capability in capabilities]
-    sources += [capability.held_out for capability in capabilities if capability.held_out is not None]
-    sources += [benchmark.data for benchmark in recipe.evaluation.sets.values()]
+    """The folder of the base. A UserError if there is none, or if its base cannot read what is asked."""
     name = recipe.base.name
-    toys = list(dict.fromkeys(data.name for data in sources if isinstance(data, MiniatureData)))
+    toys = list(dict.fromkeys(data.name for data in recipe.data.values() if isinstance(data, MiniatureData)))
     try:
         folder = locate(name)
     except UserError as error:
@@ -27,4 +25,17 @@ def base_of(recipe: Recipe) -> Path:
         raise UserError(
             f"base.name: {name} has no words for {', '.join(missing)}; `{building(toys, 'DIR')}` trains one that has"
         )
+    architecture = read_architecture(folder)
+    shown = [path for path, data in recipe.data.items() if _has_media(data)]
+    if shown and not architecture.has_vision:
+        raise UserError(
+            f"base.name: {name} ({architecture.model_type}) reads text alone, and {', '.join(shown)} "
+            f"{'has' if len(shown) == 1 else 'have'} images or videos; take a base with vision, or leave them out"
+        )
     return folder
+
+
+def _has_media(data: Data) -> bool:
+    if isinstance(data, MiniatureData):
+        return capability(data.name).media != "none"
+    return isinstance(data, DatasetData) and bool(data.columns.images or data.columns.videos)

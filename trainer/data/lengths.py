@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from adapters.errors import UserError
+from service.chats import for_template
 from service.media import Pixels, Sampling, Sizing, fitting_size
 from trainer.data.datasets import PromptSet
 from trainer.data.prompts import Prompts
@@ -57,7 +58,8 @@ def within(prompts: PromptSet, capability: str, tokenizer: Any, media_limits: Me
             return f"more than media.max_images = {media_limits.max_images} images"
         if len(sizes.videos) > media_limits.max_videos:
             return f"more than media.max_videos = {media_limits.max_videos} videos"
-        chat = tokenizer.apply_chat_template(sizes.messages, add_generation_prompt=True, return_dict=False)
+        messages = for_template(sizes.messages)  # as the service does, or other tokens would be counted
+        chat = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
         # Less 1 each: the template has one mark for a medium already, which its tokens replace.
         media = sum(image_tokens(size, pixels.images) - 1 for size in sizes.images)
         media += sum(most_video_tokens(header, pixels, stamp) - 1 for header in sizes.videos)

@@ -18,10 +18,10 @@ def shape_in(base: Path) -> memory.Shape:
     config = base / "config.json"
     try:
         return memory.shape_of(json.loads(config.read_text()))
+    except UserError as error:
+        raise UserError(f"{config}: {error}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{config}: cannot be read as the config of a Qwen3-VL ({error!r}); set base.name to one"
-        ) from None
+        raise UserError(f"{config}: cannot be read as the config of a base ({error!r}); set base.name to one") from None
 
 
 def parts_of(recipe: Recipe, shape: memory.Shape, *, on_gpu: bool) -> tuple[memory.MemoryPart, ...]:
@@ -44,6 +44,7 @@ def parts_of(recipe: Recipe, shape: memory.Shape, *, on_gpu: bool) -> tuple[memo
         branches=len(recipe.branches),
         tokens=recipe.budget.tokens_per_micro_batch,
         on_gpu=on_gpu,
+        modules=recipe.lora.modules,
     )
     return (*service, *worker)
 
@@ -82,14 +83,14 @@ def dtype_rows(recipe: Recipe, cards: Sequence[Card]) -> Iterator[MachineFact]:
 def served_row(recipe: Recipe, shape: memory.Shape) -> MachineFact:
     """Whether the served copies of the adapters have room."""
     # An upper bound: as many again as there are slots, two bytes a parameter.
-    served = 2 * recipe.engine.max_loras * memory.lora_parameters(shape, recipe.lora.rank) * 2
+    served = 2 * recipe.engine.max_loras * memory.lora_parameters(shape, recipe.lora.rank, recipe.lora.modules) * 2
     cache = Path(recipe.engine.adapter_cache)
     return room_row("served adapters", served, cache, "set engine.adapter_cache to a larger place")
 
 
 def stored_bytes(recipe: Recipe, shape: memory.Shape, *, branches: int, phase_ends: int) -> int:
     """The most that a run's revisions take, with so many ends of phases in each branch."""
-    adapter = memory.lora_parameters(shape, recipe.lora.rank)
+    adapter = memory.lora_parameters(shape, recipe.lora.rank, recipe.lora.modules)
     keep_last = recipe.budget.keep_last
     return memory.store_bytes(adapter, branches=branches, keep_last=keep_last, phase_ends=phase_ends)
 
@@ -138,6 +139,7 @@ def _knobs(recipe: Recipe, shape: memory.Shape) -> tuple[tuple[memory.Knob, ...]
         rank=recipe.lora.rank,
         branches=len(recipe.branches),
         sequence=rollout.max_prompt_tokens + rollout.max_completion_tokens,
+        modules=recipe.lora.modules,
     )
     return service, worker
 

@@ -7,9 +7,12 @@ out, so a run wants a few GiB to spare.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from adapters.architectures import architecture_of
+from trainer.recipe import TARGET_MODULES
 
 GIB = 2**30
 SPARE = GIB
@@ -28,7 +31,7 @@ _WORKER_ON_CPU = 700_000_000
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A Qwen3-VL, as far as its memory goes."""
+    """A base, as far as its memory goes."""
 
     hidden: int
     layers: int
@@ -40,6 +43,9 @@ class Shape:
     tied: bool
     """The output matrix is the embedding."""
     vision_parameters: int
+    """0 without vision."""
+    has_head_norms: bool = True
+    """Norms of queries and keys, which Qwen3 has and Llama has not."""
 
     @property
     def projections(self) -> tuple[tuple[int, int], ...]:
@@ -58,7 +64,7 @@ class Shape:
 
     @property
     def parameters(self) -> int:
-        norms = 2 * self.hidden + 2 * self.head_dim  # before attention and MLP; of queries and keys
+        norms = 2 * self.hidden + 2 * self.head_dim * self.has_head_norms  # before attention and MLP; of queries, keys
         layer = sum(inputs * outputs for inputs, outputs in self.projections) + norms
         embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
         return self.layers * layer + embeddings + self.hidden + self.vision_parameters  # `hidden`: the last norm
@@ -93,26 +99,32 @@ class Lowered:
 
 def shape_of(config: Mapping[str, Any]) -> Shape:
     """The shape of the checkpoint with this `config.json`."""
-    text, vision = config["text_config"], config["vision_config"]
+    architecture = architecture_of(dict(config))
+    text = config["text_config"] if architecture.has_vision else config
     return Shape(
         hidden=text["hidden_size"],
         layers=text["num_hidden_layers"],
         heads=text["num_attention_heads"],
-        kv_heads=text["num_key_value_heads"],
+        kv_heads=text.get("num_key_value_heads") or text["num_attention_heads"],
         head_dim=text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"],
         intermediate=text["intermediate_size"],
         vocabulary=text["vocab_size"],
         tied=config.get("tie_word_embeddings", text.get("tie_word_embeddings", False)),
-        vision_parameters=vision_parameters(
-            hidden=vision["hidden_size"],
-            layers=vision["depth"],
-            intermediate=vision["intermediate_size"],
-            outputs=vision["out_hidden_size"],
-            positions=vision["num_position_embeddings"],
-            mergers=1 + len(vision["deepstack_visual_indexes"]),
-            patch=vision["patch_size"] ** 2 * vision["temporal_patch_size"] * vision["in_channels"],
-            merge=vision["spatial_merge_size"] ** 2,
-        ),
+        vision_parameters=_vision_parameters(config["vision_config"]) if architecture.has_vision else 0,
+        has_head_norms=architecture.model_type != "llama",
+    )
+
+
+def _vision_parameters(vision: Mapping[str, Any]) -> int:
+    return vision_parameters(
+        hidden=vision["hidden_size"],
+        layers=vision["depth"],
+        intermediate=vision["intermediate_size"],
+        outputs=vision["out_hidden_size"],
+        positions=vision["num_position_embeddings"],
+        mergers=1 + len(vision["deepstack_visual_indexes"]),
+        patch=vision["patch_size"] ** 2 * vision["temporal_patch_size"] * vision["in_channels"],
+        merge=vision["spatial_merge_size"] ** 2,
     )
 
 
@@ -137,14 +149,19 @@ def _qwen(hidden: int, layers: int, heads: int, intermediate: int, vision: int, 
 
 
 KNOWN_SHAPES = {
+    "Qwen/Qwen3-0.6B": _qwen(1024, 28, 16, 3072, 0, tied=True),
+    "Qwen/Qwen3-1.7B": _qwen(2048, 28, 16, 6144, 0, tied=True),
+    "Qwen/Qwen3-4B": _qwen(2560, 36, 32, 9728, 0, tied=True),
+    "Qwen/Qwen3-8B": _qwen(4096, 36, 32, 12_288, 0, tied=False),
     "Qwen/Qwen3-VL-2B-Instruct": _qwen(2048, 28, 16, 6144, 406_957_056, tied=True),
     "Qwen/Qwen3-VL-4B-Instruct": _qwen(2560, 36, 32, 9728, 415_347_712, tied=True),
     "Qwen/Qwen3-VL-8B-Instruct": _qwen(4096, 36, 32, 12_288, 576_388_336, tied=False),
 }
 
 
-def lora_parameters(shape: Shape, rank: int) -> int:
-    return shape.layers * rank * sum(inputs + outputs for inputs, outputs in shape.projections)
+def lora_parameters(shape: Shape, rank: int, modules: Collection[str] = TARGET_MODULES) -> int:
+    sizes = [sum(size) for name, size in zip(TARGET_MODULES, shape.projections, strict=True) if name in modules]
+    return shape.layers * rank * sum(sizes)
 
 
 def kv_bytes_per_token(shape: Shape, element: int) -> int:
@@ -189,10 +206,17 @@ def service_parts(
 
 
 def worker_parts(
-    shape: Shape, *, element: int, rank: int, branches: int, tokens: int, on_gpu: bool
+    shape: Shape,
+    *,
+    element: int,
+    rank: int,
+    branches: int,
+    tokens: int,
+    on_gpu: bool,
+    modules: Collection[str] = TARGET_MODULES,
 ) -> tuple[MemoryPart, ...]:
     """What one worker with all branches takes: one base copy, gradients of the one branch that updates."""
-    adapter = lora_parameters(shape, rank)
+    adapter = lora_parameters(shape, rank, modules)
     queries = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
     # With recomputation: the input of each layer is kept, and the inside of one layer at a time, once forward and once
     # as gradients.
@@ -245,7 +269,14 @@ def service_knobs(
 
 
 def worker_knobs(
-    shape: Shape, *, element: int, tokens: int, rank: int, branches: int, sequence: int
+    shape: Shape,
+    *,
+    element: int,
+    tokens: int,
+    rank: int,
+    branches: int,
+    sequence: int,
+    modules: Collection[str] = TARGET_MODULES,
 ) -> tuple[Knob, ...]:
     """What makes the worker smaller, down to micro-batches of one full sequence."""
     # A token's share is what the sum grows by: all of it is linear in tokens.
@@ -255,7 +286,7 @@ def worker_knobs(
     )
     thousands = tuple(range((tokens - 1) // 1024 * 1024, sequence, -1024))
     choices = (*thousands, sequence) if sequence < tokens else ()
-    states = lora_parameters(shape, 1) * (branches * (_MASTER + _MOMENTS) + _GRADIENT)
+    states = lora_parameters(shape, 1, modules) * (branches * (_MASTER + _MOMENTS) + _GRADIENT)
     return (
         Knob("budget.tokens_per_micro_batch", tokens, choices, with_token - without),
         Knob("lora.rank", rank, _halvings(rank), states),

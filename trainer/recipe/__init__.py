@@ -6,8 +6,7 @@ is said with the path of the key and the remedy.
 
 Left out: files and overrides (`file`); where things listen and how long they wait (settings of the service and
 the worker, because they do not change what is computed); LoRA dropout (always 0, log-probabilities must repeat),
-rank-stabilised scaling (set `lora.alpha`) and the choice of target modules (`TARGET_MODULES`, the engine serves no
-others rightly).
+rank-stabilised scaling (set `lora.alpha`) and targets beside `TARGET_MODULES` (the engine serves no others rightly).
 """
 
 from typing import Any, Self, cast

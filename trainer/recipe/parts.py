@@ -1,13 +1,14 @@
 """The sections of a recipe for what stays the same through a run: the base, its adapters, the engine, media."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from adapters.names import check_name
 
-TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""The projections that have adapters, in every layer of the language model. The engine serves no others rightly."""
+TargetModule = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+TARGET_MODULES: tuple[TargetModule, ...] = get_args(TargetModule)
+"""The projections that may have adapters, in every layer of the language model. The engine serves no others rightly."""
 ENGINE_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The values that vLLM takes for `max_lora_rank`; an adapter of a rank between two is served under the larger one."""
 
@@ -34,7 +35,7 @@ class BaseConfig(Section):
 
 
 class LoraConfig(Section):
-    """The adapters: one shape for all branches, on the seven projections of the language model."""
+    """The adapters: one shape for all branches, on projections of the language model."""
 
     rank: int = Field(default=64, ge=1, le=ENGINE_RANKS[-1])
     """The inner dimension of A and B. A higher one can learn more and takes more memory, in the engine too."""
@@ -44,6 +45,18 @@ class LoraConfig(Section):
     shared_init: bool = True
     """The first A: the same random one in all branches (B is 0), as the method asks. With false each draws its own,
     and deltas of branches are nearly orthogonal."""
+    modules: tuple[TargetModule, ...] = Field(
+        default=TARGET_MODULES, exclude_if=lambda modules: modules == TARGET_MODULES
+    )
+    """The projections that an adapter changes, in every layer; all seven learn most. Fewer take less memory."""
+
+    @field_validator("modules")
+    @classmethod
+    def _in_one_order(cls, modules: tuple[TargetModule, ...]) -> tuple[TargetModule, ...]:
+        if not modules:
+            raise ValueError(f"an adapter of nothing; name some of {', '.join(TARGET_MODULES)}")
+        # The same projections in another order, or named twice, are the same run.
+        return tuple(module for module in TARGET_MODULES if module in modules)
 
     @property
     def scale(self) -> float:

@@ -159,7 +159,8 @@ class Learner:
         branch_seed = self._seeds.get(branch, self._seed)
         # With `shared_init` all branches draw the same A: their deltas live in one subspace and can be averaged.
         seed = f"{branch_seed}" if self._lora.shared_init else f"{branch_seed} {branch}"
-        self._policy.adapters.add(branch, rank=self._lora.rank, alpha=self._lora.alpha, seed=seed)
+        lora = self._lora
+        self._policy.adapters.add(branch, rank=lora.rank, alpha=lora.alpha, seed=seed, modules=lora.modules)
         config = self._optimiser_config
         warms_up = config.on_fork == "warmup" and branch in self._forks
         self._optimisers[branch] = Optimiser(

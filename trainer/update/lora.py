@@ -1,4 +1,4 @@
-"""LoRA on the seven projections of the language model: several adapters on one frozen base copy.
+"""LoRA on projections of the language model, seven at most: several adapters on one frozen base copy.
 
 Masters are float32 and are cast to the base's dtype in the forward pass, as the engine does, with the scale folded
 into B (a power of two: nothing is rounded twice). On disk an adapter is PEFT's format.
@@ -10,7 +10,7 @@ Axes: r rank, I inputs, O outputs, X all other axes of the activations.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,7 @@ from torch import Tensor, nn
 
 from adapters.errors import UserError
 from adapters.manifest import CONFIG, WEIGHTS
-from adapters.validate import TARGETS, Adapter
-
-_PREFIX = "base_model.model.model.language_model."
+from adapters.validate import PREFIX, TARGETS, Adapter
 
 
 class LoraLinear(nn.Module):
@@ -54,7 +52,9 @@ class LoraLinear(nn.Module):
 class Adapters:
     """The adapters of a language model, whose projections it wraps."""
 
-    def __init__(self, language_model: nn.Module) -> None:
+    def __init__(self, language_model: nn.Module, path: str) -> None:
+        """`path`: where the language model lies in the base, with its dot."""
+        self._prefix = f"{PREFIX}{path}"
         self._layers: dict[str, LoraLinear] = {}
         for name, module in list(language_model.named_modules()):  # a list: wrapping changes what is walked
             parent, _, child = name.rpartition(".")
@@ -68,10 +68,12 @@ class Adapters:
     def names(self) -> tuple[str, ...]:
         return tuple(self._shapes)
 
-    def add(self, name: str, *, rank: int, alpha: int, seed: int | str) -> None:
-        """A new adapter, B = 0: the base itself. Equal seeds give equal A."""
+    def add(self, name: str, *, rank: int, alpha: int, seed: int | str, modules: Collection[str] = TARGETS) -> None:
+        """A new adapter of these projections, B = 0: the base itself. Equal seeds give equal A."""
         assert name not in self._shapes
         for layer_name, layer in self._layers.items():
+            if layer_name.rpartition(".")[2] not in modules:
+                continue
             weight = layer.base.weight
             # PEFT's Kaiming uniform, from a stream of chance for each layer: the layers' order does not matter.
             stream = hashlib.sha256(f"{seed} {layer_name}".encode()).digest()
@@ -87,17 +89,17 @@ class Adapters:
     def remove(self, name: str) -> None:
         self.select(None)  # else the layers would go on holding its parameters
         del self._shapes[name]
-        for layer in self._layers.values():
+        for _, layer in self._layers_of(name):
             del layer.down_rI[name], layer.up_Or[name]
 
     def select(self, name: str | None) -> None:
         """Which adapter is computed; None is the base."""
+        for layer in self._layers.values():  # all: another adapter may have projections that this one has not
+            layer.active = None
         if name is None:
-            for layer in self._layers.values():
-                layer.active = None
             return
         rank, alpha = self._shapes[name]
-        for layer in self._layers.values():
+        for _, layer in self._layers_of(name):
             layer.active = (layer.down_rI[name], layer.up_Or[name], alpha / rank)
 
     def parameters(self, name: str) -> dict[str, nn.Parameter]:
@@ -105,16 +107,21 @@ class Adapters:
         return dict(self._parameters(name))
 
     def _parameters(self, name: str) -> Iterator[tuple[str, nn.Parameter]]:
-        for layer_name, layer in sorted(self._layers.items()):
-            yield f"{_PREFIX}{layer_name}.lora_A.weight", layer.down_rI[name]
-            yield f"{_PREFIX}{layer_name}.lora_B.weight", layer.up_Or[name]
+        for layer_name, layer in self._layers_of(name):
+            yield f"{self._prefix}{layer_name}.lora_A.weight", layer.down_rI[name]
+            yield f"{self._prefix}{layer_name}.lora_B.weight", layer.up_Or[name]
+
+    def _layers_of(self, name: str) -> list[tuple[str, LoraLinear]]:
+        """The projections that an adapter has, sorted."""
+        return [(layer_name, layer) for layer_name, layer in sorted(self._layers.items()) if name in layer.down_rI]
 
     def save(self, name: str, folder: Path) -> None:
         """PEFT's two files. Parameters in a fixed order and nothing of the moment: equal adapters are equal bytes."""
         rank, alpha = self._shapes[name]
         save_file({key: value.detach().cpu() for key, value in self._parameters(name)}, folder / WEIGHTS)
         config: Any = LoraConfig(r=rank, lora_alpha=alpha, inference_mode=True, task_type="CAUSAL_LM")
-        settings = config.to_dict() | {"target_modules": sorted(TARGETS)}  # a set has no order to repeat
+        modules = {layer_name.rpartition(".")[2] for layer_name, _ in self._layers_of(name)}
+        settings = config.to_dict() | {"target_modules": sorted(modules)}  # a set has no order to repeat
         (folder / CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
     def load(self, name: str, folder: Path) -> None:
@@ -131,6 +138,8 @@ class Adapters:
                 f"{name}: starts with an adapter of rank {source.rank}; set lora.rank to {source.rank} or more"
             )
         values = load_file(folder / WEIGHTS)
+        if foreign := sorted({key.split(".")[-3] for key in values.keys() - self.parameters(name).keys()}):
+            raise UserError(f"{name}: starts with an adapter of {', '.join(foreign)} too; add them to lora.modules")
         with torch.no_grad():
             for key, parameter in self._parameters(name):
                 if "lora_A" in key and key in values:

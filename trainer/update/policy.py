@@ -1,11 +1,13 @@
-"""The policy: a frozen Qwen3-VL with several LoRA adapters, and the log-probabilities of a pack under one of them.
+"""The policy: a frozen base with several LoRA adapters, and the log-probabilities of a pack under one of them.
 
 One copy of the base, whatever the number of adapters. The model's own forward pass runs over a whole pack at once
-(`packing`), with its attention (`attention`) and with media seen once a prompt (`vision`).
+(`packing`), with its attention (`attention`) and with media seen once a prompt (`vision`). The base is a Qwen3-VL, or a
+model that reads text alone (`adapters.architectures`).
 
 Left out: sampling (the service does that) and training (`update`, `optim`).
 
-Axes: T tokens of a pack, N predicted tokens, K chosen ids of each, D hidden size, M media tokens, L deep layers.
+Axes: T tokens of a pack, N predicted tokens, K chosen ids of each, D hidden size, M media tokens, L deep layers, A axes
+of a position.
 """
 
 from pathlib import Path
@@ -13,26 +15,32 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor
+from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
+from adapters.architectures import architecture_of, read_architecture
 from service.media import Pixels
 from trainer.update import attention
 from trainer.update.logprobs import Logprobs, chosen_logprobs
 from trainer.update.lora import Adapters
 from trainer.update.packing import Pack, text_pack
 from trainer.update.sharding import is_sharded, shard_layers
-from trainer.update.vision import Seen, Vision
+from trainer.update.vision import Blind, Seen, Vision
 
 
 class Policy:
     def __init__(
-        self, model: Qwen3VLForConditionalGeneration, processor: Qwen3VLProcessor, pixels: Pixels | None = None
+        self, model: PreTrainedModel, processor: Qwen3VLProcessor | None = None, pixels: Pixels | None = None
     ) -> None:
+        """`processor` is that of a base with vision."""
         model.requires_grad_(False).eval()
         self._model: Any = model
-        self._language: Any = model.model.language_model
-        self.adapters = Adapters(self._language)
-        self.vision = Vision(model, processor, pixels)
+        path = architecture_of(model.config.to_dict()).language
+        self._language: Any = model.get_submodule(path.removesuffix("."))
+        self.adapters = Adapters(self._language, path)
+        self.vision: Vision | Blind = Blind(model.device)
+        if processor is not None:
+            assert isinstance(model, Qwen3VLForConditionalGeneration)
+            self.vision = Vision(model, processor, pixels)
         self.packs = 0
         """How many were computed."""
 
@@ -92,9 +100,11 @@ class Policy:
             deep_LMD = torch.cat([prompt.deep_LMD for prompt in seen if prompt.deep_LMD is not None], dim=1)
             embedded_TD[is_media_T] = features_MD.to(embedded_TD.dtype)
             media = {"visual_pos_masks": is_media_T[None], "deepstack_visual_embeds": list(deep_LMD)}
+        positions_AT = _positions(seen, pack).to(self.device)
         output = self._language(
             inputs_embeds=embedded_TD[None],
-            position_ids=_positions(seen, pack).to(self.device)[:, None],
+            # [3, 1, T] where a position has three axes; [1, T] where there is one, which stands for the row as well.
+            position_ids=positions_AT[:, None] if len(positions_AT) > 1 else positions_AT,
             use_cache=False,
             layout=attention.layout(pack.spans, self.device),
             **media,
@@ -111,21 +121,30 @@ def load_policy(
     shard: bool = False,
 ) -> Policy:
     """The base of a folder, frozen; with `shard` each of several processes has its part of the layers."""
-    model: Any = Qwen3VLForConditionalGeneration.from_pretrained(
-        base, dtype=getattr(torch, dtype), attn_implementation={"text_config": attention.NAME, "vision_config": "sdpa"}
-    )
-    if shard:  # a layer at a time, before the rest: the device need not have room for all of it
-        shard_layers(model.model.language_model, torch.device(device))
-    return Policy(model.to(device), Qwen3VLProcessor.from_pretrained(base), pixels)
+    settings: dict[str, Any] = {"dtype": getattr(torch, dtype), "attn_implementation": attention.NAME}
+    if not read_architecture(base).has_vision:
+        text_model: Any = AutoModelForCausalLM.from_pretrained(base, **settings)
+        return Policy(_placed(text_model, device, shard))
+    settings["attn_implementation"] = {"text_config": attention.NAME, "vision_config": "sdpa"}
+    model: Any = Qwen3VLForConditionalGeneration.from_pretrained(base, **settings)
+    return Policy(_placed(model, device, shard), Qwen3VLProcessor.from_pretrained(base), pixels)
+
+
+def _placed(model: Any, device: str | torch.device, shard: bool) -> Any:
+    """The model on its device. A layer at a time where it is sharded: the device need not have room for all of it."""
+    if shard:
+        path = architecture_of(model.config.to_dict()).language
+        shard_layers(model.get_submodule(path.removesuffix(".")), torch.device(device))
+    return model.to(device)
 
 
 def _positions(seen: list[Seen], pack: Pack) -> Tensor:
-    """[3, T]: after the prompt every completion starts at the same position."""
+    """[A, T]: after the prompt every completion starts at the same position."""
     positions: list[Tensor] = []
     for prompt, span in zip(seen, pack.spans, strict=True):
         longest = max(span.completions)
         # From the largest position on, not from the prompt's length: media take fewer positions than tokens.
-        rising_C = torch.arange(longest, device=prompt.positions_3P.device) + prompt.positions_3P.max() + 1
-        positions.append(prompt.positions_3P)
-        positions += [rising_C[:length].expand(3, -1) for length in span.completions]
+        rising_C = torch.arange(longest, device=prompt.positions_AP.device) + prompt.positions_AP.max() + 1
+        positions.append(prompt.positions_AP)
+        positions += [rising_C[:length].expand(len(prompt.positions_AP), -1) for length in span.completions]
     return torch.cat(positions, dim=1)

@@ -4,7 +4,8 @@ The tower has no adapter, so its features are computed without gradient and serv
 a step. Pixels come from the service's decoder with the service's settings, so engine and trainer see the same. The
 expanded ids are the engine's; that they hold as many pads as the features have rows is checked here.
 
-Axes: P tokens of a prompt, M tokens of media among them, D hidden size, L layers that take deep features.
+Axes: A axes of a position (time, height and width; one without vision), P tokens of a prompt, M tokens of media among
+them, D hidden size, L layers that take deep features.
 """
 
 import hashlib
@@ -25,7 +26,7 @@ from trainer.parts import Rollout
 class Seen:
     """A prompt as the language model takes it."""
 
-    positions_3P: Tensor
+    positions_AP: Tensor
     is_media_P: Tensor
     features_MD: Tensor | None
     deep_LMD: Tensor | None
@@ -108,6 +109,22 @@ class Vision:
             return_tensors="pt",
         )
         return processed["pixel_values_videos"], processed["video_grid_thw"]
+
+
+class Blind:
+    """Prompts of a base without vision: their tokens stand one after another."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def __call__(self, rollout: Rollout) -> Seen:
+        has_media = bool(rollout.prompt.images or rollout.prompt.videos)
+        assert not has_media, "refused before a run begins"
+        positions_1P = torch.arange(len(rollout.ids_P), device=self._device)[None]
+        return Seen(positions_1P, torch.zeros_like(positions_1P[0], dtype=torch.bool), None, None)
+
+    def forget(self) -> None:
+        """There is nothing to remember."""
 
 
 def _in_order(kinds_M: Tensor, features: dict[str, list[Tensor]], layer: int) -> Tensor:

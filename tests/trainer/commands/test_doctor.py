@@ -175,8 +175,8 @@ def test_a_folders_config_gives_its_shape(tmp_path):
     with pytest.raises(ValueError, match=r"no config\.json in this folder"):
         shape_of_base(recipe)
     config = tmp_path / "config.json"
-    config.write_text(json.dumps({"model_type": "llama", "hidden_size": 64}))
-    with pytest.raises(ValueError, match="cannot be read as the config of a Qwen3-VL"):
+    config.write_text(json.dumps({"model_type": "qwen3_vl", "hidden_size": 64}))
+    with pytest.raises(ValueError, match="cannot be read as the config of a base"):
         shape_of_base(recipe)
     assert shape_of_base(load(Path(LARGE))) == KNOWN_SHAPES["Qwen/Qwen3-VL-4B-Instruct"]
 

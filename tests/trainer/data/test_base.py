@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from clients.cli import main
+from tests.text_bases import KINDS, write_text_base
 from trainer.data.base import base_of
 from trainer.miniature import BASE as MINIATURE
 from trainer.recipe.file import load
@@ -51,6 +52,41 @@ def test_the_doctor_says_it_where_it_says_whether_the_recipe_fits(capsys: pytest
 def test_a_folder_that_is_no_base_is_not_built_over(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no config\.json in this folder; name the folder of a Hugging Face checkpo"):
         base_of(load(Path(FIVE), [f"base.name={tmp_path}"]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["capabilities.seen.data={type='miniature',name='video'}"], "capabilities.seen.data has"),
+        (
+            [
+                "capabilities.seen.data={type='dataset',name='rows.jsonl',columns={images='image'}}",
+                "evaluation.sets.films={capability='seen',data={type='dataset',name='rows.jsonl',"
+                "columns={videos='clip'}},reward={kind='exact'}}",
+            ],
+            "capabilities.seen.data, evaluation.sets.films.data have",
+        ),
+    ],
+    ids=["miniature", "data sets"],
+)
+def test_a_base_without_vision_is_shown_nothing(
+    kind: str, changes: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = write_text_base(tmp_path / "base", kind)
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        f"name = 'seeing'\nbase.name = '{base}'\n"
+        "capabilities.text = {data = {type = 'miniature', name = 'text'}, reward = {kind = 'exact'}}\n"
+        "capabilities.seen = {data = {type = 'miniature', name = 'text'}, reward = {kind = 'exact'}}\n"
+    )
+    assert base_of(load(recipe)) == base.resolve()
+    words = [word for change in changes for word in ("--set", change)]
+    assert main(["plan", str(recipe), *words]) == 2
+    assert capsys.readouterr().err == (
+        f"coevo plan: base.name: {base} ({kind}) reads text alone, and {said} images or videos; take a base with "
+        "vision, or leave them out\n"
+    )
 
 
 def test_what_is_asked_of_benchmarks_and_held_out_questions_counts_too() -> None:

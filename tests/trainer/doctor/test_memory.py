@@ -2,10 +2,13 @@ import json
 import math
 
 import pytest
+from safetensors import safe_open
 
 from adapters.base import locate
+from tests.text_bases import KINDS, write_text_base
 from trainer.doctor import memory
 from trainer.doctor.memory import Knob, Lowered
+from trainer.recipe import TARGET_MODULES
 
 SHAPE = memory.KNOWN_SHAPES["Qwen/Qwen3-VL-4B-Instruct"]
 BF16 = 2
@@ -44,6 +47,10 @@ def worker():
         ("Qwen/Qwen3-VL-2B-Instruct", 2_127_532_032),
         ("Qwen/Qwen3-VL-4B-Instruct", 4_437_815_808),
         ("Qwen/Qwen3-VL-8B-Instruct", 8_767_123_696),
+        ("Qwen/Qwen3-0.6B", 596_049_920),
+        ("Qwen/Qwen3-1.7B", 1_720_574_976),
+        ("Qwen/Qwen3-4B", 4_022_468_096),
+        ("Qwen/Qwen3-8B", 8_190_735_360),
     ],
 )
 def test_known_bases_have_their_published_size(name, parameters):
@@ -53,6 +60,18 @@ def test_known_bases_have_their_published_size(name, parameters):
 def test_an_adapter_grows_with_its_rank():
     assert memory.lora_parameters(SHAPE, 1) == 2_064_384
     assert memory.lora_parameters(SHAPE, 64) == 64 * 2_064_384
+
+
+def test_an_adapter_of_fewer_projections_is_smaller():
+    # 36 layers: outputs and inputs of v (2560, 1024) and of down (9728, 2560)
+    assert memory.lora_parameters(SHAPE, 8, ("v_proj", "down_proj")) == 8 * 36 * (2560 + 1024 + 9728 + 2560)
+    whole, part = (
+        memory.worker_parts(SHAPE, element=BF16, rank=8, branches=3, tokens=1024, on_gpu=True, modules=modules)
+        for modules in (TARGET_MODULES, ("v_proj", "down_proj"))
+    )
+    saved = memory.lora_parameters(SHAPE, 8) - memory.lora_parameters(SHAPE, 8, ("v_proj", "down_proj"))
+    # Of each branch a master and two moments, and the gradients of one.
+    assert memory.total(whole) - memory.total(part) == saved * (3 * 12 + 4)
 
 
 def test_a_token_of_cache_is_147_kilobytes():
@@ -72,6 +91,7 @@ def test_three_branches_of_rank_64_on_one_80_gb_card(service, worker):
 
 def test_a_config_gives_the_shape_that_is_in_the_table():
     config = {
+        "model_type": "qwen3_vl",
         "tie_word_embeddings": True,
         "text_config": {
             "hidden_size": 2560,
@@ -104,6 +124,14 @@ def test_the_miniatures_config_counts_its_weights():
     with (folder / "model.safetensors").open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     weights = sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+    assert memory.shape_of(json.loads((folder / "config.json").read_text())).parameters == weights
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_base_without_vision_has_the_size_of_its_weights(tmp_path, kind):
+    folder = write_text_base(tmp_path / kind, kind)
+    with safe_open(folder / "model.safetensors", framework="numpy") as file:
+        weights = sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118, no mapping
     assert memory.shape_of(json.loads((folder / "config.json").read_text())).parameters == weights
 
 

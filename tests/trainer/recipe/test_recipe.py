@@ -13,7 +13,7 @@ from trainer.commands.plan import cost
 from trainer.plan.make import make_plan
 from trainer.plan.steps import impossible
 from trainer.recipe import TARGET_MODULES, Edge, MethodConfig, MiniatureData, Recipe, edges, engine_rank
-from trainer.recipe.file import digest, load, resolved, write_resolved
+from trainer.recipe.file import digest, load, resolved, run_id, write_resolved
 from trainer.recipe.parts import Section
 
 RECIPES = Path(__file__).parents[3] / "recipes"
@@ -214,6 +214,28 @@ def test_engine_numbers_follow_from_the_recipe(small):
     assert [engine_rank(rank) for rank in (1, 4, 16, 48, 300)] == [1, 8, 16, 64, 320]
     assert load(small, ["lora.rank=48", "lora.alpha=96"]).max_lora_rank == 64
     assert len(TARGET_MODULES) == 7
+
+
+def test_the_projections_of_adapters_are_one_run_in_any_order(small):
+    seven, five = load(small), load(small, ['lora.modules=["up_proj","v_proj","down_proj","gate_proj","o_proj"]'])
+    assert five.lora.modules == ("v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    again = load(small, ['lora.modules=["v_proj","o_proj","o_proj","down_proj","gate_proj","up_proj"]'])
+    assert run_id(five) == run_id(again) != run_id(seven)
+    # All of them are the default, which is left out: runs of before the key keep their names.
+    everything = load(small, [f"lora.modules={json.dumps(TARGET_MODULES[::-1])}"])
+    assert resolved(everything) == resolved(seven)
+    assert "modules" not in resolved(seven)
+
+
+@pytest.mark.parametrize(
+    ("modules", "says"),
+    [
+        ('["lm_head"]', "lora.modules.0: must be 'q_proj', 'k_proj', .* or 'down_proj', not 'lm_head'$"),
+        ("[]", "lora.modules: an adapter of nothing; name some of q_proj, k_proj, v_proj"),
+    ],
+)
+def test_a_projection_that_is_none_is_told(small, modules, says):
+    assert re.search(says, message(small, f"lora.modules={modules}"))
 
 
 @pytest.mark.parametrize(("rank", "alpha", "scale"), [(64, 64, 1.0), (64, 16, 0.25), (16, 32, 2.0), (24, 12, 0.5)])

@@ -1,6 +1,6 @@
 """Rollouts as the update gets them, from the miniature's questions and random completions; adapters that differ."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -10,6 +10,7 @@ import torch
 from transformers import Qwen3VLProcessor
 
 from adapters.base import locate
+from adapters.validate import TARGETS
 from service.media import Limits, Sampling, decode_image, decode_video
 from trainer.data.generated import prompts
 from trainer.data.prompts import make_prompt
@@ -93,9 +94,11 @@ def with_advantage(completion: Completion, advantage: float) -> Completion:
     return replace(completion, advantages_C=np.full(len(completion.ids_C), advantage, np.float32))
 
 
-def noisy(policy: Policy, name: str, seed: int, *, rank: int = 16, alpha: int = 32) -> None:
+def noisy(
+    policy: Policy, name: str, seed: int, *, rank: int = 16, alpha: int = 32, modules: Collection[str] = TARGETS
+) -> None:
     """A new adapter that is not the base: its B is random too."""
-    policy.adapters.add(name, rank=rank, alpha=alpha, seed=seed)
+    policy.adapters.add(name, rank=rank, alpha=alpha, seed=seed, modules=modules)
     generator = torch.Generator().manual_seed(seed)
     for key, parameter in policy.adapters.parameters(name).items():
         if "lora_B" in key:
