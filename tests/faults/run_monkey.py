@@ -110,6 +110,7 @@ class RunMonkey:
             self._process.kill()  # and its processes die with it
         else:
             self._process.terminate()
+            self._stops += 1
 
     def _trouble_store(self) -> None:
         if not (services := self._processes("service")):
@@ -149,7 +150,10 @@ class RunMonkey:
         if status in (None, 0):
             return
         last = self.said.rstrip().rpartition("\n")[2]
-        if status != -signal.SIGKILL:  # else it could say nothing
+        if self._stops > 1 and status == 128 + signal.SIGTERM:  # once more is at once, as it said
+            assert last.startswith("stopping after the update under way; once more"), self.said[-3000:]
+            self.counts["resumed: stopped at once"] += 1
+        elif status != -signal.SIGKILL:  # else it could say nothing
             assert last.startswith(("coevo run: ", "stopped; to go on: ")), f"{status}: {self.said[-3000:]}"
             self.counts["resumed: stopped" if last.startswith("stopped") else f"resumed: {last[:100]}"] += 1
         self._kill_all()
@@ -163,7 +167,7 @@ class RunMonkey:
                 [sys.executable, "-m", "clients.cli", *words], stdout=log, stderr=log, start_new_session=True
             )
         self._family: set[psutil.Process] = set()
-        self._steps_at_start = self.steps
+        self._steps_at_start, self._stops = self.steps, 0
 
     def _kill_all(self) -> None:
         """What was frozen cannot die with its parent's end before it wakes."""
