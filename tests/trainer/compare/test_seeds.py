@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from trainer.compare.seeds import blind_levels, groups
+from trainer.compare.choices import Rates
+from trainer.compare.rates import systems_by_rate
+from trainer.compare.seeds import Part, blind_levels, groups, unanswered
 from trainer.evaluation.exams import exams
 from trainer.recipe.file import load
 
@@ -24,3 +26,28 @@ def test_the_blind_level_is_the_mean_over_the_seeds_questions():
     assert first.blind is not None
     assert second.blind is not None
     assert levels["text"] == pytest.approx((first.blind + second.blind) / 2)
+
+
+def rates_of(**chosen: float) -> Rates:
+    return Rates({system: {"0.001": 0.5, "0.0005": 0.5} for system in chosen}, chosen)
+
+
+def test_a_rate_trains_what_chose_it_and_the_experts_of_all_capabilities():
+    words = 'comparison.systems=["copd2", "mixed3"]', "comparison.scales=[1.0]", "comparison.rates=[5e-4, 1e-3]"
+    recipe = load(Path("recipes/miniature/compare.toml"), words)
+    apart = rates_of(experts=5e-4, merge2=5e-4, merge3=1e-3, copd2=5e-4, mixed3=1e-3)
+    # Beside copd2 alone the third capability would have no expert.
+    assert list(systems_by_rate(recipe, apart)) == [(5e-4, ()), (5e-4, ("copd2",)), (1e-3, ("mixed3",))]
+    alike = rates_of(experts=1e-3, merge2=1e-3, merge3=1e-3, copd2=1e-3, mixed3=1e-3)
+    assert list(systems_by_rate(recipe, alike)) == [(1e-3, ("copd2", "mixed3"))]
+
+
+def test_a_result_is_examined_at_its_systems_rate_alone(tmp_path: Path):
+    recipe = load(Path("recipes/miniature/compare.toml"), ['comparison.systems=["mixed3"]', "optimiser.lr=1e-3"])
+    chosen = rates_of(experts=5e-4, merge2=5e-4, merge3=1e-3, mixed3=1e-3)
+    assert {result.system for result in unanswered(Part(recipe, tmp_path, chosen), tmp_path, 0)} == {"merge3", "mixed3"}
+    assert {result.system for result in unanswered(Part(recipe, tmp_path), tmp_path, 0)} == {
+        "experts",
+        "merge3",
+        "mixed3",
+    }

@@ -14,10 +14,11 @@ METHOD = MethodConfig(topology="hub", hub="text")  # 3 RLVR steps and 2 of disti
 TABLE = Table("t", ("text", "image"), (A, B), (Claim(A, B), Claim(A, B, "image")), (0, 1, 2))
 
 
-def answers(system: str, exam: str, by_seed: Sequence[Sequence[float]], row: str = "") -> list[ResultAnswers]:
+def answers(
+    system: str, exam: str, by_seed: Sequence[Sequence[float]], row: str = "", way: str = "greedy"
+) -> list[ResultAnswers]:
     return [
-        ResultAnswers(seed, system, row, exam, "greedy", tuple(rewards), 10.0, 0.0)
-        for seed, rewards in enumerate(by_seed)
+        ResultAnswers(seed, system, row, exam, way, tuple(rewards), 10.0, 0.0) for seed, rewards in enumerate(by_seed)
     ]
 
 
@@ -155,3 +156,33 @@ def test_a_share_of_the_gain_is_that_of_its_own_seeds():
             *answers("b", "text", [[1, 1, 0, 0], [0, 0, 0, 0]])]  # fmt: skip
     assert gain_share(Standings(rows), ["text"], A, base, experts, "greedy") == pytest.approx(0.5)
     assert gain_share(Standings(rows), ["text"], A, B, [base], "greedy") is None
+
+
+def test_the_primary_way_comes_first_and_seeds_without_it_are_named():
+    rows = [line for way in ("greedy", "sampled", "primary") for line in answers("a", "text", [[1.0]] * 2, way=way)]
+    whole = Standings(rows)
+    assert (whole.ways, whole.lacking) == (["primary", "greedy", "sampled"], [])
+    # A result of one seed was not asked: nothing can stand on that way.
+    partly = Standings([line for line in rows if (line.seed, line.way) != (1, "primary")])
+    assert (partly.ways, partly.lacking) == (["greedy", "sampled"], [1])
+
+
+def test_equal_tokens_are_the_first_table_and_the_papers_readings_stand_beside_it():
+    systems = [("base", ""), ("mixed3", ""), ("mopd", ""), ("mixed3-tokens", ""), ("mopd-tokens", ""),
+               ("merge3-tokens", "merged"), ("mopd-equal", ""), ("copd3", "merged")]  # fmt: skip
+    rows = [line for number, (system, row) in enumerate(systems) for exam in ("text", "image", "video")
+            for line in answers(system, exam, drawn(0.5, number=number), row)]  # fmt: skip
+    first, paper, captions = tables(METHOD, ("text", "image", "video"), Standings(rows))
+    assert [line.label for line in first.lines] == [
+        "base", "mixed RLVR, equal tokens", "MOPD, equal tokens", "merge of experts, equal tokens", "CoPD"
+    ]  # fmt: skip
+    assert [line.label for line in paper.lines] == ["base", "mixed RLVR", "MOPD", "CoPD"]
+    assert [line.label for line in captions.lines] == ["MOPD, equal steps", "CoPD"]
+
+
+def test_a_claim_in_two_tables_is_one_test():
+    rows = [*answers("a", "text", drawn(0.6)), *answers("b", "text", drawn(0.5, number=1))]
+    first, second = (Table(title, ("text",), (A, B), (Claim(A, B),), (0, 1, 2)) for title in ("one", "two"))
+    standings = Standings(rows)
+    alone, both = verdicts(standings, [first]), verdicts(standings, [first, second])
+    assert both[first] == both[second] == alone[first]
