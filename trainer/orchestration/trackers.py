@@ -1,17 +1,18 @@
-"""Trackers that people know: how each is opened, and how it takes numbers and a table of completions.
-
-Left out: MLflow. Its packages want older ones than the engine's.
-"""
+"""Trackers that people know: how each is opened, and how it takes numbers and a table of completions."""
 
 import html
 import importlib
 import importlib.util
+import json
 import logging
+import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from adapters.errors import UserError
 
@@ -21,6 +22,10 @@ COLUMNS = ("part", "prompt", "completion", "reward", "advantage")
 """A row's. The part is `native` or a teacher; without an advantage a completion left its group."""
 MARKDOWN = re.compile(r"[\\`*_{}\[\]()#+\-.!|~:]")
 """What may mean something in Markdown; `<`, `>` and `&` are HTML's."""
+_NO_KEY = re.compile(r"[^\w\-./: ]", re.ASCII)
+"""What MLflow refuses in the name of a metric: `avg@8` has one."""
+_PARAM_CHARS, _PARAMS_AT_ONCE, _METRICS_AT_ONCE = 6000, 100, 1000
+"""MLflow's own bounds: characters of a parameter, parameters of a request, and numbers of a request."""
 
 log = logging.getLogger("coordinator")
 
@@ -130,6 +135,8 @@ def _like_wandb(module: str) -> Open:
         # With an id wandb goes on with the run that has it; trackio goes by the name.
         settings = {"id": run, "dir": str(folder)} if module == "wandb" else {}
         tracker.init(project=project, name=run, config=dict(recipe), resume="allow", **settings)
+        if module == "wandb":  # its curves go over its own step otherwise
+            tracker.define_metric("*", step_metric="train/step")
 
         def write(step: int, numbers: Numbers) -> None:
             # The step is a number of the row, not the tracker's own: that may only grow, and branches step at times of
@@ -146,8 +153,64 @@ def _like_wandb(module: str) -> Open:
     return open
 
 
+def _mlflow(project: str, run: str, recipe: Mapping[str, Any], folder: Path) -> Tracker:
+    # Before the import, which reads them: counts of use go to MLflow's makers, and bars to the coordinator's log.
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric, Param
+    from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
+
+    server = os.environ.get("MLFLOW_TRACKING_URI")
+    # Without a server a file beside the run; its artifacts beside it, and not in the folder of the moment.
+    client: Any = MlflowClient(server or f"sqlite:///{folder.resolve() / 'mlflow.db'}")
+    artifacts = None if server else (folder.resolve() / "mlflow").as_uri()
+    experiment = client.get_experiment_by_name(project)
+    experiment_id = experiment.experiment_id if experiment else client.create_experiment(project, artifacts)
+    # MLflow lets many runs have one name; a restart goes on with the one it has.
+    runs = client.search_runs([experiment_id], f"attributes.run_name = '{run}'", max_results=1)
+    run_id: str = (runs[0] if runs else client.create_run(experiment_id, run_name=run)).info.run_id
+    client.update_run(run_id, status="RUNNING")
+    params = [Param(name, value[:_PARAM_CHARS]) for name, value in _flat(recipe)] if not runs else []
+    for first in range(0, len(params), _PARAMS_AT_ONCE):
+        client.log_batch(run_id, params=params[first : first + _PARAMS_AT_ONCE])
+
+    def write(step: int, numbers: Numbers) -> None:
+        now = int(1000 * time.time())
+        metrics = [Metric(_NO_KEY.sub("_", name), value, now, step) for name, value in numbers.items()]
+        for first in range(0, len(metrics), _METRICS_AT_ONCE):  # an overlap of many branches has more
+            client.log_batch(run_id, metrics[first : first + _METRICS_AT_ONCE])
+
+    def write_table(step: int, name: str, rows: Sequence[Row]) -> None:
+        # A table for a branch, which grows: MLflow lists its tables in a tag, which has room for a hundred. Not by
+        # `log_table`: what it adds to it reads through pandas, and an answer of 007 is 7 then.
+        path = f"{name}.json"
+        tables = json.loads(client.get_run(run_id).data.tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]"))
+        table: dict[str, list[Any]] = {"columns": ["step", *COLUMNS], "data": []}
+        if any(known["path"] == path for known in tables):
+            with tempfile.TemporaryDirectory() as local:
+                table = json.loads(Path(client.download_artifacts(run_id, path, local)).read_bytes())
+        else:
+            tables.append({"path": path, "type": "table"})
+        table["data"] += [(step, *row) for row in rows]
+        client.log_text(run_id, json.dumps(table), path)
+        client.set_tag(run_id, MLFLOW_LOGGED_ARTIFACTS, json.dumps(tables))
+
+    return Tracker(write, write_table, lambda: client.set_terminated(run_id))
+
+
+def _flat(section: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
+    """The keys of a recipe as people write them after `--set`."""
+    for name, value in section.items():
+        if isinstance(value, dict):
+            yield from _flat(cast(dict[str, Any], value), f"{path}{name}.")
+        else:
+            yield f"{path}{name}", value if isinstance(value, str) else json.dumps(value)
+
+
 OPEN: Mapping[str, Open] = {
     "tensorboard": _tensorboard,
+    "mlflow": _mlflow,
     "wandb": _like_wandb("wandb"),
     "trackio": _like_wandb("trackio"),
 }

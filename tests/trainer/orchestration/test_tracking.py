@@ -1,4 +1,4 @@
-"""A run in TensorBoard's own files, read back by TensorBoard; and trackers that fail."""
+"""A run in the own files of TensorBoard, MLflow and wandb, read back; and trackers that fail."""
 
 import asyncio
 import json
@@ -232,6 +232,7 @@ def test_a_tracker_that_is_not_installed_is_told_before_the_run() -> None:
 def test_mlflow_has_the_numbers_and_a_table_that_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     import mlflow
+    from mlflow.artifacts import load_text
 
     for step in (1, 2):  # the second time as a coordinator that was started again
         trackers = opened(["mlflow"], tmp_path, pytest.fail)
@@ -249,7 +250,7 @@ def test_mlflow_has_the_numbers_and_a_table_that_grows(tmp_path: Path, monkeypat
     assert [(point.step, point.value) for point in history] == [(1, 0.5), (2, 1.0)]
     assert run.data.metrics["text/accuracy/mean/avg_8"] == 0.25
     assert len(client.load_table(experiment.experiment_id, "text/completions.json", [run.info.run_id])) == 2
-    text = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/text/completions.json")
+    text = load_text(f"{run.info.artifact_uri}/text/completions.json")
     rows = [[step, "native", HOSTILE, "007", 1.0, None] for step in (1, 2)]
     assert json.loads(text) == {"columns": ["step", *COLUMNS], "data": rows}
 
@@ -266,20 +267,29 @@ def test_wandb_has_the_numbers_and_the_table(tmp_path: Path, monkeypatch: pytest
         (2, 0.75),
         (3, 0.75),
     ]
-    (table,) = [row["text/completions"] for row in rows if "text/completions" in row]
-    (file,) = tmp_path.glob(f"wandb/offline-run-*/files/{table['path']}")
+    (table,) = [row for row in rows if "text/completions/path" in row]
+    assert table["train/step"] == 3
+    (file,) = tmp_path.glob(f"wandb/offline-run-*/files/{table['text/completions/path']}")
     assert json.loads(file.read_bytes()) == {"columns": [*COLUMNS], "data": [["native", HOSTILE, "42", 1.0, None]]}
 
 
 def wandb_rows(path: Path) -> list[dict[str, Any]]:
-    from wandb.proto.wandb_internal_pb2 import Record
-    from wandb.sdk.internal.datastore import DataStore
+    """What was logged. The file is a log of LevelDB: blocks of 32 KiB, and a record in one piece or in several."""
+    from wandb.proto import wandb_internal_pb2 as messages
 
-    store, rows = DataStore(), []
-    store.open_for_scan(str(path))
-    while data := store.scan_data():
-        record = Record()
-        record.ParseFromString(data)
-        if record.WhichOneof("record_type") == "history":
-            rows.append({item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item})
+    data, rows, begin, whole = path.read_bytes(), [], 7, b""
+    while begin + 7 < len(data):
+        room = 2**15 - begin % 2**15
+        if room < 7:  # too little for a head: the next block
+            begin += room
+            continue
+        length, kind = int.from_bytes(data[begin + 4 : begin + 6], "little"), data[begin + 6]
+        whole += data[begin + 7 : begin + 7 + length]
+        begin += 7 + length
+        if kind in (1, 4):  # all of it, or its last piece
+            record: Any = messages.Record()  # pyright: ignore[reportAttributeAccessIssue]
+            record.ParseFromString(whole)
+            whole = b""
+            items = record.history.item
+            rows.append({item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items})
     return rows
