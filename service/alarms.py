@@ -27,6 +27,8 @@ class Alarm:
     where: str
     text: str
     remedy: str
+    retry: str | None = None
+    """The branch whose dead job may be tried again."""
 
 
 def alarms(info: RunInfo, series: Series, now: datetime) -> list[Alarm]:
@@ -43,7 +45,8 @@ def _dead(series: Series) -> Iterator[Alarm]:
             continue  # it was made after all
         where, error = f"{branch}@{event.get('step')}", str(event.get("error"))
         if event.get("dead"):
-            yield Alarm("error", where, f"failed for good: {error}", f"mend that, then: coevo jobs retry {branch}")
+            remedy = f"mend that, then: coevo jobs retry {branch}"
+            yield Alarm("error", where, f"failed for good: {error}", remedy, str(branch))
         else:
             yield Alarm("warning", where, f"failed: {error}", "it is tried again by itself")
 

@@ -43,7 +43,7 @@ from service.publishing.decisions import PublishRefusedError
 from service.publishing.fence import QueueFence, fenced_by_queue
 from service.publishing.publisher import Publisher
 from service.publishing.registry import Extra, Registry, UnavailableError
-from service.routes import adapters, health, history, media, openai, page, rollouts, runs, scores
+from service.routes import adapters, health, history, jobs, media, merged, openai, page, rollouts, runs, scores
 from service.runs import Runs
 from service.schemas import CANARY_COMPLETION, CANARY_PROMPT
 from service.scoring import Scorer
@@ -72,7 +72,7 @@ def routes() -> FastAPI:
         title="coevo", description="One frozen base, many adapters, exact log-probabilities.", redoc_url=None
     )
     problems.install(app, _PROBLEMS)
-    for module in (scores, adapters, runs, history, rollouts, media, openai, health, page):
+    for module in (scores, adapters, runs, history, merged, rollouts, jobs, media, openai, health, page):
         app.include_router(module.router)
     return app
 
@@ -129,6 +129,7 @@ async def open_state(settings: Settings) -> AsyncGenerator[ServiceState]:
             store=store,
             registry=registry,
             publisher=Publisher(store, registry, shape, max_rank=max_rank, canary=check, fence=fence, bounds=bounds),
+            fence=fence,
             runs=run_files,
             scorer=Scorer(engine, metrics, settings.scores_bytes),
             decoder=decoder,

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 from adapters.base import locate
 from adapters.errors import UserError
-from adapters.manifest import MANIFEST, Manifest, read_manifest
+from adapters.manifest import ADAPTER_FILES, MANIFEST, Manifest, read_manifest
 from adapters.merge_record import RECORD
 from adapters.names import MERGED, Ref, is_name, is_revision
 from adapters.store import RETIRED
@@ -25,6 +25,8 @@ from service.runs import EVENTS, Runs
 from service.series import Series
 
 MEDIA = ".media"
+MERGED_ADAPTER = "merged-adapter"
+"""The folder of the merge as one adapter, beside the runs."""
 _MEDIA_ID = re.compile(r"sha256:([0-9a-f]{64})")
 _LOG = re.compile(r"[a-z][a-z0-9_.-]{0,63}\.log")
 _LOG_BYTES = 256 * 1024
@@ -93,6 +95,12 @@ class RunFiles:
     def json(self, *names: str) -> Any:
         path = None if self.out is None else self.out.joinpath(*names)
         return json.loads(path.read_bytes()) if path and path.is_file() else None
+
+    def merged_adapter(self) -> dict[str, Path]:
+        """Files of the merge as one adapter; none before it is made."""
+        folder = None if self.out is None else self.out / MERGED_ADAPTER
+        is_whole = folder is not None and all((folder / name).is_file() for name in ADAPTER_FILES)
+        return {name: folder / name for name in ADAPTER_FILES} if folder and is_whole else {}
 
     def results(self) -> tuple[Any, Any, list[dict[str, Any]]]:
         return self.json("results.json"), self.json(MERGED, RECORD), self.json("scales.json") or []

@@ -88,6 +88,9 @@ class GroupNotes(Body):
     question: str
     answer: str
     media: list[str]
+    """Pictures before clips, each in the order of the prompt's marks."""
+    messages: list[dict[str, Any]] = Field(default_factory=list[dict[str, Any]])
+    """As the chat template takes them."""
     completions: list[CompletionNotes]
 
 
@@ -135,7 +138,7 @@ def recorded_group(arrays: Arrays) -> RecordedGroup:
     """A prompt for people to read. A teacher's likeliest tokens are left out: they are many."""
     notes, rows = unpack_group(arrays)
     return RecordedGroup(
-        **notes.model_dump(exclude={"completions"}),
+        **notes.model_dump(exclude={"completions", "messages"}),
         prompt_token_ids=arrays[PROMPT_IDS].tolist(),
         completions=[
             RecordedCompletion(

@@ -12,6 +12,7 @@ from service.http.bodies import Bodies
 from service.http.metrics import Metrics
 from service.inputs import Decoder
 from service.mediastore import MediaStore
+from service.publishing.fence import QueueFence
 from service.publishing.publisher import Publisher
 from service.publishing.registry import Registry, Served
 from service.runs import Runs
@@ -29,6 +30,8 @@ class ServiceState:
     store: Store
     registry: Registry
     publisher: Publisher
+    fence: QueueFence | None
+    """None where no queue was named."""
     runs: Runs
     scorer: Scorer
     decoder: Decoder

@@ -2,6 +2,8 @@
 
 from typing import Any, Literal
 
+from pydantic import ConfigDict, Field
+
 from adapters.manifest import Manifest
 from service.schemas import Body, RecordedCompletion
 
@@ -62,6 +64,8 @@ class AlarmInfo(Body):
     where: str
     text: str
     remedy: str
+    retry: str | None
+    """The branch whose dead job `/jobs/BRANCH/retry` tries again."""
 
 
 class AlarmsResponse(Body):
@@ -120,6 +124,8 @@ class GroupResponse(Body):
     answer: str
     media: list[str]
     prompt_ids: list[int]
+    messages: list[dict[str, Any]]
+    """The prompt as `/logprobs` takes it; empty in a record of an older trainer."""
     completions: list[TokenisedCompletion]
 
 
@@ -148,6 +154,36 @@ class ResultsResponse(Body):
     """`merge.json`: weights, cosines of the branches' deltas, norms by layer."""
     scales: list[dict[str, float | None]]
     """The validation curve of the merge's scale, if one was measured."""
+    adapter: dict[str, int]
+    """Files of the merge as one adapter and their bytes; `/runs/RUN/merged-adapter/FILE` has them."""
+
+
+class ServeRequest(Body):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"name": "merged"}]})
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_-]{0,47}$")
+
+
+class ServeResponse(Body):
+    name: str
+    digest: str
+
+
+class DeadJobInfo(Body):
+    branch: str
+    job: str
+    error: str
+
+
+class JobsResponse(Body):
+    dead: list[DeadJobInfo]
+
+
+class RetryRequest(Body):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"job": "run-1:text:0"}]})
+
+    job: str
+    """The dead job, as `/jobs` names it."""
 
 
 class LogInfo(Body):

@@ -1,6 +1,6 @@
 // What deserves a look and what to do about it; what the run told; and the logs of its processes, merged or split.
 
-import { get, getAll } from "./api.js";
+import { get, getAll, post } from "./api.js";
 import { card, choice, copyable, empty, fill, h, select } from "./dom.js";
 import { clock } from "./format.js";
 import { table } from "./table.js";
@@ -42,10 +42,11 @@ export async function alarms(context, { run }) {
 
   async function draw() {
     const { alarms } = await get(`/runs/${run}/alarms`, {}, signal);
+    const dead = context.facts.is_read_only || !alarms.some((alarm) => alarm.retry) ? [] : (await get("/jobs", {}, signal)).dead;
     fill(list, alarms.length ? alarms.map((alarm) => {
       const command = alarm.remedy.match(COMMAND)?.[0];
       return h("article", { class: `alarm-item ${alarm.level}` }, h("h3", {}, h("span", { class: "level" }, alarm.level), alarm.where), h("p", {}, alarm.text),
-        h("p", { class: "remedy" }, alarm.remedy), command && copyable(command));
+        h("p", { class: "remedy" }, alarm.remedy), h("div", { class: "bar" }, command && copyable(command), retry(dead.find((job) => job.branch === alarm.retry), draw, signal)));
     }) : empty("Nothing deserves a look now."));
     all = await getAll(`/runs/${run}/notes`, {}, "notes", signal);
     notes.show(all.filter((note) => !kind || note.kind === kind).reverse());
@@ -55,6 +56,24 @@ export async function alarms(context, { run }) {
   return h("div", {}, h("h1", {}, "Alarms and log"), card("What deserves a look", null, list),
     card("What the run told", select("Kind", [["", "all"], ...KINDS.map((name) => [name, name])], "", (next) => { kind = next; notes.show(all.filter((note) => !kind || note.kind === kind).reverse()); }), notes.node),
     await logs(signal));
+}
+
+// A button where the queue says that a job is dead: its branch stands still until somebody says so.
+function retry(job, draw, signal) {
+  if (!job) return null;
+  const told = h("span", { class: "note", role: "status" });
+  const button = h("button", { type: "button", class: "small primary" }, `Try ${job.job} again`);
+  button.addEventListener("click", async () => {
+    button.disabled = true;
+    try {
+      await post(`/jobs/${job.branch}/retry`, { job: job.job }, signal);
+      await draw();
+    } catch (error) {
+      told.textContent = error.message;
+      button.disabled = false;
+    }
+  });
+  return [button, told];
 }
 
 async function logs(signal) {

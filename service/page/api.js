@@ -74,6 +74,25 @@ export async function get(path, query = {}, signal) {
   return (await request(words.size ? `${path}?${words}` : path, { signal })).json();
 }
 
+export async function post(path, body, signal) {
+  const headers = { "content-type": "application/json" };
+  return (await request(path, { method: "POST", signal, retry: false, headers, body: JSON.stringify(body) })).json();
+}
+
+// Names that answer and score: heads and extras, and every other revision with weights of its own.
+export async function modelNames(signal) {
+  const [{ data }, { branches }] = await Promise.all([get("/v1/models", {}, signal), get("/adapters", {}, signal)]);
+  return [...data.map((model) => model.id), ...Object.entries(branches).flatMap(([name, branch]) =>
+    branch.revisions.filter((revision) => revision !== branch.head && revision > 0).map((revision) => `${name}@${revision}`))];
+}
+
+// Saves a file of the service under a name. A link could not: it sends no key.
+export async function save(path, name) {
+  const url = URL.createObjectURL(await (await request(path)).blob());
+  Object.assign(document.createElement("a"), { href: url, download: name }).click();
+  URL.revokeObjectURL(url);
+}
+
 // Every page of a list, by `next`.
 export async function getAll(path, query, member, signal) {
   const items = [];

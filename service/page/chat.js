@@ -1,6 +1,6 @@
 // One question to two models: answers stream side by side, token by token, with what else each might have said.
 
-import { Problem, blocks, get, request } from "./api.js";
+import { Problem, blocks, modelNames, request } from "./api.js";
 import { empty, fill, h, hideTip, select, showTip } from "./dom.js";
 
 const TOP = 5; // alternatives of a token; the service's engine may take fewer
@@ -17,10 +17,8 @@ function readFile(file) {
 
 export async function chat({ signal, facts, query }) {
   if (facts.is_read_only) return h("div", {}, h("h1", {}, "Compare and chat"), empty("Nobody answers here: these are files alone. Start their models with coevo serve, and open its page."));
-  const ids = (await get("/v1/models", {}, signal)).data.map((model) => model.id);
-  const { branches } = await get("/adapters", {}, signal);
-  const names = [...ids, ...Object.entries(branches).flatMap(([name, branch]) => branch.revisions.filter((revision) => revision !== branch.head && revision > 0).map((revision) => `${name}@${revision}`))];
-  const chosen = [query.get("a") ?? "base", query.get("b") ?? ids.at(-1)];
+  const names = await modelNames(signal);
+  const chosen = [query.get("a") ?? "base", query.get("b") ?? names.findLast((name) => !name.includes("@"))];
   const columns = chosen.map((model, index) => {
     const body = h("div", { class: "answer", "aria-live": "polite" }, empty("No answer yet."));
     const foot = h("div", { class: "note" });

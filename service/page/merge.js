@@ -1,15 +1,38 @@
 // The merge: how good it is beside its branches, what it was made of, which scale answers best, and how to have it.
 
-import { get } from "./api.js";
+import { get, post, save } from "./api.js";
 import { dot } from "./chart.js";
 import { card, choice, copyable, empty, fill, h } from "./dom.js";
-import { number, percent } from "./format.js";
+import { bytes, number, percent } from "./format.js";
 
 export async function merge({ signal, colours, facts }, { run }) {
-  const { results, merge: record, scales } = await get(`/runs/${run}/results`, {}, signal);
+  const { results, merge: record, scales, adapter } = await get(`/runs/${run}/results`, {}, signal);
   if (!results && !record) return h("div", {}, h("h1", {}, "Merge"), empty("There is no merge yet: coevo run makes it after the last step."));
   return h("div", {}, h("h1", {}, "Merge"), results && accuracies(results, colours, facts),
-    record && h("div", { class: "grid two" }, parts(record, colours), change(record)), scaleCard(scales, record, run));
+    record && h("div", { class: "grid two" }, parts(record, colours), change(record)), scaleCard(scales, record, run), Object.keys(adapter).length > 0 && adapterCard(adapter, record, facts, run, signal));
+}
+
+const outOf = (run) => `out/${run.replace(/-[0-9a-f]{8}$/, "")}`;
+
+// The merge as one adapter: its branches stacked, so its rank is the sum of theirs.
+function adapterCard(files, record, facts, run, signal) {
+  const told = h("p", { class: "note", role: "status" });
+  const fail = (error) => { told.textContent = error.message; };
+  const downloads = Object.entries(files).map(([name, size]) =>
+    h("button", { type: "button", onclick: () => save(`/runs/${run}/merged-adapter/${name}`, name).catch(fail) }, `Download ${name}, ${bytes(size)}`));
+  const serve = h("button", { type: "button", class: "primary", onclick: async () => {
+    serve.disabled = true;
+    try {
+      const { name } = await post(`/runs/${run}/merged-adapter/serve`, { name: "merged" }, signal);
+      fill(told, `It is served as ${name} until the service ends. `, h("a", { href: `#/run/${run}/chat?a=base&b=${name}` }, "Ask it beside the base"));
+    } catch (error) {
+      fail(error);
+      serve.disabled = false;
+    }
+  } }, "Serve it here");
+  return card("The merge as one adapter", record && `its branches stacked, rank ${record.branches.reduce((sum, branch) => sum + branch.rank, 0)}`,
+    h("div", { class: "bar" }, !facts.is_read_only && serve, downloads), told, h("p", {}, "A service has it from its start by"),
+    copyable(`coevo serve ${outOf(run)}/recipe.json --store ${outOf(run)}/store --extra merged=${outOf(run)}/merged-adapter`));
 }
 
 const branchOf = (model) => model.split("@")[0];
@@ -79,7 +102,7 @@ function scaleCard(scales, record, run) {
     const value = accuracy(scale);
     told.textContent = `scale ${scale.toFixed(2)}${value === null ? "" : `: about ${percent(value)}`}`;
     if (value !== null) [dotNode.style.left, dotNode.style.bottom] = place(scale, value);
-    fill(command, copyable(`coevo merge out/${run.replace(/-[0-9a-f]{8}$/, "")} --out merged-${scale.toFixed(2)} --scale ${scale.toFixed(2)}`));
+    fill(command, copyable(`coevo merge ${outOf(run)} --out merged-${scale.toFixed(2)} --scale ${scale.toFixed(2)}`));
   };
   slider.addEventListener("input", move);
   move();

@@ -3,17 +3,20 @@
 import { get, mediaUrl } from "./api.js";
 import { choice, fill, h, hideTip, showTip } from "./dom.js";
 import { number, signed } from "./format.js";
+import { scorer } from "./score.js";
 
 const CHUNK = 256; // tokens that become nodes together, when they come near the screen
 const LEVELS = 5;
 const FULL = { advantage: 1.5, delta: 2, logprob: 4 }; // of a colour at its strongest: nats, or standard deviations
 
-export async function prompt({ signal }, { run, branch, step, part, group }) {
+export async function prompt(context, { run, branch, step, part, group }) {
+  const { signal } = context;
   const path = `/runs/${run}/rollouts/${branch}/${step}`;
   const data = await get(`${path}/groups/${encodeURIComponent(part)}/${group}`, {}, signal);
   const hasDelta = data.completions.some((completion) => completion.delta);
-  const modes = [["advantage", "Advantage"], ["logprob", "Log-probability"], ...(hasDelta ? [["delta", `${part} minus ${branch}`]] : []), ["none", "Plain"]];
+  const modes = [["none", "Plain"], ["advantage", "Advantage"], ["logprob", "Log-probability"], ...(hasDelta ? [["delta", `${part} minus ${branch}`]] : [])];
   let mode = modes.some(([name]) => name === sessionStorage.getItem("coevo-mode")) ? sessionStorage.getItem("coevo-mode") : hasDelta ? "delta" : "advantage";
+  const picker = h("div", {});
   const strips = data.completions.map((completion) => tokens(completion, { part, branch }));
   const scale = h("div", { class: "scale", "aria-hidden": "true" });
 
@@ -21,9 +24,17 @@ export async function prompt({ signal }, { run, branch, step, part, group }) {
     mode = next;
     sessionStorage.setItem("coevo-mode", mode);
     strips.forEach((strip) => strip.colour(mode));
-    const ends = { advantage: ["worse than its group", "better"], delta: ["the teacher finds it less likely", "more likely"], logprob: ["likely", "unlikely"], none: [] }[mode];
-    fill(scale, ends.length && [h("span", {}, ends[0]), h("i", { class: `ramp ${mode}` }), h("span", {}, ends[1])]);
+    const ends = { advantage: ["worse than its group", "better"], logprob: ["likely", "unlikely"], none: [] }[mode] ?? ["the teacher finds it less likely", "more likely"];
+    fill(scale, ends.length > 0 && [h("span", {}, ends[0]), h("i", { class: `ramp ${mode === "logprob" ? mode : "delta"}` }), h("span", {}, ends[1])]);
   }
+  const pick = (next) => {
+    colour(next);
+    fill(picker, choice("Tokens coloured by", modes, next, colour));
+  };
+  const live = await scorer(data, branch, context, (names) => {
+    for (const name of names) if (!modes.some(([known]) => known === `by ${name}`)) modes.push([`by ${name}`, `${name} minus ${branch}`]);
+    pick(`by ${names[0]}`);
+  });
 
   const best = Math.max(...data.completions.map((completion) => completion.reward ?? -Infinity));
   const columns = data.completions.map((completion, index) => h("article", { class: "card completion", "aria-label": `Completion ${index + 1}` },
@@ -33,7 +44,7 @@ export async function prompt({ signal }, { run, branch, step, part, group }) {
       completion.is_cut_off && h("span", { class: "mark bad" }, "cut off")),
     strips[index].node,
     completion.why && h("p", { class: "why" }, completion.why)));
-  colour(mode);
+  pick(mode);
 
   const go = (by) => {
     const next = Number(group) + by;
@@ -55,7 +66,7 @@ export async function prompt({ signal }, { run, branch, step, part, group }) {
     h("section", { class: "card question", "aria-label": "The prompt" },
       h("div", { class: "media" }, data.media.map((id) => picture(id, signal))),
       h("p", { class: "asked", tabindex: 0 }, data.question), h("p", {}, h("span", { class: "note" }, "Answer "), h("b", {}, data.answer))),
-    h("div", { class: "bar" }, choice("Tokens coloured by", modes, mode, colour), scale),
+    h("div", { class: "bar" }, picker, scale), live,
     h("div", { class: "completions" }, columns));
 }
 
@@ -116,7 +127,8 @@ function tokens(completion, { part, branch }) {
     showTip(event.clientX, event.clientY, h("strong", { class: "mono" }, JSON.stringify(completion.pieces[index])),
       row("token", `${index + 1}, id ${completion.token_ids[index]}`), row("probability", completion.logprobs[index] === undefined ? "–" : `${(100 * Math.exp(completion.logprobs[index])).toFixed(1)} %`),
       row("log-probability", number(completion.logprobs[index])), completion.advantages && row("advantage", signed(completion.advantages[index], 3)),
-      completion.delta && row(`${part} minus ${branch}`, signed(completion.delta[index], 3)));
+      completion.delta && row(`${part} minus ${branch}`, signed(completion.delta[index], 3)),
+      Object.entries(completion.by ?? {}).map(([name, values]) => row(`${name} minus ${branch}`, signed(values[index], 3))));
   };
   node.addEventListener("mousemove", tell);
   node.addEventListener("mouseleave", hideTip);
@@ -139,8 +151,9 @@ const row = (name, value) => h("div", { class: "tip-row" }, name, h("b", {}, val
 // The class of a token's colour: its sign, and one of a few strengths.
 function level(mode, completion, index) {
   if (mode === "none") return "";
-  const value = mode === "logprob" ? completion.logprobs[index] : (mode === "delta" ? completion.delta : completion.advantages)?.[index];
+  const values = { logprob: completion.logprobs, advantage: completion.advantages, delta: completion.delta }[mode] ?? completion.by?.[mode.replace("by ", "")];
+  const value = values?.[index];
   if (value === undefined || value === null) return "";
-  const strength = Math.round(Math.min(1, Math.abs(value) / FULL[mode]) * LEVELS);
+  const strength = Math.round(Math.min(1, Math.abs(value) / (FULL[mode] ?? FULL.delta)) * LEVELS);
   return strength ? `t ${mode === "logprob" ? "u" : value > 0 ? "p" : "n"}${strength}` : "";
 }

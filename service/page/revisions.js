@@ -1,6 +1,6 @@
 // Every revision of every branch: where it came from, what it is, and how to have it or let it go.
 
-import { get, request } from "./api.js";
+import { get, request, save } from "./api.js";
 import { dot } from "./chart.js";
 import { card, choice, h, select } from "./dom.js";
 import { bytes, clock, number } from "./format.js";
@@ -43,12 +43,7 @@ export async function revisions({ signal, colours: own, facts }, { run }) {
     ] },
   ], { rowHeight: 36, label: "Revisions", kind: "revisions" });
 
-  async function download(item) {
-    const data = await (await request(`/adapters/${item.branch}/${item.revision}/${FILE}`, { signal })).blob();
-    const url = URL.createObjectURL(data);
-    h("a", { href: url, download: `${item.branch}-${item.revision}.safetensors` }).click();
-    URL.revokeObjectURL(url);
-  }
+  const download = (item) => save(`/adapters/${item.branch}/${item.revision}/${FILE}`, `${item.branch}-${item.revision}.safetensors`);
 
   async function retire(item) {
     if (!confirm(`Retire ${ref(item)}? Its files go for good; its manifest stays.`)) return;

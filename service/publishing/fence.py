@@ -20,6 +20,7 @@ from adapters.store import DiskFullError, Store
 from service.http.problems import ProblemError
 from service.runs import MOST_AT_ONCE, Runs
 from trainer.queue.client import OtherStoreError, Queue, QueueAwayError
+from trainer.queue.jobs import DeadJob
 
 EVERY_S = 1.0
 TIMEOUT_S = 1.0  # of one try of three
@@ -85,6 +86,18 @@ class QueueFence:
                 raise
 
         await self._answer(tell)
+
+    async def dead(self) -> list[DeadJob]:
+        return await self._answer(self._queue.dead)
+
+    async def retry(self, branch: str, job: str) -> bool:
+        """Whether that job of the branch was dead, and lives again."""
+
+        def try_again() -> bool:
+            is_dead = any((dead.branch, dead.job) == (branch, job) for dead in self._queue.dead())
+            return is_dead and self._queue.retry(branch)
+
+        return await self._answer(try_again)
 
     async def start(self) -> None:
         """Tells the queue everything, if it answers."""

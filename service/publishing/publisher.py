@@ -21,12 +21,13 @@ from collections import defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
 from pydantic import JsonValue
 
 from adapters.errors import UserError
-from adapters.manifest import DamagedError, Manifest, adapter_digest, verify
+from adapters.manifest import DamagedError, Manifest, adapter_digest, folder_digest, verify
 from adapters.names import BASE, Ref, check_branch, is_start, shown
 from adapters.store import Store, disk_full_as_user_error
 from adapters.validate import BOUNDS, BaseShape, InvalidAdapterError, WeightBounds, check_adapter, upload_limits
@@ -41,7 +42,7 @@ from service.publishing.decisions import (
     decide_return,
     is_numbers,
 )
-from service.publishing.registry import AdapterLoadError, Registry, UnavailableError
+from service.publishing.registry import AdapterLoadError, Extra, Registry, UnavailableError
 from service.publishing.stage import Stage
 from trainer.queue.tokens import may_publish
 
@@ -139,6 +140,21 @@ class Publisher:
     async def go_back(self, branch: str, to: int, head: int, token: int | None = None) -> Published:
         """A new head with the files of an earlier revision, where this one is the head. Nothing is deleted."""
         return await self._to_the_end(self._go_back(Ref(branch, to), head, token))
+
+    async def serve(self, name: str, folder: Path) -> str:
+        """The digest of an adapter of no store, which has the name until the service ends. Twice is once."""
+        check_branch(name)
+        try:
+            await asyncio.to_thread(check_adapter, folder, self._base, self._max_rank, self._bounds)
+        except InvalidAdapterError as error:
+            raise PublishRefusedError("invalid", str(error), problems=cast(list[JsonValue], error.problems)) from None
+        digest = await asyncio.to_thread(folder_digest, folder)
+        served = self._registry.extras.get(name)
+        # After both: another caller may have taken the name meanwhile. What is loaded never changes under its name.
+        if name in self._store.branches or (served is not None and served.digest != digest):
+            raise PublishRefusedError("branch-exists", f"{name} is another adapter's name; take another one")
+        self._registry.extras[name] = Extra(folder, digest)
+        return digest
 
     async def retire(self, ref: Ref) -> None:
         """Delete a revision that is not the head. Requests that use it end on it; doing it twice is doing it once."""

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request
+from starlette.responses import FileResponse, Response
 
 from adapters.names import Ref
 from service import views
@@ -113,7 +114,18 @@ async def results(run: Run, files: Files) -> views.ResultsResponse:
     """The accuracies and the merge of a run that `coevo run` has finished."""
     await known(files, run)
     tables, merge, scales = await asyncio.to_thread(files.results)
-    return views.ResultsResponse(results=tables, merge=merge, scales=scales)
+    adapter = {name: path.stat().st_size for name, path in files.merged_adapter().items()}
+    return views.ResultsResponse(results=tables, merge=merge, scales=scales, adapter=adapter)
+
+
+@router.get("/runs/{run}/merged-adapter/{file}", response_class=FileResponse)
+async def merged_adapter(run: Run, file: str, files: Files) -> Response:
+    """A file of the merge as one adapter, which PEFT and vLLM load."""
+    await known(files, run)
+    path = files.merged_adapter().get(file)
+    if path is None:
+        raise ProblemError("not-found", 404, f"{run} has no such file of its merge; /runs/{run}/results names them")
+    return FileResponse(path, media_type="application/octet-stream")
 
 
 @router.get("/revisions")

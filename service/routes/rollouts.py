@@ -125,6 +125,7 @@ async def group(
             answer=notes.answer,
             media=notes.media,
             prompt_ids=arrays["prompt_ids"].tolist(),
+            messages=notes.messages,
             completions=[
                 _tokenised(completion, row, files.tokenizer)
                 for completion, row in zip(notes.completions, rows, strict=True)

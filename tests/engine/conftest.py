@@ -18,6 +18,7 @@ from service.engine.vllm import LORA_MODULES, Engine, start_engine
 from service.settings import EngineNumbers, MediaNumbers
 from tests.engine.reference import Reference
 from tests.engine.service_process import ServiceProcess
+from tests.page.folder import RunWriter
 
 ADAPTERS = {"thin": (2, 4), "plain": (8, 8), "strong": (16, 32)}  # rank, alpha
 
@@ -78,9 +79,11 @@ def adapter_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]
 
 @pytest.fixture(scope="package")
 def service(tmp_path_factory: pytest.TempPathFactory, adapter_folders: dict[str, Path]) -> Iterator[ServiceProcess]:
-    """For tests that leave it alive, each with branches of its own; beside the store it has an adapter `merged`."""
+    """For tests that leave it alive, each with branches of its own; it has an adapter `merged`, and the run demo-1."""
     extra = f"--extra=merged={adapter_folders['thin']}"
-    process = ServiceProcess(tmp_path_factory.mktemp("service") / "store", "--dtype=float32", extra)
+    folder = tmp_path_factory.mktemp("service")
+    RunWriter(folder)  # a run that has told how it began
+    process = ServiceProcess(folder / "store", "--dtype=float32", f"--runs={folder / 'runs'}", extra)
     yield process
     process.stop()
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from adapters.manifest import Manifest, write_manifest
+from adapters.manifest import ADAPTER_FILES, Manifest, write_manifest
 from adapters.names import BASE
 from service.rollouts import CompletionNotes, GroupNotes, PartHead, RecordHead, pack_group, write_record
 
@@ -177,4 +177,7 @@ def _write_results(out: Path) -> None:
     (out / "merged/merge.json").write_text(
         json.dumps(merge | {"changed": 0.9, "lost": 0.04, "largest_difference": 1e-4})
     )
+    (out / "merged-adapter").mkdir()
+    for name in ADAPTER_FILES:
+        (out / "merged-adapter" / name).write_bytes(b"{}")
     (out / "scales.json").write_text(json.dumps([{"scale": 0.5, "accuracy": 0.5}, {"scale": 2.0, "accuracy": 0.7}]))

@@ -141,6 +141,7 @@ def test_alarms_say_what_to_do(page) -> None:
     items = shown.locator(".alarm-item")
     assert items.first.inner_text().startswith("ERROR")
     assert "coevo jobs retry image" in items.first.locator(".command").inner_text()
+    assert items.first.get_by_role("button", name="again").count() == 0  # these are files alone
     assert "overlaps image@6" in "".join(items.all_inner_texts())
     shown.get_by_label("Level").select_option("error")
     assert [text.split() for text in shown.locator(".log .line").all_text_contents()] == [
@@ -171,7 +172,23 @@ def test_a_scale_between_those_measured_is_told(page) -> None:
     slider = shown.get_by_role("slider", name="Scale of the merged delta")
     slider.fill("1.25")
     assert shown.get_by_text("scale 1.25: about 60.0 %").count() == 1
-    assert "--scale 1.25" in shown.locator(".command").inner_text()
+    assert "--scale 1.25" in shown.locator(".command").first.inner_text()
+
+
+def test_the_merge_as_one_adapter_is_saved_and_the_command_that_serves_it_said(page) -> None:
+    shown = page.show(f"{RUN}/merge")
+    with shown.expect_download() as download:
+        shown.get_by_role("button", name="Download adapter_config.json, 2 B").click()
+    assert download.value.suggested_filename == "adapter_config.json"
+    assert download.value.path().read_bytes() == b"{}"
+    assert "--extra merged=out/demo-1/merged-adapter" in shown.locator(".command").last.inner_text()
+    assert shown.get_by_role("button", name="Serve it here").count() == 0  # there is no engine
+
+
+def test_files_alone_say_why_nobody_else_can_be_asked(page) -> None:
+    shown = page.show(f"{RUN}/step/text/4/image/1")
+    assert shown.get_by_text("Other adapters can be asked where there is an engine").count() == 1
+    assert shown.get_by_label("Score by").count() == 0
 
 
 def test_a_run_that_goes_on_moves_the_page(page_of, tmp_path: Path) -> None:

@@ -111,6 +111,7 @@ def _packed(rollout: Rollout) -> dict[str, NDArray[Any]]:
         question="\n".join(question),
         answer=prompt.answer,
         media=[media_id(data) for data in (*prompt.images, *prompt.videos)],
+        messages=[dict(message) for message in prompt.messages],
         completions=[
             CompletionNotes(
                 text=completion.text,
