@@ -32,7 +32,7 @@ function adapterCard(files, record, facts, run, signal) {
   } }, "Serve it here");
   return card("The merge as one adapter", record && `its branches stacked, rank ${record.branches.reduce((sum, branch) => sum + branch.rank, 0)}`,
     h("div", { class: "bar" }, !facts.is_read_only && serve, downloads), told, h("p", {}, "A service has it from its start by"),
-    copyable(`coevo serve ${outOf(run)}/recipe.json --store ${outOf(run)}/store --extra merged=${outOf(run)}/merged-adapter`));
+    copyable(`coevo serve ${outOf(run)}/recipe.json --store ${outOf(run)}/store --runs ${outOf(run)}/runs --extra merged=${outOf(run)}/merged-adapter`));
 }
 
 const branchOf = (model) => model.split("@")[0];

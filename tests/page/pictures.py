@@ -64,7 +64,8 @@ def main() -> None:
                 if name == "chat" and shown.get_by_label("Question").count():
                     ask(shown)
                 if name == "teacher":
-                    shown.get_by_role("button", name=" minus ").click()
+                    shown.get_by_label("Score by").select_option("*")  # every other branch
+                    shown.get_by_role("button", name=" minus ", pressed=True).wait_for()
                 shown.wait_for_timeout(500)  # curves and pictures are drawn when they have a size
                 picture = Image.open(io.BytesIO(shown.screenshot(full_page=True)))
                 height = min(picture.height, TALLEST)
