@@ -5,7 +5,7 @@ The machine is looked at in `trainer.doctor.machine`; whether a recipe fits it s
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import psutil
 from adapters.errors import UserError
 from trainer.data.base import base_of
 from trainer.doctor import memory
+from trainer.doctor.cards import ONE_CARD, Spread, spread_of
 from trainer.doctor.fit import dtype_rows, memory_rows, parts_of, served_row, shape_in, store_row, stored_bytes
 from trainer.doctor.machine import Card, MachineFact, found_cards, gib, imported_row, machine_rows
 from trainer.local.bounds import bound_facts
@@ -34,8 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=float,
         metavar="GIB",
-        help="plan for a card of this size instead of the cards found; twice for two cards",
+        help="plan for a card of this size instead of the cards found; twice: the engine's and the workers'",
     )
+    add_spread_arguments(parser)
     parser.add_argument("--store", type=Path, default=Path("store"), metavar="DIR", help="where revisions will lie")
     parser.add_argument("--deep", action="store_true", help="import torch, torchvision and vLLM; takes seconds")
 
@@ -57,9 +59,11 @@ def run(arguments: argparse.Namespace) -> int:
             # No failure: a base that was not downloaded yet is none.
             rows.append(MachineFact("WARN", "recipe fits", "unknown", str(error)))
         else:
-            parts = parts_of(recipe, shape, on_gpu=bool(planned))
+            spread = spread_from(arguments, recipe)
+            parts = parts_of(recipe, shape, on_gpu=bool(planned), spread=spread)
             host = Card("this machine's free memory", psutil.virtual_memory().available)
-            rows += memory_rows(recipe, shape, parts, planned or [host])
+            rows += memory_rows(recipe, shape, parts, planned or [host], spread if planned else ONE_CARD)
+            rows += cards_rows(spread, cards, arguments.cards_per_host)
             plan = make_plan(recipe)
             stored = stored_bytes(recipe, shape, branches=len(plan.starts), phase_ends=plan.phase_ends)
             rows += [store_row(stored, arguments.store), served_row(recipe, shape)]
@@ -68,6 +72,43 @@ def run(arguments: argparse.Namespace) -> int:
         rows += column_warnings(recipe)
     show(rows, parts)
     return 1 if any(row.status == "FAIL" for row in rows) else 0
+
+
+def add_spread_arguments(parser: argparse.ArgumentParser) -> None:
+    """What no recipe says: who works for a run, it may be told later."""
+    parser.add_argument("--workers", type=_count, default=1, metavar="N", help="plan for so many workers [1]")
+    help = "with so many processes each, by torchrun [1]"
+    parser.add_argument("--processes", type=_count, default=1, metavar="N", help=help)
+    parser.add_argument("--cards-per-host", type=_count, default=8, metavar="N", help="that a host has [8]")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"take 1 or more, not {text}")
+    return int(text)
+
+
+def spread_from(arguments: argparse.Namespace, recipe: Recipe) -> Spread:
+    return spread_of(
+        recipe,
+        workers=arguments.workers,
+        processes=arguments.processes,
+        cards_per_host=arguments.cards_per_host,
+    )
+
+
+def cards_rows(spread: Spread, cards: Sequence[Card], cards_per_host: int) -> Iterator[MachineFact]:
+    """Whether this host has the cards, if they are to be on one."""
+    if not cards or spread.is_shared:
+        return
+    finding, hosts = f"{spread}: {spread.cards} cards", spread.hosts(cards_per_host)
+    if hosts > 1:
+        yield MachineFact("OK", "cards", f"{finding} on {hosts} hosts of {cards_per_host}")
+    elif spread.cards > len(cards):
+        remedy = "lower engine.data_parallel, engine.tensor_parallel or --processes, or take another host"
+        yield MachineFact("FAIL", "cards", f"{finding}, {len(cards)} here", remedy)
+    else:
+        yield MachineFact("OK", "cards", finding)
 
 
 def shape_of_base(recipe: Recipe) -> memory.Shape:

@@ -12,10 +12,11 @@ from dataclasses import replace
 from adapters.errors import UserError
 from adapters.names import BASE, Ref
 from trainer.commands.check import tell
-from trainer.commands.doctor import column_warnings, shape_of_base
+from trainer.commands.doctor import add_spread_arguments, column_warnings, shape_of_base, spread_from
 from trainer.doctor import memory, price
+from trainer.doctor.cards import Spread
 from trainer.doctor.fit import memory_rows, parts_of, stored_bytes
-from trainer.doctor.machine import Card, MachineFact
+from trainer.doctor.machine import Card, MachineFact, gib
 from trainer.plan.bounds import kept_rollouts, record_bytes, too_long
 from trainer.plan.cost import Cost
 from trainer.plan.make import make_plan
@@ -32,8 +33,9 @@ GB = 10**9
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe_arguments(parser)
-    parser.add_argument("--card", choices=list(price.CARDS), help="tell the hours on one card of this kind")
-    parser.add_argument("--price", type=float, metavar="X", help="what an hour of it costs: tell that, too")
+    parser.add_argument("--card", choices=list(price.CARDS), help="tell memory and hours on cards of this kind")
+    parser.add_argument("--price", type=float, metavar="X", help="what an hour of one costs: tell that, too")
+    add_spread_arguments(parser)
     parser.add_argument("--limits", action="store_true", help="show the limits that follow from the recipe, too")
 
 
@@ -45,6 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--price {arguments.price:g}: take what an hour costs, more than 0")
     if arguments.card is not None and recipe.base.dtype != "bfloat16":
         raise UserError(f"--card {arguments.card}: knows the rates of bfloat16; add --set base.dtype=bfloat16")
+    spread = spread_from(arguments, recipe)
     plan = make_plan(recipe)
     # Which revisions a store has only its service knows: here those that branches start from are taken as there.
     origins = [Ref.parse(start.origin) for start in plan.starts if start.origin != BASE]
@@ -59,8 +62,11 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(why)
     warnings = column_warnings(recipe)
     if arguments.card is not None:
-        print(*price_lines(plan, recipe, shape, arguments.card, arguments.price), sep="\n")
-        warnings += memory_warnings(recipe, shape, price.CARDS[arguments.card])
+        card = price.CARDS[arguments.card]
+        print(*price_lines(plan, recipe, shape, arguments.card, arguments.price, spread), sep="\n")
+        print(*card_lines(recipe, shape, card, spread, arguments.cards_per_host), sep="\n")
+        print(f"Sources: data sheets; {price.SOURCE}; trainer/doctor/price.py")
+        warnings += memory_warnings(recipe, shape, card, spread)
     tell("plan", arguments.recipe, warnings)
     return 0
 
@@ -135,8 +141,10 @@ def groups_of(plan: Plan, recipe: Recipe) -> Counter[price.Group]:
     return groups
 
 
-def price_lines(plan: Plan, recipe: Recipe, shape: memory.Shape, name: str, hourly: float | None) -> Iterator[str]:
-    """The hours on a card, with where each number comes from."""
+def price_lines(
+    plan: Plan, recipe: Recipe, shape: memory.Shape, name: str, hourly: float | None, spread: Spread
+) -> Iterator[str]:
+    """The hours on cards of a kind, with where each number comes from."""
     card, most = price.CARDS[name], recipe.rollout.prompts * recipe.rollout.group_size
     engine = price.Engine(min(recipe.engine.max_num_seqs, most), recipe.engine.kv_cache_gib)
     taken = price.hours(
@@ -146,23 +154,44 @@ def price_lines(plan: Plan, recipe: Recipe, shape: memory.Shape, name: str, hour
         engine,
         rank=recipe.lora.rank,
         updates=recipe.loss.updates_per_batch,
+        spread=spread,
     )
-    cost = "" if hourly is None else f", {taken.total * hourly:,.2f} at {hourly:g} an hour"
+    each = "" if spread.cards == 1 else " each"
+    cost = "" if hourly is None else f", {taken.total * hourly * spread.cards:,.2f} at {hourly:g} an hour{each}"
+    count = "one" if spread.cards == 1 else str(spread.cards)
     origin = "measured on an H100" if name == price.MEASURED else "scaled from an H100"
     share, bandwidth = f"{100 * price.SHARE:.1f} % of {card.flops / 1e12:,.0f} TFLOP/s", card.bandwidth / 1e12
-    yield f"about {taken.total:,.1f} hours on one {card.name}{cost}"
+    yield f"about {taken.total:,.1f} hours on {count} {card.name}{cost}"
     yield f"{taken.updates:10,.1f}  updates, {share}: {origin}"
     yield f"{taken.scoring:10,.1f}  scores by teachers and students, the same share: not measured"
     yield f"{taken.sampling:10,.1f}  sampling, {bandwidth:.3g} TB/s of memory: at best, not measured"
-    yield "Completions are at their longest, and nothing overlaps. Sources: data sheets and"
-    yield f"{price.SOURCE}; the arithmetic is in trainer/doctor/price.py."
+    yield "Completions are at their longest, nothing overlaps, cards share work evenly."
 
 
-def memory_warnings(recipe: Recipe, shape: memory.Shape, card: price.DataSheet) -> list[MachineFact]:
+def card_lines(
+    recipe: Recipe, shape: memory.Shape, card: price.DataSheet, spread: Spread, cards_per_host: int
+) -> Iterator[str]:
+    """Where everything lies, and how full each card is."""
+    parts = parts_of(recipe, shape, on_gpu=True, spread=spread)
+    taken = {
+        process: memory.total([part for part in parts if part.process == process]) for process in ("service", "worker")
+    }
+    hosts = spread.hosts(cards_per_host)
+    yield (
+        f"{spread}: {spread.cards} of {cards_per_host} cards"
+        if hosts == 1
+        else (f"{spread}: {spread.cards} cards on {hosts} hosts of {cards_per_host}")
+    )
+    if spread.is_shared:
+        taken = {"both together": sum(taken.values())}
+    for process, size in taken.items():
+        yield f"{gib(size):>10}  GiB of {card.gib:g} on each card: {process}"
+
+
+def memory_warnings(recipe: Recipe, shape: memory.Shape, card: price.DataSheet, spread: Spread) -> list[MachineFact]:
     """That it does not fit, which a plan leaves to `coevo doctor`: hours on a card that is too small mean nothing."""
-    # Service and worker together, as the hours are of one card.
-    parts = parts_of(recipe, shape, on_gpu=True)
-    facts = memory_rows(recipe, shape, parts, [Card(card.name, int(card.gib * memory.GIB))])
+    parts = parts_of(recipe, shape, on_gpu=True, spread=spread)
+    facts = memory_rows(recipe, shape, parts, [Card(card.name, int(card.gib * memory.GIB))], spread)
     return [replace(fact, status="WARN") for fact in facts if fact.status == "FAIL"]
 
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from adapters.errors import UserError
-from trainer.doctor import memory
+from trainer.doctor import lowering, memory
+from trainer.doctor.cards import ONE_CARD, Spread
 from trainer.doctor.machine import Card, MachineFact, Status, free_bytes, gib, multiplies_bfloat16
 from trainer.recipe import Recipe
 
@@ -24,8 +25,10 @@ def shape_in(base: Path) -> memory.Shape:
         raise UserError(f"{config}: cannot be read as the config of a base ({error!r}); set base.name to one") from None
 
 
-def parts_of(recipe: Recipe, shape: memory.Shape, *, on_gpu: bool) -> tuple[memory.MemoryPart, ...]:
-    """What the service and one worker with all branches take."""
+def parts_of(
+    recipe: Recipe, shape: memory.Shape, *, on_gpu: bool, spread: Spread = ONE_CARD
+) -> tuple[memory.MemoryPart, ...]:
+    """What the service and one worker with all branches take, of each card that they have."""
     engine, rollout = recipe.engine, recipe.rollout
     service = memory.service_parts(
         shape,
@@ -36,31 +39,37 @@ def parts_of(recipe: Recipe, shape: memory.Shape, *, on_gpu: bool) -> tuple[memo
         batched_tokens=engine.max_num_batched_tokens,
         sequences=min(engine.max_num_seqs, rollout.prompts * rollout.group_size),
         on_gpu=on_gpu,
+        tensor_parallel=engine.tensor_parallel,
     )
     worker = memory.worker_parts(
         shape,
         element=_element(recipe.base.dtype),
         rank=recipe.lora.rank,
-        branches=len(recipe.branches),
+        branches=-(-len(recipe.branches) // spread.workers),
         tokens=recipe.budget.tokens_per_micro_batch,
         on_gpu=on_gpu,
         modules=recipe.lora.modules,
+        shards=spread.shards,
     )
     return (*service, *worker)
 
 
 def memory_rows(
-    recipe: Recipe, shape: memory.Shape, parts: Sequence[memory.MemoryPart], cards: Sequence[Card]
+    recipe: Recipe,
+    shape: memory.Shape,
+    parts: Sequence[memory.MemoryPart],
+    cards: Sequence[Card],
+    spread: Spread = ONE_CARD,
 ) -> Iterator[MachineFact]:
-    """Whether service and worker fit, on one card (or in the host's memory) together, on two each on its own."""
+    """Whether service and worker fit, on one card (or in the host's memory) together, on several each on its own."""
     service_knobs, worker_knobs = _knobs(recipe, shape)
-    if len(cards) > 1:  # the service has the first for itself
+    if len(cards) > 1 or not spread.is_shared:  # the engine has the first for itself
         service = [part for part in parts if part.process == "service"]
         worker = [part for part in parts if part.process == "worker"]
         yield fit_row("service fits", memory.total(service), cards[0], service_knobs)
-        yield fit_row("worker fits", memory.total(worker), cards[1], worker_knobs)
+        yield fit_row("worker fits", memory.total(worker), cards[-1], worker_knobs)
     else:
-        knobs = memory.shared_knobs([*service_knobs, *worker_knobs])
+        knobs = lowering.shared_knobs([*service_knobs, *worker_knobs])
         yield fit_row("recipe fits", memory.total(parts), cards[0], knobs)
     # Of each branch a revision that is served and one that arrives; and two more.
     wanted = 2 * len(recipe.branches) + 2
@@ -107,13 +116,13 @@ def room_row(subject: str, need: int, folder: Path, remedy: str, *, if_short: St
     return MachineFact("OK", subject, finding) if need <= free else MachineFact(if_short, subject, finding, remedy)
 
 
-def fit_row(subject: str, need: int, card: Card, knobs: Sequence[memory.Knob]) -> MachineFact:
+def fit_row(subject: str, need: int, card: Card, knobs: Sequence[lowering.Knob]) -> MachineFact:
     """Whether it fits with something to spare, and which number to lower if not."""
     finding = f"{gib(need)} GiB of {gib(card.bytes)} ({card.name})"
     too_much = need + memory.SPARE - card.bytes
     if too_much <= 0:
         return MachineFact("OK", subject, finding)
-    lowered, left = memory.lower(too_much, knobs)
+    lowered, left = lowering.lower(too_much, knobs)
     steps = " and ".join(f"{knob.path} from {knob.now:g} to {knob.to:g}" for knob in lowered)
     if left:
         remedy = f"even with {steps} it is {gib(left)} GiB too large; take a smaller base.name or one more card"
@@ -121,9 +130,9 @@ def fit_row(subject: str, need: int, card: Card, knobs: Sequence[memory.Knob]) -
     return MachineFact("FAIL", subject, finding, f"lower {steps}")
 
 
-def _knobs(recipe: Recipe, shape: memory.Shape) -> tuple[tuple[memory.Knob, ...], tuple[memory.Knob, ...]]:
+def _knobs(recipe: Recipe, shape: memory.Shape) -> tuple[tuple[lowering.Knob, ...], tuple[lowering.Knob, ...]]:
     engine, rollout, budget = recipe.engine, recipe.rollout, recipe.budget
-    service = memory.service_knobs(
+    service = lowering.service_knobs(
         shape,
         element=_element(recipe.base.dtype if engine.dtype == "base" else engine.dtype),
         kv_cache_gib=engine.kv_cache_gib,
@@ -131,8 +140,9 @@ def _knobs(recipe: Recipe, shape: memory.Shape) -> tuple[tuple[memory.Knob, ...]
         branches=len(recipe.branches),
         rank=recipe.lora.rank,
         model_len=rollout.max_model_len,
+        tensor_parallel=engine.tensor_parallel,
     )
-    worker = memory.worker_knobs(
+    worker = lowering.worker_knobs(
         shape,
         element=_element(recipe.base.dtype),
         tokens=budget.tokens_per_micro_batch,

@@ -6,7 +6,6 @@ share is what vLLM was seen to take beside weights and cache. Video towers, frag
 out, so a run wants a few GiB to spare.
 """
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -46,6 +45,10 @@ class Shape:
     """0 without vision."""
     has_head_norms: bool = True
     """Norms of queries and keys, which Qwen3 has and Llama has not."""
+    experts: int = 1
+    """The MLPs of a layer, each of `intermediate`; above 1 with a router."""
+    active_experts: int = 1
+    """Those of them that a token goes through."""
 
     @property
     def projections(self) -> tuple[tuple[int, int], ...]:
@@ -62,12 +65,22 @@ class Shape:
             (self.intermediate, self.hidden),
         )
 
+    def layer_weights(self, experts: float) -> float:
+        """Weights of a layer's products, with so many of its experts."""
+        sizes = [inputs * outputs for inputs, outputs in self.projections]
+        router = self.hidden * self.experts if self.experts > 1 else 0
+        return sum(sizes[:4]) + experts * sum(sizes[4:]) + router
+
+    @property
+    def layer_parameters(self) -> int:
+        norms = 2 * self.hidden + 2 * self.head_dim * self.has_head_norms  # before attention and MLP; of queries, keys
+        return int(self.layer_weights(self.experts)) + norms
+
     @property
     def parameters(self) -> int:
-        norms = 2 * self.hidden + 2 * self.head_dim * self.has_head_norms  # before attention and MLP; of queries, keys
-        layer = sum(inputs * outputs for inputs, outputs in self.projections) + norms
         embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
-        return self.layers * layer + embeddings + self.hidden + self.vision_parameters  # `hidden`: the last norm
+        # `hidden`: the last norm
+        return self.layers * self.layer_parameters + embeddings + self.hidden + self.vision_parameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,23 +91,6 @@ class MemoryPart:
     name: str
     bytes: int
     note: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Knob:
-    """A number of the recipe that can be lowered, best first in `choices` (which fall), and what each unit costs."""
-
-    path: str
-    now: float
-    choices: tuple[float, ...]
-    bytes_per_unit: float
-
-
-@dataclass(frozen=True, slots=True)
-class Lowered:
-    path: str
-    now: float
-    to: float
 
 
 def shape_of(config: Mapping[str, Any]) -> Shape:
@@ -156,12 +152,36 @@ KNOWN_SHAPES = {
     "Qwen/Qwen3-VL-2B-Instruct": _qwen(2048, 28, 16, 6144, 406_957_056, tied=True),
     "Qwen/Qwen3-VL-4B-Instruct": _qwen(2560, 36, 32, 9728, 415_347_712, tied=True),
     "Qwen/Qwen3-VL-8B-Instruct": _qwen(4096, 36, 32, 12_288, 576_388_336, tied=False),
+    "Qwen/Qwen3-VL-32B-Instruct": _qwen(5120, 64, 64, 25_600, 595_266_800, tied=False),
+    "Qwen/Qwen3-VL-30B-A3B-Instruct": Shape(
+        2048, 48, 32, 4, 128, 768, 151_936, tied=False, vision_parameters=538_631_408, experts=128, active_experts=8
+    ),
 }
 
 
 def lora_parameters(shape: Shape, rank: int, modules: Collection[str] = TARGET_MODULES) -> int:
-    sizes = [sum(size) for name, size in zip(TARGET_MODULES, shape.projections, strict=True) if name in modules]
+    names = set(modules) & set(adapted_modules(shape))
+    sizes = [sum(size) for name, size in zip(TARGET_MODULES, shape.projections, strict=True) if name in names]
     return shape.layers * rank * sum(sizes)
+
+
+def slot_parameters(shape: Shape, rank: int, tensor_parallel: int) -> int:
+    """Of an adapter's slot on each card of an engine core: only the side that lies beside a weight's split is split.
+
+    q, k, v, gate, up: A [rank, inputs] whole, B [outputs / T, rank]       o, down: A [rank, inputs / T], B whole
+    """
+    split_inputs = {"o_proj", "down_proj"}
+    sizes = [
+        inputs / tensor_parallel + outputs if name in split_inputs else inputs + outputs / tensor_parallel
+        for name, (inputs, outputs) in zip(TARGET_MODULES, shape.projections, strict=True)
+        if name in adapted_modules(shape)
+    ]
+    return int(shape.layers * rank * sum(sizes))
+
+
+def adapted_modules(shape: Shape) -> tuple[str, ...]:
+    """Those that an adapter can sit on: with experts the four of attention."""
+    return TARGET_MODULES if shape.experts == 1 else TARGET_MODULES[:4]
 
 
 def kv_bytes_per_token(shape: Shape, element: int) -> int:
@@ -179,20 +199,26 @@ def service_parts(
     batched_tokens: int,
     sequences: int,
     on_gpu: bool,
+    tensor_parallel: int = 1,
 ) -> tuple[MemoryPart, ...]:
-    """`element` = bytes of a served parameter, `sequences` = how many are sampled together."""
-    queries = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
+    """`element` = bytes of a served parameter, `sequences` = how many are sampled together. With `tensor_parallel` T
+    each card of an engine core holds a T-th of the weights, of the heads and of an MLP's inside."""
+    weights = -(-shape.parameters * element // tensor_parallel)
+    heads = (shape.heads + 2 * shape.kv_heads) * shape.head_dim / tensor_parallel
+    width = shape.active_experts * shape.intermediate / tensor_parallel
     # One layer's activations, of all tokens of a step: the engine keeps no others.
-    step = batched_tokens * (3 * shape.intermediate + 4 * shape.hidden + queries) * element
+    step = int(batched_tokens * (3 * width + 4 * shape.hidden + heads) * element)
     # Logits of a chunk of prompt tokens; and for sampling three copies in float32 of a row for each sequence.
     sampling = shape.vocabulary * (_CHUNK * element + sequences * 3 * 4)
     cache = int(kv_cache_gib * GIB)
+    # A card has whole heads: with more cards than heads of keys, some of them have the same.
+    cached = kv_bytes_per_token(shape, element) // min(tensor_parallel, shape.kv_heads)
     return (
-        MemoryPart("service", "base weights", shape.parameters * element, f"{shape.parameters / 1e9:.3g} G parameters"),
+        MemoryPart("service", "base weights", weights, f"{shape.parameters / 1e9:.3g} G parameters"),
         MemoryPart(
             "service",
             "adapter slots",
-            slots * lora_parameters(shape, slot_rank) * element,
+            slots * slot_parameters(shape, slot_rank, tensor_parallel) * element,
             f"{slots} slots of rank {slot_rank}",
         ),
         MemoryPart(
@@ -201,7 +227,7 @@ def service_parts(
             (_ENGINE_ON_GPU if on_gpu else _ENGINE_ON_CPU) + step + sampling,
             f"{batched_tokens:,} tokens a step, {sequences} sequences",
         ),
-        MemoryPart("service", "KV cache", cache, f"{cache // kv_bytes_per_token(shape, element):,} tokens"),
+        MemoryPart("service", "KV cache", cache, f"{cache // cached:,} tokens"),
     )
 
 
@@ -214,22 +240,28 @@ def worker_parts(
     tokens: int,
     on_gpu: bool,
     modules: Collection[str] = TARGET_MODULES,
+    shards: int = 1,
 ) -> tuple[MemoryPart, ...]:
-    """What one worker with all branches takes: one base copy, gradients of the one branch that updates."""
+    """What one process of a worker with all branches takes: one base copy, gradients of the one branch that updates. Of
+    several `shards` each has its part of every layer, and two whole ones: that which is computed, and the next."""
     adapter = lora_parameters(shape, rank, modules)
     queries = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
     # With recomputation: the input of each layer is kept, and the inside of one layer at a time, once forward and once
     # as gradients.
     layer_inputs = tokens * shape.layers * shape.hidden * element
-    one_layer = 2 * tokens * (3 * shape.intermediate + 6 * shape.hidden + 2 * queries) * element
+    width = shape.active_experts * shape.intermediate
+    one_layer = 2 * tokens * (3 * width + 6 * shape.hidden + 2 * queries) * element
+    layers = shape.layers * shape.layer_parameters
+    base = shape.parameters if shards == 1 else shape.parameters - layers + -(-layers // shards)
+    gathered = 0 if shards == 1 else 2 * shape.layer_parameters
     log_probs = 2 * _CHUNK * shape.vocabulary * 4  # logits in float32, and their gradients
     runtime = _WORKER_ON_GPU if on_gpu else _WORKER_ON_CPU
     return (
-        MemoryPart("worker", "base copy", shape.parameters * element, f"{shape.parameters / 1e9:.3g} G parameters"),
+        MemoryPart("worker", "base copy", (base + gathered) * element, f"{(base + gathered) / 1e9:.3g} G parameters"),
         MemoryPart(
             "worker",
             "masters, moments, gradients",
-            adapter * (branches * (_MASTER + _MOMENTS) + _GRADIENT),
+            trained_bytes(adapter, branches),
             f"{branches} x {adapter / 1e6:.3g} M parameters of rank {rank}",
         ),
         MemoryPart(
@@ -241,6 +273,11 @@ def worker_parts(
     )
 
 
+def trained_bytes(adapter_parameters: int, branches: int) -> int:
+    """Masters and moments of every branch, gradients of the one that updates."""
+    return adapter_parameters * (branches * (_MASTER + _MOMENTS) + _GRADIENT)
+
+
 def total(parts: Sequence[MemoryPart]) -> int:
     return sum(part.bytes for part in parts)
 
@@ -250,76 +287,3 @@ def store_bytes(adapter_parameters: int, *, branches: int, keep_last: int, phase
     masters = (keep_last + phase_ends) * adapter_parameters * _MASTER
     moments = (2 + phase_ends) * adapter_parameters * _MOMENTS
     return branches * (masters + moments)
-
-
-def service_knobs(
-    shape: Shape, *, element: int, kv_cache_gib: float, slots: int, branches: int, rank: int, model_len: int
-) -> tuple[Knob, ...]:
-    """What makes the service smaller, down to a cache of one full sequence and a slot a branch + 1."""
-    one_sequence = model_len * kv_bytes_per_token(shape, element) / GIB
-    # In steps of half a GiB: a number that a person would write.
-    halves = range(math.ceil(2 * kv_cache_gib) - 1, math.ceil(2 * one_sequence) - 1, -1)
-    caches = tuple(half / 2 for half in halves)
-    slot = lora_parameters(shape, rank) * element
-    return (
-        Knob("engine.kv_cache_gib", kv_cache_gib, caches, GIB),
-        Knob("engine.max_loras", slots, tuple(range(slots - 1, branches, -1)), slot),
-        Knob("lora.rank", rank, _halvings(rank), slots * lora_parameters(shape, 1) * element),
-    )
-
-
-def worker_knobs(
-    shape: Shape,
-    *,
-    element: int,
-    tokens: int,
-    rank: int,
-    branches: int,
-    sequence: int,
-    modules: Collection[str] = TARGET_MODULES,
-) -> tuple[Knob, ...]:
-    """What makes the worker smaller, down to micro-batches of one full sequence."""
-    # A token's share is what the sum grows by: all of it is linear in tokens.
-    without, with_token = (
-        total(worker_parts(shape, element=element, rank=rank, branches=branches, tokens=count, on_gpu=True))
-        for count in (0, 1)
-    )
-    thousands = tuple(range((tokens - 1) // 1024 * 1024, sequence, -1024))
-    choices = (*thousands, sequence) if sequence < tokens else ()
-    states = lora_parameters(shape, 1, modules) * (branches * (_MASTER + _MOMENTS) + _GRADIENT)
-    return (
-        Knob("budget.tokens_per_micro_batch", tokens, choices, with_token - without),
-        Knob("lora.rank", rank, _halvings(rank), states),
-    )
-
-
-def _halvings(rank: int) -> tuple[float, ...]:
-    # Not below 8, the smallest rank but 1 that the engine has slots of.
-    return tuple(rank >> bits for bits in range(1, 7) if rank >> bits >= 8)
-
-
-def shared_knobs(knobs: Sequence[Knob]) -> tuple[Knob, ...]:
-    """Knobs of processes that share a card: one knob a path, the most harmless first."""
-    order = ("engine.kv_cache_gib", "budget.tokens_per_micro_batch", "engine.max_loras", "lora.rank")
-    merged: list[Knob] = []
-    for path in order:
-        same = [knob for knob in knobs if knob.path == path]
-        if same:
-            cost = sum(knob.bytes_per_unit for knob in same)
-            merged.append(Knob(path, same[0].now, same[0].choices, cost))
-    return tuple(merged)
-
-
-def lower(too_much: float, knobs: Sequence[Knob]) -> tuple[list[Lowered], float]:
-    """Which numbers to lower, and how far, until `too_much` bytes are gone; and the bytes that no number removes."""
-    lowered: list[Lowered] = []
-    for knob in knobs:
-        if too_much <= 0:
-            break
-        enough = [choice for choice in knob.choices if (knob.now - choice) * knob.bytes_per_unit >= too_much]
-        if enough or knob.choices:
-            to = enough[0] if enough else knob.choices[-1]
-            # The first that is enough is the largest: choices fall.
-            lowered.append(Lowered(knob.path, knob.now, to))
-            too_much -= (knob.now - to) * knob.bytes_per_unit
-    return lowered, max(too_much, 0.0)

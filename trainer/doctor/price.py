@@ -1,16 +1,20 @@
 """What a run takes of a card, in hours: from the update that was measured on an H100, and from data sheets.
 
-Everything is as long as it may be, and all of it happens on one card, one thing after another. Two rates are known.
+Everything is as long as it may be, and happens one thing after another. Two rates are known.
 Matrix products reach a share of the card's bfloat16 FLOP/s: measured for updates, and taken for scores and prompts,
 which are the same products. Sampling reads the weights and the KV cache once for each token of all sequences: nothing
 of ours has measured that on a GPU, so it is as fast as the memory on the data sheet, which is the best that it can be.
+
+On several cards (`cards`) each thing takes its part of the time on one: sampling and scoring on those of the engine,
+updates on those of the workers. That is the best that they can do.
 
 Left out: the vision tower, exams, the merge, starting, and what the network takes.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from trainer.doctor.cards import ONE_CARD, Spread
 from trainer.doctor.memory import GIB, Shape, kv_bytes_per_token, lora_parameters
 
 MEASURED = "h100"
@@ -67,10 +71,11 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """What bounds how many sequences are sampled together."""
+    """What bounds how many sequences are sampled together, all cores together."""
 
     sequences: int
     kv_cache_gib: float
+    """Of each card."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +102,20 @@ def forward_flops(shape: Shape, *, tokens: int, pairs: int, predicted: int) -> i
 
 
 def hours(
-    groups: Mapping[Group, int], shape: Shape, card: DataSheet, engine: Engine, *, rank: int, updates: int = 1
+    groups: Mapping[Group, int],
+    shape: Shape,
+    card: DataSheet,
+    engine: Engine,
+    *,
+    rank: int,
+    updates: int = 1,
+    spread: Spread = ONE_CARD,
 ) -> Hours:
     """The hours of so many groups of each kind, in bfloat16. `updates`: how often a batch is learnt from."""
+    cores, cards = spread.data_parallel, spread.tensor_parallel
+    # Cards of a core are as one that is so many times as fast, with so many times the cache; cores share the sequences.
+    core = replace(card, flops=cards * card.flops, bandwidth=cards * card.bandwidth)
+    engine = Engine(-(-engine.sequences // cores), cards * engine.kv_cache_gib)
     sampling = scoring = learning = 0.0
     for group, count in groups.items():
         predicted = group.size * group.completion
@@ -107,11 +123,12 @@ def hours(
         prompt = forward_flops(shape, tokens=group.prompt, pairs=group.prompt**2 // 2, predicted=1)
         score = forward_flops(shape, tokens=group.tokens, pairs=group.pairs, predicted=predicted)
         learn = model_flops(shape, rank, tokens=group.tokens, pairs=group.pairs, predicted=predicted)
-        sampling += count * (prompt / (SHARE * card.flops) + predicted * token_seconds(group, shape, card, engine))
+        sampling += count * (prompt / (SHARE * core.flops) + predicted * token_seconds(group, shape, core, engine))
         # Teacher and student: both numbers are to come from the same engine.
-        scoring += count * 2 * group.teachers * score / (SHARE * card.flops)
+        scoring += count * 2 * group.teachers * score / (SHARE * core.flops)
         learning += count * updates * learn / (SHARE * card.flops)
-    return Hours(sampling / 3600, scoring / 3600, learning / 3600)
+    engine_hours, worker_hours = 3600 * cores, 3600 * spread.worker_cards
+    return Hours(sampling / engine_hours, scoring / engine_hours, learning / worker_hours)
 
 
 def token_seconds(group: Group, shape: Shape, card: DataSheet, engine: Engine) -> float:
@@ -124,8 +141,10 @@ def token_seconds(group: Group, shape: Shape, card: DataSheet, engine: Engine) -
     cached = context * kv_bytes_per_token(shape, _BFLOAT16)
     sequences = max(1, min(engine.sequences, int(engine.kv_cache_gib * GIB / cached)))
     weights, channels, output = _sizes(shape)
+    # Of E experts with A for each token, that of nobody among n: (1 - A/E)^n. The others are read.
+    experts = shape.experts * (1 - (1 - shape.active_experts / shape.experts) ** sequences)
     # Weights once for all sequences, which is why many together are cheaper; the cache of each for itself.
-    read = _BFLOAT16 * (weights + output) + sequences * cached
+    read = _BFLOAT16 * (shape.layers * shape.layer_weights(experts) + output) + sequences * cached
     products = sequences * (2 * (weights + output) + 4 * context * channels)
     return max(read / card.bandwidth, products / (SHARE * card.flops)) / sequences
 
@@ -135,6 +154,6 @@ _BFLOAT16 = 2
 
 
 def _sizes(shape: Shape) -> tuple[int, int, int]:
-    """Weights of the layers' projections, channels of all heads and layers, weights of the output matrix."""
-    weights = shape.layers * sum(inputs * outputs for inputs, outputs in shape.projections)
+    """Weights of the layers that a token goes through, channels of all heads, weights of the output matrix."""
+    weights = shape.layers * int(shape.layer_weights(shape.active_experts))
     return weights, shape.layers * shape.heads * shape.head_dim, shape.hidden * shape.vocabulary

@@ -12,8 +12,9 @@ import redis
 
 from trainer.commands.doctor import shape_of_base
 from trainer.doctor.fit import fit_row
+from trainer.doctor.lowering import Knob
 from trainer.doctor.machine import Card, machine_rows, multiplies_bfloat16
-from trainer.doctor.memory import GIB, KNOWN_SHAPES, Knob
+from trainer.doctor.memory import GIB, KNOWN_SHAPES
 from trainer.queue import server as queue_server
 from trainer.recipe.file import load
 
@@ -203,3 +204,18 @@ def test_bfloat16_on_a_processor_without_it_is_told() -> None:
     assert "base.dtype" not in doctor(str(RECIPES / "miniature.toml")).stdout
     planned = doctor(str(RECIPES / "miniature.toml"), "--set", "base.dtype=bfloat16", "--card-gib", "80").stdout
     assert "base.dtype" not in planned
+
+
+def test_each_card_of_eight_is_looked_at_with_its_part_of_the_base():
+    large = ("--set", "base.name=Qwen/Qwen3-VL-32B-Instruct")
+    two = ("--card-gib", "79", "--card-gib", "79")
+    whole = rows(doctor(LARGE, *large, *two))
+    assert (whole["service fits"][0], whole["worker fits"][0]) == ("FAIL", "FAIL")
+    spread = ("--set", "engine.tensor_parallel=4", "--set", "worker.shard=true", "--processes", "4")
+    parted = rows(doctor(LARGE, *large, *two, *spread))
+    assert (parted["service fits"][0], parted["worker fits"][0]) == ("OK", "OK")
+    done = doctor(LARGE, "--processes", "0")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "coevo doctor: --processes: take 1 or more, not 0 (coevo doctor --help)\n",
+    )

@@ -57,17 +57,37 @@ def test_limits_are_shown_when_asked_for(capsys: pytest.CaptureFixture[str]) -> 
 def test_hours_and_money_are_told_of_a_card(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["plan", "recipes/gpu-1x80g-4b.toml", "--set", "method.cycles=1", "--card"]
     assert main([*words, "h100", "--price", "2.5"]) == 0
-    lines = capsys.readouterr().out.splitlines()[-6:]
+    lines = capsys.readouterr().out.splitlines()[-8:]
     hours, cost = re.findall(r"[\d,.]*\d", lines[0].replace("H100 SXM, 80 GB", ""))[:2]
     assert float(cost) == pytest.approx(2.5 * float(hours), abs=0.13)
     assert float(hours) == pytest.approx(sum(float(line.split()[0]) for line in lines[1:4]), abs=0.2)
     assert "25.2 % of 989 TFLOP/s: measured on an H100" in lines[1]
-    assert lines[5].startswith("bench/results/gpu_step.json; ")
+    assert lines[5:7] == [
+        "service and worker on one card: 1 of 8 cards",
+        "      65.2  GiB of 79 on each card: both together",
+    ]
+    assert "; bench/results/gpu_step.json; " in lines[7]
     assert main([*words, "rtx-4090"]) == 0
     printed = capsys.readouterr()
     assert "25.2 % of 165 TFLOP/s: scaled from an H100" in printed.out
     assert "warning: recipe fits: " in printed.err
-    assert max(map(len, printed.out.splitlines()[-6:])) <= 80
+    assert max(map(len, printed.out.splitlines()[-8:])) <= 80
+
+
+def test_several_cards_divide_the_hours_and_each_has_its_price(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "recipes/gpu-1x80g-4b.toml", "--set", "method.cycles=1", "--card", "h100", "--price", "2.5"]
+    assert main(words) == 0
+    first = capsys.readouterr().out.splitlines()[-8:]
+    assert main([*words, "--set", "engine.data_parallel=4", "--workers=3", "--processes=4"]) == 0
+    lines = capsys.readouterr().out.splitlines()[-9:]
+    hours, cost = re.findall(r"([\d.,]+) hours on 16 .* GB, ([\d.,]+) at 2.5 an hour each", lines[0])[0]
+    assert float(cost) == pytest.approx(16 * 2.5 * float(hours), rel=0.02)
+    assert float(lines[1].split()[0]) == pytest.approx(float(first[1].split()[0]) / 12, abs=0.06)
+    assert float(lines[2].split()[0]) == pytest.approx(float(first[2].split()[0]) / 4, abs=0.06)
+    assert lines[5] == "4 cores of 1, 3 workers of 4: 16 cards on 2 hosts of 8"
+    assert lines[6].endswith(" GiB of 79 on each card: service")
+    assert lines[7].endswith(" GiB of 79 on each card: worker")
+    assert max(map(len, lines)) <= 90
 
 
 @pytest.mark.parametrize(
@@ -76,6 +96,8 @@ def test_hours_and_money_are_told_of_a_card(capsys: pytest.CaptureFixture[str]) 
         (["--card", "h10"], "--card h10: no such value; did you mean h100?"),
         (["--price", "2.5"], "--price 2.5: of an hour of which card? name it with --card"),
         (["--card", "h100", "--price", "0"], "--price 0: take what an hour costs, more than 0"),
+        (["--card", "h100", "--workers", "4"], "--workers 4: there are 3 branches, and each has one at a time"),
+        (["--card", "h100", "--processes", "9"], "--processes is 9, and a host has 8 cards: lower it, or --cards-per-"),
         (["--card", "h100", "--set", "base.dtype=float32"], "knows the rates of bfloat16; add --set base.dtype="),
     ],
 )

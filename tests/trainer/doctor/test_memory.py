@@ -6,8 +6,8 @@ from safetensors import safe_open
 
 from adapters.base import locate
 from tests.text_bases import KINDS, write_text_base
-from trainer.doctor import memory
-from trainer.doctor.memory import Knob, Lowered
+from trainer.doctor import lowering, memory
+from trainer.doctor.lowering import Knob, Lowered
 from trainer.recipe import TARGET_MODULES
 
 SHAPE = memory.KNOWN_SHAPES["Qwen/Qwen3-VL-4B-Instruct"]
@@ -148,35 +148,37 @@ def test_the_store_keeps_moments_of_two_revisions_and_of_phase_ends():
 
 
 def test_nothing_is_lowered_when_it_fits():
-    assert memory.lower(0.0, [Knob("a", 10, (5,), 1.0)]) == ([], 0.0)
+    assert lowering.lower(0.0, [Knob("a", 10, (5,), 1.0)]) == ([], 0.0)
 
 
 def test_the_first_number_is_lowered_just_far_enough():
     knobs = [Knob("a", 10, (9, 8, 5), 100.0), Knob("b", 10, (5,), 100.0)]
-    assert memory.lower(150.0, knobs) == ([Lowered("a", 10, 8)], 0.0)
+    assert lowering.lower(150.0, knobs) == ([Lowered("a", 10, 8)], 0.0)
 
 
 def test_the_next_number_pays_what_the_first_cannot():
     knobs = [Knob("a", 10, (9, 8), 100.0), Knob("stuck", 1, (), 100.0), Knob("b", 10, (9, 5), 100.0)]
-    assert memory.lower(400.0, knobs) == ([Lowered("a", 10, 8), Lowered("b", 10, 5)], 0.0)
+    assert lowering.lower(400.0, knobs) == ([Lowered("a", 10, 8), Lowered("b", 10, 5)], 0.0)
 
 
 def test_what_no_number_removes_is_left():
-    assert memory.lower(400.0, [Knob("a", 10, (9,), 100.0)]) == ([Lowered("a", 10, 9)], 300.0)
+    assert lowering.lower(400.0, [Knob("a", 10, (9,), 100.0)]) == ([Lowered("a", 10, 9)], 300.0)
 
 
 def test_knobs_stop_where_the_run_would():
-    service = memory.service_knobs(SHAPE, element=BF16, kv_cache_gib=30.0, slots=8, branches=3, rank=64, model_len=8193)
+    service = lowering.service_knobs(
+        SHAPE, element=BF16, kv_cache_gib=30.0, slots=8, branches=3, rank=64, model_len=8193
+    )
     floors = {knob.path: knob.choices[-1] for knob in service}
     assert floors == {"engine.kv_cache_gib": 1.5, "engine.max_loras": 4, "lora.rank": 8}
     assert 1.0 * memory.GIB < 8193 * memory.kv_bytes_per_token(SHAPE, BF16) <= 1.5 * memory.GIB
-    worker = memory.worker_knobs(SHAPE, element=BF16, tokens=16_384, rank=64, branches=3, sequence=8192)
+    worker = lowering.worker_knobs(SHAPE, element=BF16, tokens=16_384, rank=64, branches=3, sequence=8192)
     assert worker[0].choices == (15_360, 14_336, 13_312, 12_288, 11_264, 10_240, 9216, 8192)
-    assert memory.worker_knobs(SHAPE, element=BF16, tokens=8192, rank=8, branches=3, sequence=8192)[0].choices == ()
+    assert lowering.worker_knobs(SHAPE, element=BF16, tokens=8192, rank=8, branches=3, sequence=8192)[0].choices == ()
 
 
 def test_knobs_cost_what_the_parts_say(worker):
-    tokens, rank = memory.worker_knobs(SHAPE, element=BF16, tokens=16_384, rank=64, branches=3, sequence=8192)
+    tokens, rank = lowering.worker_knobs(SHAPE, element=BF16, tokens=16_384, rank=64, branches=3, sequence=8192)
     fewer = memory.worker_parts(SHAPE, element=BF16, rank=64, branches=3, tokens=8192, on_gpu=True)
     assert memory.total(worker) - memory.total(fewer) == 8192 * tokens.bytes_per_unit
     smaller = memory.worker_parts(SHAPE, element=BF16, rank=32, branches=3, tokens=16_384, on_gpu=True)
@@ -186,4 +188,4 @@ def test_knobs_cost_what_the_parts_say(worker):
 def test_on_a_shared_card_a_rank_is_paid_twice():
     service, worker = Knob("lora.rank", 64, (32,), 2.0), Knob("lora.rank", 64, (32,), 3.0)
     cache = Knob("engine.kv_cache_gib", 30, (29,), 1.0)
-    assert memory.shared_knobs([service, worker, cache]) == (cache, Knob("lora.rank", 64, (32,), 5.0))
+    assert lowering.shared_knobs([service, worker, cache]) == (cache, Knob("lora.rank", 64, (32,), 5.0))
