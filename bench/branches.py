@@ -167,6 +167,8 @@ def json_rows(growth: Growth) -> list[dict[str, Any]]:
             ("service", "service", "MB", 1e6),
         )
     ]
+    if len(growth) == 1:
+        return rows
     each, exact = slope(growth) / 1e6, adapter_bytes() / 1e6
     return [*rows, _row("branches: memory of one more", "MB", each, "its masters and moments", exact)]
 
@@ -186,10 +188,10 @@ def table(growth: Growth) -> str:
         ratio = figures.seconds / growth[1].seconds
         words = " | ".join(f"{part:.2f}" for part in parts)
         lines.append(f"| {count} | {figures.seconds:.2f} | {ratio:.2f} | {words} | {memory} |")
-    each, exact = slope(growth) / 1e6, adapter_bytes() / 1e6
-    return "\n".join(
-        [*lines, "", f"One more branch takes {each:.1f} MB of the worker: its masters and moments are {exact:.1f} MB."]
-    )
+    if len(growth) > 1:
+        each, exact = slope(growth) / 1e6, adapter_bytes() / 1e6
+        lines += ["", f"One more branch takes {each:.1f} MB of the worker; its masters and moments are {exact:.1f} MB."]
+    return "\n".join(lines)
 
 
 def from_rows(rows: Sequence[Mapping[str, Any]]) -> Growth:
@@ -250,9 +252,9 @@ def run(arguments: argparse.Namespace) -> int:
             for count, recipe in recipes.items():
                 print(f"K = {count} of {max(recipes)}", file=sys.stderr)
                 growth[count] = measure(recipe, count, folder / "runs")
+                if arguments.json:  # each as soon as it is there: the largest takes as long as all before it
+                    arguments.json.write_text(json.dumps(json_rows(growth), indent=2) + "\n")
     print(table(growth))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(json_rows(growth), indent=2) + "\n")
     if arguments.picture:
         draw(growth, arguments.picture)
     return 0
