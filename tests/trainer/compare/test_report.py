@@ -1,5 +1,6 @@
 """Everything that a comparison shows, from made-up answers and events of a real plan."""
 
+import io
 import json
 import re
 from dataclasses import dataclass
@@ -8,10 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image, ImageColor
 
+from service.palette import COLOURS, PHASES
 from tests.trainer.orchestration.run_events import overlap, step
 from trainer.compare.answers import ResultAnswers
 from trainer.compare.choices import ScaledModel
+from trainer.compare.pictures import pictures
 from trainer.compare.report import markdown, write_report
 from trainer.compare.results import Results, as_json, measured_by, measured_in, results_of
 from trainer.compare.standings import Standings
@@ -76,6 +80,14 @@ def test_the_report_is_one_file_that_needs_no_other(results: Results, tmp_path: 
     assert page.count("data:image/png;base64,") == 5
     for text in ("best blind answer", "MOPD", "CoPD, video branch", "holds", "seed 1", "Pearson", "generated"):
         assert text in page
+
+
+def test_pictures_have_the_colours_of_the_page(results: Results):
+    drawn = {title: Image.open(io.BytesIO(png)).convert("RGB").tobytes() for title, png in pictures(results).items()}
+    # A hatch of pixels in a row is a line or a bar of that very colour.
+    assert all(bytes(3 * ImageColor.getrgb(colour)) in drawn["What a phase changes"] for colour in PHASES.values())
+    assert bytes(3 * ImageColor.getrgb(COLOURS[0])) in drawn["Branches while they learn"]
+    assert not any(bytes(3 * ImageColor.getrgb("#1f77b4")) in picture for picture in drawn.values())  # Matplotlib's
 
 
 def test_claims_have_a_verdict_in_both_ways_of_answering(results: Results):
