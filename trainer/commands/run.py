@@ -8,21 +8,27 @@ keep lies in one folder:
     DIR/queue/           the queue server's files    DIR/logs/                  what the processes said
     DIR/merged/          the merged model            DIR/results.json           the accuracy of every model
 
-Ctrl-C stops after the update under way and says how to go on. Left out: how the steps are made (`train`), what a run
-ends with (`finish`), what is shown meanwhile (`console`), and who restarts a service whose engine died (it does).
+Ctrl-C stops after the update under way and says how to go on. With `--on ray` the processes lie on the nodes of a
+cluster. Left out: how the steps are made (`train`), what a run ends with (`finish`), what is shown meanwhile
+(`console`), and who restarts a service whose engine died (it does).
 """
 
 import argparse
 import shlex
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from adapters.errors import UserError
 from adapters.names import MERGED
 from service.concurrency import Stopped
 from trainer.commands.check import add_unchecked, check, is_refused
 from trainer.local.examiner import ADAPTER
+from trainer.local.launching import Launch, launch_here
+from trainer.local.on_ray import check_installed, ray_cluster, until_made
 from trainer.local.train import check_folder, events_of, is_trained, run_processes, settings_of, train
+from trainer.local.workers import local_workers
 from trainer.plan.make import make_plan
 from trainer.recipe import Recipe
 from trainer.recipe.arguments import add_recipe_arguments
@@ -31,6 +37,9 @@ from trainer.reporting.curves import curves
 from trainer.reporting.events import overlap_lines, read_events
 from trainer.reporting.tables import show
 
+if TYPE_CHECKING:
+    from trainer.local.finish import Outcome
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe_arguments(parser)
@@ -38,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="go on with what is there")
     add_unchecked(parser)
     parser.add_argument("--worker-each", action="store_true", help="a worker for each branch instead of one for all")
+    parser.add_argument("--on", choices=("here", "ray"), default="here", help="where its processes are [here]")
     parser.add_argument("--port", type=int, default=0, metavar="N", help="of the service [any free one]")
 
 
@@ -45,6 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
     recipe = load(arguments.recipe, arguments.set)
     if recipe.comparison is not None:
         raise UserError(f"{arguments.recipe}: compares systems; take coevo compare")
+    if arguments.on == "ray":
+        check_installed()
     out = arguments.out or Path("out") / recipe.name
     check_folder(out, recipe, resume=arguments.resume)
     if not is_trained(out, recipe):
@@ -52,16 +64,10 @@ def run(arguments: argparse.Namespace) -> int:
         if is_refused("run", arguments, check(recipe, out)):
             return 2
     try:
-        # Training and the exam in one block: the queue server and Ctrl-C are the same for both.
-        with run_processes(out, recipe) as processes:
-            if not is_trained(out, recipe):
-                train(recipe, out, processes, worker_each=arguments.worker_each, port=arguments.port)
-            # Not at the top: it imports torch, and this process needs none until the merge.
-            from trainer.local.finish import finish
-
-            outcome = finish(recipe, out, processes)
+        outcome = (make_on_ray if arguments.on == "ray" else make)(recipe, out, arguments)
     except Stopped:
         words = [str(arguments.recipe), *settings_of(arguments.set), "--out", str(out), "--resume"]
+        words += ["--on", "ray"] if arguments.on == "ray" else []
         print(f"stopped; to go on: coevo run {shlex.join(words)}")
         return 130
     show(recipe.name, outcome.results, outcome.means)
@@ -85,6 +91,24 @@ def run(arguments: argparse.Namespace) -> int:
     for words in next_commands(out, recipe):
         print(f"  {shlex.join(words)}")
     return 0
+
+
+def make(recipe: Recipe, out: Path, arguments: argparse.Namespace, launch: Launch = launch_here) -> "Outcome":
+    # Training and the exam in one block: the queue server and Ctrl-C are the same for both.
+    with run_processes(out, recipe, launch) as processes:
+        if not is_trained(out, recipe):
+            train(recipe, out, processes, worker_each=arguments.worker_each, port=arguments.port)
+        # Not at the top: it imports torch, and this process needs none until the merge.
+        from trainer.local.finish import finish
+
+        return finish(recipe, out, processes)
+
+
+def make_on_ray(recipe: Recipe, out: Path, arguments: argparse.Namespace) -> "Outcome":
+    branches = [start.branch for start in make_plan(recipe).starts]
+    workers = local_workers(out.resolve().name, branches, each=arguments.worker_each)
+    with ray_cluster(recipe, [worker.process for worker in workers]) as cluster:
+        return until_made(partial(make, recipe, out, arguments, cluster.launch), events_of(out, recipe))
 
 
 def next_commands(out: Path, recipe: Recipe) -> Iterator[list[str]]:

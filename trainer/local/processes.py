@@ -1,17 +1,15 @@
 """Processes of ours with a log each: started, restarted, stopped in the order in which they need each other.
 
-A process that died is started again until it has died too often without progress of the run in between. Left out: which
-processes a run has (`train`), who starts an engine again (`service.supervisor`), and who ends them if we are killed
-(`service.processes`: they die with us).
+A process that died is started again until it has died too often without progress of the run in between. They are
+children of this one, or lie on nodes of a cluster (`on_ray`). Left out: which processes a run has (`train`), who starts
+an engine again (`service.supervisor`), and who ends them if we are killed (`service.processes`: they die with us).
 """
 
 import contextlib
 import json
-import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,12 +18,14 @@ from pathlib import Path
 from adapters.errors import UserError
 from service.concurrency import Stopped
 from service.faults import RESTARTS_VARIABLE
-from service.processes import die_with_parent
+from trainer.local.launching import LOST, Child, Launch, LostError, launch_here
 from trainer.queue.server import LOG, Server, start
 
-COORDINATOR, SERVICE = "coordinator", "service"
-_LASTING = (COORDINATOR, SERVICE)
+COORDINATOR, SERVICE, QUEUE = "coordinator", "service", "queue server"
+_LASTING = (COORDINATOR, SERVICE, QUEUE)
 """What is no worker."""
+_ADDRESSED = (SERVICE, QUEUE)
+"""Whose address the others have."""
 LOOK_S = 0.2
 """Between two looks at processes: soon enough for a person who waits, seldom enough to cost nothing."""
 _STOP_WITHIN_S = 120.0
@@ -36,10 +36,10 @@ _SERVICE_WITHIN_S = 1800.0
 """A large base is read and compiled before the service answers."""
 _STILL_S = 60.0
 """Between two lines while an engine loads: a person should see that it goes on, and a log stay short."""
-_RESTARTS = 5
+RESTARTS = 5
 """Without a step of the run in between. A process that dies each time has a fault that another start does not mend; by
 time alone, one that loads for long would be started for ever."""
-_USED_UP = f"{_RESTARTS} restarts brought no step; look there, then add --resume"
+_USED_UP = f"{RESTARTS} restarts brought no step; look there, then add --resume"
 _RESTARTABLE = frozenset({69, 70})
 """Exit status that is worth another start: queue or service were away for too long, or there was a bug."""
 
@@ -79,6 +79,8 @@ def _texts(line: str) -> list[str]:
 
 def ending(status: int | None, line: str) -> str:
     """How a process ended, for a person: a signal, or the line in its log that says why."""
+    if status == LOST:
+        return "gone with its node"
     if status is not None and status < 0:
         hint = ", as the kernel does when memory is full" if status == -signal.SIGKILL else ""
         return f"killed by {signal.Signals(-status).name}{hint}" + (f"; its last line: {line}" if line else "")
@@ -88,7 +90,7 @@ def ending(status: int | None, line: str) -> str:
 @dataclass(eq=False, slots=True)
 class Process:
     words: Sequence[str]
-    popen: subprocess.Popen[bytes]
+    popen: Child
     log: Path
     begin: int
     """Where this life of it begins in the log."""
@@ -124,7 +126,7 @@ class QueueServer:
         log = self._folder / LOG
         lines = log.read_text(errors="replace").strip().splitlines()
         reason = f"{ending(status, lines[-1] if lines else '')} ({log})"
-        if self.restarts == _RESTARTS:
+        if self.restarts == RESTARTS:
             raise UserError(f"the queue server did not go on: {reason}; {_USED_UP}")
         print(f"queue server: {reason}; starting it again", flush=True)
         self.restarts += 1
@@ -145,7 +147,8 @@ class ProcessGroup:
     is_stopped: Callable[[], bool] = lambda: False
     """Whether somebody has told the run to stop."""
     queue: QueueServer | None = None
-    """None where the queue server is somebody else's."""
+    """None where the queue server is somebody else's, or one of the processes."""
+    launch: Launch = launch_here
     _processes: dict[str, Process] = field(default_factory=dict[str, Process])
 
     def __enter__(self) -> "ProcessGroup":
@@ -157,19 +160,14 @@ class ProcessGroup:
         self.stop(_STOP_WITHIN_S if kind in (None, Stopped) else _FAILED_WITHIN_S)
 
     def start(self, name: str, *words: str, **environ: str) -> None:
-        path = self.folder / f"{name}.log"
+        path = self.folder / f"{name.replace(' ', '-')}.log"
         restarts = self._processes[name].restarts + 1 if name in self._processes else 0
-        with path.open("a") as log:
-            begin = log.tell()
-            popen = subprocess.Popen(
-                # A worker that is told to end finishes its step, and would wait minutes for a service that died too.
-                die_with_parent([sys.executable, *words], signal.SIGTERM if name in _LASTING else signal.SIGKILL),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=os.environ | self.environ | environ | {RESTARTS_VARIABLE: str(restarts)},
-                start_new_session=True,
-            )
+        path.touch()
+        begin = path.stat().st_size
+        # A worker that is told to end finishes its step, and would wait minutes for a service that died too.
+        death = signal.SIGTERM if name in _LASTING else signal.SIGKILL
+        variables = self.environ | environ | {RESTARTS_VARIABLE: str(restarts)}
+        popen = self.launch(name, words, variables, path.absolute(), death)
         self._processes[name] = Process(words, popen, path, begin, restarts)
 
     def serve(self, name: str, *words: str, **environ: str) -> str:
@@ -177,16 +175,23 @@ class ProcessGroup:
         began = time.monotonic()
         self.start(name, "-m", "clients.cli", "serve", *words, **environ)
         print(f"{name}: loading the engine ({self._processes[name].log})", flush=True)
-        deadline, said_at = began + _SERVICE_WITHIN_S, began
-        while not (address := re.search(r"coevo serve: (http://\S+) serves", self.log(name))):
+        address = self.address(name, r"coevo serve: (http://\S+) serves")
+        print(f"{name}: {address}, its engine loaded in {time.monotonic() - began:.0f} s", flush=True)
+        return address
+
+    def address(self, name: str, pattern: str) -> str:
+        """Waits until a process says in its log where it listens."""
+        began = said_at = time.monotonic()
+        while not (address := re.search(pattern, self.log(name))):
             self.check_stop()
-            if not self.is_running(name) or time.monotonic() > deadline:
+            if self.status(name) == LOST:  # already
+                raise LostError(f"{name}: {self.reason(name)}")
+            if not self.is_running(name) or time.monotonic() > began + _SERVICE_WITHIN_S:
                 raise UserError(self.last_log_line(name))
             if time.monotonic() - said_at > _STILL_S:
                 said_at = time.monotonic()
                 print(f"{name}: still loading after {said_at - began:.0f} s", flush=True)
             time.sleep(LOOK_S)
-        print(f"{name}: {address[1]}, its engine loaded in {time.monotonic() - began:.0f} s", flush=True)
         return address[1]
 
     def kill(self, name: str) -> None:
@@ -228,18 +233,21 @@ class ProcessGroup:
             status = process.popen.poll()
             if status is None or status == 0:
                 continue
+            if (status == LOST and name in _ADDRESSED) or (name == QUEUE and status != 2):
+                raise LostError(f"{name}: {self.reason(name)}")
             # A negative status is a signal: the kernel's for want of memory, or somebody's by hand. A service has a
             # parent that starts it again, so that the end of both is its last word.
-            if name == SERVICE or not (status in _RESTARTABLE or status < 0):
+            if name in _ADDRESSED or not (status in _RESTARTABLE or status < 0):
                 raise UserError(self.last_log_line(name))
-            if process.restarts == _RESTARTS:
+            if process.restarts == RESTARTS:
                 raise UserError(f"{self.last_log_line(name)}; {_USED_UP}")
             print(f"{name}: {self.reason(name)}; starting it again", flush=True)
             self.start(name, *process.words)
 
     def stop(self, within_s: float = _STOP_WITHIN_S) -> None:
-        """Workers first, they hand over; the service last, it takes what they publish."""
-        for name in sorted(self._processes, key=lambda name: (name == SERVICE, name == COORDINATOR)):
+        """Workers first, they hand over; then the service, which takes what they publish."""
+        order = (COORDINATOR, SERVICE, QUEUE)
+        for name in sorted(self._processes, key=lambda name: order.index(name) if name in order else -1):
             popen = self._processes[name].popen
             if popen.poll() is None:
                 popen.terminate()

@@ -1,6 +1,7 @@
 """The steps of a plan, all made on this machine: queue server, service, workers and coordinator as child processes."""
 
 import os
+import secrets
 import signal
 import sys
 import time
@@ -10,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from adapters.errors import UserError
-from trainer.local.processes import COORDINATOR, LOOK_S, SERVICE, ProcessGroup, QueueServer
+from trainer.local.launching import Launch, launch_here
+from trainer.local.processes import COORDINATOR, LOOK_S, QUEUE, SERVICE, ProcessGroup, QueueServer
 from trainer.local.workers import FrozenWorkers, check_jobs, local_workers
 from trainer.plan.make import make_plan
 from trainer.queue.client import Queue, QueueAwayError, redacted
-from trainer.queue.server import URL_VARIABLE, describe
+from trainer.queue.server import PASSWORD_VARIABLE, URL_VARIABLE, describe
 from trainer.recipe import Recipe
 from trainer.recipe.file import load, run_id, write_resolved
 from trainer.reporting.console import Console
@@ -45,21 +47,35 @@ def check_folder(out: Path, recipe: Recipe, *, resume: bool) -> None:
 
 
 @contextmanager
-def run_processes(out: Path, recipe: Recipe) -> Generator[ProcessGroup]:
-    """A queue server, and a group for the other processes; none of them outlives the block."""
+def run_processes(out: Path, recipe: Recipe, launch: Launch = launch_here) -> Generator[ProcessGroup]:
+    """A queue server, and a group for the other processes; none of them outlives the block. `launch` starts all of
+    them elsewhere."""
+    if recipe.worker.shard:
+        raise UserError(
+            "worker.shard: this command starts workers of one process; start a worker by torchrun (docs/scale.md), or "
+            "add --set worker.shard=false"
+        )
     with ExitStack() as stack:
         is_stopped, queue = stack.enter_context(stop_signals()), None
         if url := os.environ.get(URL_VARIABLE):
             describe(url)  # a server that does not answer is told before anything starts
+        elif launch is not launch_here:
+            url = ""  # known when it has come to a node
         else:
             queue = stack.enter_context(QueueServer(out / "queue"))
             url = queue.url
-        print(f"queue server: {redacted(url)}", flush=True)
-        # Once the queue server has locked the folder: else the processes of another run there would read this recipe.
-        write_resolved(recipe, out)
         # Threads of several processes that wait for each other on the same cores are slower than one.
         environ = {URL_VARIABLE: url, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-        with ProcessGroup(out / "logs", environ, is_stopped, queue) as processes:
+        with ProcessGroup(out / "logs", environ, is_stopped, queue, launch) as processes:
+            if not url:
+                password = secrets.token_hex()
+                words = ("-m", "trainer.queue.server", str(out / "queue"))
+                processes.start(QUEUE, *words, **{PASSWORD_VARIABLE: password})
+                address = processes.address(QUEUE, r"queue server: redis://(\S+)")
+                url = processes.environ[URL_VARIABLE] = f"redis://:{password}@{address}"
+            print(f"{QUEUE}: {redacted(url)}", flush=True)
+            # Once the queue server has locked the folder: else processes of another run there would read this recipe.
+            write_resolved(recipe, out)
             yield processes
 
 

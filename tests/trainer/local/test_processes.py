@@ -56,7 +56,7 @@ def end(group: ProcessGroup, name: str) -> None:
 @pytest.mark.parametrize("code", ["raise SystemExit(69)", "raise SystemExit(70)", "os.kill(os.getpid(), 9)"])
 def test_what_died_is_started_again_and_counted(group: ProcessGroup, name: str, code: str) -> None:
     group.start(name, "-c", f"import os; print('life', os.environ['COEVO_RESTARTS'], flush=True); {code}")
-    for _ in range(processes._RESTARTS):
+    for _ in range(processes.RESTARTS):
         end(group, name)
         group.restart_dead()
     end(group, name)
@@ -122,7 +122,7 @@ def test_a_restart_is_told_with_its_reason(group: ProcessGroup, capsys: pytest.C
 
 def test_a_step_of_the_run_gives_all_restarts_again(group: ProcessGroup) -> None:
     group.start("worker-all", "-c", "raise SystemExit(70)")
-    for _ in range(processes._RESTARTS + 1):
+    for _ in range(processes.RESTARTS + 1):
         end(group, "worker-all")
         group.restart_dead()
         group.progressed()
@@ -132,7 +132,7 @@ def test_the_queue_server_comes_back_with_what_it_had(tmp_path: Path, capsys: py
     with QueueServer(tmp_path / "queue") as server, ProcessGroup(tmp_path / "logs", {}, queue=server) as group:
         queue, address = Queue(server.url), server.url
         queue.put_run("run", {"state": "running"})
-        for _ in range(processes._RESTARTS):
+        for _ in range(processes.RESTARTS):
             kill_server(server)
             group.restart_dead()
             assert "queue server: killed by SIGKILL" in capsys.readouterr().out

@@ -1,4 +1,5 @@
 import contextlib
+import os
 import signal
 import socket
 import subprocess
@@ -165,3 +166,22 @@ def test_a_password_that_is_wrong_is_said(tmp_path):
         right = server.url.replace("redis://", "redis://:right@")
         assert describe(right)["aof_enabled"] == 1
         assert redacted(right) == server.url
+
+
+def test_a_server_of_a_node_listens_there_and_asks_for_its_password(tmp_path):
+    environ = os.environ | {"COEVO_HOST": "127.0.0.2", "COEVO_QUEUE_PASSWORD": "secret"}
+    command = [sys.executable, "-m", "trainer.queue.server", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith("queue server: redis://127.0.0.2:")
+        url = line.split()[-1]
+        with pytest.raises(QueueError, match=r"Authentication required|HELLO must be called"):
+            describe(url)
+        assert describe(url.replace("redis://", "redis://:secret@"))["aof_enabled"] == 1
+        command_line = " ".join(psutil.Process(process.pid).children()[0].cmdline())
+        assert "127.0.0.2" in command_line
+        assert "secret" not in command_line
+        process.terminate()
+        assert process.wait() == 0
+    assert "secret" not in line
