@@ -38,6 +38,7 @@ export async function revisions({ signal, colours: own, facts }, { run }) {
     { key: "created", name: "Published", class: "c-created", sort: (item) => item.created, cell: (item) => clock(item.created) },
     { key: "do", name: "", class: "c-do", cell: (item) => [
       run && item.revision > 0 && h("a", { href: `#/run/${run}/step/${item.branch}/${item.revision}`, class: "button small" }, "Rollouts"),
+      !facts.is_read_only && !retired.has(ref(item)) && item.revision > 0 && h("a", { href: `#/${run ? `run/${run}/` : ""}chat?a=base&b=${ref(item)}`, class: "button small" }, "Ask"),
       !facts.is_read_only && !retired.has(ref(item)) && item.files[FILE] && h("button", { type: "button", class: "small", onclick: (event) => { event.stopPropagation(); download(item); } }, "Download"),
       !facts.is_read_only && !retired.has(ref(item)) && heads.get(item.branch) !== item.revision && h("button", { type: "button", class: "small danger", onclick: (event) => { event.stopPropagation(); retire(item); } }, "Retire"),
     ] },
