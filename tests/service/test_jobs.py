@@ -49,9 +49,9 @@ def test_a_dead_job_is_listed_and_lives_again_by_its_name(queue: Queue, tmp_path
     with Store(tmp_path / "store", BASE) as store, client_of(QueueFence(queue.url, store)) as client:
         dead = {"branch": "image", "job": JOB.id, "error": "no memory"}
         assert client.get("/jobs").json() == {"dead": [dead]}
-        other = client.post("/jobs/image/retry", json={"job": "demo-1:image:9"})
-        assert (other.status_code, other.json()["type"]) == (404, "not-found")
-        assert other.json()["detail"] == "'demo-1:image:9' of image has not failed for good; /jobs has those"
+        refused = client.post("/jobs/image/retry", json={"job": "demo-1:image:9"})
+        assert (refused.status_code, refused.json()["type"]) == (404, "not-found")
+        assert refused.json()["detail"] == "'demo-1:image:9' of image has not failed for good; /jobs has those"
         assert [job.job for job in queue.dead()] == [JOB.id]
         assert client.post("/jobs/image/retry", json={"job": JOB.id}).json() == {"dead": []}
         assert isinstance(queue.claim("image", "w-all"), Lease)
