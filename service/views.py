@@ -156,6 +156,8 @@ class ResultsResponse(Body):
     """The validation curve of the merge's scale, if one was measured."""
     adapter: dict[str, int]
     """Files of the merge as one adapter and their bytes; `/runs/RUN/merged-adapter/FILE` has them."""
+    folder: str | None
+    """What `coevo run` made, as commands on the service's machine name it."""
 
 
 class ServeRequest(Body):

@@ -6,16 +6,14 @@ import { card, choice, copyable, empty, fill, h } from "./dom.js";
 import { bytes, number, percent } from "./format.js";
 
 export async function merge({ signal, colours, facts }, { run }) {
-  const { results, merge: record, scales, adapter } = await get(`/runs/${run}/results`, {}, signal);
+  const { results, merge: record, scales, adapter, folder } = await get(`/runs/${run}/results`, {}, signal);
   if (!results && !record) return h("div", {}, h("h1", {}, "Merge"), empty("There is no merge yet: coevo run makes it after the last step."));
   return h("div", {}, h("h1", {}, "Merge"), results && accuracies(results, colours, facts),
-    record && h("div", { class: "grid two" }, parts(record, colours), change(record)), scaleCard(scales, record, run), Object.keys(adapter).length > 0 && adapterCard(adapter, record, facts, run, signal));
+    record && h("div", { class: "grid two" }, parts(record, colours), change(record)), scaleCard(scales, record, folder), Object.keys(adapter).length > 0 && adapterCard(adapter, record, facts, run, folder, signal));
 }
 
-const outOf = (run) => `out/${run.replace(/-[0-9a-f]{8}$/, "")}`;
-
 // The merge as one adapter: its branches stacked, so its rank is the sum of theirs.
-function adapterCard(files, record, facts, run, signal) {
+function adapterCard(files, record, facts, run, folder, signal) {
   const told = h("p", { class: "note", role: "status" });
   const fail = (error) => { told.textContent = error.message; };
   const downloads = Object.entries(files).map(([name, size]) =>
@@ -32,7 +30,7 @@ function adapterCard(files, record, facts, run, signal) {
   } }, "Serve it here");
   return card("The merge as one adapter", record && `its branches stacked, rank ${record.branches.reduce((sum, branch) => sum + branch.rank, 0)}`,
     h("div", { class: "bar" }, !facts.is_read_only && serve, downloads), told, h("p", {}, "A service has it from its start by"),
-    copyable(`coevo serve ${outOf(run)}/recipe.json --store ${outOf(run)}/store --runs ${outOf(run)}/runs --extra merged=${outOf(run)}/merged-adapter`));
+    copyable(`coevo serve ${folder}/recipe.json --store ${folder}/store --runs ${folder}/runs --extra merged=${folder}/merged-adapter`));
 }
 
 const branchOf = (model) => model.split("@")[0];
@@ -82,7 +80,7 @@ function change(record) {
 }
 
 // The slider goes over scales that were measured, and between them along the line that joins their accuracies.
-function scaleCard(scales, record, run) {
+function scaleCard(scales, record, folder) {
   const command = h("div", {});
   const told = h("output", {});
   const [low, high] = scales.length ? [scales[0].scale, scales.at(-1).scale] : [0.5, 2];
@@ -102,7 +100,7 @@ function scaleCard(scales, record, run) {
     const value = accuracy(scale);
     told.textContent = `scale ${scale.toFixed(2)}${value === null ? "" : `: about ${percent(value)}`}`;
     if (value !== null) [dotNode.style.left, dotNode.style.bottom] = place(scale, value);
-    fill(command, copyable(`coevo merge ${outOf(run)} --out merged-${scale.toFixed(2)} --scale ${scale.toFixed(2)}`));
+    fill(command, copyable(`coevo merge ${folder} --out merged-${scale.toFixed(2)} --scale ${scale.toFixed(2)}`));
   };
   slider.addEventListener("input", move);
   move();

@@ -27,7 +27,7 @@ from typing import Any, Protocol, TypeVar, cast
 from pydantic import JsonValue
 
 from adapters.errors import UserError
-from adapters.manifest import DamagedError, Manifest, adapter_digest, folder_digest, verify
+from adapters.manifest import OPTIMISER, DamagedError, Manifest, adapter_digest, folder_digest, verify
 from adapters.names import BASE, Ref, check_branch, is_start, shown
 from adapters.store import Store, disk_full_as_user_error
 from adapters.validate import BOUNDS, BaseShape, InvalidAdapterError, WeightBounds, check_adapter, upload_limits
@@ -242,7 +242,8 @@ class Publisher:
             branch = self._store.branch(name)
             if branch.live or branch.retired:
                 first, head = branch.manifest(0), max(branch.live, default=0)
-                if first is None or (first.origin or BASE) != str(origin):
+                lacks_moments = moments and first is not None and first.files and OPTIMISER not in first.files
+                if first is None or (first.origin or BASE) != str(origin) or lacks_moments:
                     raise PublishRefusedError(
                         "branch-exists", f"{name} is there already; its head is {head}", head=head
                     )

@@ -115,7 +115,10 @@ async def results(run: Run, files: Files) -> views.ResultsResponse:
     await known(files, run)
     tables, merge, scales = await asyncio.to_thread(files.results)
     adapter = {name: path.stat().st_size for name, path in files.merged_adapter().items()}
-    return views.ResultsResponse(results=tables, merge=merge, scales=scales, adapter=adapter)
+    folder = None if files.out is None else str(files.out)
+    return views.ResultsResponse(results=tables, merge=merge, scales=scales, adapter=adapter, folder=folder)
+        results=tables, merge=merge, scales=scales, adapter=adapter, folder=files.out and str(files.out)
+    )
 
 
 @router.get("/runs/{run}/merged-adapter/{file}", response_class=FileResponse)

@@ -175,13 +175,13 @@ def test_a_scale_between_those_measured_is_told(page) -> None:
     assert "--scale 1.25" in shown.locator(".command").first.inner_text()
 
 
-def test_the_merge_as_one_adapter_is_saved_and_the_command_that_serves_it_said(page) -> None:
+def test_the_merge_is_saved_as_one_adapter_and_its_command_said(page, demo: Path) -> None:
     shown = page.show(f"{RUN}/merge")
     with shown.expect_download() as download:
         shown.get_by_role("button", name="Download adapter_config.json, 2 B").click()
     assert download.value.suggested_filename == "adapter_config.json"
     assert download.value.path().read_bytes() == b"{}"
-    assert "--extra merged=out/demo-1/merged-adapter" in shown.locator(".command").last.inner_text()
+    assert f"--extra merged={demo}/merged-adapter" in shown.locator(".command").last.inner_text()
     assert shown.get_by_role("button", name="Serve it here").count() == 0  # there is no engine
 
 
