@@ -117,8 +117,6 @@ async def results(run: Run, files: Files) -> views.ResultsResponse:
     adapter = {name: path.stat().st_size for name, path in files.merged_adapter().items()}
     folder = None if files.out is None else str(files.out)
     return views.ResultsResponse(results=tables, merge=merge, scales=scales, adapter=adapter, folder=folder)
-        results=tables, merge=merge, scales=scales, adapter=adapter, folder=files.out and str(files.out)
-    )
 
 
 @router.get("/runs/{run}/merged-adapter/{file}", response_class=FileResponse)
