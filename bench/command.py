@@ -10,6 +10,7 @@ NAMES = {
     "branches": "how a run's seconds, memory and publishes grow with 1 to 16 branches on one base",
     "generate": "four models examined on the miniature's questions, beside the engine alone",
     "growth": "how an update's time and memory grow with the group, the prompt and the adapters",
+    "gpu": "what a card makes of coevo in ten minutes: engine, exactness, publish, scoring, a run, updates",
     "gpu_step": "one update of a Qwen3-VL-4B on one GPU, beside layers not compiled, padded rows and a dense mask",
     "experts": "each toy capability trained alone through the real service",
     "queue": "claims, publishes and dispatch of the queue with 1 to 64 workers",

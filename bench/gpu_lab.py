@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -231,6 +232,8 @@ class Way:
     """Tokens that the model computes, and pairs of them that see each other."""
     compiled: bool = False
     """The layers; attention is in any case."""
+    backend: str = "TRITON"
+    """Of flex attention; a CPU has none of them."""
 
 
 def packed(lab: Lab, rollout: Rollout) -> Tensor:
@@ -284,11 +287,14 @@ def _rows_load(rollout: Rollout) -> tuple[int, int]:
 
 
 OURS, EAGER, ROWS, DENSE = "packed", "packed, layers not compiled", "padded rows", "dense mask"
+FLASH = "packed, attention by FLASH"
 WAYS = {
     OURS: Way(attention.NAME, packed, _pack_load, compiled=True),
     EAGER: Way(attention.NAME, packed, _pack_load),
     ROWS: Way("sdpa", rows, _rows_load),
     DENSE: Way("sdpa", dense, _pack_load),
+    # FlashAttention 4, where its package is; last, for it may be refused.
+    FLASH: Way(attention.NAME, packed, _pack_load, compiled=True, backend="FLASH"),
 }
 
 
@@ -314,7 +320,8 @@ def _as(lab: Lab, way: Way) -> Generator[None]:
         for layer in layers:
             layer._compiled_call_impl = None  # what `compile` sets; there is no way back
     try:
-        yield
+        with patch.object(attention, "_KERNEL_OPTIONS", {"BACKEND": way.backend}):  # a constant of what is measured
+            yield
     finally:
         for layer, call in zip(layers, compiled, strict=True):
             layer._compiled_call_impl = call

@@ -277,7 +277,7 @@ def sections(lab: Lab, steps: Steps) -> Iterator[Section]:
     """In the order of their worth."""
     for case in lab.sizes.cases:
         for way in WAYS:
-            estimate = 60.0 if way == OURS else 15.0
+            estimate = 60.0 if WAYS[way].compiled else 15.0
             yield Section(f"{_label(case)} {way}", estimate, partial(measure_step, lab, steps, case, way))
     yield Section("memory of adapters", 25, partial(adapter_memory, lab, steps))
     yield Section("log-probs in chunks", 15, partial(chunked_logprobs, lab))

@@ -10,7 +10,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-_PATIENCE_S = 120.0
+_PATIENCE_S = 600.0  # a base of several gigabytes loads and compiles for minutes
 
 
 @contextmanager

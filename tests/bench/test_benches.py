@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen3VLConfig
 
 from bench import gpu_lab, gpu_step, growth
-from bench.gpu_lab import ADAPTERS, DENSE, EAGER, OURS, QWEN3_VL_4B, ROWS, TINY, WAYS, Lab
+from bench.gpu_lab import ADAPTERS, DENSE, EAGER, FLASH, OURS, QWEN3_VL_4B, ROWS, TINY, WAYS, Lab
 from clients.cli import main
 from trainer.doctor.memory import KNOWN_SHAPES, lora_parameters, shape_of
 from trainer.doctor.price import model_flops
@@ -32,7 +32,7 @@ def test_the_model_has_the_shape_of_the_4b() -> None:
     assert shape_of(Qwen3VLConfig(**QWEN3_VL_4B).to_dict()) == KNOWN_SHAPES["Qwen/Qwen3-VL-4B-Instruct"]
 
 
-@pytest.mark.parametrize("way", [EAGER, ROWS, DENSE])
+@pytest.mark.parametrize("way", [EAGER, ROWS, DENSE, FLASH])
 def test_every_way_of_a_step_computes_the_same(lab: Lab, way: str) -> None:
     rollout = gpu_lab.make_rollout(lab, CASE)
     logprobs, gradients = gpu_lab.forward_backward(lab, WAYS[OURS], rollout)
@@ -92,7 +92,7 @@ def test_gpu_step_goes_through_every_section(tmp_path: Path, capsys: pytest.Capt
     words = " ".join(row["what"] for row in rows)
     for section in ("40/12 step", "24/9 step", "update of one adapter", "logits at once", "save", "a new length"):
         assert section in words
-    assert {row["peer"] for row in rows if row["what"] == "gpu_step: 24/9 step"} == {EAGER, ROWS, DENSE}
+    assert {row["peer"] for row in rows if row["what"] == "gpu_step: 24/9 step"} == {EAGER, ROWS, DENSE, FLASH}
 
 
 def test_a_section_that_fails_leaves_the_others(tmp_path: Path, lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
