@@ -26,7 +26,7 @@ from service.concurrency import Stopped
 from trainer.commands.check import add_unchecked, check, is_refused
 from trainer.local.examiner import ADAPTER
 from trainer.local.launching import Launch, launch_here
-from trainer.local.on_ray import check_installed, ray_cluster, until_made
+from trainer.local.on_ray import check_installed, is_joined, ray_cluster, until_made
 from trainer.local.train import check_folder, events_of, is_trained, run_processes, settings_of, train
 from trainer.local.workers import local_workers
 from trainer.plan.make import make_plan
@@ -61,7 +61,10 @@ def run(arguments: argparse.Namespace) -> int:
     check_folder(out, recipe, resume=arguments.resume)
     if not is_trained(out, recipe):
         print("checking the recipe, its data and this machine", flush=True)
-        if is_refused("run", arguments, check(recipe, out)):
+        facts = check(recipe, out)
+        if arguments.on == "ray" and is_joined():  # other machines have the memory
+            facts = [fact for fact in facts if not fact.subject.endswith(" fits")]
+        if is_refused("run", arguments, facts):
             return 2
     try:
         outcome = (make_on_ray if arguments.on == "ray" else make)(recipe, out, arguments)
@@ -70,6 +73,12 @@ def run(arguments: argparse.Namespace) -> int:
         words += ["--on", "ray"] if arguments.on == "ray" else []
         print(f"stopped; to go on: coevo run {shlex.join(words)}")
         return 130
+    tell_end(recipe, out, outcome)
+    return 0
+
+
+def tell_end(recipe: Recipe, out: Path, outcome: "Outcome") -> None:
+    """The accuracy of every model, what lies in the folder, and what can be done with it."""
     show(recipe.name, outcome.results, outcome.means)
     events = events_of(out, recipe)
     for line in overlap_lines(read_events(events)):
@@ -90,7 +99,6 @@ def run(arguments: argparse.Namespace) -> int:
     print("next:")
     for words in next_commands(out, recipe):
         print(f"  {shlex.join(words)}")
-    return 0
 
 
 def make(recipe: Recipe, out: Path, arguments: argparse.Namespace, launch: Launch = launch_here) -> "Outcome":

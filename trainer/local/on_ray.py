@@ -158,6 +158,11 @@ def check_installed() -> None:
         raise UserError("--on ray: Ray is not installed; pip install 'coevo[ray]'")
 
 
+def is_joined() -> bool:
+    """Whether there is a cluster already; else one is started on this machine."""
+    return bool(os.environ.get(ADDRESS_VARIABLE))
+
+
 def until_made(make: Callable[[], Made], events: Path) -> Made:
     """What `make` gives. It is called again when a node is lost with something whose address the others have: then all
     of them begin again with what is in the run's folder."""
@@ -203,9 +208,8 @@ def _join(num_workers: int) -> str | None:
     """Joins the cluster, or starts one on this machine; where everything listens then."""
     import ray
 
-    address = os.environ.get(ADDRESS_VARIABLE)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
-    if not address:
+    if not is_joined():
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody has asked whether it may tell
         # As `coevo run` on this machine: as many cores as the run takes, and all see the cards that there are.
         os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
@@ -215,6 +219,7 @@ def _join(num_workers: int) -> str | None:
         except Exception as error:  # what it raises when its own processes take too long
             raise UserError(f"--on ray: Ray did not start here ({_first_line(error)}); try again") from None
         return LOOPBACK
+    address = os.environ[ADDRESS_VARIABLE]
     if address.startswith("ray://"):
         raise UserError(f"{ADDRESS_VARIABLE}={address}: give HOST:PORT, and start the run on a node of the cluster")
     try:
