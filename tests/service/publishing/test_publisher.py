@@ -361,6 +361,17 @@ async def test_forks(publisher, registry, store, adapter, second_adapter):
     assert nothing_on_its_way(store)
 
 
+async def test_a_fork_with_moments_is_another_than_one_without(publisher, store, adapter):
+    (adapter / OPTIMISER).write_bytes((adapter / WEIGHTS).read_bytes())
+    await publish(publisher, adapter, replace(FIRST, ref=Ref("expert", 1)))
+    forked = await publisher.fork("image", "expert@1", moments=True)
+    assert (store.folder(Ref("image", 0)) / OPTIMISER).samefile(store.folder(Ref("expert", 1)) / OPTIMISER)
+    assert (await publisher.fork("image", "expert@1", moments=True)).is_new is False
+    assert (await publisher.fork("text", "expert@1")).manifest.digest == forked.manifest.digest
+    with pytest.raises(PublishRefusedError, match="text is there already"):
+        await publisher.fork("text", "expert@1", moments=True)
+
+
 async def test_forks_of_each_other_do_not_wait_for_each_other(publisher, adapter):
     await publish(publisher, adapter, replace(FIRST, ref=Ref("a", 1)))
     await publish(publisher, adapter, replace(FIRST, ref=Ref("b", 1)))
