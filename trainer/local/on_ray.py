@@ -144,9 +144,9 @@ class RayCluster:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         bundle = self.bundles[name]
-        place = PlacementGroupSchedulingStrategy(self.group, list(self.bundles).index(name))
+        strategy = PlacementGroupSchedulingStrategy(self.group, list(self.bundles).index(name))
         remote: Any = ray.remote(Keeper)
-        options = {"num_cpus": bundle["CPU"], "num_gpus": bundle.get("GPU", 0), "scheduling_strategy": place}
+        options = {"num_cpus": bundle["CPU"], "num_gpus": bundle.get("GPU", 0), "scheduling_strategy": strategy}
         actor = remote.options(**options).remote(self.host)
         passed_on = {key: value for key, value in os.environ.items() if key.startswith(_PASSED_ON)}
         ended = actor.keep.remote(list(words), passed_on | dict(environ), log, Path.cwd(), death)
