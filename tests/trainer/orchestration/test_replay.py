@@ -12,6 +12,8 @@ import pytest
 from adapters.errors import UserError
 from adapters.names import Ref
 from clients.client import AsyncClient
+from service.rollouts import Record, unpack_group
+from service.schemas import Chat
 from tests.trainer.orchestration.test_scheduler import enqueue, kinds, run_of
 from tests.trainer.test_loop import context
 from trainer.loop import Batch, StepContext, StepResult, prompts_of
@@ -87,6 +89,12 @@ def test_what_is_read_is_what_was_learnt_from_bit_by_bit(tmp_path: Path) -> None
     }
     assert [flat(term.rollouts) for term in again.terms] == [flat(term.rollouts) for term in first.terms]
     assert again.metrics == {"native/reward": 0.1}
+
+
+def test_a_record_has_prompts_as_other_adapters_are_asked(tmp_path: Path) -> None:
+    notes = unpack_group(Record(written(tmp_path)).arrays("native", 0)).notes
+    assert notes.messages == list(batch().rollouts["native"][0].prompt.messages)
+    assert Chat.model_validate({"messages": notes.messages})
 
 
 def test_the_same_batch_is_the_same_file(tmp_path: Path) -> None:
