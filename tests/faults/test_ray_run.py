@@ -1,6 +1,5 @@
 """A whole run on a cluster of Ray that loses the nodes of its worker and of its service, and gets others."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,43 +11,33 @@ from ray.cluster_utils import Cluster
 
 from tests.faults.cluster import check_store
 from tests.faults.test_local_run import SMALL
+from tests.raynodes import LEFT_BEHIND, ROOM, nodes_by_raylet, three_nodes
 from trainer.local.train import is_trained
 from trainer.plan.make import make_plan
 from trainer.recipe.file import load
 
-pytestmark = [
-    pytest.mark.soak,
-    pytest.mark.timeout(1800),
-    # What Ray leaves to the collector when its nodes end.
-    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
-]
-ROOM = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
-
-
-@pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """A head without room, and three nodes: for the service, for the worker, and for the two that take little."""
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    cluster = Cluster(initialize_head=True, head_node_args=ROOM | {"num_cpus": 0, "include_dashboard": False})
-    for _ in range(3):
-        cluster.add_node(**ROOM)
-    yield cluster
-    cluster.shutdown()
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800), LEFT_BEHIND]
 
 
 def exchange_node_of(cluster: Cluster, word: str) -> psutil.Process:
     """Takes the node away where a process with this word in its command runs, and adds another."""
-    nodes = {str(node.all_processes["raylet"][0].process.pid): node for node in cluster.worker_nodes}
+    nodes = nodes_by_raylet(cluster)
     (process,) = [
         process
         for process in psutil.process_iter(["cmdline", "environ"])
         if word in (process.info["cmdline"] or ())[2:4]
-        and (process.info["environ"] or {}).get("RAY_RAYLET_PID") in nodes
+        and int((process.info["environ"] or {}).get("RAY_RAYLET_PID", 0)) in nodes
         and word not in process.parent().cmdline()  # not what it has forked itself
     ]
-    cluster.remove_node(nodes[process.info["environ"]["RAY_RAYLET_PID"]], allow_graceful=False)
+    cluster.remove_node(nodes[int(process.info["environ"]["RAY_RAYLET_PID"])], allow_graceful=False)
     cluster.add_node(**ROOM)
     return process
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    with three_nodes() as cluster:
+        yield cluster
 
 
 def test_a_run_outlives_the_nodes_of_its_worker_and_its_service(cluster: Cluster, tmp_path: Path) -> None:
@@ -56,7 +45,6 @@ def test_a_run_outlives_the_nodes_of_its_worker_and_its_service(cluster: Cluster
     sets = [word for change in SMALL for word in ("--set", change)]
     run = subprocess.Popen(
         [sys.executable, "-m", "clients.cli", "run", "recipes/miniature.toml", *sets, f"--out={out}", "--on=ray"],
-        env=os.environ | {"RAY_ADDRESS": cluster.address},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

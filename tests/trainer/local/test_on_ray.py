@@ -14,16 +14,12 @@ from ray.cluster_utils import Cluster
 from adapters.errors import UserError
 from clients.cli import main
 from tests.faults.recipes import small
+from tests.raynodes import LEFT_BEHIND, ROOM, nodes_by_raylet, three_nodes
 from trainer.local.launching import LOST, LostError
 from trainer.local.on_ray import Keeper, ray_cluster, until_made
 from trainer.local.processes import QUEUE, RESTARTS, SERVICE, ProcessGroup
 
-pytestmark = [
-    pytest.mark.reference,
-    pytest.mark.timeout(600),
-    # What Ray leaves to the collector when its nodes end.
-    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
-]
+pytestmark = [pytest.mark.reference, pytest.mark.timeout(600), LEFT_BEHIND]
 WORKER = "worker-all"
 LIVING = """
 import os, time
@@ -31,20 +27,12 @@ said = {"process": os.getpid(), "raylet": os.environ["RAY_RAYLET_PID"], "host": 
 print(*(f"{key}={value}" for key, value in said.items()), flush=True)
 time.sleep(600)
 """
-ROOM = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """A head without room, and three nodes: for the service, for the worker, and for the two that take little."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        cluster = Cluster(initialize_head=True, head_node_args=ROOM | {"num_cpus": 0, "include_dashboard": False})
-        for _ in range(3):
-            cluster.add_node(**ROOM)
-        patch.setenv("RAY_ADDRESS", cluster.address)
+    with three_nodes() as cluster:
         yield cluster
-        cluster.shutdown()
 
 
 @pytest.fixture
@@ -77,8 +65,7 @@ def child_of(group: ProcessGroup, name: str) -> psutil.Process:
 
 
 def take_node_of(cluster: Cluster, group: ProcessGroup, name: str) -> None:
-    raylet = int(said(group, name, "raylet"))
-    (node,) = [node for node in cluster.worker_nodes if node.all_processes["raylet"][0].process.pid == raylet]
+    node = nodes_by_raylet(cluster)[int(said(group, name, "raylet"))]
     cluster.remove_node(node, allow_graceful=False)
 
 
