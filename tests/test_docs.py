@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 IMAGE_FILES = [ROOT / "Dockerfile", *sorted(ROOT.glob("compose*.yaml")), *sorted((ROOT / "containers").iterdir())]
-FOLDERS = ("adapters", "bench", "clients", "containers", "docs", "recipes", "service", "tests", "trainer")
+FOLDERS = ("adapters", "bench", "clients", "containers", "deploy", "docs", "recipes", "service", "tests", "trainer")
 SOURCES = ("adapters", "bench", "clients", "service", "trainer", "tests")
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")
