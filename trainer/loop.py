@@ -276,7 +276,7 @@ async def rollouts_of(
         # The step's number is in the seeds: a prompt that comes again is answered anew.
         seeds=seeds(count, context.seed_of(step), stream_of(step, term, capability), step.number),
         decode=context.decode,
-        temperature=context.sampling.temperature,
+        temperature=context.sampling.temperature if step.temperature is None else step.temperature,
         top_p=context.sampling.top_p,
         logprobs=True,  # what the engine itself said, for the importance weight between engine and trainer
     )

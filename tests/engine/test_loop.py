@@ -127,6 +127,22 @@ def test_a_step_made_again_draws_alike_and_is_equal_to_rounding(service, pool, t
     asyncio.run(run())
 
 
+def test_a_step_with_a_temperature_of_its_own_samples_at_it(service, pool) -> None:
+    async def run() -> None:
+        async with AsyncClient(service.url) as client:
+            context = make_context(client, pool)
+            await client.fork("cold", "base")
+            for temperature, answers in ((None, {2, 3, 4}), (0.01, {1})):
+                batch = await gather_batch(Step("cold", 1, ("text",), temperature=temperature), context)
+                # How many different answers the four of a prompt are.
+                counts = {len({completion.text for completion in rollout.completions})
+                          for rollout in batch.rollouts["native"]}  # fmt: skip
+                assert counts & answers
+                assert temperature is None or counts == answers
+
+    asyncio.run(run())
+
+
 def test_a_teacher_that_is_the_student_itself_teaches_nothing(service, pool) -> None:
     async def run() -> None:
         async with AsyncClient(service.url) as client:

@@ -11,7 +11,7 @@ from trainer.recipe.file import load, run_id
 
 SHIPPED = [path for path in sorted(MINIATURE.with_suffix("").glob("*.toml")) if load(path).base.name == "miniature"]
 """On the shipped base."""
-KINDS = [MINIATURE.with_suffix("") / f"{name}.toml" for name in ("mixed", "mopd", "pilot", "static-vt")]
+KINDS = [MINIATURE.with_suffix("") / f"{name}.toml" for name in ("mixed", "mopd", "pilot", "ages", "static-vt")]
 """What no other test runs."""
 TINY = (
     "method.cycles=1",
@@ -43,8 +43,9 @@ def run(cluster: Cluster, tmp_path: Path, paths: list[Path]) -> None:
     for path in paths:
         name = f"{path.stem}-{len(cluster.children)}"
         recipe = load(path, [*TINY, f"evaluation.overlap_prompts={2 if 'adaptive' in path.stem else 0}"])
-        if recipe.method.kind == "pilot":
-            recipe = load(path, [*TINY, "method.checkpoints=1", "evaluation.overlap_prompts=0"])
+        if recipe.method.kind in ("pilot", "ages"):
+            fewer = ("method.checkpoints=1", "method.temperatures=[0.5, 1.5]")
+            recipe = load(path, [*TINY, *fewer, "evaluation.overlap_prompts=0"])
         written = renamed(tmp_path, recipe, name)
         coordinator = cluster.coordinator(written)
         started.append((written, coordinator, cluster.worker("all", name=name, words=("--run", run_id(load(written))))))

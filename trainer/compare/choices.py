@@ -15,7 +15,7 @@ from adapters.base import locate
 from adapters.merge import cosines, make_merge_plan, write_adapter
 from adapters.merge_inputs import open_base, open_revision
 from trainer.evaluation.exams import Exam, ExamResult, capability_means, exams
-from trainer.plan.comparison import EXPERTS, PAIRED, PILOT, SINGLE_BRANCH_SYSTEMS, Result, pair_of
+from trainer.plan.comparison import EXPERTS, ONE_TEACHER, PAIRED, SINGLE_BRANCH_SYSTEMS, Result, pair_of
 from trainer.recipe import AnswersConfig, Recipe
 
 
@@ -42,7 +42,7 @@ class Rates:
 def is_system(result: Result) -> bool:
     """Whether it stands for its system, and so has a scale of its own: not a branch that is merged, nor an expert as it
     was when it taught."""
-    is_single = result.system in SINGLE_BRANCH_SYSTEMS - {PILOT} and "@" not in result.row
+    is_single = result.system in SINGLE_BRANCH_SYSTEMS - ONE_TEACHER and "@" not in result.row
     return result.is_merge or is_single
 
 

@@ -3,12 +3,11 @@
     series    what branches share over the steps, their overlap and symmetric KL, of the experts and of CoPD
     phases    how these change in RLVR and in distillation: the paper says that overlap falls and recovers
     pulls     cosines between the gradients of a mixed branch's capabilities
-    students  gain of students of one frozen expert against how alike they were at the start, with Pearson's r
     sweep     accuracy of the merge by the share of RLVR steps in a cycle
 
 Events name branches; the plan says of which system, seed and capability a branch is.
 
-Left out: accuracies of systems beside each other (`standings`).
+Left out: accuracies of systems beside each other (`standings`), and what students take (`students`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,23 +17,17 @@ from statistics import fmean
 from typing import Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from adapters.names import BASE, Ref
 from trainer.compare.standings import Line, Standings
 from trainer.evaluation.intervals import Interval, interval
 from trainer.loop import NATIVE
-from trainer.plan.comparison import EXPERTS, MERGED, PILOT, sweep_shares
-from trainer.plan.steps import Segment, Teacher
+from trainer.plan.comparison import MERGED, ONE_TEACHER, sweep_shares
+from trainer.plan.steps import Segment
 from trainer.recipe import MethodConfig
 from trainer.reporting.events import Event, overlaps_of
 from trainer.update.update import COSINE
 
-_RESAMPLED = 2000
-"""Draws of the bootstrap. Its 2.5 % tails have 50 each: enough for the two digits that are shown."""
-_FEWEST = 6
-"""Experts that a bootstrap needs: of three there are ten different draws, and no tails."""
-Floats = NDArray[np.float64]
 Branches = Mapping[str, Segment]
 """A segment of each branch, for what the plan knows of it."""
 
@@ -65,8 +58,9 @@ def series(events: Sequence[Event], branches: Branches) -> list[DynamicsPoint]:
     for event, overlaps in overlaps_of(events):
         names = [name for name in overlaps.branches if name != BASE]
         segment = branches.get(Ref.parse(names[0]).branch)
-        # A seed may be trained already and not examined yet: then the plan of what is shown does not have it.
-        if len(names) < 2 or segment is None:
+        # A seed may be trained already and not examined yet: then the plan of what is shown does not have it. Students
+        # of one teacher are compared with it once, and teach nobody.
+        if len(names) < 2 or segment is None or segment.system in ONE_TEACHER:
             continue
         capabilities = overlaps.capabilities
         # Both ways: an overlap is measured on what its student sampled, so it is not the same the other way.
@@ -143,92 +137,6 @@ def pulls(events: Sequence[Event], branches: Branches) -> Iterator[Pull]:
                 if name.startswith(f"{NATIVE}/{COSINE}:"):
                     pair = " - ".join(name.split(":")[1:])  # cosine:text:image
                     yield Pull(segment.system, segment.seed, event["step"], pair, value)
-
-
-# ---- pilot ----
-
-
-@dataclass(frozen=True, slots=True)
-class Student:
-    """A fresh branch that learnt from one checkpoint of one expert."""
-
-    seed: int
-    capability: str
-    age: int
-    """The steps that its teacher had made."""
-    overlap: float
-    """The overlap of the base, which the student began as, with the teacher."""
-    gain: float
-    absorbed: float | None
-    """The gain as a share of what the teacher was ahead."""
-
-
-def students(standings: Standings, events: Sequence[Event], branches: Branches, way: str) -> list[Student]:
-    """The pilot's students, with what the events say of their teachers."""
-    overlap_with_base = {
-        (name, capability): overlaps.at(BASE, name, capability).overlap
-        for _, overlaps in overlaps_of(events)
-        for name in overlaps.branches
-        for capability in overlaps.capabilities
-    }
-    teachers: dict[str, dict[int | None, Teacher]] = {}
-    for segment in branches.values():
-        if segment.system == PILOT:
-            teachers.setdefault(segment.row, {})[segment.seed] = segment.steps[0].teachers[0]
-    points: list[Student] = []
-    for row, by_seed in teachers.items():
-        # Rows have the same teacher at every seed, but for the seed in its branch's name.
-        ref, capability = next((teacher.ref, teacher.capability) for teacher in by_seed.values())
-        assert ref.revision is not None
-        lines = Line("base", BASE), Line(row, PILOT, row), Line(row, EXPERTS, f"{capability}@{ref.revision}")
-        if not standings.has(lines[1]):
-            continue
-        before, after, ahead = (standings.by_seed(line, [capability], way) for line in lines)
-        for seed in after:
-            overlap = overlap_with_base.get((str(by_seed[seed].ref), capability))
-            # The overlap was measured when the teacher ended its segment, if overlap is measured at all.
-            if overlap is not None and seed in ahead:
-                gain, lead = after[seed] - before[seed], ahead[seed] - before[seed]
-                points.append(Student(seed, capability, ref.revision, overlap, gain, gain / lead if lead > 0 else None))
-    return points
-
-
-@dataclass(frozen=True, slots=True)
-class Correlation:
-    r: float
-    interval: tuple[float, float] | None
-    """95 %, or None where there are too few experts to draw from."""
-
-
-def correlation(students: Sequence[Student], outcome: Literal["gain", "absorbed"], seed: int = 0) -> Correlation | None:
-    """Pearson's r of the overlap with the outcome; None: too few students, or they do not vary.
-
-    Students of one seed and capability have teachers that are one expert at different ages. They are no independent
-    points, so that the bootstrap draws experts, with all their students.
-    """
-    clusters: dict[tuple[int, str], list[tuple[float, float]]] = {}
-    for student in students:
-        value = student.gain if outcome == "gain" else student.absorbed
-        if value is not None:
-            clusters.setdefault((student.seed, student.capability), []).append((student.overlap, value))
-    whole_N2 = np.array([point for cluster in clusters.values() for point in cluster])
-    if len(whole_N2) < 3 or (np.ptp(whole_N2, axis=0) == 0).any():
-        return None
-    if len(clusters) < _FEWEST:
-        return Correlation(_pearson(whole_N2), None)
-    rng, experts = np.random.default_rng(seed), list(clusters.values())
-    values: list[float] = []
-    for draw in rng.integers(0, len(experts), (_RESAMPLED, len(experts))):
-        points_N2 = np.array([point for index in draw for point in experts[index]])
-        # Of few points a draw may be the same point again and again, which has no r.
-        if (np.ptp(points_N2, axis=0) > 0).all():
-            values.append(_pearson(points_N2))
-    low, high = np.quantile(values, [0.025, 0.975]).tolist()
-    return Correlation(_pearson(whole_N2), (low, high))
-
-
-def _pearson(points_N2: Floats) -> float:
-    return float(np.corrcoef(points_N2.T)[0, 1])
 
 
 # ---- sweep ----

@@ -3,7 +3,8 @@
 import io
 import textwrap
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,18 @@ import numpy as np
 from adapters.names import BASE
 from service import palette
 from trainer.compare.results import Results
+from trainer.compare.students import Student
 from trainer.evaluation.overlap import ALARM
-from trainer.plan.comparison import EXPERTS
+from trainer.plan.comparison import AGES, EXPERTS, PILOT
 
 _SMOOTH = 10
 """Steps whose cosines are one point: those of single steps spread more than they differ."""
 PHASES = {"rlvr": "RLVR", "opd": "distillation"}
+STUDENTS = {
+    PILOT: ("pilot: one expert, students that were prepared at different temperatures", "temperature"),
+    AGES: ("teachers of growing age (not in the paper): what a fresh student takes", "steps of the teacher"),
+}
+"""Systems of students that have one teacher each: a title, and what differs between students of one teacher."""
 NAMES = {EXPERTS: "experts alone", "copd2": "CoPD, two branches", "copd3": "CoPD"}
 
 
@@ -32,9 +39,11 @@ def pictures(results: Results) -> dict[str, bytes]:
         "Branches while they learn": (bool(results.measured.series), _draw_series),
         "What a phase changes": (bool(results.phase_changes), _draw_phases),
         "Gradients of mixed RLVR": (bool(results.measured.pulls), _draw_pulls),
-        "Pilot: what a fresh student takes from a teacher": (bool(results.measured.students), _draw_pilot),
         "RLVR and distillation in a cycle": (bool(results.sweep), _draw_sweep),
     }
+    for system, students in results.students.items():
+        title = STUDENTS[system][0]
+        drawings[title.capitalize()] = True, lambda _, figure, students=students: _draw_students(students, figure)
     images: dict[str, bytes] = {}
     for title, (has_data, draw) in drawings.items():
         if has_data:
@@ -98,7 +107,9 @@ def _draw_series(results: Results, figure: Any) -> None:
         panel.set_xlabel("step")
         panel.legend(fontsize=8)
         if field == "shared":
-            panel.axhline(ALARM, color=palette.NEUTRAL, linewidth=0.8, linestyle=":")  # below it branches have drifted apart
+            panel.axhline(
+                ALARM, color=palette.NEUTRAL, linewidth=0.8, linestyle=":"
+            )  # below it branches have drifted apart
 
 
 def _is_measured(results: Results, field: str) -> bool:
@@ -145,18 +156,26 @@ def _draw_pulls(results: Results, figure: Any) -> None:
         panel.legend(fontsize=8)
 
 
-def _draw_pilot(results: Results, figure: Any) -> None:
-    panels = figure.subplots(1, 2)
-    for capability in dict.fromkeys(student.capability for student in results.measured.students):
-        students = [student for student in results.measured.students if student.capability == capability]
-        gains = [100 * student.gain for student in students]
-        panels[0].scatter([student.overlap for student in students], gains, label=capability)
-        shares = [(student.overlap, 100 * student.absorbed) for student in students if student.absorbed is not None]
-        panels[1].scatter([x for x, _ in shares], [y for _, y in shares], label=capability)
-    for panel, title in zip(panels, ("gain, points", "gain, % of the teacher's lead"), strict=True):
-        panel.set_xlabel("overlap of student and teacher at the start")
-        panel.set_title(title, fontsize=10)
-        panel.legend(fontsize=8)
+def _draw_students(students: Sequence[Student], figure: Any) -> None:
+    """A point for each student. Those of one seed and expert have one colour: they are one run."""
+    xs = {"overlap": "overlap of student and teacher before", "shared": "shared probability before"}
+    measured = [name for name in xs if any(getattr(student, name) is not None for student in students)]
+    panels = figure.subplots(1, 2 * len(measured), squeeze=False)[0]
+    ys = {"gain": "gain, points", "absorbed": "gain, % of the teacher's lead"}
+    runs = dict.fromkeys((student.seed, student.capability) for student in students)
+    for panel, (measure, outcome) in zip(panels, product(measured, ys), strict=True):
+        for number, run in enumerate(runs):
+            points = [
+                (getattr(student, measure), 100 * value)
+                for student in students
+                if (student.seed, student.capability) == run and (value := getattr(student, outcome)) is not None
+            ]
+            panel.scatter(*zip(*points, strict=True) if points else ((), ()), color=f"C{number % 10}")
+        panel.set_xlabel(xs[measure], fontsize=9)
+        panel.set_title(ys[outcome], fontsize=10)
+        panel.locator_params(axis="x", nbins=4)
+    labels = [f"{capability}, seed {seed}" for seed, capability in runs]
+    figure.legend(panels[0].collections, labels, loc="outside right upper", fontsize=8)
 
 
 def _draw_sweep(results: Results, figure: Any) -> None:

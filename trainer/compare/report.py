@@ -8,21 +8,20 @@ import html
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from trainer.compare.dynamics import correlation
-from trainer.compare.pictures import pictures
+from trainer.compare.pictures import STUDENTS, pictures
 from trainer.compare.results import GainShare, Results
 from trainer.compare.standings import MEAN, Table
+from trainer.compare.students import Student, correlation
 from trainer.plan.cost import Cost
 from trainer.reporting.percent import percent
 
 COSTS = tuple(Cost.__dataclass_fields__)
 _MERGES = "merges and scales, chosen on validation questions"
 _GAIN_SHARES = "what rivals have of the experts' gain"
-_PHASES = "overlap and KL of branches by phase"
+_PHASES = "how alike branches are, by phase"
 _PRIMARY = "several answers a question at a temperature below 1, evaluation.answers.primary"
 _NOTHING = 0.05
 """A share of the gain that is as good as none: by its noise over fifteen seeds, of which it is a quotient."""
-_PILOT = "pilot: what a fresh student takes from one checkpoint of an expert"
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72em; margin: 2em auto; padding: 0 1em; color: #222 }
 table { border-collapse: collapse; margin: 1em 0 } caption { text-align: left; font-weight: 600; padding: .4em 0 }
@@ -56,8 +55,9 @@ def markdown(results: Results) -> Iterator[str]:
         yield from ["", *_grid_as_markdown(phases(results), _PHASES)]
     if len(rows := merges(results)) > 1:
         yield from ["", *_grid_as_markdown(rows, _MERGES)]
-    if results.measured.students:
-        yield from ["", *_grid_as_markdown(pilot(results), _PILOT), "", *correlations(results)]
+    for system, students in results.students.items():
+        title = STUDENTS[system][0]
+        yield from ["", *_grid_as_markdown(one_teacher(students), title), "", *correlations(students)]
 
 
 # ---- tables ----
@@ -149,9 +149,12 @@ def notes(results: Results) -> list[str]:
             f"The primary metric ({_PRIMARY}) has no answers of {named_seeds(lacking)}: systems are told apart by "
             "the other ways of answering, which do not agree."
         )
-    if results.rates:
-        chosen = ", ".join(f"{system} {rate:g}" for system, rate in results.rates.chosen.items())
-        sentences.append(f"Learning rates, chosen for each system on validation questions of another seed: {chosen}.")
+    if rates := results.rates:
+        words: list[str] = []
+        for system, rate in rates.chosen.items():
+            tried = ", ".join(f"{name}: {percent(accuracy)}" for name, accuracy in rates.tried[system].items())
+            words.append(f"{system} {rate:g} ({tried})")
+        sentences.append(f"Learning rates, by validation questions of a seed that is not reported: {'; '.join(words)}.")
     return sentences
 
 
@@ -170,32 +173,33 @@ def merges(results: Results) -> Grid:
     return rows
 
 
-def pilot(results: Results) -> Grid:
-    head = ("teacher", "seed", "steps of the teacher", "overlap with the base", "gain", "of the teacher's lead")
+def one_teacher(students: Sequence[Student]) -> Grid:
+    """Students of one system, and what each took from its one teacher."""
+    setting = STUDENTS[students[0].system][1]
+    head = ("teacher", "seed", setting, "overlap", "shared", "KL", "gain", "of the teacher's lead")
     rows = [
         (
             student.capability,
             f"{student.seed}",
-            f"{student.age}",
+            f"{student.setting:g}",
             f"{student.overlap:.3f}",
+            "" if student.shared is None else f"{student.shared:.4f}",
+            "" if student.kl is None else f"{student.kl:.4f}",
             percent(student.gain, sign="+"),
             _share(student.absorbed),
         )
-        for student in results.measured.students
+        for student in students
     ]
     return [head, *rows]
 
 
-def correlations(results: Results) -> Iterator[str]:
-    """Sentences about the pilot; none where there are too few students."""
-    students = results.measured.students
-    for name, r in (
-        ("gain", correlation(students, "gain")),
-        ("share of the teacher's lead", correlation(students, "absorbed")),
-    ):
-        if r is not None:
-            ends = "one expert or few: no interval" if r.interval is None else "{:.2f} to {:.2f}".format(*r.interval)
-            yield f"Pearson's r of {name} and overlap: {r.r:.2f} ({ends})."
+def correlations(students: Sequence[Student]) -> Iterator[str]:
+    """Sentences about students of one system; none where there are too few."""
+    for outcome, name in (("gain", "gain"), ("absorbed", "share of the teacher's lead")):
+        for measure, label in (("overlap", "overlap"), ("shared", "shared probability")):
+            if r := correlation(students, outcome, measure):
+                ends = "few runs: no interval" if r.interval is None else "{:.2f} to {:.2f}".format(*r.interval)
+                yield f"Pearson's r of {name} and {label}: {r.r:.2f} ({ends})."
 
 
 def means_by_seed(results: Results, table: Table) -> Grid:
@@ -240,9 +244,9 @@ def _as_html(results: Results) -> Iterator[str]:
         # Within the page, so that it is one file that can be sent to somebody.
         source = base64.b64encode(picture).decode()
         yield f'<h2>{html.escape(title)}</h2><img alt="{html.escape(title)}" src="data:image/png;base64,{source}">'
-    if results.measured.students:
-        yield from _grid_as_html(pilot(results), _PILOT)
-        yield from (f"<p>{line}</p>" for line in correlations(results))
+    for system, students in results.students.items():
+        yield from _grid_as_html(one_teacher(students), STUDENTS[system][0])
+        yield from (f"<p>{line}</p>" for line in correlations(students))
     if results.phase_changes:
         yield from _grid_as_html(phases(results), _PHASES)
     yield "</html>"

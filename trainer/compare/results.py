@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from adapters.names import BASE
 from trainer.compare.choices import Rates, ScaledModel
@@ -18,15 +18,13 @@ from trainer.compare.dynamics import (
     PhaseChange,
     Pull,
     Share,
-    Student,
-    correlation,
     phase_changes,
     pulls,
     series,
-    students,
     sweep,
 )
 from trainer.compare.standings import Line, Standings, Table, Verdict, gain_share, tables, verdicts
+from trainer.compare.students import Measure, Outcome, Student, correlation, students
 from trainer.evaluation.intervals import Interval
 from trainer.plan.comparison import BUILD, EXPERTS, of_seeds, pair_of, planned_results
 from trainer.plan.cost import Cost
@@ -79,17 +77,24 @@ class Results:
     sweep: Sequence[Share]
     gain_shares: Sequence[GainShare]
 
+    @property
+    def students(self) -> Mapping[str, Sequence[Student]]:
+        """Those of one teacher, by their system."""
+        systems = dict.fromkeys(student.system for student in self.measured.students)
+        return {name: [student for student in self.measured.students if student.system == name] for name in systems}
+
 
 def measured_by(events: Sequence[Event], recipe: Recipe, standings: Standings) -> Measured:
     # Of all systems, whichever the recipe asks for now: what was asked for before has been answered as well.
     plans = {seed: make_plan(of_seeds(recipe, seed, seed, tuple(BUILD))) for seed in standings.seeds}
     # The first segment of a branch says whose it is: another system may go on with it.
+    segments = [segment for plan in plans.values() for segment in plan.segments]
     branches = {segment.branch: segment for plan in plans.values() for segment in reversed(plan.segments)}
     return Measured(
         _spent(recipe, plans, standings, events),
         series(events, branches),
         list(pulls(events, branches)),
-        students(standings, events, branches, standings.ways[0] if standings.ways else ""),
+        students(standings, events, segments, standings.ways[0] if standings.ways else ""),
     )
 
 
@@ -175,10 +180,14 @@ def as_json(results: Results) -> dict[str, Any]:
             str(seed): {system: asdict(model) for system, model in models.items()}
             for seed, models in results.merges.items()
         },
-        "pilot": {
-            "students": [asdict(student) for student in results.measured.students],
-            "gain": asdict(r) if (r := correlation(results.measured.students, "gain")) else None,
-        },
+        "students": [asdict(student) for student in results.measured.students],
+        "correlations": [
+            {"system": system, "outcome": outcome, "measure": measure} | asdict(r)
+            for system, by_system in results.students.items()
+            for outcome in get_args(Outcome)
+            for measure in get_args(Measure)
+            if (r := correlation(by_system, outcome, measure))
+        ],
         "sweep": [asdict(share) | {"accuracy": number(share.accuracy)} for share in results.sweep],
         "gain_shares": [asdict(share) for share in results.gain_shares],
         "spent": [
@@ -194,7 +203,7 @@ def measured_in(path: Path) -> Measured:
         {(cost.pop("system"), cost.pop("row")): Cost(**cost) for cost in numbers["spent"]},
         [DynamicsPoint(**point) for point in numbers["series"]],
         [Pull(**pull) for pull in numbers["gradient_cosines"]],
-        [Student(**student) for student in numbers["pilot"]["students"]],
+        [Student(**student) for student in numbers["students"]],
     )
 
 

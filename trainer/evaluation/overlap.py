@@ -124,7 +124,7 @@ def compare(
     """The overlaps by the scores [branch][completion] of what each student sampled on each capability."""
     numbers = range(len(branches))
 
-    def of_pair(a: int, b: int, capability: str) -> Likeness:
+    def of_pair(a: int, b: int, capability: str) -> tuple[float, float, float]:
         of_a, of_b = scores[branches[a], capability], scores[branches[b], capability]  # what a, and what b, sampled
         top_a, top_b = (np.concatenate([scored.top_ids_Ck for scored in of_a[number]]) for number in (a, b))
         log_a, log_b = (np.concatenate([scored.top_logprobs_Ck for scored in of_a[number]]) for number in (a, b))
@@ -134,7 +134,7 @@ def compare(
             for number in (a, b)
         )
         kl = symmetric_kl(a_of_a, b_of_a, a_of_b, b_of_b)
-        return Likeness(overlap(top_a, top_b), kl, shared(top_a, log_a, top_b, log_b))
+        return overlap(top_a, top_b), kl, shared(top_a, log_a, top_b, log_b)
 
     # The diagonal too, though it is 1 and 0: an event's matrices have a row and a column for each branch.
     cells = [[[of_pair(a, b, capability) for capability in capabilities] for b in numbers] for a in numbers]

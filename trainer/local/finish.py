@@ -27,7 +27,7 @@ from trainer.recipe import Recipe
 from trainer.reporting.progress import Progress
 from trainer.reporting.tables import as_json
 
-UNMERGED_SYSTEMS = frozenset({"base", "mopd", "pilot"})
+UNMERGED_SYSTEMS = frozenset({"base", "mopd", "pilot", "ages"})
 """Systems whose result is no merge of their branches."""
 
 

@@ -34,7 +34,8 @@ log = logging.getLogger("coordinator")
 
 @dataclass(frozen=True, slots=True)
 class PhaseEnd:
-    """Revisions that end a phase together, and the teachers that are not among them."""
+    """Revisions that end a phase together, and the teachers that are not among them: those of this phase, and those
+    that their branches listen to next."""
 
     phase: str
     step: int
@@ -52,6 +53,7 @@ def phase_ends(plan: Plan) -> list[PhaseEnd]:
     groups: dict[tuple[str, str, int], list[Segment]] = {}
     for segment in plan.segments:
         groups.setdefault((segment.group, segment.kind, segment.steps[-1].number), []).append(segment)
+    following = {(segment.branch, segment.first): segment for segment in plan.segments}
     ends: list[PhaseEnd] = []
     for (system, phase, step), segments in groups.items():
         refs = [segment.steps[-1].makes for segment in segments]
@@ -59,6 +61,10 @@ def phase_ends(plan: Plan) -> list[PhaseEnd]:
         branches = {ref.branch for ref in refs}
         teachers = (teacher.ref for segment in segments for teacher in segment.steps[-1].teachers)
         refs += dict.fromkeys(ref for ref in teachers if ref.branch not in branches)
+        # How alike a student and a frozen teacher are is asked before the first lesson. Live ones are there already.
+        next_segments = (following.get((ref.branch, ref.revision or 0)) for ref in tuple(refs))
+        next_teachers = [teacher.ref for segment in next_segments if segment for teacher in segment.steps[0].teachers]
+        refs += dict.fromkeys(ref for ref in next_teachers if ref not in refs)
         ends.append(PhaseEnd(phase, step, tuple(refs), system, all(segment.is_watched for segment in segments)))
     return ends
 

@@ -8,7 +8,9 @@
     no_image_edge  without what the second teaches    no_text_edge   without what the first teaches
     copd3          mutual, hub and spokes             no_teachers    its steps without teachers: the control
     pairwise       mutual, each taught by each other
-    mopd           a fresh student of all experts     pilot          fresh students of the experts' checkpoints
+    mopd           a fresh student of all experts
+    pilot          students of the pair's second expert, prepared on the first's prompts at different temperatures
+    ages           fresh students of the experts as they were at growing ages
     mopd-equal     of experts at 0.6 of their steps: as many steps in all as CoPD has
     mopd-tokens, mixed3-tokens, merge3-tokens
                    mopd, mixed3 and the merge of experts when they have had as many rollouts as copd3 has: equal
@@ -32,11 +34,23 @@ from typing import Literal
 
 from adapters.names import BASE, Ref
 from trainer.plan.steps import Plan, Segment, Start
-from trainer.plan.systems import alone, checkpoint_ages, copd, distilled, expert_steps, later_steps, negative
+from trainer.plan.systems import (
+    alone,
+    checkpoint_ages,
+    copd,
+    distilled,
+    expert_steps,
+    later_steps,
+    negative,
+    prepared,
+    temperature_rows,
+)
 from trainer.recipe import BranchConfig, ComparisonConfig, Edge, MethodConfig, Recipe, RolloutConfig
 
 EXPERTS = "experts"
-PILOT = "pilot"
+PILOT, AGES = "pilot", "ages"
+ONE_TEACHER = frozenset({PILOT, AGES})
+"""Systems of students that each have one expert as it was at an age, and are read against it alone."""
 MERGED = "merged"
 WATCHED = (EXPERTS, "copd2", "copd3")
 """Systems whose branches are compared with each other at every phase end: what drifts apart, and what does not."""
@@ -51,11 +65,11 @@ SINGLE_BRANCH_SYSTEMS = frozenset(
         "mopd",
         "mopd-equal",
         "mopd-tokens",
-        PILOT,
+        *ONE_TEACHER,
     }
 )
 """Systems whose branches are results in themselves; those of all others are merged as well."""
-PAIRED = frozenset({"mixed2", "static_v2t", "static_t2v", "copd2", "no_image_edge", "no_text_edge"})
+PAIRED = frozenset({"mixed2", "static_v2t", "static_t2v", "copd2", "no_image_edge", "no_text_edge", PILOT})
 """Systems of the pair: beside these alone no third capability has an expert."""
 
 
@@ -139,14 +153,13 @@ class Result:
 
 
 def planned_results(plan: Plan) -> Iterator[Result]:
-    """The results of a plan of `comparison`: in its order, seed by seed. With the pilot, its teachers as they were."""
+    """The results of a plan of `comparison`: in its order, seed by seed. Of students of one teacher, it and they too as
+    they were before."""
     # The last segment of a branch in its system stands for it: row and capabilities are the same in all of them.
     groups: dict[str, dict[str, Segment]] = {}
     for segment in plan.segments:
         groups.setdefault(segment.group, {})[segment.branch] = segment
-    teachers = dict.fromkeys(
-        teacher.ref for segment in plan.segments if segment.system == PILOT for teacher in segment.steps[0].teachers
-    )
+    lesson_of = lessons(plan.segments)
     systems = {segment.system for segment in plan.segments}
     for branches in groups.values():
         heads = [_result(segment, segment.steps[-1].number) for segment in branches.values()]
@@ -155,18 +168,34 @@ def planned_results(plan: Plan) -> Iterator[Result]:
             yield from heads
         if system not in SINGLE_BRANCH_SYSTEMS:
             yield _merge(system, heads)
+        yield from _as_they_were(branches, lesson_of)
         if system == EXPERTS:
-            # The pilot reads its students' gains against what their teachers knew at that age.
-            for ref in teachers:
-                if ref.branch in branches:
-                    assert ref.revision is not None
-                    teacher = _result(branches[ref.branch], ref.revision)
-                    yield replace(teacher, row=f"{teacher.row}@{ref.revision}")
             # Nothing stands beside the pair's merge where no system of the pair is asked for.
             if len(heads) == 2 or systems == {EXPERTS} or PAIRED & systems:
                 yield _merge("merge2", heads[:2])
             if len(heads) > 2:
                 yield _merge("merge3", heads)
+
+
+def lessons(segments: Iterable[Segment]) -> dict[str, Segment]:
+    """The first segment in which a student of one teacher listens, by branch."""
+    first: dict[str, Segment] = {}
+    for segment in segments:
+        if segment.system in ONE_TEACHER and segment.steps[0].teachers:
+            first.setdefault(segment.branch, segment)
+    return first
+
+
+def _as_they_were(branches: Mapping[str, Segment], lesson_of: Mapping[str, Segment]) -> Iterator[Result]:
+    """Of these branches, the one teachers of students and the students: what a student gains is read against what both
+    knew when it began to listen. One that began as the base is none: the base is examined anyway."""
+    teachers = (teacher.ref for lesson in lesson_of.values() for teacher in lesson.steps[0].teachers)
+    students = (Ref(name, lesson.first) for name, lesson in lesson_of.items() if lesson.first > 0)
+    for ref in dict.fromkeys((*teachers, *students)):
+        if ref.branch in branches:
+            assert ref.revision is not None
+            result = _result(branches[ref.branch], ref.revision)
+            yield replace(result, row=f"{result.row}@{ref.revision}")
 
 
 def _result(segment: Segment, revision: int) -> Result:
@@ -197,7 +226,7 @@ def _experts(seed_plan: SeedPlan) -> Plan:
     ends = {expert_steps(method), method.expert_steps}
     if "mopd-equal" in systems:
         ends.add(expert_steps(_equal(method)))
-    if PILOT in systems:
+    if AGES in systems:
         ends.update(checkpoint_ages(method))
     ends.discard(count)
     branches = seed_plan.branches(EXPERTS, names)
@@ -302,10 +331,30 @@ def _mopd_tokens(seed_plan: SeedPlan) -> int:
 
 
 def _pilot(seed_plan: SeedPlan) -> Plan:
+    """Students that draw alike. Prepared on the other capability of the pair: they should differ in how they answer,
+    hardly in what they know of the expert's."""
+    method, (first, second) = seed_plan.method, seed_plan.pair
+    experts, rows = seed_plan.branches(EXPERTS, [second]), temperature_rows(method)
+    segments = [
+        segment
+        for row, temperature in rows.items()
+        for expert in experts
+        for segment in prepared(
+            method, (first,), temperature, Edge(seed_plan.branch(PILOT, row), expert, method.beta), experts
+        )
+    ]
+    plan = Plan(tuple(Start(seed_plan.branch(PILOT, row), BASE) for row in rows), tuple(segments))
+    labelled = _labelled(plan, seed_plan, PILOT, rows, stream=PILOT)
+    # How alike student and expert are is asked once, before the student listens.
+    watched = (replace(segment, is_watched=segment.kind == "rlvr") for segment in labelled.segments)
+    return replace(labelled, segments=tuple(watched))
+
+
+def _ages(seed_plan: SeedPlan) -> Plan:
     """Students with as many steps as a branch has of mutual distillation."""
     steps = seed_plan.method.cycles * seed_plan.method.opd_steps
     return _joined([
-        _distilled(seed_plan, PILOT, [name], age=age, steps=steps, row=f"{name}-{age}")
+        _distilled(seed_plan, AGES, [name], age=age, steps=steps, row=f"{name}-{age}")
         for name in seed_plan.capabilities
         for age in checkpoint_ages(seed_plan.method)
     ])  # fmt: skip
@@ -371,6 +420,7 @@ BUILD: Mapping[str, Callable[[SeedPlan], Plan]] = {
     "no_teachers": lambda s: _mutual(s, "no_teachers", s.capabilities, "hub", kind="negative"),
     "pairwise": lambda s: _mutual(s, "pairwise", s.capabilities),
     PILOT: _pilot,
+    AGES: _ages,
     "sweep": _sweep,
 }
 
@@ -387,8 +437,11 @@ def _joined(plans: Sequence[Plan]) -> Plan:
     return Plan(tuple(starts.values()), tuple(segments.values()))
 
 
-def _labelled(plan: Plan, seed_plan: SeedPlan, system: str, rows: Iterable[str] = ("",), *, branch: str = "") -> Plan:
-    """The plan of a system, with its seed, and with what its branches are compared with and draw alike."""
+def _labelled(
+    plan: Plan, seed_plan: SeedPlan, system: str, rows: Iterable[str] = ("",), *, branch: str = "", stream: str = ""
+) -> Plan:
+    """The plan of a system, with its seed, and with what its branches are compared with and draw alike: `stream`, where
+    that is not for each row its own."""
     name = branch or system
     row_of = {seed_plan.branch(name, row): row for row in rows}
     segments: list[Segment] = []
@@ -396,6 +449,6 @@ def _labelled(plan: Plan, seed_plan: SeedPlan, system: str, rows: Iterable[str] 
         row = row_of[segment.branch]
         # The capability alone, so that branches of one capability draw alike in all systems. Where a system is one
         # branch, nothing else has its mixture of prompts, and it draws under the branch's name.
-        steps = tuple(replace(step, seed=seed_plan.seed, stream=row or name) for step in segment.steps)
+        steps = tuple(replace(step, seed=seed_plan.seed, stream=stream or row or name) for step in segment.steps)
         segments.append(replace(segment, steps=steps, system=system, row=row, is_watched=system in WATCHED))
     return Plan(tuple(replace(start, seed=seed_plan.seed) for start in plan.starts), tuple(segments))

@@ -46,6 +46,8 @@ class Step:
     """The seed of its prompts and samples; None: the run's."""
     stream: str | None = None
     """The name that it draws under; None: its branch's. Branches of equal stream and seed draw alike."""
+    temperature: float | None = None
+    """The temperature of its samples; None: the recipe's."""
 
     @property
     def parent(self) -> Ref:

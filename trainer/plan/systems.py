@@ -5,7 +5,8 @@
     static-opd  experts first; then each edge's student learns from its teacher as it is
     mopd        experts first; then a fresh student learns from all of them
     copd        cycles of RLVR and of mutual distillation, all branches together
-    pilot       experts first; then a fresh student for each of their checkpoints
+    pilot       experts first; then students of each, which were prepared at different temperatures
+    ages        experts first; then a fresh student for each of their checkpoints
     negative    copd's steps without teachers: unlikely tokens are pushed down instead
 
 Steps are matched so that a table is fair. Let S be the steps of one expert alone, and K how many experts there are:
@@ -45,10 +46,15 @@ def later_steps(method: MethodConfig, count: int) -> int:
 
 
 def checkpoint_ages(method: MethodConfig) -> list[int]:
-    """The revisions of each expert that teach in the pilot: S/n, 2 S/n, ..., S for n checkpoints."""
+    """The revisions of each expert that teach in `ages`: S/n, 2 S/n, ..., S for n checkpoints."""
     total, count = method.expert_steps, method.checkpoints
     # More checkpoints than steps fall together, and the base teaches nothing.
     return sorted({max(1, total * (number + 1) // count) for number in range(count)})
+
+
+def prior_steps(method: MethodConfig) -> int:
+    """The steps that prepare a student of the pilot."""
+    return method.prior_steps or max(1, method.expert_steps // 5)
 
 
 # ---- the systems ----
@@ -109,8 +115,27 @@ def copd(method: MethodConfig, branches: Branches, rhythm: Sequence[int] = ()) -
 
 
 def pilot(method: MethodConfig, branches: Branches) -> Plan:
+    """Students are called STUDENT-EXPERT-TEMPERATURE, and draw the same prompts with the same chance."""
+    # The paper's: one finished teacher, and students whose overlap with it differs, each the base after a few steps on
+    # samples of its own temperature. Then all listen for the same number of steps.
+    assert method.student is not None
+    experts = {name: branch for name, branch in branches.items() if name != method.student}
+    segments = list(alone(method, experts, dict.fromkeys(experts, method.expert_steps)))
+    students: list[str] = []
+    for edge in edges(method, tuple(branches)):
+        for row, temperature in temperature_rows(method).items():
+            student = f"{method.student}-{edge.teacher}-{row}"
+            students.append(student)
+            teaching = replace(edge, student=student)
+            for segment in prepared(method, branches[method.student].capabilities, temperature, teaching, branches):
+                steps = tuple(replace(step, stream=method.student) for step in segment.steps)
+                segments.append(replace(segment, steps=steps))
+    return Plan((*_starts(experts), *_starts(dict.fromkeys(students))), tuple(segments))
+
+
+def ages(method: MethodConfig, branches: Branches) -> Plan:
     """Students are called STUDENT-EXPERT-REVISION."""
-    # The paper's has one teacher and students that differ; here one student, the base, has teachers that differ in age.
+    # Not in the paper: one student, the base, has teachers that differ in age, and so in what they know.
     # All students make the same number of steps: what they gain is the only thing that varies with the teacher.
     experts = {name: branch for name, branch in branches.items() if name != method.student}
     total, steps = method.expert_steps, method.cycles * method.opd_steps
@@ -143,6 +168,7 @@ SYSTEMS: Mapping[str, Callable[[MethodConfig, Branches], Plan]] = {
     "mopd": mopd,
     "copd": copd,
     "pilot": pilot,
+    "ages": ages,
     "negative": negative,
 }
 
@@ -175,6 +201,23 @@ def distilled(
     for begin in range(first, first + count, length):
         numbers = _numbers(begin, min(length, first + count - begin))
         yield Segment("opd", tuple(Step(student, number, teachers=teachers) for number in numbers))
+
+
+def temperature_rows(method: MethodConfig) -> dict[str, float]:
+    """The temperatures of the pilot by the names of their students: 0.7 is t70, as a name has no point in it."""
+    return {f"t{100 * temperature:.0f}": temperature for temperature in method.temperatures}
+
+
+def prepared(
+    method: MethodConfig, capabilities: tuple[str, ...], temperature: float, teaching: Edge, branches: Branches
+) -> Iterator[Segment]:
+    """A student of the pilot: RLVR on samples of a temperature, then a finished expert and no rewards."""
+    first, steps = prior_steps(method), method.cycles * method.opd_steps
+    yield Segment(
+        "rlvr",
+        tuple(Step(teaching.student, number, capabilities, temperature=temperature) for number in _numbers(0, first)),
+    )
+    yield from distilled(method, teaching.student, first, steps, [teaching], branches, method.expert_steps)
 
 
 def _in_cycles(

@@ -78,7 +78,9 @@ Papers = Literal[
     "mixed2", "static_v2t", "static_t2v", "copd2", "no_image_edge", "no_text_edge", "mixed3", "mopd", "copd3",
     "no_teachers",
 ]  # fmt: skip
-Compared = Literal[Papers, "pairwise", "mopd-equal", "mixed3-tokens", "mopd-tokens", "merge3-tokens", "pilot", "sweep"]
+Compared = Literal[
+    Papers, "pairwise", "mopd-equal", "mixed3-tokens", "mopd-tokens", "merge3-tokens", "pilot", "ages", "sweep"
+]
 
 
 class ComparisonConfig(Section):
@@ -105,7 +107,7 @@ class ComparisonConfig(Section):
     def _rates_can_be_chosen(self) -> Self:
         if self.rates and not self.scales:
             raise ValueError("rates are judged at each system's best scale; set scales = [1.0], or more of them")
-        if self.rates and (alone := {"pilot", "sweep"} & set(self.systems)):
+        if self.rates and (alone := {"pilot", "ages", "sweep"} & set(self.systems)):
             raise ValueError(f"{', '.join(sorted(alone))} can have no rate of its own; leave it out, or rates")
         if self.rates and self.first_seed <= self.tuning_seed < self.first_seed + self.seeds:
             raise ValueError(f"tuning_seed {self.tuning_seed} is one of the seeds that are reported; take another")

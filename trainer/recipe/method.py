@@ -2,13 +2,19 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from trainer.recipe.parts import Section
 
 Mix = Literal["equal", "proportional"]
+_TEMPERATURES = (0.4, 0.7, 1.0, 1.3, 1.6)
+"""Around 1, where samples are the policy's own. Above 2 they are noise."""
+
+
+LISTENING = ("mopd", "pilot", "ages")
+"""Kinds whose finished experts teach `student`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +59,12 @@ class Negative(Section):
 class MethodConfig(Section):
     """The system: which steps are made in which order, and who learns from whom."""
 
-    kind: Literal["base", "rlvr", "static-opd", "mopd", "copd", "pilot", "negative"] = "copd"
+    kind: Literal["base", "rlvr", "static-opd", "mopd", "copd", "pilot", "ages", "negative"] = "copd"
     """The kind of system. base: no training. rlvr: each branch on its own data; these are the experts, a branch with
     several capabilities is mixed RLVR, and several branches that are merged are the merge of experts. static-opd:
     experts first, then each edge's student learns from its frozen teacher. mopd: experts first, then `student` learns
-    from all. copd: mutual, in cycles. pilot: experts first, then a fresh `student` for each of their checkpoints.
+    from all. copd: mutual, in cycles. pilot: experts first, then a `student` for each of `temperatures`, which is
+    prepared by its own data at that one. ages: experts first, then a fresh `student` for each of their checkpoints.
     negative: copd's steps, no teachers."""
     cycles: int = Field(default=8, ge=1)
     """The rounds of RLVR and then mutual distillation, in copd and negative."""
@@ -78,9 +85,16 @@ class MethodConfig(Section):
     beta: float = Field(default=1.0, gt=0)
     """The weight of a teacher's signal, on an edge without its own. At 2 a teacher counts twice."""
     student: str | None = None
-    """The fresh branch that learns from the experts, in mopd and pilot."""
+    """The fresh branch that learns from the experts, in mopd, pilot and ages."""
     checkpoints: int = Field(default=5, ge=1)
-    """The number of revisions of each expert that teach, in pilot."""
+    """The number of revisions of each expert that teach, in ages."""
+    temperatures: tuple[Annotated[float, Field(gt=0, le=2)], ...] = Field(
+        default=_TEMPERATURES, min_length=2, exclude_if=lambda temperatures: temperatures == _TEMPERATURES
+    )
+    """The temperatures of the samples that prepare the students, in pilot: one student each, so that they differ in how
+    alike they and their teacher are."""
+    prior_steps: int | None = Field(default=None, ge=1, exclude_if=lambda steps: steps is None)
+    """The steps of RLVR that prepare a student, in pilot; null = a fifth of an expert's."""
     negative: Negative = Negative()
     sync: Literal["step", "phase"] = "step"
     """The age of teachers. step: as they were before this step (live). phase: as at the start of the phase
@@ -140,17 +154,19 @@ def _kind_problems(method: MethodConfig) -> Iterator[str]:
         yield f'{method.kind} without opd_steps teaches nothing; set opd_steps, or kind = "rlvr"'
     if not method.cyclic and method.expert_steps == 0:
         yield "no steps to make; set steps"
-    if method.kind in ("mopd", "pilot") and method.student is None:
+    if method.kind in LISTENING and method.student is None:
         yield f'{method.kind} has no student; set student = "BRANCH", a branch that is not one of the experts'
-    if method.student is not None and method.kind not in ("mopd", "pilot"):
-        yield f"student is not read by {method.kind}; remove it, or take kind mopd or pilot"
+    if method.student is not None and method.kind not in LISTENING:
+        yield f"student is not read by {method.kind}; remove it, or take kind mopd, pilot or ages"
+    if len({round(100 * temperature) for temperature in method.temperatures}) < len(method.temperatures):
+        yield "temperatures are equal to two digits; take others"
 
 
 def edges(method: MethodConfig, branches: Sequence[str]) -> tuple[Edge, ...]:
     """The edges between branches, whichever way the recipe says it."""
     if method.kind in ("base", "rlvr"):
         return ()
-    if method.kind in ("mopd", "pilot"):  # the experts are finished: they teach and learn no more
+    if method.kind in LISTENING:  # the experts are finished: they teach and learn no more
         return _between(method.student, branches, both_ways=False, beta=method.beta)
     if method.topology == "hub":
         return _between(method.hub, branches, both_ways=True, beta=method.beta)

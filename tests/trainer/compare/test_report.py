@@ -24,7 +24,7 @@ from trainer.plan.make import make_plan
 from trainer.recipe import ComparisonConfig, Recipe
 from trainer.recipe.file import load
 
-SYSTEMS = ("mixed2", "copd2", "mixed3", "mopd", "copd3", "pilot", "sweep")
+SYSTEMS = ("mixed2", "copd2", "mixed3", "mopd", "copd3", "pilot", "ages", "sweep")
 RECIPE = load(Path("recipes/miniature/compare-smoke.toml")).model_copy(
     update={"comparison": ComparisonConfig(seeds=2, systems=SYSTEMS)}
 )
@@ -57,6 +57,8 @@ def measured() -> Measured:
             for group in (f"s{seed}-experts", f"s{seed}-copd3"):
                 names = [f"{group}-{name}@{age}" for name in ("text", "image")]
                 events.append(overlap(age, *names, value=0.99 - age / 100 * (seed + 1)) | {"system": group})
+        names = [f"s{seed}-pilot-t{hundredths}@2" for hundredths in (40, 70, 100, 130, 160)]
+        events.append(overlap(2, *names, f"s{seed}-experts-image@10") | {"system": f"s{seed}-pilot"})
     events[0]["metrics"]["native/cosine:text:image"] = 0.5
     events[0]["branch"] = "s0-mixed3"
     return Measured(answers, events)
@@ -77,7 +79,7 @@ def results_from(answers: list[ResultAnswers], events: list[dict[str, Any]], rec
 def test_the_report_is_one_file_that_needs_no_other(results: Results, tmp_path: Path):
     page = write_report(results, tmp_path / "report.html").read_text()
     assert re.findall(r'(?:src|href)="(?!data:)', page) == []
-    assert page.count("data:image/png;base64,") == 5
+    assert page.count("data:image/png;base64,") == 6
     for text in ("best blind answer", "MOPD", "CoPD, video branch", "holds", "seed 1", "Pearson", "generated"):
         assert text in page
 
@@ -135,5 +137,7 @@ def test_markdown_has_the_same_tables(results: Results):
     widths = {line.count("|") for line in lines if line.startswith("| CoPD |")}
     assert len(widths) == 2  # of two exams and of three
     assert sum(line.startswith("| CoPD, 1 : 4 |") for line in lines) == 2
-    assert sum(line.startswith("Pearson's r of ") for line in lines) == 2
-    assert sum(line.startswith("| text | ") for line in lines) == len(results.measured.students) // 2
+    assert sum(line.startswith("Pearson's r of ") for line in lines) == 2 * 4
+    assert {system: len(students) for system, students in results.students.items()} == {"pilot": 10, "ages": 20}
+    assert sum(line.startswith("| text | ") for line in lines) == 10
+    assert sum(line.startswith("| image | ") for line in lines) == 10 + 10

@@ -29,7 +29,7 @@ TEXT = capability("text")
 NOISE = 0.5
 """Of the weights' own spread: with it the perturbation has the overlap that the expert has."""
 STEPS = 12
-"""Of the expert: its KL is then that of the finished experts in bench/results/compare, and so is its overlap."""
+"""Of the expert: its overlap and KL are then near those of the finished experts in bench/results/compare."""
 K = 10
 
 

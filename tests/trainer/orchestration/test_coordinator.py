@@ -59,7 +59,7 @@ def test_a_head_that_falls_is_told_and_a_queue_that_forgot_it_is_none(queue: Que
 
 
 def test_what_a_branch_is_yet_to_start_from_stays() -> None:
-    plan = make_plan(small('method.kind="pilot"', "method.steps=10", 'method.student="text"', "method.checkpoints=5"))
+    plan = make_plan(small('method.kind="ages"', "method.steps=10", 'method.student="text"', "method.checkpoints=5"))
     heads = {start.branch: 0 for start in plan.starts}
     stored = {"image": set(range(11))}
     assert Ref("image", 2) not in set(retirable(plan, {**heads, "image": 10}, stored, keep_last=4))

@@ -60,8 +60,8 @@ def test_a_branch_is_named_after_its_segments_seed_system_and_row():
         system = {"merge3-tokens": "experts"}.get(segment.system, segment.system.removesuffix("-tokens"))
         assert segment.branch == "-".join([f"s{segment.seed}", system, *filter(None, (segment.row,))])
         assert segment.group == f"s{segment.seed}-{segment.system}"
-    rows = {segment.row for segment in plan.segments if segment.system == "pilot"}
-    assert {"text-2", "image-10"} <= rows
+    rows = {segment.row for segment in plan.segments if segment.system in ("pilot", "ages")}
+    assert {"text-2", "image-10", "t40", "t160"} <= rows
     assert {segment.row for segment in plan.segments if segment.system in ("mopd-equal", "static_v2t")} == {""}
 
 
@@ -152,14 +152,38 @@ def test_a_branch_that_is_two_systems_is_trained_once():
     assert {ref for (ref,) in (refs[system] for system in systems)} <= ends
 
 
-def test_the_pilots_students_and_their_teachers_as_they_were_are_results():
-    refs = {
-        (result.system, result.row): result.refs for result in planned_results(compared(systems=("pilot",), seeds=1))
-    }
+def test_students_and_their_one_teacher_as_they_were_are_results():
+    def results_of(system: str) -> dict[tuple[str, str], tuple[Ref, ...]]:
+        plan = compared(systems=(system,), seeds=1)
+        return {(result.system, result.row): result.refs for result in planned_results(plan)}
+
+    refs = results_of("ages")
     for name in ("text", "image", "video"):
         for age in checkpoint_ages(RECIPE.method):
-            assert ("pilot", f"{name}-{age}") in refs
+            assert ("ages", f"{name}-{age}") in refs
             assert refs["experts", f"{name}@{age}"] == (Ref(f"s0-experts-{name}", age),)
+    refs = results_of("pilot")
+    for row in ("t40", "t70", "t100", "t130", "t160"):
+        assert refs["pilot", f"{row}@2"] == (Ref(f"s0-pilot-{row}", 2),)
+        assert refs["pilot", row] == (Ref(f"s0-pilot-{row}", 6),)
+    assert refs["experts", "image@10"] == (Ref("s0-experts-image", 10),)
+    assert ("experts", "video") not in refs
+
+
+def test_the_pilots_students_differ_by_temperature_and_draw_alike():
+    plan = compared(systems=("pilot",), seeds=1)
+    steps: dict[str, list[tuple[Any, ...]]] = {}
+    for segment in plan.segments:
+        if segment.system == "pilot":
+            steps.setdefault(segment.row, []).extend(
+                (step.number, step.capabilities, step.teachers, step.stream) for step in segment.steps
+            )
+    first, *others = steps.values()
+    assert all(other == first for other in others)
+    assert [capabilities for _, capabilities, _, _ in first] == [("text",)] * 2 + [()] * 4
+    assert {teacher.ref for _, _, teachers, _ in first for teacher in teachers} == {Ref("s0-experts-image", 10)}
+    temperatures = {segment.row: {step.temperature for step in segment.steps} for segment in plan.segments[::-1]}
+    assert [temperatures[row] for row in ("t40", "t100", "t160", "image")] == [{0.4}, {1.0}, {1.6}, {None}]
 
 
 def test_the_hub_and_the_spokes_teach_each_other_and_pairwise_all_do():

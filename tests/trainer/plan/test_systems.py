@@ -15,9 +15,9 @@ KINDS = [kind for kind in SYSTEMS if kind != "base"]
 
 def make(kind: str, count: int, **settings: Any) -> Plan:
     names = [f"b{number}" for number in range(count)]
-    if kind in ("mopd", "pilot"):
+    if kind in ("mopd", "pilot", "ages"):
         settings["student"] = "student"
-    if kind == "mopd":
+    if kind in ("mopd", "pilot"):
         names.append("student")
     if settings.get("topology") == "hub":
         settings["hub"] = "b0"
@@ -109,8 +109,21 @@ def test_mopd_learns_from_all_experts_as_they_ended() -> None:
     }
 
 
-def test_the_pilot_has_a_fresh_student_for_each_checkpoint() -> None:
-    plan = make("pilot", 2, steps=20, checkpoints=4, cycles=1, opd_steps=3)
+def test_the_pilots_students_are_prepared_and_then_listen_to_a_finished_expert() -> None:
+    plan = make("pilot", 1, steps=20, temperatures=(0.5, 1.5), cycles=1, opd_steps=3)
+    students = {segment.branch for segment in plan.segments} - {"b0"}
+    assert students == {"student-b0-t50", "student-b0-t150"}
+    for name, temperature in (("student-b0-t50", 0.5), ("student-b0-t150", 1.5)):
+        steps = [step for step in plan.steps if step.branch == name]
+        assert [step.temperature for step in steps] == [temperature] * 4 + [None] * 3
+        assert {teacher.ref for step in steps[4:] for teacher in step.teachers} == {Ref("b0", 20)}
+        assert {step.stream for step in steps} == {"student"}
+    longer = make("pilot", 1, steps=20, prior_steps=7, cycles=1, opd_steps=3)
+    assert Counter(step.branch for step in longer.steps)["student-b0-t70"] == 10
+
+
+def test_teachers_of_growing_age_have_a_fresh_student_each() -> None:
+    plan = make("ages", 2, steps=20, checkpoints=4, cycles=1, opd_steps=3)
     students = Counter(step.branch for step in plan.steps if step.teachers)
     assert students == {f"student-b{n}-{age}": 3 for n in range(2) for age in (5, 10, 15, 20)}
     ends = {segment.steps[-1].number for segment in plan.segments if segment.branch == "b0"}

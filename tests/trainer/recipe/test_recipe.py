@@ -82,7 +82,7 @@ def test_every_system_is_shipped_in_miniature_and_at_the_papers_scale():
         }
         for scale in ("miniature", "paper")
     }
-    assert kinds["miniature"] - {("copd", 5)} == kinds["paper"]
+    assert kinds["miniature"] - {("copd", 5), ("ages", 3)} == kinds["paper"]
     assert {kind for kind, _ in kinds["paper"]} == {"rlvr", "static-opd", "mopd", "copd", "pilot", "negative"}
 
 
