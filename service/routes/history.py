@@ -16,6 +16,7 @@ from service import views
 from service.alarms import alarms
 from service.files import RunFiles
 from service.http.problems import ProblemError
+from service.inputs import InputError
 from service.routes.runs import Run
 from service.schemas import RunInfo
 from service.series import Series
@@ -135,6 +136,8 @@ async def revisions(
 ) -> views.RevisionsResponse:
     """The manifests of all revisions by branch and number, retired ones too; `after` is a `branch@revision`."""
     begin = Ref.parse(after) if after else None
+    if begin is not None and begin.revision is None:  # None is in no order with numbers
+        raise InputError("after", f"{after} names no revision; take BRANCH@REVISION, such as image@17")
 
     def read() -> views.RevisionsResponse:
         # Names of folders are cheap; manifests are opened for one page alone.

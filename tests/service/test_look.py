@@ -57,6 +57,13 @@ def test_pages_together_are_the_whole(client: TestClient, path: str, member: str
     assert pages(client, path, member) == whole[member]
 
 
+@pytest.mark.parametrize("after", ["text", "text@", "@3", "base", "te xt@1"])
+def test_a_page_after_no_revision_is_refused(client: TestClient, after: str) -> None:
+    response = client.get("/revisions", params={"after": after})
+    assert response.status_code == 422
+    assert "BRANCH@REVISION" in response.json()["detail"] or "no revisions" in response.json()["detail"]
+
+
 def test_a_group_has_the_text_of_every_token(client: TestClient) -> None:
     group = client.get(f"{RUN}/rollouts/text/4/groups/image/0").json()
     assert (group["question"], group["groups"]) == (HOSTILE, 8)
