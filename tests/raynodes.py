@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from ray.cluster_utils import Cluster
 
-ROOM = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
+ROOM: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80 * 2**20}
 LEFT_BEHIND = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 """What Ray leaves to the collector when its nodes end."""
 
@@ -24,6 +24,7 @@ def three_nodes() -> Iterator[Cluster]:
         try:
             for _ in range(3):
                 cluster.add_node(**ROOM)
+            assert cluster.address is not None
             patch.setenv("RAY_ADDRESS", cluster.address)
             yield cluster
         finally:

@@ -27,7 +27,7 @@ def exchange_node_of(cluster: Cluster, word: str) -> psutil.Process:
         for process in psutil.process_iter(["cmdline", "environ"])
         if word in (process.info["cmdline"] or ())[2:4]
         and int((process.info["environ"] or {}).get("RAY_RAYLET_PID", 0)) in nodes
-        and word not in process.parent().cmdline()  # not what it has forked itself
+        and not ((parent := process.parent()) and word in parent.cmdline())  # not what it has forked itself
     ]
     cluster.remove_node(nodes[int(process.info["environ"]["RAY_RAYLET_PID"])], allow_graceful=False)
     cluster.add_node(**ROOM)

@@ -64,6 +64,12 @@ def child_of(group: ProcessGroup, name: str) -> psutil.Process:
     return psutil.Process(int(said(group, name, "process")))
 
 
+def kill_actor_of(child: psutil.Process) -> None:
+    actor = child.parent()
+    assert actor is not None
+    actor.kill()
+
+
 def take_node_of(cluster: Cluster, group: ProcessGroup, name: str) -> None:
     node = nodes_by_raylet(cluster)[int(said(group, name, "raylet"))]
     cluster.remove_node(node, allow_graceful=False)
@@ -88,7 +94,7 @@ def test_a_worker_of_a_lost_node_comes_back_on_the_next(
 
 def test_a_child_dies_with_its_actor_and_another_is_started(group: ProcessGroup) -> None:
     first = child_of(group, WORKER)
-    first.parent().kill()
+    kill_actor_of(first)
     wait_until(lambda: not first.is_running())
     wait_until(lambda: group.status(WORKER) == LOST)
     group.restart_dead()
@@ -97,7 +103,7 @@ def test_a_child_dies_with_its_actor_and_another_is_started(group: ProcessGroup)
 
 @pytest.mark.parametrize("name", [SERVICE, QUEUE])
 def test_the_loss_of_an_address_lets_all_begin_again(cluster: Cluster, group: ProcessGroup, name: str) -> None:
-    child_of(group, name).parent().kill()
+    kill_actor_of(child_of(group, name))
     wait_until(lambda: not group.is_running(name))
     with pytest.raises(LostError, match=f"{name}: gone with its node"):
         group.restart_dead()
