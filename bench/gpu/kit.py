@@ -81,8 +81,7 @@ class Kit:
 
 def row(label: str, unit: str, value: float, peer: str = "none", peer_value: float | None = None) -> Row:
     ratio = value / peer_value if peer_value else None
-    what = f"gpu: {label}"
-    return {"what": what, "unit": unit, "ours": value, "peer": peer, "theirs": peer_value, "ratio": ratio}
+    return {"what": f"gpu: {label}", "unit": unit, "ours": value, "peer": peer, "theirs": peer_value, "ratio": ratio}
 
 
 # ---- engine ----
@@ -180,8 +179,8 @@ def scores(kit: Kit) -> Iterator[Row]:
     yield row(f"publish of rank {recipe.lora.rank}, {size / 1e6:,.0f} MB", "s", statistics.median(times[1:]))
     for name, of_sequences in zip((None, BRANCH), by_adapter, strict=True):
         with torch.no_grad():
-            own_N = policy.logprobs(name, lay_out([rollout])).chosen_NK[:, 0].float().cpu().numpy()
-        apart_N = np.abs(own_N - np.concatenate([scored.logprobs_C for scored in of_sequences]))
+            trainer_N = policy.logprobs(name, lay_out([rollout])).chosen_NK[:, 0].float().cpu().numpy()
+        apart_N = np.abs(trainer_N - np.concatenate([scored.logprobs_C for scored in of_sequences]))
         label = f"scores of {name or 'the base'} beside the trainer's"
         yield row(f"{label}, mean", "nat", float(apart_N.mean()))
         yield row(f"{label}, most", "nat", float(apart_N.max()))

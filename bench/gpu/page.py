@@ -15,9 +15,9 @@ def page(rows: Sequence[Mapping[str, Any]], troubles: Sequence[str], *, is_tiny:
         lines += ["On a CPU, with the miniature's shape: these numbers say that it runs, and nothing of a card.", ""]
     lines += ["| what | value | beside | its value |", "| --- | --- | --- | --- |"]
     for row in rows:
-        what = row["what"].removeprefix("gpu: ").replace("|", "/")
+        label = row["what"].removeprefix("gpu: ").replace("|", "/")
         peer = "" if row["theirs"] is None else f"{row['theirs']:.4g} {row['unit']}"
-        lines.append(f"| {what} | {row['ours']:.4g} {row['unit']} | {row['peer'] if peer else ''} | {peer} |")
+        lines.append(f"| {label} | {row['ours']:.4g} {row['unit']} | {row['peer'] if peer else ''} | {peer} |")
     if troubles:
         lines += ["", *(f"* {trouble}" for trouble in troubles)]
     return "\n".join(lines) + "\n"
