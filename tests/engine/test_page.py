@@ -88,9 +88,9 @@ def test_any_adapter_of_the_service_colours_the_tokens(service: ServiceProcess, 
         differences: dict[str, list[float]] = {"merged": [], "base": []}
         for span in spans:
             span.dispatch_event("mousemove")  # a token may be a blank, which no pointer hits
-            tip = shown.locator("#tip").inner_text().replace("−", "-")
+            tip = shown.locator("#tip").inner_text().replace("\N{MINUS SIGN}", "-")
             for name, values in differences.items():
-                values.append(float(re.findall(rf"{name} minus text\s+(\S+)", tip)[0]))
+                values.append(float(re.findall(rf"{name} minus text\s*([+-]?[\d.]+)", tip)[0]))
         # The base gave these answers: what it finds of them is what was recorded, but for rounding.
         assert max(map(abs, differences["base"])) <= 0.001
         assert max(map(abs, differences["merged"])) > 0.001
