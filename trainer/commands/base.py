@@ -1,6 +1,7 @@
 """`coevo base`: where a base lies, bases that are made here, and what a base of the miniature can do."""
 
 import argparse
+import json
 import os
 from pathlib import Path
 
@@ -37,6 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     untrained.add_argument("--out", type=Path, required=True, metavar="DIR", help="a folder that does not exist yet")
     untrained.add_argument("--seed", type=int, default=0)
 
+    smollm2 = actions.add_parser("smollm2", help="make a base of SmolLM2-135M-Instruct, a real language model")
+    smollm2.add_argument("--out", type=Path, required=True, metavar="DIR", help="a folder that does not exist yet")
+    smollm2.add_argument("--text-only", action="store_true", help="the Llama that it is, without a vision tower")
+    smollm2.add_argument("--steps", type=int, default=800, help="steps in which the tower learns to read digits [800]")
+
     check = actions.add_parser("check", help="accuracy by capability and level, beside the blind levels")
     check.add_argument("--base", default="miniature", metavar="NAME", help="miniature, or a folder that build made")
     check.add_argument("--capabilities", nargs="+", default=SHIPPED, metavar="NAME", help=f"[{' '.join(SHIPPED)}]")
@@ -49,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.action == "path":
         print(locate(arguments.name))
         return 0
-    return {"build": _build, "untrained": _untrained, "check": _check}[arguments.action](arguments)
+    return {"build": _build, "untrained": _untrained, "smollm2": _smollm2, "check": _check}[arguments.action](arguments)
 
 
 def _build(arguments: argparse.Namespace) -> int:
@@ -88,6 +94,31 @@ def _untrained(arguments: argparse.Namespace) -> int:
     with appearing(arguments.out) as draft:
         save(*build_untrained(arguments.seed), draft)
     print(f"base: {arguments.out}, untrained: it answers with random tokens; for a recipe: base.name={arguments.out}")
+    return 0
+
+
+def _smollm2(arguments: argparse.Namespace) -> int:
+    if arguments.steps < 1:
+        raise UserError(f"--steps {arguments.steps}: the tower needs one at least; leave it out, or take --text-only")
+    from trainer.realbase.package import package_folder
+
+    package_folder()  # before torch and a folder: what is missing is told at once
+    from adapters.merge import appearing
+    from trainer.realbase.build import build_seeing, build_text
+    from trainer.realbase.embed import MODULES
+    from trainer.realbase.sight import SightTraining
+
+    out: Path = arguments.out
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with appearing(out) as draft:
+        if arguments.text_only:
+            build_text(draft)
+        else:
+            with Progress("learning to read digits", "steps") as progress:
+                build_seeing(draft, SightTraining(steps=arguments.steps), progress.show)
+    print(f"base: {out}, in float32; for a recipe: base.name={out} base.dtype=float32")
+    if not arguments.text_only:
+        print(f"its adapters: lora.modules={json.dumps(MODULES)}")
     return 0
 
 

@@ -37,7 +37,7 @@ def text_policy(base: Path) -> Policy:
 
 def rollouts() -> list[Rollout]:
     rng = np.random.default_rng(0)
-    made: list[Rollout] = []
+    groups: list[Rollout] = []
     for number, (prompt, lengths) in enumerate(LENGTHS):
         completions = [
             Completion(
@@ -48,8 +48,8 @@ def rollouts() -> list[Rollout]:
             for length in lengths
         ]
         ids_P = rng.integers(0, BYTES, prompt)
-        made.append(Rollout(Prompt(str(number), CAPABILITY, messages=(), answer=""), ids_P, tuple(completions)))
-    return made
+        groups.append(Rollout(Prompt(str(number), CAPABILITY, messages=(), answer=""), ids_P, tuple(completions)))
+    return groups
 
 
 def separate(reference: Any, rows: list[Rollout]) -> tuple[Tensor, dict[str, Tensor]]:

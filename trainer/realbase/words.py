@@ -1,0 +1,45 @@
+"""SmolLM2's tokenizer with Qwen's marks of media, and the processor that writes them.
+
+Four of its special tokens are of a training on code, which chats never hold. They get other names: ids and rows of the
+embedding stay, so that every text has the ids that it had.
+"""
+
+import json
+from typing import Any
+
+from tokenizers import Tokenizer
+from transformers import Qwen3VLProcessor
+
+from trainer.miniature.model import build_processor, with_marks
+
+RENAMED = {
+    "<gh_stars>": "<|vision_start|>",
+    "<issue_start>": "<|vision_end|>",
+    "<issue_comment>": "<|image_pad|>",
+    "<issue_closed>": "<|video_pad|>",
+}
+_SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+TEMPLATE = (
+    # What it was trained with where a chat has no message of the system.
+    "{%- if messages[0].role != 'system' %}{{- '<|im_start|>system\\n" + _SYSTEM + "<|im_end|>\\n' }}{%- endif %}"
+    "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\\n' }}"
+    "{%- if message.content is string %}{{- message.content }}"
+    "{%- else %}{%- for part in message.content %}"
+    "{%- if part.type == 'image' %}{{- '<|vision_start|><|image_pad|><|vision_end|>' }}"
+    "{%- elif part.type == 'video' %}{{- '<|vision_start|><|video_pad|><|vision_end|>' }}"
+    "{%- else %}{{- part.text }}{%- endif %}"
+    "{%- endfor %}{%- endif %}{{- '<|im_end|>\\n' }}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+)
+
+
+def processor_of(tokenizer: Any) -> Qwen3VLProcessor:
+    """The processor of the embedded model, from the tokenizer of the source."""
+    described = json.loads(tokenizer.backend_tokenizer.to_str())
+    for token in described["added_tokens"]:
+        token["content"] = RENAMED.get(token["content"], token["content"])
+    vocabulary = described["model"]["vocab"]
+    for before, after in RENAMED.items():
+        vocabulary[after] = vocabulary.pop(before)
+    return build_processor(with_marks(Tokenizer.from_str(json.dumps(described))), template=TEMPLATE)
