@@ -36,7 +36,7 @@ PICTURE = Path(__file__).parents[1] / "docs" / "branches.png"
 RESULTS = Path(__file__).parent / "results" / "branches.json"
 RANK, PROMPTS = 64, 4
 STATE_BYTES = 12
-"""Of a parameter that is trained: its master and two moments, in float32."""
+"""The bytes of a parameter that is trained: its master and two moments, in float32."""
 LOOK_S = 0.5
 """Between two looks at the memory: each reads the maps of all processes, and a step is longer."""
 
@@ -46,7 +46,7 @@ class Figures:
     """What one K measured."""
 
     seconds: float
-    """Of one step of one branch, while all branches make theirs."""
+    """The time of one step of one branch, while all branches make theirs."""
     gather: float
     """Medians of what a step is made of: rollouts and rewards,"""
     learn: float
@@ -92,7 +92,7 @@ def measure(recipe: Path, count: int, runs: Path) -> Figures:
     coordinator = _start("clients.cli", "coordinate", str(recipe), f"--tracking={runs}")
     worker = _start("trainer.worker", "--branch=all", f"--run={id}", f"--name=k{count}")
     of_worker = of_service = 0
-    while worker.poll() is None:
+    while worker.poll() is None:  # its last look is before its end: a process that has ended has no memory
         of_worker = max(of_worker, _unshared(worker.pid))
         of_service = max(of_service, sum(map(_unshared, _service_processes())))
         time.sleep(LOOK_S)
@@ -104,9 +104,10 @@ def measure(recipe: Path, count: int, runs: Path) -> Figures:
 
 
 def figures_of(steps: Sequence[Mapping[str, Any]], worker: int, service: int) -> Figures:
-    """Of the events of a run's steps."""
+    """Figures from the events of a run's steps."""
     # An event's id begins with the milliseconds at which the queue's server had it.
     times = {(event["branch"], event["step"]): int(event["id"].partition("-")[0]) / 1000 for event in steps}
+    # Before that some branches load what others have: the first step of a branch forks the base and fills caches.
     warm = max(moment for (_, number), moment in times.items() if number == 1)
     later = [moment for (_, number), moment in times.items() if number > 1 and moment > warm]
     parts = [event["seconds"] for event in steps if event["step"] > 1]

@@ -142,28 +142,14 @@ def write_recipe(kit: Kit) -> None:
 def scores(kit: Kit) -> Iterator[Row]:
     import torch
 
-    from bench.gpu_lab import PROMPT
     from service.schemas import LogprobsRequest, Sequence
-    from trainer.parts import Completion, Rollout
+    from trainer.parts import Completion, Prompt, Rollout
     from trainer.recipe.file import load
     from trainer.update.packing import lay_out
-    from trainer.update.policy import load_policy
 
-    recipe = load(kit.recipe)
-    policy = load_policy(kit.base, dtype=recipe.base.dtype, device=kit.device)
-    policy.adapters.add(BRANCH, rank=recipe.lora.rank, alpha=recipe.lora.rank, seed=0)
-    with torch.no_grad():
-        for key, parameter in policy.adapters.parameters(BRANCH).items():
-            if "lora_B" in key:  # not 0: the adapter is to be seen
-                parameter.normal_(std=0.02)
-    adapter = kit.folder / "adapter"
-    adapter.mkdir()
-    policy.adapters.save(BRANCH, adapter)
-    size = sum(file.stat().st_size for file in adapter.iterdir())
-
-    ids_P, completions = group(recipe.rollout.max_prompt_tokens, recipe.rollout.max_completion_tokens, 0)
-    nothing_C = np.zeros(len(completions[0]), np.float32)
-    rollout = Rollout(PROMPT, ids_P, tuple(Completion(ids_C, nothing_C) for ids_C in completions))
+    policy, adapter = make_adapter(kit)
+    rollout = load(kit.recipe).rollout
+    ids_P, completions = group(rollout.max_prompt_tokens, rollout.max_completion_tokens, 0)
     sequences = [Sequence(prompt=ids_P.tolist(), completion=ids_C.tolist()) for ids_C in completions]
 
     async def ask(client: Any) -> tuple[list[float], Any]:
@@ -176,17 +162,42 @@ def scores(kit: Kit) -> Iterator[Row]:
         return times, await client.scores(["base", BRANCH], LogprobsRequest(sequences=sequences))
 
     times, by_adapter = asyncio.run(_with_client(ask))
-    yield row(f"publish of rank {recipe.lora.rank}, {size / 1e6:,.0f} MB", "s", statistics.median(times[1:]))
+    megabytes = sum(file.stat().st_size for file in adapter.iterdir()) / 1e6
+    yield row(f"publish of an adapter of {megabytes:,.0f} MB", "s", statistics.median(times[1:]))
+    # The trainer's way through the same tokens: one pack, the prompt once. What the engine said it does not look at.
+    nothing_C = np.zeros(len(completions[0]), np.float32)
+    pack = lay_out(
+        [Rollout(Prompt("kit", "text", (), ""), ids_P, tuple(Completion(ids_C, nothing_C) for ids_C in completions))]
+    )
     for name, of_sequences in zip((None, BRANCH), by_adapter, strict=True):
         with torch.no_grad():
-            trainer_N = policy.logprobs(name, lay_out([rollout])).chosen_NK[:, 0].float().cpu().numpy()
+            trainer_N = policy.logprobs(name, pack).chosen_NK[:, 0].float().cpu().numpy()
         apart_N = np.abs(trainer_N - np.concatenate([scored.logprobs_C for scored in of_sequences]))
         label = f"scores of {name or 'the base'} beside the trainer's"
         yield row(f"{label}, mean", "nat", float(apart_N.mean()))
         yield row(f"{label}, most", "nat", float(apart_N.max()))
     del policy
     if kit.device == "cuda":
-        torch.cuda.empty_cache()
+        torch.cuda.empty_cache()  # for the run's worker, which is another process
+
+
+def make_adapter(kit: Kit) -> tuple[Any, Path]:
+    """The trainer's copy of the base with a random adapter, and the adapter's files."""
+    import torch
+
+    from trainer.recipe.file import load
+    from trainer.update.policy import load_policy
+
+    recipe, folder = load(kit.recipe), kit.folder / "adapter"
+    policy = load_policy(kit.base, dtype=recipe.base.dtype, device=kit.device)
+    policy.adapters.add(BRANCH, rank=recipe.lora.rank, alpha=recipe.lora.rank, seed=0)
+    with torch.no_grad():
+        for key, parameter in policy.adapters.parameters(BRANCH).items():
+            if "lora_B" in key:  # not 0: the adapter is to be seen
+                parameter.normal_(std=0.02)
+    folder.mkdir()
+    policy.adapters.save(BRANCH, folder)
+    return policy, folder
 
 
 def group(prompt: int, completion: int, number: int) -> tuple[Any, list[Any]]:

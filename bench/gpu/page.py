@@ -30,7 +30,7 @@ def card(is_tiny: bool) -> str:
 
 
 def versions() -> list[str]:
-    """Of the packages that are here."""
+    """The versions of the packages that are here."""
     installed: list[str] = []
     for name in PACKAGES:
         try:

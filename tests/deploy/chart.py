@@ -45,7 +45,7 @@ def rendered(size: str, changes: Mapping[str, Any] | None = None) -> str:
 
 
 def objects(text: str) -> dict[tuple[str, str], dict[str, Any]]:
-    """By kind and name."""
+    """The documents by kind and name."""
     parsed = [document for document in yaml.safe_load_all(text) if document]
     return {(document["kind"], document["metadata"]["name"]): document for document in parsed}
 

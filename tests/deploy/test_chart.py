@@ -31,7 +31,7 @@ a_size = pytest.mark.parametrize("size", VALUES)
 
 
 def pods(size: str, changes: dict[str, Any] | None = None) -> dict[str, dict[str, Any]]:
-    """Of each part the pod: queue, service, worker-..., coordinator."""
+    """The pod of each part: queue, service, worker-..., coordinator."""
     workloads = [workload for (kind, _), workload in objects(rendered(size, changes)).items() if kind in PODS]
     templates = [workload["spec"]["template"] for workload in workloads]
     return {pod["metadata"]["labels"]["app.kubernetes.io/component"]: pod["spec"] for pod in templates}
@@ -43,7 +43,7 @@ def container(pod: dict[str, Any]) -> dict[str, Any]:
 
 
 def recipe_of(words: list[str]) -> Recipe:
-    """Of the words that follow `coevo serve` or `coevo coordinate`, by that command's own parser."""
+    """What `coevo serve` or `coevo coordinate` makes of its words, by its own parser."""
     program, name, *rest = words
     parser = argparse.ArgumentParser()
     {"serve": command, "coordinate": coordinate}[name].add_arguments(parser)
@@ -248,7 +248,7 @@ def test_another_recipe_is_another_job() -> None:
 
 
 def test_a_coordinator_that_is_told_to_stop_does_not_end_the_job() -> None:
-    """By the shell around it: a status of 0 would be the run's end, and 2 a mistake that no start mends."""
+    """The shell around it sees to that: 0 would be the run's end, and 2 a mistake that no start mends."""
     shell = container(pods("cpu")["coordinator"])["command"]
     assert subprocess.run([*shell, "sh", "-c", "exit 2"], check=False).returncode == 2
     assert subprocess.run([*shell, "true"], check=False).returncode == 0

@@ -19,7 +19,7 @@ class Spread:
     tensor_parallel: int = 1
     workers: int = 1
     processes: int = 1
-    """Of each worker."""
+    """The processes of each worker."""
     shard: bool = False
     """Each process of a worker holds its part of the base's layers."""
 
@@ -47,6 +47,7 @@ class Spread:
         """The fewest hosts, with every core and every worker whole on one of them."""
         if self.is_shared:
             return 1
+        # Both talk at every layer: between hosts that would be many times slower.
         groups = [self.tensor_parallel] * self.data_parallel + [self.processes] * self.workers
         free: list[int] = []
         # The largest first, each where there is room: sizes that divide each other leave no gap so.

@@ -166,7 +166,7 @@ def lora_parameters(shape: Shape, rank: int, modules: Collection[str] = TARGET_M
 
 
 def slot_parameters(shape: Shape, rank: int, tensor_parallel: int) -> int:
-    """Of an adapter's slot on each card of an engine core: only the side that lies beside a weight's split is split.
+    """Parameters of a slot on each card of an engine core: only the side that lies beside a weight's split is split.
 
     q, k, v, gate, up: A [rank, inputs] whole, B [outputs / T, rank]       o, down: A [rank, inputs / T], B whole
     """

@@ -75,7 +75,7 @@ class Engine:
 
     sequences: int
     kv_cache_gib: float
-    """Of each card."""
+    """The cache of each card."""
 
 
 @dataclass(frozen=True, slots=True)
