@@ -5,6 +5,7 @@ The machine is looked at in `machine`, the arithmetic is in `memory`; here they 
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from adapters.errors import UserError
@@ -51,7 +52,9 @@ def parts_of(
         modules=recipe.lora.modules,
         shards=spread.shards,
     )
-    return (*service, *worker)
+    # Without cards all of the engine is in the host's memory.
+    copies = 1 if on_gpu else engine.data_parallel * engine.tensor_parallel
+    return (*(replace(part, bytes=copies * part.bytes) for part in service), *worker)
 
 
 def memory_rows(

@@ -10,6 +10,7 @@ from transformers import AutoModelForImageTextToText, Qwen3VLConfig, Qwen3VLMoeC
 
 from trainer.doctor import memory
 from trainer.doctor.cards import ONE_CARD, Spread, spread_of
+from trainer.doctor.fit import parts_of
 from trainer.doctor.memory import GIB, KNOWN_SHAPES, MemoryPart, Shape, service_parts, worker_parts
 from trainer.doctor.price import CARDS, Engine, Group, hours, token_seconds
 from trainer.recipe.file import load
@@ -179,3 +180,12 @@ def test_a_recipe_says_how_its_engine_is_spread() -> None:
     spread = spread_of(recipe, workers=3, processes=4)
     assert spread == Spread(2, 1, 3, 4, shard=True)
     assert (spread.shards, str(spread)) == (4, "2 cores of 1, 3 workers of 4, the base in shards")
+
+
+def test_without_cards_all_cores_are_in_the_memory_of_the_host() -> None:
+    single, double = (
+        parts_of(load(Path("recipes/miniature.toml"), [f"engine.data_parallel={cores}"]), SMALL, on_gpu=False)
+        for cores in (1, 2)
+    )
+    for part, doubled in zip(single, double, strict=True):
+        assert doubled.bytes == part.bytes * (2 if part.process == "service" else 1), part.name
