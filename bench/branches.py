@@ -98,9 +98,18 @@ def measure(recipe: Path, count: int, runs: Path) -> Figures:
         time.sleep(LOOK_S)
     assert worker.returncode == 0, f"the worker of {id} ended with {worker.returncode}"
     assert coordinator.wait() == 0
-    lines = (runs / id / "events.jsonl").read_text().splitlines()
-    steps = [event for event in map(json.loads, lines) if event["kind"] == "step"]
-    return figures_of(steps, of_worker, of_service)
+    return figures_of(steps_of(runs / id / "events.jsonl"), of_worker, of_service)
+
+
+def steps_of(file: Path) -> list[dict[str, Any]]:
+    """The events of a finished run's steps. The service writes them behind the queue, so that the last may be late."""
+    deadline = time.monotonic() + 60
+    while True:
+        events = [json.loads(line) for line in file.read_text().splitlines()]
+        if any(event["kind"] == "run" and event["state"] == "finished" for event in events):
+            return [event for event in events if event["kind"] == "step"]
+        assert time.monotonic() < deadline, f"{file} does not say that its run is finished"
+        time.sleep(0.2)
 
 
 def figures_of(steps: Sequence[Mapping[str, Any]], worker: int, service: int) -> Figures:

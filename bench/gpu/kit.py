@@ -34,6 +34,7 @@ import numpy as np
 
 from adapters.base import locate
 from adapters.errors import UserError
+from bench.branches import steps_of
 from bench.command import positive
 from bench.gpu.page import page
 from bench.served import served
@@ -251,15 +252,16 @@ def whole_run(kit: Kit) -> Iterator[Row]:
             )
         )
         try:
-            status = worker.wait(max(1.0, kit.deadline - time.monotonic()))
-            assert status == 0, f"the worker ended with {status}: {kit.folder / 'run.log'}"
+            for process in (worker, coordinator):
+                status = process.wait(max(1.0, kit.deadline - time.monotonic()))
+                assert status == 0, f"a process ended with {status}: {kit.folder / 'run.log'}"
         finally:
             for process in (worker, coordinator):
                 process.terminate()
                 process.wait()
-    events = map(json.loads, (kit.runs / id / "events.jsonl").read_text().splitlines())
-    steps = [event for event in events if event["kind"] == "step"]
-    yield row(f"run of {len(steps)} steps, from the worker's start", "s", time.monotonic() - began)
+    took = time.monotonic() - began
+    steps = steps_of(kit.runs / id / "events.jsonl")
+    yield row(f"run of {len(steps)} steps, from the worker's start", "s", took)
     for kind in ("rlvr", "opd"):
         for part in ("gather", "learn", "publish"):
             seconds = [event["seconds"][part] for event in steps if event["phase"] == kind]

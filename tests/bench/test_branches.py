@@ -58,3 +58,10 @@ def test_the_branches_of_a_run_have_room_in_the_engine(tmp_path: Path) -> None:
 def test_growth_of_branches_is_drawn(growth: dict[int, Figures], tmp_path: Path) -> None:
     branches.draw(growth, tmp_path / "docs/branches.png")
     assert (tmp_path / "docs/branches.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_steps_are_those_of_a_file_that_says_its_run_is_finished(tmp_path: Path) -> None:
+    file = tmp_path / "events.jsonl"
+    ends = [{"kind": "run", "state": state, "id": "0-0"} for state in ("running", "finished")]
+    file.write_text("".join(json.dumps(line) + "\n" for line in (ends[0], event("a", 1, 3), ends[1])))
+    assert branches.steps_of(file) == [event("a", 1, 3)]
