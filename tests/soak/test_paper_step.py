@@ -69,12 +69,10 @@ def step(folder: Path, recipe: Path, url: str) -> subprocess.CompletedProcess[st
     return subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=600, check=False)
 
 
-def peak(pid: int) -> int:
-    return int(next(line.split()[1] for line in Path(f"/proc/{pid}/status").open() if line.startswith("VmHWM"))) // 1024
-
-
-def resident(pid: int) -> int:
-    return int(next(line.split()[1] for line in Path(f"/proc/{pid}/status").open() if line.startswith("VmRSS"))) // 1024
+def resident(pid: int, of: str = "VmRSS") -> int:
+    """MiB of a process now; `VmHWM`: the most that it has had."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith(of))) // 1024
 
 
 def test_the_papers_step_gets_done_in_bounded_memory(tmp_path: Path) -> None:
@@ -83,7 +81,7 @@ def test_the_papers_step_gets_done_in_bounded_memory(tmp_path: Path) -> None:
     with serving(tmp_path, path, recipe.budget.tokens_per_s) as (url, pid):
         before = resident(pid)
         done = step(tmp_path, path, url)
-        service = peak(pid)
+        service = resident(pid, of="VmHWM")
     assert done.returncode == 0, done.stderr[-2000:]
     measured = json.loads(done.stdout.splitlines()[-1])
     print(measured, f"service {before} MiB, at most {service} MiB")
