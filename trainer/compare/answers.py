@@ -39,7 +39,7 @@ from trainer.evaluation.ways import kind_of
 from trainer.local.examiner import Examiner, stacked_rank
 from trainer.local.processes import ProcessGroup
 from trainer.local.scales import best_scale
-from trainer.plan.comparison import Result
+from trainer.plan.results import Result
 from trainer.queue.server import URL_VARIABLE
 from trainer.recipe import Recipe
 from trainer.recipe.file import write_resolved

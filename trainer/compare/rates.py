@@ -17,8 +17,9 @@ from adapters.errors import UserError
 from trainer.compare.answers import scale_systems
 from trainer.compare.choices import Rates, chosen_rates, is_system, system_accuracies
 from trainer.local.train import is_trained, run_processes, train
-from trainer.plan.comparison import PAIRED, of_seeds, planned_results
+from trainer.plan.comparison import PAIRED, of_seeds
 from trainer.plan.make import make_plan
+from trainer.plan.results import planned_results
 from trainer.recipe import Recipe
 from trainer.reporting.percent import percent
 

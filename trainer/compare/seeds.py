@@ -18,8 +18,9 @@ from trainer.compare.standings import Standings
 from trainer.data.held_out import held_out_data
 from trainer.evaluation.exams import exams
 from trainer.local.train import events_of, is_trained, run_processes, train
-from trainer.plan.comparison import Result, of_seeds, planned_results
+from trainer.plan.comparison import of_seeds
 from trainer.plan.make import make_plan
+from trainer.plan.results import Result, planned_results
 from trainer.recipe import MiniatureData, Recipe
 from trainer.recipe.file import write_resolved
 from trainer.reporting.events import read_events

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from adapters.names import BASE, Ref
 from trainer.compare.standings import Line, Standings
-from trainer.plan.comparison import EXPERTS, lessons
+from trainer.plan.comparison import EXPERTS
+from trainer.plan.results import lessons
 from trainer.plan.steps import Segment
 from trainer.reporting.events import Event, overlaps_of
 

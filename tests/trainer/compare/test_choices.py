@@ -17,8 +17,8 @@ from trainer.compare.choices import (
 )
 from trainer.evaluation.exams import ExamResult, exams
 from trainer.evaluation.intervals import Interval
-from trainer.plan.comparison import Result, planned_results
 from trainer.plan.make import make_plan
+from trainer.plan.results import Result, planned_results
 from trainer.recipe import ComparisonConfig
 from trainer.recipe.file import load
 

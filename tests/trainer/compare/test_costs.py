@@ -4,9 +4,9 @@ import pytest
 
 from adapters.names import Ref
 from trainer.compare.costs import closure, cost_by_step, cost_of
-from trainer.plan.comparison import planned_results
 from trainer.plan.cost import Cost
 from trainer.plan.make import make_plan
+from trainer.plan.results import planned_results
 from trainer.recipe import ComparisonConfig
 from trainer.recipe.file import load
 

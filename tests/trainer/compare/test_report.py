@@ -3,7 +3,7 @@
 import io
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,18 @@ from PIL import Image, ImageColor
 from service.palette import COLOURS
 from tests.trainer.orchestration.run_events import overlap, step
 from trainer.compare.answers import ResultAnswers
-from trainer.compare.choices import ScaledModel
+from trainer.compare.choices import Rates, ScaledModel
 from trainer.compare.pictures import pictures
-from trainer.compare.report import markdown, write_report
+from trainer.compare.report import markdown, notes, write_report
 from trainer.compare.results import Results, as_json, measured_by, measured_in, results_of
 from trainer.compare.standings import Standings
-from trainer.plan.comparison import planned_results
 from trainer.plan.make import make_plan
+from trainer.plan.results import planned_results
 from trainer.recipe import ComparisonConfig, Recipe
 from trainer.recipe.file import load
 
-SYSTEMS = ("mixed2", "copd2", "mixed3", "mopd", "copd3", "pilot", "ages", "sweep")
+TOKENS = ("mixed3-tokens", "mopd-tokens", "merge3-tokens")
+SYSTEMS = ("mixed2", "copd2", "mixed3", "mopd", "copd3", "pilot", "ages", "sweep", *TOKENS)
 RECIPE = load(Path("recipes/miniature/compare-smoke.toml")).model_copy(
     update={"comparison": ComparisonConfig(seeds=2, systems=SYSTEMS)}
 )
@@ -69,11 +70,13 @@ def results(measured: Measured) -> Results:
     return results_from(measured.answers, measured.events)
 
 
-def results_from(answers: list[ResultAnswers], events: list[dict[str, Any]], recipe: Recipe = RECIPE) -> Results:
+def results_from(
+    answers: list[ResultAnswers], events: list[dict[str, Any]], recipe: Recipe = RECIPE, rates: Rates | None = None
+) -> Results:
     merges = {seed: {"copd3": ScaledModel(1.5, {"1": 0.7, "1.5": 0.8}, {"text - image": 0.4})} for seed in range(2)}
     standings = Standings(answers)
     measured = measured_by(events, recipe, standings)
-    return results_of(recipe, standings, measured, {"text": 0.1, "image": 0.2, "video": 0.2}, merges)
+    return results_of(recipe, standings, measured, {"text": 0.1, "image": 0.2, "video": 0.2}, merges, rates)
 
 
 def test_the_report_is_one_file_that_needs_no_other(results: Results, tmp_path: Path):
@@ -129,6 +132,29 @@ def test_the_cost_is_the_mean_of_the_seeds_that_a_line_has(measured: Measured, r
 def test_systems_asked_for_before_keep_their_cost(measured: Measured, results: Results):
     now = RECIPE.model_copy(update={"comparison": ComparisonConfig(systems=("mixed2",))})
     assert results_from(measured.answers, measured.events, now).measured.spent == results.measured.spent
+
+
+def test_what_is_lacking_or_was_chosen_is_told_before_the_tables(measured: Measured, results: Results):
+    assert [note.partition(" (")[0] for note in notes(results)] == ["The primary metric"]
+    assert "no answers of 2 seeds" in notes(results)[0]
+    answers = [replace(line, way="primary") for line in measured.answers if line.way == "greedy"] + measured.answers
+    rates = Rates({"copd3": {"0.001": 0.9, "0.0005": 0.8}}, {"copd3": 0.001})
+    whole = results_from(answers, measured.events, rates=rates)
+    (note,) = notes(whole)
+    assert note.endswith(": copd3 0.001 (0.001: 90.0, 0.0005: 80.0).")
+    assert whole.way == "primary"
+    lines = list(markdown(whole))
+    assert lines[1] == note
+    # Shares of the gain, and then equal tokens, by the way that decides.
+    titles = [line for line in lines if line.startswith("**")]
+    assert titles[1] == "**3 branches, equal generated tokens, 2 seeds, primary**"
+    assert as_json(whole)["rates"] == {"tried": rates.tried, "chosen": rates.chosen}
+
+
+def test_a_system_of_equal_tokens_has_a_cost_of_its_own(results: Results):
+    steps = {system: results.measured.spent[system, row].steps for system, row in
+             [("mopd", ""), ("mopd-tokens", ""), ("mixed3", ""), ("mixed3-tokens", "")]}  # fmt: skip
+    assert steps == {"mopd": 30 + 12, "mopd-tokens": 30 + 5, "mixed3": 30, "mixed3-tokens": 38}
 
 
 def test_markdown_has_the_same_tables(results: Results):
