@@ -96,7 +96,7 @@ def test_every_system_has_the_rate_that_validation_questions_choose(tmp_path: Pa
     rates = read_rates(out)
     assert rates is not None
     assert rates.chosen == dict.fromkeys(("experts", "merge3", "mixed3-tokens", "mopd-tokens"), 1e-3)
-    assert "learning rate of mopd-tokens: 0.001, by validation questions (0.001 " in done.stdout
+    assert "learning rate of mopd-tokens: 0.001 (validation, 0.001: " in done.stdout
     assert not list((out / "lr-1" / "store").glob("s0-*")), "the reported seed is not trained at what was refused"
     assert json.loads((out / "comparison.json").read_text())["rates"]["chosen"] == rates.chosen
     assert "Learning rates, by validation questions" in (out / "tables.md").read_text()

@@ -30,6 +30,7 @@ from trainer.compare.choices import (
     home_of,
     is_system,
     key_of,
+    scales_of,
     tried_scales,
     validation_exams,
     write_candidates,
@@ -123,20 +124,22 @@ def examine_seed(
 
 
 def scale_systems(
-    recipe: Recipe, store: Path, results: Sequence[Result], folder: Path, processes: ProcessGroup
+    recipe: Recipe,
+    store: Path,
+    results: Sequence[Result],
+    folder: Path,
+    processes: ProcessGroup,
+    *,
+    is_asked: bool = False,
 ) -> dict[str, ScaledModel]:
-    """Writes each result as an adapter at every scale that may be its own, and chooses."""
+    """Writes each result as an adapter at every scale that may be its own, and chooses; where there is one scale,
+    validation questions are asked only if that is wanted."""
     assert recipe.comparison is not None
-    if not (scales := recipe.comparison.scales):
-        models: dict[str, ScaledModel] = {}
-        for result in results:
-            scale = recipe.merge.scale if result.is_merge else 1.0
-            models |= {
-                key: ScaledModel(scale, {}, agreement)
-                for key, agreement in write_candidates(recipe, store, [result], [scale], folder).items()
-            }
-        return models
-    agreements = write_candidates(recipe, store, results, scales, folder)
+    scales = recipe.comparison.scales
+    agreements = write_candidates(recipe, store, results, folder)
+    if not results or (len(scales) < 2 and not is_asked):
+        return {key_of(result): ScaledModel(scales_of(recipe, result)[0], {}, agreements[key_of(result)])
+                for result in results}  # fmt: skip
     homes = {key_of(result): home_of(recipe, result) for result in results}
     candidates = {candidate(result, scale, folder): homes[key_of(result)] for result in results for scale in scales}
     # All of them answer together, in one start of the engines.
@@ -144,16 +147,14 @@ def scale_systems(
     only = {path.name: home for path, home in candidates.items()}
     items = ask(recipe, folder, processes, validation, {path.name: path for path in candidates}, only)
     answered = exam_results(items, validation)
-    models = {}
+    models: dict[str, ScaledModel] = {}
     for result in results:
         key = key_of(result)
         accuracies = tried_scales(result, homes[key], scales, answered)
         tried = {f"{scale:g}": accuracy for scale, accuracy in accuracies.items()}
         models[key] = ScaledModel(best_scale(accuracies), tried, agreements[key])
-        shown = ", ".join(f"{scale} {percent(accuracy)}" for scale, accuracy in tried.items())
-        print(
-            f"scale of {key}, seed {result.seed}: {models[key].scale:g}, by validation questions ({shown})", flush=True
-        )
+        shown = ", ".join(f"{scale}: {percent(accuracy)}" for scale, accuracy in tried.items())
+        print(f"scale of {key}, seed {result.seed}: {models[key].scale:g} (validation, {shown})", flush=True)
     return models
 
 

@@ -65,15 +65,21 @@ def candidate(result: Result, scale: float, folder: Path) -> Path:
     return folder / f"{result.model}-{100 * scale:.0f}"
 
 
+def scales_of(recipe: Recipe, result: Result) -> tuple[float, ...]:
+    """Those that are tried for a result, or the one that it has."""
+    assert recipe.comparison is not None
+    return recipe.comparison.scales or (recipe.merge.scale if result.is_merge else 1.0,)
+
+
 def write_candidates(
-    recipe: Recipe, store: Path, results: Sequence[Result], scales: Sequence[float], folder: Path
+    recipe: Recipe, store: Path, results: Sequence[Result], folder: Path
 ) -> dict[str, dict[str, float | None]]:
     """Each result as an adapter at every scale; how far the branches of each agree, by its key."""
     base = open_base(locate(recipe.base.name), recipe.base.name)
     agreements: dict[str, dict[str, float | None]] = {}
     for result in results:
         branches = [open_revision(store, ref, base) for ref in result.refs]
-        for scale in scales:
+        for scale in scales_of(recipe, result):
             write_adapter(base, make_merge_plan(branches, {}, scale=scale), candidate(result, scale, folder))
         agreements[key_of(result)] = {
             " - ".join(name.removeprefix(f"s{result.seed}-") for name in pair.split()): cosine

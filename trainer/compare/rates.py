@@ -39,8 +39,8 @@ def tune(recipe: Recipe, out: Path) -> Rates:
                 f"{out}: {system} was trained at {before.chosen[system]:g}, chosen among other rates; take another "
                 "folder with --out"
             )
-        shown = ", ".join(f"{rate} {percent(accuracy)}" for rate, accuracy in accuracies.items())
-        print(f"learning rate of {system}: {chosen[system]:g}, by validation questions ({shown})", flush=True)
+        shown = ", ".join(f"{rate}: {percent(accuracy)}" for rate, accuracy in accuracies.items())
+        print(f"learning rate of {system}: {chosen[system]:g} (validation, {shown})", flush=True)
     rates = Rates(systems, chosen)
     _write(out / "rates.json", asdict(rates))
     return rates
@@ -60,7 +60,7 @@ def _tried(recipe: Recipe, out: Path, rate: float) -> dict[str, float]:
         with run_processes(folder, part) as processes, tempfile.TemporaryDirectory(dir=folder) as name:
             if not is_trained(folder, part):
                 train(part, folder, processes)
-            models = scale_systems(part, folder / "store", missing, Path(name), processes)
+            models = scale_systems(part, folder / "store", missing, Path(name), processes, is_asked=True)
         accuracies |= system_accuracies(models, missing)
         _write(path, accuracies)
     return accuracies
