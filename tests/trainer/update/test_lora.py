@@ -192,3 +192,20 @@ def test_a_removed_adapter_leaves_nothing(policy: Policy, noisy: Callable[..., s
     assert torch.equal(policy.logprobs(stays, small_pack()).chosen_NK, expected)
     policy.adapters.add("goes", rank=8, alpha=8, seed=0)  # the name is free, for another shape too
     policy.adapters.remove("goes")
+
+
+def test_a_branch_goes_on_with_fewer_projections_than_it_may_train(
+    policy: Policy, noisy: Callable[..., str], folder: Callable[[str], Path]
+) -> None:
+    saved, five = folder("saved"), ("v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    first = noisy(1, modules=("v_proj", "down_proj"))
+    policy.adapters.save(first, saved)
+    assert check_adapter(saved, base_shape(BASE), max_rank=16).rank == 16
+    second, third = noisy(2, modules=five), noisy(3, modules=("up_proj",))
+    expected = policy.logprobs(first, small_pack()).chosen_NK
+    policy.adapters.load(second, saved)
+    torch.testing.assert_close(policy.logprobs(second, small_pack()).chosen_NK, expected, atol=1e-5, rtol=0)
+    trained = {key.split(".")[-3] for key in policy.adapters.parameters(second)}
+    assert trained == set(five)
+    with pytest.raises(UserError, match=f"{third}: starts with an adapter of down_proj, v_proj too; add them to lora"):
+        policy.adapters.load(third, saved)
