@@ -6,12 +6,13 @@ Left out: the numbers (`results`) and the pictures (`pictures`).
 import base64
 import html
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 
 from trainer.compare.pictures import STUDENTS, pictures
 from trainer.compare.results import GainShare, Results
 from trainer.compare.standings import MEAN, Table
-from trainer.compare.students import Student, correlation
+from trainer.compare.students import Measure, Outcome, Student, correlation
 from trainer.plan.cost import Cost
 from trainer.reporting.percent import percent
 
@@ -195,11 +196,12 @@ def one_teacher(students: Sequence[Student]) -> Grid:
 
 def correlations(students: Sequence[Student]) -> Iterator[str]:
     """Sentences about students of one system; none where there are too few."""
-    for outcome, name in (("gain", "gain"), ("absorbed", "share of the teacher's lead")):
-        for measure, label in (("overlap", "overlap"), ("shared", "shared probability")):
-            if r := correlation(students, outcome, measure):
-                ends = "few runs: no interval" if r.interval is None else "{:.2f} to {:.2f}".format(*r.interval)
-                yield f"Pearson's r of {name} and {label}: {r.r:.2f} ({ends})."
+    outcomes: dict[Outcome, str] = {"gain": "gain", "absorbed": "share of the teacher's lead"}
+    measures: dict[Measure, str] = {"overlap": "overlap", "shared": "shared probability"}
+    for (outcome, name), (measure, label) in product(outcomes.items(), measures.items()):
+        if r := correlation(students, outcome, measure):
+            ends = "few runs: no interval" if r.interval is None else "{:.2f} to {:.2f}".format(*r.interval)
+            yield f"Pearson's r of {name} and {label}: {r.r:.2f} ({ends})."
 
 
 def means_by_seed(results: Results, table: Table) -> Grid:

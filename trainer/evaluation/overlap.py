@@ -34,7 +34,7 @@ from trainer.rollout.sample import MAX_CALLS, Scores, sample, score, seeds
 
 ALARM = 0.97
 """The shared probability below which branches have drifted as far apart as experts that never met. On the miniature
-those share 0.966 where their KL is 0.07, as after 100 steps in bench/results/compare; branches of CoPD, 0.984 to 0.996
+those share 0.966 where their KL is 0.07, as after 100 steps in bench/results/compare; branches of CoPD, 0.984 to 0.995
 (bench/results/likeness.json). Higher, and CoPD itself would alarm; lower, and nothing would."""
 
 Matrix = tuple[tuple[tuple[float, ...], ...], ...]  # [student][teacher][capability]

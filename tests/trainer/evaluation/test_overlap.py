@@ -1,11 +1,13 @@
 """The mathematics of overlap, shared probability and KL against loops and exact distributions."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from trainer.evaluation.overlap import Overlaps, alarms, compare, overlap, shared, symmetric_kl
+from trainer.evaluation.overlap import ALARM, Overlaps, alarms, compare, overlap, shared, symmetric_kl
+from trainer.plan.rhythm import HIGH, LOW
 from trainer.rollout.sample import Scores
 
 
@@ -63,6 +65,15 @@ def test_shared_probability_is_1_minus_total_variation_and_bounded_by_kl() -> No
     assert value == pytest.approx(1 - np.abs(p - q).sum(1).mean() / 2, abs=1e-6)
     kl = ((p - q) * np.log(p / q)).sum(1).mean() / 2
     assert value >= 1 - np.sqrt(kl / 2)
+
+
+def test_limits_are_those_of_the_committed_measurements() -> None:
+    """The alarm lies between branches of CoPD and finished experts, the rhythm's band ends where noise begins."""
+    rows = json.loads(Path("bench/results/likeness.json").read_text())["rows"]
+    shares = {what: [row["shared"] for row in rows if row["what"] == what] for what in ("copd", "noise")}
+    finished = [row["shared"] for row in rows if row["what"] == "expert" and row["kl"] >= 0.07]
+    assert max(finished) < ALARM == LOW < min(shares["copd"])
+    assert np.quantile(shares["copd"], 0.95) < HIGH < min(shares["noise"])
 
 
 def scores(rng: np.random.RandomState, length: int) -> Scores:
