@@ -11,6 +11,7 @@ from PIL import Image
 from service.rollouts import CompletionNotes, GroupNotes, PartHead, RecordHead, pack_group, write_record
 from tests.engine.service_process import ServiceProcess
 from tests.page.browser import Watched, chromium, launched
+from tests.page.test_page import serious
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
@@ -95,6 +96,7 @@ def test_any_adapter_of_the_service_colours_the_tokens(service: ServiceProcess, 
         assert max(map(abs, differences["base"])) <= 0.001
         assert max(map(abs, differences["merged"])) > 0.001
         assert shown.locator(".tokens span[class^='t ']").count() == 0
+        assert serious(shown) == []
         assert watched.complaints == []
 
 
