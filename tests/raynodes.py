@@ -18,8 +18,9 @@ def three_nodes() -> Iterator[Cluster]:
     that are started meanwhile find it."""
     with pytest.MonkeyPatch.context() as patch:
         # No token: one that lies on this machine would be asked for by one side alone.
-        for name, value in (("USAGE_STATS_ENABLED", "0"), ("AUTH_MODE", "disabled"), ("worker_niceness", "0")):
-            patch.setenv(f"RAY_{name}", value)
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        for name in ("USAGE_STATS_ENABLED", "worker_niceness", "memory_monitor_refresh_ms"):
+            patch.setenv(f"RAY_{name}", "0")
         cluster = Cluster(initialize_head=True, head_node_args=ROOM | {"num_cpus": 0, "include_dashboard": False})
         try:
             for _ in range(3):

@@ -11,7 +11,9 @@ the service's key, which is COEVO_API_KEY as ever, and Ray's own token.
 import asyncio
 import importlib.util
 import os
+import re
 import signal
+import socket
 import subprocess
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -92,7 +94,7 @@ class KeptChild:
 
     def wait(self, timeout: float | None = None) -> int:
         import ray
-        from ray.exceptions import RayActorError
+        from ray.exceptions import RayError, RayTaskError
 
         if self._status is not None:
             return self._status
@@ -103,8 +105,10 @@ class KeptChild:
         except UserError as error:  # of the actor; Ray gives it a cause and a traceback
             self._say(f"coevo run: {getattr(error, 'cause', error)}")
             self._status = _MISTAKE
-        except RayActorError as error:
-            self._say(f"ray: {error}")
+        except RayTaskError:
+            raise
+        except RayError as error:  # its node, its actor, or Ray's own watch over the memory
+            self._say(_why(error))
             self.kill()  # one that only is out of reach would come back beside its successor
             self._status = LOST
         return self._status
@@ -212,8 +216,9 @@ def _join(num_workers: int) -> str | None:
     if not is_joined():
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody has asked whether it may tell
         # As `coevo run` on this machine: as many cores as the run takes, all see the cards that there are, and none is
-        # nicer to other programs than usual, by 15 in Ray.
-        os.environ.update(RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0", RAY_worker_niceness="0")
+        # nicer to other programs than usual, by 15 in Ray, nor ended because those take the memory.
+        for name in ("ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "worker_niceness", "memory_monitor_refresh_ms"):
+            os.environ[f"RAY_{name}"] = "0"
         room: dict[str, Any] = {"num_cpus": num_workers + 2, "object_store_memory": _OBJECT_STORE_BYTES}
         try:
             ray.init(address="local", include_dashboard=False, **room, **quiet)
@@ -224,13 +229,23 @@ def _join(num_workers: int) -> str | None:
     if address.startswith("ray://"):
         raise UserError(f"{ADDRESS_VARIABLE}={address}: give HOST:PORT, and start the run on a node of the cluster")
     try:
+        host, _, port = address.rpartition(":")
+        if port.isdecimal():  # Ray would try for minutes, and say so every few seconds
+            socket.create_connection((host, int(port)), _ANSWER_S).close()
         ray.init(address=address, **quiet)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
             f"{ADDRESS_VARIABLE}={address}: no cluster that can be used ({_first_line(error)}); mend it, or unset it "
             "for a cluster on this machine"
         ) from None
     return None
+
+
+def _why(error: Exception) -> str:
+    """What Ray says of an actor's end, without its advice of a page."""
+    text = str(error)
+    reason = re.search(r"The actor is dead because ([^.\n]+)", text) or re.search(r"([^.\n]+)", text)
+    return reason[1] if reason else type(error).__name__
 
 
 def _first_line(error: Exception) -> str:

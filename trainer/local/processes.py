@@ -79,8 +79,6 @@ def _texts(line: str) -> list[str]:
 
 def ending(status: int | None, line: str) -> str:
     """How a process ended, for a person: a signal, or the line in its log that says why."""
-    if status == LOST:
-        return "gone with its node"
     if status is not None and status < 0:
         hint = ", as the kernel does when memory is full" if status == -signal.SIGKILL else ""
         return f"killed by {signal.Signals(-status).name}{hint}" + (f"; its last line: {line}" if line else "")
@@ -217,7 +215,9 @@ class ProcessGroup:
         return f"the {name} did not go on: {self.reason(name)} ({self._processes[name].log})"
 
     def reason(self, name: str) -> str:
-        """What ended a process: a signal, or the error in its log."""
+        """What ended a process: a signal, the error in its log, or what its cluster says there."""
+        if self.status(name) == LOST:
+            return f"lost with its actor: {self.log(name).splitlines()[-1]}"
         return ending(self.status(name), error_line(self.log(name)))
 
     def progressed(self) -> None:
