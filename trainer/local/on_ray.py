@@ -244,7 +244,7 @@ def _join(num_workers: int) -> str | None:
 def _why(error: Exception) -> str:
     """What Ray says of an actor's end, without its advice of a page."""
     text = str(error)
-    reason = re.search(r"The actor is dead because ([^.\n]+)", text) or re.search(r"([^.\n]+)", text)
+    reason = re.search(r"The actor (?:is dead|died) because ([^.\n]+)", text) or re.search(r"([^.\n]+)", text)
     return reason[1] if reason else type(error).__name__
 
 
