@@ -26,6 +26,9 @@ from service.processes import READY_VARIABLE, die_with_parent
 
 ENGINE_DIED = 70  # EX_SOFTWARE of sysexits.h
 
+# Threads parse bodies. By default each has memory of its own in glibc, which stays as large as the largest body in it.
+ARENAS = {"MALLOC_ARENA_MAX": "2"}
+
 log = logging.getLogger(__name__)
 
 _FORWARDED = (signal.SIGTERM, signal.SIGINT)
@@ -120,7 +123,12 @@ class _Supervisor:
         try:
             child = self._child = await asyncio.create_subprocess_exec(
                 *die_with_parent(self._command),
-                env=os.environ | {RESTARTS_VARIABLE: str(self._budget.spent()), READY_VARIABLE: str(tell_ready)},
+                env={
+                    **ARENAS,
+                    **os.environ,
+                    RESTARTS_VARIABLE: str(self._budget.spent()),
+                    READY_VARIABLE: str(tell_ready),
+                },
                 stdin=asyncio.subprocess.DEVNULL,
                 pass_fds=[tell_ready],
                 start_new_session=True,  # a group of its own, which Ctrl-C in a terminal does not reach
