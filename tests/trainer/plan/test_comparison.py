@@ -179,8 +179,8 @@ def test_the_pilots_students_differ_by_temperature_and_draw_alike():
             steps.setdefault(segment.row, []).extend(
                 (step.number, step.capabilities, step.teachers, step.stream) for step in segment.steps
             )
-    first, *others = steps.values()
-    assert all(other == first for other in others)
+    first, *rest = steps.values()
+    assert all(row == first for row in rest)
     assert [capabilities for _, capabilities, _, _ in first] == [("text",)] * 2 + [()] * 4
     assert {teacher.ref for _, _, teachers, _ in first for teacher in teachers} == {Ref("s0-experts-image", 10)}
     temperatures = {segment.row: {step.temperature for step in segment.steps} for segment in plan.segments[::-1]}
