@@ -186,6 +186,8 @@ def until_made(make: Callable[[], Made], events: Path) -> Made:
 @contextmanager
 def ray_cluster(recipe: Recipe, workers: Sequence[str]) -> Generator[RayCluster]:
     """Joins the cluster, or starts one, and waits for room in it."""
+    # It would print pages of a lost node's last moments into the run's lines; read when it is imported.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
     import ray
     from ray.util import placement_group, remove_placement_group
 
