@@ -15,8 +15,9 @@ from adapters.base import locate
 from adapters.merge import cosines, make_merge_plan, write_adapter
 from adapters.merge_inputs import open_base, open_revision
 from trainer.evaluation.exams import Exam, ExamResult, capability_means, exams
-from trainer.plan.comparison import EXPERTS, ONE_TEACHER, PAIRED, SINGLE_BRANCH_SYSTEMS, pair_of
+from trainer.plan.comparison import EXPERTS, ONE_TEACHER, PAIRED, SINGLE_BRANCH_SYSTEMS
 from trainer.plan.results import Result
+from trainer.plan.seed_plan import pair_of
 from trainer.recipe import AnswersConfig, Recipe
 
 

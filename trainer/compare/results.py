@@ -26,10 +26,11 @@ from trainer.compare.dynamics import (
 from trainer.compare.standings import Line, Standings, Table, Verdict, gain_share, tables, verdicts
 from trainer.compare.students import Measure, Outcome, Student, correlation, students
 from trainer.evaluation.intervals import Interval
-from trainer.plan.comparison import BUILD, EXPERTS, of_seeds, pair_of
+from trainer.plan.comparison import BUILD, EXPERTS, of_seeds
 from trainer.plan.cost import Cost
 from trainer.plan.make import make_plan
 from trainer.plan.results import planned_results
+from trainer.plan.seed_plan import pair_of
 from trainer.plan.steps import Plan
 from trainer.recipe import Recipe
 from trainer.reporting.events import Event

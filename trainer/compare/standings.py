@@ -26,7 +26,8 @@ from adapters.names import BASE
 from trainer.compare.answers import ResultAnswers
 from trainer.evaluation.intervals import Interval, holm, interval
 from trainer.evaluation.ways import KINDS, PRIMARY
-from trainer.plan.comparison import EXPERTS, MERGED, pair_of, sweep_shares
+from trainer.plan.comparison import EXPERTS, MERGED, sweep_shares
+from trainer.plan.seed_plan import pair_of
 from trainer.recipe import MethodConfig
 
 MEAN = "mean"

@@ -28,12 +28,13 @@ systems that needs them.
 Left out: what of it is examined (`results`), what comes of it (`trainer.compare`), and merges, which are no steps.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from adapters.names import BASE, Ref
-from trainer.plan.steps import Plan, Segment, Start
+from trainer.plan.seed_plan import EXPERTS, SeedPlan, joined, labelled
+from trainer.plan.steps import Plan, Start
 from trainer.plan.systems import (
     alone,
     checkpoint_ages,
@@ -47,13 +48,10 @@ from trainer.plan.systems import (
 )
 from trainer.recipe import BranchConfig, ComparisonConfig, Edge, MethodConfig, Recipe, RolloutConfig
 
-EXPERTS = "experts"
 PILOT, AGES = "pilot", "ages"
 ONE_TEACHER = frozenset({PILOT, AGES})
 """Systems of students that each have one expert as it was at an age, and are read against it alone."""
 MERGED = "merged"
-WATCHED = (EXPERTS, "copd2", "copd3")
-"""Systems whose branches are compared with each other at every phase end: what drifts apart, and what does not."""
 SINGLE_BRANCH_SYSTEMS = frozenset(
     {
         EXPERTS,
@@ -73,35 +71,6 @@ PAIRED = frozenset({"mixed2", "static_v2t", "static_t2v", "copd2", "no_image_edg
 """Systems of the pair: beside these alone no third capability has an expert."""
 
 
-@dataclass(frozen=True, slots=True)
-class SeedPlan:
-    """What the systems of one seed are made of."""
-
-    method: MethodConfig
-    capabilities: tuple[str, ...]
-    seed: int
-    rollout: RolloutConfig
-    systems: tuple[str, ...]
-    """Those that are asked for: a branch that is several of them stops where each ends."""
-
-    @property
-    def pair(self) -> tuple[str, str]:
-        return pair_of(self.method, self.capabilities)
-
-    def branch(self, system: str, row: str = "") -> str:
-        """The name of a branch, `s0-copd3-text`; of a system that has only one, `s0-mopd`."""
-        return "-".join(filter(None, (f"s{self.seed}", system, row)))
-
-    def branches(self, system: str, capabilities: Iterable[str]) -> dict[str, BranchConfig]:
-        return {self.branch(system, name): BranchConfig(capabilities=(name,)) for name in capabilities}
-
-
-def pair_of(method: MethodConfig, capabilities: Sequence[str]) -> tuple[str, str]:
-    """The hub and the first other capability."""
-    hub = method.hub if method.hub is not None and method.hub in capabilities else capabilities[0]
-    return hub, next(name for name in capabilities if name != hub)
-
-
 def comparison(
     method: MethodConfig, capabilities: Sequence[str], config: ComparisonConfig, rollout: RolloutConfig
 ) -> Plan:
@@ -111,7 +80,7 @@ def comparison(
     systems = tuple(sorted(config.systems, key=list(BUILD).index))
     seed_plans = [SeedPlan(plain, tuple(capabilities), seed, rollout, systems) for seed in seeds]
     # Experts first: most other systems fork them or learn from them.
-    return _joined([
+    return joined([
         plan
         for seed_plan in seed_plans
         for plan in (_experts(seed_plan), *(BUILD[name](seed_plan) for name in seed_plan.systems))
@@ -148,7 +117,7 @@ def _experts(seed_plan: SeedPlan) -> Plan:
     ends.discard(count)
     branches = seed_plan.branches(EXPERTS, names)
     segments = list(alone(method, branches, dict.fromkeys(branches, count), ends))
-    plan = _labelled(Plan(tuple(Start(name, BASE) for name in branches), tuple(segments)), seed_plan, EXPERTS, names)
+    plan = labelled(Plan(tuple(Start(name, BASE) for name in branches), tuple(segments)), seed_plan, EXPERTS, names)
     # What goes on after S steps is for that merge alone.
     return replace(
         plan,
@@ -172,7 +141,7 @@ def _mixed(
     count = whole if steps is None else steps
     segments = alone(method, config, dict.fromkeys(config, count), {whole} - {count})
     plan = Plan((Start(seed_plan.branch(name), BASE),), tuple(segments))
-    return _labelled(plan, seed_plan, system, branch=name)
+    return labelled(plan, seed_plan, system, branch=name)
 
 
 def _distilled(
@@ -200,7 +169,7 @@ def _distilled(
         for segment in distilled(method, student, first, count, teaching, experts, age)
     ]
     plan = Plan((Start(student, origin),), tuple(segments))
-    return _labelled(plan, seed_plan, system, [row], branch=name)
+    return labelled(plan, seed_plan, system, [row], branch=name)
 
 
 def _static(seed_plan: SeedPlan, system: str, student: str, teacher: str) -> Plan:
@@ -261,16 +230,16 @@ def _pilot(seed_plan: SeedPlan) -> Plan:
         )
     ]
     plan = Plan(tuple(Start(seed_plan.branch(PILOT, row), BASE) for row in rows), tuple(segments))
-    labelled = _labelled(plan, seed_plan, PILOT, rows, stream=PILOT)
+    whole = labelled(plan, seed_plan, PILOT, rows, stream=PILOT)
     # How alike student and expert are is asked once, before the student listens.
-    watched = (replace(segment, is_watched=segment.kind == "rlvr") for segment in labelled.segments)
-    return replace(labelled, segments=tuple(watched))
+    watched = (replace(segment, is_watched=segment.kind == "rlvr") for segment in whole.segments)
+    return replace(whole, segments=tuple(watched))
 
 
 def _ages(seed_plan: SeedPlan) -> Plan:
     """Students with as many steps as a branch has of mutual distillation."""
     steps = seed_plan.method.cycles * seed_plan.method.opd_steps
-    return _joined([
+    return joined([
         _distilled(seed_plan, AGES, [name], age=age, steps=steps, row=f"{name}-{age}")
         for name in seed_plan.capabilities
         for age in checkpoint_ages(seed_plan.method)
@@ -296,7 +265,7 @@ def _mutual(
     changes = {"kind": kind, "topology": topology, "hub": hub, "edges": edges, "steps": None}
     method = MethodConfig.model_validate(seed_plan.method.model_dump() | changes)
     plan = negative(method, branches) if kind == "negative" else copd(method, branches)
-    return _labelled(plan, seed_plan, system, capabilities)
+    return labelled(plan, seed_plan, system, capabilities)
 
 
 def _sweep(seed_plan: SeedPlan) -> Plan:
@@ -304,7 +273,7 @@ def _sweep(seed_plan: SeedPlan) -> Plan:
     for system, (rlvr_steps, opd_steps) in sweep_shares(seed_plan.method).items():
         method = seed_plan.method.model_copy(update={"rlvr_steps": rlvr_steps, "opd_steps": opd_steps})
         plans.append(_mutual(replace(seed_plan, method=method), system, seed_plan.capabilities, "hub"))
-    return _joined(plans)
+    return joined(plans)
 
 
 def sweep_shares(method: MethodConfig) -> dict[str, tuple[int, int]]:
@@ -340,32 +309,3 @@ BUILD: Mapping[str, Callable[[SeedPlan], Plan]] = {
     AGES: _ages,
     "sweep": _sweep,
 }
-
-
-def _joined(plans: Sequence[Plan]) -> Plan:
-    """One plan of several; what two have of one branch, once."""
-    starts: dict[str, Start] = {}
-    segments: dict[str, Segment] = {}
-    for plan in plans:
-        for start in plan.starts:
-            starts.setdefault(start.branch, start)
-        for segment in plan.segments:
-            segments.setdefault(segment.id, segment)
-    return Plan(tuple(starts.values()), tuple(segments.values()))
-
-
-def _labelled(
-    plan: Plan, seed_plan: SeedPlan, system: str, rows: Iterable[str] = ("",), *, branch: str = "", stream: str = ""
-) -> Plan:
-    """The plan of a system, with its seed, and with what its branches are compared with and draw alike: `stream`, where
-    that is not for each row its own."""
-    name = branch or system
-    row_of = {seed_plan.branch(name, row): row for row in rows}
-    segments: list[Segment] = []
-    for segment in plan.segments:
-        row = row_of[segment.branch]
-        # The capability alone, so that branches of one capability draw alike in all systems. Where a system is one
-        # branch, nothing else has its mixture of prompts, and it draws under the branch's name.
-        steps = tuple(replace(step, seed=seed_plan.seed, stream=stream or row or name) for step in segment.steps)
-        segments.append(replace(segment, steps=steps, system=system, row=row, is_watched=system in WATCHED))
-    return Plan(tuple(replace(start, seed=seed_plan.seed) for start in plan.starts), tuple(segments))

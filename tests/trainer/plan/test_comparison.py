@@ -6,9 +6,10 @@ import pytest
 
 from adapters.names import Ref
 from trainer.compare.costs import closure
-from trainer.plan.comparison import BUILD, pair_of, sweep_shares
+from trainer.plan.comparison import BUILD, sweep_shares
 from trainer.plan.make import make_plan
 from trainer.plan.results import planned_results
+from trainer.plan.seed_plan import pair_of
 from trainer.plan.steps import Plan, impossible
 from trainer.plan.systems import checkpoint_ages
 from trainer.recipe import ComparisonConfig, Recipe
