@@ -158,7 +158,7 @@ def _draw_pulls(results: Results, figure: Any) -> None:
 
 def _draw_students(students: Sequence[Student], figure: Any) -> None:
     """A point for each student. Those of one seed and expert have one colour: they are one run."""
-    xs = {"overlap": "overlap of student and teacher before", "shared": "shared probability before"}
+    xs = {"overlap": "overlap with the teacher before", "shared": "shared probability before"}
     measured = [name for name in xs if any(getattr(student, name) is not None for student in students)]
     panels = figure.subplots(1, 2 * len(measured), squeeze=False)[0]
     ys = {"gain": "gain, points", "absorbed": "gain, % of the teacher's lead"}
