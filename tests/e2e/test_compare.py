@@ -54,8 +54,8 @@ def test_a_seed_is_trained_examined_and_reported(tmp_path: Path):
     assert all(len(answers.rewards) == 6 for answers in read_answers(out / "answers" / "seed-0.jsonl"))
     merges = read_merges(out, 0)
     assert merges.keys() == {"experts-text", "experts-image", "static_v2t", "merge2", "copd2"}
-    asked = [line for line in done.stdout.splitlines() if "examining" in line and "s0-merge2-merged-75" in line]
-    assert asked[0].partition(" on ")[2] == "questions: 6 of text, 6 of image"
+    exams = [line for line in done.stdout.splitlines() if "examining" in line and "s0-merge2-merged-75" in line]
+    assert exams[0].partition(" on ")[2] == "questions: 6 of text, 6 of image"
     assert all(merge.scale in (0.75, 1.5) and merge.tried.keys() == {"0.75", "1.5"} for merge in merges.values())
     comparison = json.loads((out / "comparison.json").read_text())
     lines = {line["label"]: line for line in comparison["tables"][0]["lines"]}

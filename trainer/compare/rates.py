@@ -84,13 +84,13 @@ def systems_by_rate(recipe: Recipe, rates: Rates) -> Iterator[tuple[float, tuple
     systems = recipe.comparison.systems
     for rate in recipe.comparison.rates:
         chosen = {system for system, of_system in rates.chosen.items() if of_system == rate}
-        asked = tuple(system for system in systems if system in chosen)
-        is_pair_alone = PAIRED.issuperset(asked) and not PAIRED.issuperset(systems)
+        trained = tuple(system for system in systems if system in chosen)
+        is_pair_alone = PAIRED.issuperset(trained) and not PAIRED.issuperset(systems)
         # Experts and their merges come with whatever else is trained, but beside systems of the pair only two of them.
-        if chosen - set(asked) and (not asked or is_pair_alone):
+        if chosen - set(trained) and (not trained or is_pair_alone):
             yield rate, ()
-        if asked:
-            yield rate, asked
+        if trained:
+            yield rate, trained
 
 
 def at_rate(recipe: Recipe, rate: float, systems: tuple[str, ...]) -> Recipe:
