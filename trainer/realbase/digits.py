@@ -33,6 +33,7 @@ def scans() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
 def of_split(split: Split) -> NDArray[np.int64]:
     """The numbers of the scans of a split."""
     _, labels_N = scans()
+    # By chance: the scans of a writer stand together in the file, and each split is to have some of every hand.
     order_N = np.random.default_rng(0).permutation(len(labels_N))
     bounds = itertools.pairwise(np.cumsum([0, *_COUNTS.values()]))
     start, end = dict(zip(_COUNTS, bounds, strict=True))[split]
@@ -46,6 +47,7 @@ def picture(numbers: Sequence[int] | NDArray[np.int64], rng: np.random.Generator
     for position, number in enumerate(numbers):
         scan = Image.fromarray((images_N[number] * 255).astype(np.uint8))
         drawn = np.asarray(scan.resize((_DRAWN, _DRAWN), Image.Resampling.BICUBIC))
+        # Never twice in one spot: the tower is to know what a digit is, not where it stood.
         top, left = rng.integers(0, CELL - _DRAWN + 1, 2)
         left += position * CELL
         row[top : top + _DRAWN, left : left + _DRAWN] = drawn

@@ -35,6 +35,7 @@ def embed(llama: LlamaForCausalLM, tokenizer: Any) -> Qwen3VLForConditionalGener
         if name != "lm_head.weight":  # tied, in both
             scale = SCALE if ".q_proj." in name or ".k_proj." in name else 1.0
             weights[name.replace("model.", "model.language_model.", 1)] = weight * scale
+    # Of every head and layer alike, for it takes back what was done to all of them alike.
     constant = torch.full((config.head_dim,), config.rms_norm_eps**0.5 / SCALE)
     for layer in range(config.num_hidden_layers):
         for norm in ("q_norm", "k_norm"):

@@ -50,6 +50,7 @@ def learn_to_see(
         torch.nn.init.zeros_(merger.linear_fc2.bias)
     words_WD = word_embeddings(model, processor)
     rng, numbers, labels_N = np.random.default_rng(training.seed), of_split("train"), scans()[1]
+    # Neither a gradient nor a moment of DeepStack's: a step of Adam would move them off zero.
     learnt = [parameter for name, parameter in tower.named_parameters() if "deepstack" not in name]
     for parameter in learnt:
         parameter.requires_grad_(True)
@@ -77,6 +78,7 @@ def learn_to_see(
 @torch.no_grad()
 def share_read(model: Qwen3VLForConditionalGeneration, processor: Qwen3VLProcessor, split: Split) -> float:
     """The share of a split's scans whose nearest word is right."""
+    # Another stream of shifts than any that training began with.
     numbers, labels_N, rng = of_split(split), scans()[1], np.random.default_rng(1)
     words_WD, right = word_embeddings(model, processor), 0
     for start in range(0, len(numbers), _ROW):

@@ -39,6 +39,7 @@ def processor_of(tokenizer: Any) -> Qwen3VLProcessor:
     described = json.loads(tokenizer.backend_tokenizer.to_str())
     for token in described["added_tokens"]:
         token["content"] = RENAMED.get(token["content"], token["content"])
+    # There as well: the ids of added tokens are looked up in it, and a name that is missing gets a new id.
     vocabulary = described["model"]["vocab"]
     for before, after in RENAMED.items():
         vocabulary[after] = vocabulary.pop(before)

@@ -31,7 +31,7 @@ SIZES: dict[str, Any] = {
 def pair(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Policy]:
     """The same random model by itself and embedded. Its queries are large, as those of trained models are."""
     torch.manual_seed(0)
-    llama = LlamaForCausalLM(LlamaConfig(**SIZES, initializer_range=0.1))
+    llama: Any = LlamaForCausalLM(LlamaConfig(**SIZES, initializer_range=0.1))
     for layer in llama.model.layers:
         layer.self_attn.q_proj.weight.data *= 10
     root = tmp_path_factory.mktemp("pair")

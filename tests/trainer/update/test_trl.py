@@ -72,11 +72,15 @@ def batch(request, policy, adapter):
     """Completions of different lengths, some of one token, which the engine saw a little differently."""
     rng = np.random.default_rng(0)
     prompts = [packs.prompt(request.param, number) for number in range(3)]
-    drawn = itertools.islice(questions(capability(request.param), "train", seed=0), 3)
-    return Batch(prompts, [_group(policy, adapter, *row, rng) for row in zip(prompts, drawn, LENGTHS, strict=True)])
+    rows = zip(prompts, first_questions(request.param, 3), LENGTHS, strict=True)
+    return Batch(prompts, [group_of(policy, adapter, *row, rng) for row in rows])
 
 
-def _group(policy, adapter, prompt, question, lengths, rng):
+def first_questions(kind, count):
+    return list(itertools.islice(questions(capability(kind), "train", seed=0), count))
+
+
+def group_of(policy, adapter, prompt, question, lengths, rng):
     """Derivations with slips, cut off."""
     tokenizer = packs.processor().tokenizer
     texts = [question.derivation(style, lambda: rng.random() < 0.5) for style in ("plain", "arrow") * 2]
@@ -95,53 +99,60 @@ def _group(policy, adapter, prompt, question, lengths, rng):
 @pytest.fixture
 def trl_of(policy, adapter, tmp_path):
     """A trainer of TRL with the adapter as it is, whose sampler gives the batch's completions."""
-    from datasets import Dataset
-    from peft import PeftModel
     from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor
-    from trl.trainer.grpo_config import GRPOConfig
-    from trl.trainer.grpo_trainer import GRPOTrainer
 
-    def make(batch, *, engine=False, **settings):
+    def make(batch, **settings):
         policy.adapters.save(adapter, tmp_path)
         base = Qwen3VLForConditionalGeneration.from_pretrained(packs.BASE, dtype=torch.float32)
-        trainer: Any = GRPOTrainer(
-            PeftModel.from_pretrained(base, tmp_path, is_trainable=True),
-            lambda completions, **_: list(batch.rewards),
-            GRPOConfig(
-                output_dir=str(tmp_path / "trl"),
-                per_device_train_batch_size=len(batch.rewards),
-                num_generations=GROUP_SIZE,
-                beta=0.0,
-                epsilon=EPSILON["eps_low"],
-                epsilon_high=EPSILON["eps_high"],
-                vllm_importance_sampling_mode="token_truncate",
-                vllm_importance_sampling_clip_max=2.0,
-                use_cpu=True,
-                bf16=False,
-                gradient_checkpointing=False,
-                report_to=[],
-                **settings,
-            ),
-            train_dataset=Dataset.from_list([{"prompt": ""}]),
-            processing_class=Qwen3VLProcessor.from_pretrained(packs.BASE, padding_side="left"),
-        )
-        trainer.use_vllm = engine  # asked for in the settings, it would start one
-        trainer.current_gradient_accumulation_steps = 1
-
-        def sample(prompt_ids, *_):
-            expected = [rollout.ids_P.tolist() for rollout in batch.rollouts for _ in range(GROUP_SIZE)]
-            assert prompt_ids == expected
-            pairs = [(completion.ids_C.tolist(), completion.logprobs_C.tolist()) for completion in batch.completions]
-            return [list(column) for column in zip(*pairs, strict=True)]
-
-        trainer._generate_single_turn = sample
-        trainer.model.train()
-        return trainer
+        processor = Qwen3VLProcessor.from_pretrained(packs.BASE, padding_side="left")
+        return grpo_trainer(base, processor, tmp_path, batch, **settings)
 
     return make
 
 
-def _inputs(trainer, batch):
+def grpo_trainer(base: Any, processing: Any, folder, batch, *, engine=False, **settings) -> Any:
+    """TRL's trainer of the adapter in a folder."""
+    from datasets import Dataset
+    from peft import PeftModel
+    from trl.trainer.grpo_config import GRPOConfig
+    from trl.trainer.grpo_trainer import GRPOTrainer
+
+    trainer: Any = GRPOTrainer(
+        PeftModel.from_pretrained(base, folder, is_trainable=True),
+        lambda completions, **_: list(batch.rewards),
+        GRPOConfig(
+            output_dir=str(folder / "trl"),
+            per_device_train_batch_size=len(batch.rewards),
+            num_generations=GROUP_SIZE,
+            beta=0.0,
+            epsilon=EPSILON["eps_low"],
+            epsilon_high=EPSILON["eps_high"],
+            vllm_importance_sampling_mode="token_truncate",
+            vllm_importance_sampling_clip_max=2.0,
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            report_to=[],
+            **settings,
+        ),
+        train_dataset=Dataset.from_list([{"prompt": ""}]),
+        processing_class=processing,
+    )
+    trainer.use_vllm = engine  # asked for in the settings, it would start one
+    trainer.current_gradient_accumulation_steps = 1
+
+    def sample(prompt_ids, *_):
+        expected = [rollout.ids_P.tolist() for rollout in batch.rollouts for _ in range(GROUP_SIZE)]
+        assert prompt_ids == expected
+        pairs = [(completion.ids_C.tolist(), completion.logprobs_C.tolist()) for completion in batch.completions]
+        return [list(column) for column in zip(*pairs, strict=True)]
+
+    trainer._generate_single_turn = sample
+    trainer.model.train()
+    return trainer
+
+
+def inputs_of(trainer, batch):
     rows = []
     for prompt in batch.prompts:
         (text,) = (part["text"] for part in prompt.messages[0]["content"] if part["type"] == "text")
@@ -152,7 +163,7 @@ def _inputs(trainer, batch):
     return trainer._generate_and_score_completions(rows)
 
 
-def _gradients(trainer, inputs):
+def trl_gradients_of(trainer, inputs):
     loss = trainer._compute_loss(trainer.model, inputs)
     loss.backward()
     named = trainer.model.named_parameters()
@@ -169,8 +180,8 @@ def _gradients(trainer, inputs):
 def test_loss_and_gradients_equal_trl(policy, adapter, batch, trl_of, normalise, std, importance):
     loss_type, scale = {"sequence": "grpo", "token": "dapo"}[normalise], "group" if std else "none"
     trainer = trl_of(batch, engine=importance, loss_type=loss_type, scale_rewards=scale)
-    inputs = _inputs(trainer, batch)
-    trl_loss, trl_gradients = _gradients(trainer, inputs)
+    inputs = inputs_of(trainer, batch)
+    trl_loss, trl_gradients = trl_gradients_of(trainer, inputs)
     gradients, done = gradients_of(
         policy, adapter, [batch.term(std=std)], normalise=normalise, std=std, importance_weight=importance, **EPSILON
     )
@@ -188,7 +199,7 @@ def test_the_second_update_of_a_batch_equals_trl(policy, adapter, batch, trl_of,
     """TRL has the old log-probabilities from before the first update, and the weights from after it."""
     loss_type = {"sequence": "grpo", "token": "dapo"}[normalise]
     trainer = trl_of(batch, engine=importance, loss_type=loss_type, num_iterations=2)
-    inputs = _inputs(trainer, batch)
+    inputs = inputs_of(trainer, batch)
     assert "old_per_token_logps" in inputs
     settings = {"normalise": normalise, "importance_weight": importance, **EPSILON}
     gradients, done = gradients_of(policy, adapter, [batch.term()], lr=LR, updates_per_batch=2, **settings)
@@ -198,7 +209,7 @@ def test_the_second_update_of_a_batch_equals_trl(policy, adapter, batch, trl_of,
     for key, parameter in trainer.model.named_parameters():
         if parameter.requires_grad:
             parameter.data.copy_(after_one[key.replace(".default", "")])
-    _, trl_gradients = _gradients(trainer, inputs)
+    _, trl_gradients = trl_gradients_of(trainer, inputs)
 
     clipped = {name: trainer._metrics["train"][f"clip_ratio/{name}_mean"][-1] for name in ("low", "high", "region")}
     assert clipped["low"] > 0
@@ -215,7 +226,7 @@ def test_advantages_equal_trl(batch, trl_of, std):
     """TRL keeps what nobody has judged, with advantage 0."""
     batch = replace(batch, rewards=(1.0, None, 0.1, 0.9, 0.3, 0.3, 0.3, 0.3, None, None, 0.9, None))
     trainer = trl_of(batch, scale_rewards="group" if std else "none")
-    trl_advantages = _inputs(trainer, batch)["advantages"].tolist()
+    trl_advantages = inputs_of(trainer, batch)["advantages"].tolist()
     groups = [batch.rewards[first : first + GROUP_SIZE] for first in range(0, len(batch.rewards), GROUP_SIZE)]
     advantages = [advantage for rewards in groups for advantage in group_advantages(rewards, std=std)]
     assert [advantage or 0.0 for advantage in advantages] == pytest.approx(trl_advantages, abs=1e-6)
