@@ -64,7 +64,7 @@ def save_adapters(folder: Path, count: int = MOST, std: float = 0.02) -> None:
     from peft import LoraConfig, get_peft_model
     from transformers import Qwen3VLForConditionalGeneration
 
-    from service.engine.vllm import LORA_MODULES
+    from service.engine.arguments import LORA_MODULES
 
     model = Qwen3VLForConditionalGeneration.from_pretrained(locate("miniature"), dtype=torch.float32)
     config = LoraConfig(r=16, lora_alpha=32, target_modules=list(LORA_MODULES), init_lora_weights=False)
@@ -88,7 +88,7 @@ def run_stock(folders: Sequence[Path], rounds: int) -> dict[str, float]:
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
 
-    from service.engine.vllm import LORA_MODULES
+    from service.engine.arguments import LORA_MODULES
 
     llm = LLM(str(locate("miniature")), max_model_len=LENGTH, max_lora_rank=16, max_loras=ADAPTERS, enable_lora=True,
               lora_target_modules=list(LORA_MODULES), enforce_eager=True)  # fmt: skip

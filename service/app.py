@@ -26,8 +26,10 @@ from adapters.manifest import base_digest, folder_digest
 from adapters.names import BASE, is_name, shown
 from adapters.store import DiskFullError, Store
 from adapters.validate import BOUNDS, BaseShape, InvalidAdapterError, WeightBounds, base_shape, check_adapter
+from service.concurrency import gather_or_cancel
+from service.engine.arguments import CACHED_ADAPTERS
 from service.engine.finite import NotFiniteError
-from service.engine.vllm import CACHED_ADAPTERS, Engine, EngineDiedError, EngineMedia, LoadedAdapter, start_engine
+from service.engine.vllm import Engine, EngineDiedError, EngineMedia, LoadedAdapter, start_engine
 from service.faults import RESTARTS_VARIABLE
 from service.files import RunFiles
 from service.http import problems
@@ -165,10 +167,13 @@ def _adapter_cache(folder: Path, store: Path) -> tempfile.TemporaryDirectory[str
 
 
 async def canary(engine: Engine, handle: object) -> list[float]:
-    """Log-probabilities of the canary sequence under an adapter that is to be published."""
+    """Log-probabilities of the canary sequence under an adapter that is to be published; every core has tried it."""
     assert handle is None or isinstance(handle, LoadedAdapter)
     try:
-        scores = await engine.score(CANARY_PROMPT, EngineMedia(), CANARY_COMPLETION, handle, cached=False)
+        scores, *_ = await gather_or_cancel(
+            engine.score(CANARY_PROMPT, EngineMedia(), CANARY_COMPLETION, handle, cached=False, core=core)
+            for core in range(engine.settings.data_parallel)
+        )
     except NotFiniteError:
         return [math.nan]  # here it is the adapter's doing, and the publisher says so
     return scores.logprobs_C.tolist()

@@ -7,6 +7,7 @@ current step.
 import asyncio
 import time
 
+from service.concurrency import gather_or_cancel
 from service.engine.vllm import Engine, EngineMedia
 
 WATCH_S = 1.0
@@ -14,8 +15,9 @@ PING_EVERY_S = 5.0
 
 
 async def ask_canary(engine: Engine) -> None:
-    """One token of the base, scored without any cache."""
-    await engine.score([0, 1], EngineMedia(), [2], None, cached=False)
+    """One token of the base, scored without any cache by every core."""
+    cores = range(engine.settings.data_parallel)
+    await gather_or_cancel(engine.score([0, 1], EngineMedia(), [2], None, cached=False, core=core) for core in cores)
 
 
 async def watch(engine: Engine, frozen_s: float) -> str:
@@ -26,9 +28,9 @@ async def watch(engine: Engine, frozen_s: float) -> str:
         # Looked at every second and not awaited: a dead engine may answer nothing at all, and is told before it froze.
         while not ping.done() or time.monotonic() - began < PING_EVERY_S:
             await asyncio.sleep(WATCH_S)
-            if engine.dead:
-                return "the engine is dead"
+            if (dead := engine.dead) is not None:
+                return dead
             if not ping.done() and time.monotonic() - began > frozen_s:
-                return f"the engine is frozen: it has done nothing for {frozen_s:g} s"
+                return f"the engine is frozen{engine.silent}: it has done nothing for {frozen_s:g} s"
         if ping.exception() is not None:
-            return "the engine is dead"
+            return engine.dead or "the engine is dead"

@@ -110,8 +110,7 @@ async def work(arguments: argparse.Namespace, name: str, lock: str, url: str, ra
         ranks.from_first(recipe.model_dump_json())
         learner = make_learner(recipe, base, digest, arguments.device, ranks)
 
-        patience_s = limits(recipe).patience_s
-        async with AsyncClient(**from_environment(os.environ), base=digest, engine_s=patience_s) as client:
+        async with AsyncClient(**from_environment(os.environ), base=digest, **limits(recipe).of_client) as client:
             # A connection of its own: the thread renews leases while the queue's other calls wait.
             heartbeat = Heartbeat(Queue(url, lease_s=arguments.lease, lock=lock), name)
             heartbeat.start()

@@ -11,22 +11,20 @@ The rest of the service knows `Engine` and its plain types. What this file relie
 * On CPU vLLM applies the last adapter's weights to the base's rows of a mixed batch. `CpuLora` replaces that kernel.
 * A request whose numbers overflow leaves them in its blocks of the cache; `finite` keeps them from others.
 * On CPU seeded requests whose prompts come in pieces kill it. `CpuWorker` mends that.
+* When a core dies vLLM ends the others, which give what they have for the whole answer. `cores` makes it an error.
 * On CPU a score computes and ranks rows of the whole vocabulary for the prompt as well. `cpu_scores` leaves them out.
 
-vLLM is imported inside functions: its import takes seconds, and reads variables that `start_engine` sets first.
+vLLM is imported inside functions: its import takes seconds, and reads variables that `arguments` sets first.
 """
 
 import itertools
-import json
-import os
-import tempfile
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,21 +33,13 @@ from PIL.Image import Image
 from adapters.errors import UserError
 from service import logs
 from service.chats import for_template
-from service.engine.finite import COUNT_NANS, NotFiniteError, fail_corrupted, zero_new_blocks
+from service.engine.arguments import on_cpu, prepare
+from service.engine.cores import Cores, EngineDiedError, fail_given_up
+from service.engine.finite import NotFiniteError, fail_corrupted, zero_new_blocks
 from service.media import Video
 from service.publishing.registry import AdapterLoadError, Dtype
 from service.settings import EngineNumbers, MediaNumbers
 
-LORA_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-CACHED_ADAPTERS = 32
-"""Adapters that the engine keeps, in its slots and beside them in memory; the registry's capacity too, so that vLLM
-does not evict what the registry takes for loaded."""
-# `media` has sized the pixels and chosen the frames; the processor only cuts patches.
-PROCESSING = {
-    "images_kwargs": {"do_resize": False},
-    "videos_kwargs": {"do_resize": False, "do_sample_frames": False, "cap_pixels_per_frame": False},
-}
-SOCKET_FOLDER_LENGTH = 70  # the system takes 107 bytes, and vLLM names a socket with 36
 # Added to the logit of a banned token. vLLM takes biases of -100 to 100 only; e**-100 is never sampled.
 BAN = -100.0
 FIRST_ADAPTER_NUMBER = 100_000  # vLLM's own counter starts at 1, and one number must never mean two adapters
@@ -70,6 +60,10 @@ class EngineMedia:
 
     images: tuple[tuple[str, Image], ...] = ()
     videos: tuple[tuple[str, Video], ...] = ()
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name, _ in (*self.images, *self.videos)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,15 +93,12 @@ class Sampled:
     finish_reason: str
 
 
-class EngineDiedError(Exception):
-    """The request is lost; the service is about to be started again."""
-
-
 class Engine:
     """One frozen base in vLLM."""
 
     def __init__(self, client: Any, openai: Any, settings: EngineNumbers, dtype: Dtype) -> None:
         self._client: Any = client
+        self._cores = Cores(client, settings.data_parallel)
         self.openai: Any = openai
         """vLLM's own application, for its OpenAI-compatible routes."""
         self._requests = itertools.count()
@@ -155,6 +146,7 @@ class Engine:
     # ---- adapters ----
 
     async def load(self, name: str, folder: Path) -> LoadedAdapter:
+        """Every core has it then."""
         adapter = LoadedAdapter(name, next(self._numbers), folder)
         try:
             await self._client.add_lora(_lora_request(adapter))
@@ -162,6 +154,7 @@ class Engine:
             # A dead engine fails every call with an error of its own choice, so ask it instead of the error.
             if self.dead:
                 raise EngineDiedError from None
+            await self._client.remove_lora(adapter.number)  # of the cores that took it
             raise AdapterLoadError(f"{name}: the engine refused it; its log says why") from error
         return adapter
 
@@ -217,7 +210,7 @@ class Engine:
             detokenize=bool(stop),  # stop strings are looked for in the text
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        output = await self._run(rendered, params, adapter)
+        output = await self._run(rendered, params, adapter, self._cores.of(prompt, media.names))
         return list(output.prompt_token_ids), [_sampled(completion) for completion in output.outputs]
 
     async def score(
@@ -230,18 +223,21 @@ class Engine:
         top_k: int = 0,
         token_ids: Sequence[Sequence[int]] | None = None,
         cached: bool = True,
+        core: int | None = None,
     ) -> EngineScores:
-        """Log-probabilities of `completion` after `prompt`; `cached=False` never reads the prefix cache."""
+        """Log-probabilities of `completion` after `prompt`; `cached=False` never reads the prefix cache. `core` is
+        asked instead of the prompt's own."""
         rendered = await self._render([*prompt, *completion], media)
         rendered["cache_salt"] = "scores"  # what was sampled is in the cache to its end, and would be met too far
         prompt_tokens = len(rendered["prompt_token_ids"]) - len(completion)
         cached = cached and prompt_tokens > self.settings.block_size  # a hit could only be one block too far
+        core = self._cores.of(prompt, media.names) if core is None else core
         # The row of a token comes from the position before it, so the first row needs position prompt_tokens - 1.
         params = partial(_scoring_params, prompt_tokens - 1, top_k, token_ids)
-        output = await self._run(rendered, params(skip_cache=not cached), adapter)
+        output = await self._run(rendered, params(skip_cache=not cached), adapter, core)
         rescored = cached and (output.num_cached_tokens or 0) > prompt_tokens - 1
         if rescored:
-            output = await self._run(rendered, params(skip_cache=True), adapter)
+            output = await self._run(rendered, params(skip_cache=True), adapter, core)
         assert output.prompt_token_ids[prompt_tokens:] == list(completion), "expansion moved into the completion"
         rows = _last_rows(output.prompt_logprobs, len(completion))
         logprobs_C = _logprobs(rows)
@@ -274,12 +270,13 @@ class Engine:
             raise UserError(message)
         return rendered
 
-    async def _run(self, rendered: Any, params: Any, adapter: LoadedAdapter | None) -> Any:
+    async def _run(self, rendered: Any, params: Any, adapter: LoadedAdapter | None, core: int) -> Any:
         """The finished output; cancelling the caller aborts the request."""
         request = _lora_request(adapter) if adapter else None
         name = f"coevo-{next(self._requests)}"
         try:
-            outputs = [output async for output in self._client.generate(rendered, params, name, lora_request=request)]
+            answer = self._client.generate(rendered, params, name, lora_request=request, data_parallel_rank=core)
+            outputs = [output async for output in answer]
         except Exception:
             if self.dead:
                 raise EngineDiedError from None
@@ -291,14 +288,21 @@ class Engine:
     def drop(self) -> None:
         """Forget vLLM's client, which else ends itself while the interpreter shuts down."""
         self._client = self.openai = None
+        del self._cores
 
     async def ping(self) -> None:
-        """Answered between two steps of the engine, however many requests wait in it."""
-        await self._client.is_sleeping()
+        """Answered by every core between two of its steps."""
+        await self._cores.ping()
 
     @property
-    def dead(self) -> bool:
-        return bool(self._client.errored)
+    def silent(self) -> str:
+        """The cores that owe the answer to a ping, in words after "the engine"."""
+        return self._cores.silent
+
+    @property
+    def dead(self) -> str | None:
+        """What has died, in words."""
+        return self._cores.dead
 
     @property
     def version(self) -> str:
@@ -372,98 +376,23 @@ def _sampled(completion: Any) -> Sampled:
 @asynccontextmanager
 async def start_engine(base: Path, settings: EngineNumbers, media: MediaNumbers) -> AsyncGenerator[Engine]:
     """The engine, in processes of its own that end with the block."""
-    for name, value in _environment(settings.kv_cache_gib).items():
-        os.environ.setdefault(name, value)  # whoever set it himself knows better
+    args, dtype = prepare(base, settings, media)
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
     from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client
     from vllm.entrypoints.launchers.app import build_app
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    dtype = dtype_of(settings.dtype)
-    args: Any = make_arg_parser(FlexibleArgumentParser()).parse_args(_arguments(base, dtype, settings, media))
     async with build_async_engine_client(args) as client:
         tasks = await client.get_supported_tasks()
         app: Any = build_app(args, tasks, client.model_config)
         await init_app_state(client, app.state, args, tasks)
         app.state.server = SimpleNamespace(should_exit=False)  # its handlers of a dead engine set this
         fail_corrupted(client)
+        fail_given_up(client)
         engine = Engine(client, app, settings, dtype)
         try:
             yield engine
         finally:
             engine.drop()
-
-
-def on_cpu() -> bool:
-    import torch
-
-    return not torch.cuda.is_available()
-
-
-def dtype_of(setting: Literal["auto"] | Dtype) -> Dtype:
-    """Auto: a processor without instructions for bfloat16 multiplies it many times slower than float32."""
-    import torch
-
-    if setting != "auto":
-        return setting
-    mkldnn: Any = torch.ops.mkldnn
-    return "bfloat16" if not on_cpu() or mkldnn._is_mkldnn_bf16_supported() else "float32"
-
-
-def _environment(kv_cache_gib: float) -> dict[str, str]:
-    shared = {"VLLM_NO_USAGE_STATS": "1", "VLLM_CONFIGURE_LOGGING": "0", "VLLM_HOST_IP": "127.0.0.1", **COUNT_NANS}
-    if len(os.fsencode(tempfile.gettempdir())) > SOCKET_FOLDER_LENGTH:
-        shared["VLLM_RPC_BASE_PATH"] = "/tmp"
-    if not on_cpu():
-        return shared
-    return shared | {
-        "OMP_NUM_THREADS": "1",  # on shared cores a second thread that spins costs a factor of twenty
-        "TORCHDYNAMO_DISABLE": "1",  # else the first log-probabilities compile for 12 s
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(kv_cache_gib))),  # whole GiB only; on a GPU it is bytes, below
-    }
-
-
-def _arguments(base: Path, dtype: Dtype, settings: EngineNumbers, media: MediaNumbers) -> list[str]:
-    arguments: dict[str, object] = {
-        "model": base,
-        "served-model-name": "base",
-        "dtype": dtype,
-        "max-model-len": settings.max_model_len,
-        "max-num-seqs": settings.max_num_seqs,
-        # vLLM bounds the media tokens of a prompt by it as well, and a prompt may be all media.
-        "max-num-batched-tokens": max(settings.max_num_batched_tokens, settings.max_model_len),
-        "block-size": settings.block_size,
-        "max-loras": settings.max_loras,
-        "max-cpu-loras": max(settings.max_loras, CACHED_ADAPTERS),
-        "max-lora-rank": settings.max_lora_rank,
-        "max-logprobs": settings.top_k,
-        "generation-config": "vllm",  # defaults come from the request, never from the checkpoint
-        "limit-mm-per-prompt": json.dumps({"image": media.max_images, "video": media.max_videos}),
-        "mm-processor-kwargs": json.dumps(_processing(media)),
-        "seed": 0,
-    }
-    flags = ["--enable-lora", "--enable-prefix-caching", "--disable-log-stats", "--disable-uvicorn-access-log"]
-    if settings.tool_parser is not None:
-        flags += ["--enable-auto-tool-choice", f"--tool-call-parser={settings.tool_parser}"]
-    if on_cpu():
-        flags.append("--enforce-eager")
-        arguments["distributed-executor-backend"] = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
-        arguments["worker-cls"] = "service.engine.cpu_worker.CpuWorker"
-    else:
-        arguments["kv-cache-memory-bytes"] = int(settings.kv_cache_gib * 2**30)
-    named = [f"--{name}={value}" for name, value in arguments.items()]
-    return [*named, *flags, "--lora-target-modules", *LORA_MODULES]
-
-
-def _processing(media: MediaNumbers) -> dict[str, Any]:
-    """With the largest image that is ever sent: the engine tries it as it starts, as often as a prompt may have it. Of
-    Qwen3-VL's own 16 M pixels that takes minutes on a CPU, and memory on a GPU."""
-    images: dict[str, Any] = {**PROCESSING["images_kwargs"]}
-    if media.image_max_pixels is not None:
-        images["size"] = {"longest_edge": media.image_max_pixels}
-    return {**PROCESSING, "images_kwargs": images}
 
 
 # ---- in vLLM's processes ----

@@ -23,9 +23,9 @@ async def healthz() -> Response:
 
 @router.get("/readyz")
 async def readyz(state: State) -> Response:
-    """The engine scores a canary, past the queue, and there is room for the next revision."""
-    if state.engine.dead:
-        raise ProblemError("not-ready", 503, "the engine is dead", retry_after_s=5)
+    """Every core of the engine scores a canary, past the queue, and there is room for the next revision."""
+    if (dead := state.engine.dead) is not None:
+        raise ProblemError("not-ready", 503, dead, retry_after_s=5)
     # The engine may answer pings and compute nothing, or readers may hold on to it: then its requests tell.
     admission = state.admission
     if admission.closed_s() > state.settings.max_closed_s:
@@ -42,7 +42,8 @@ async def readyz(state: State) -> Response:
             await canary
     except TimeoutError:
         if not ping.done():  # else it is only busy
-            raise ProblemError("not-ready", 503, "the engine does not answer", retry_after_s=5) from None
+            words = f"the engine does not answer{state.engine.silent}"
+            raise ProblemError("not-ready", 503, words, retry_after_s=5) from None
     finally:
         ping.cancel()
     return PlainTextResponse("ready\n")

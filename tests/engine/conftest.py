@@ -14,7 +14,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
 from adapters.base import locate
-from service.engine.vllm import LORA_MODULES, Engine, start_engine
+from service.engine.arguments import LORA_MODULES
+from service.engine.vllm import Engine, start_engine
 from service.settings import EngineNumbers, MediaNumbers
 from tests.engine.reference import Reference
 from tests.engine.service_process import ServiceProcess
@@ -26,14 +27,14 @@ ADAPTERS = {"thin": (2, 4), "plain": (8, 8), "strong": (16, 32)}  # rank, alpha
 class EngineThread:
     """Runs an engine's coroutines from plain tests."""
 
-    def __init__(self, dtype: Literal["bfloat16", "float32"], base: Path) -> None:
-        numbers = EngineNumbers(dtype=dtype, max_model_len=512, max_lora_rank=16)
+    def __init__(self, dtype: Literal["bfloat16", "float32"], base: Path, **numbers: Any) -> None:
+        settings = EngineNumbers(dtype=dtype, max_model_len=512, max_lora_rank=16, **numbers)
         media = MediaNumbers(max_images=2, max_videos=2)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         self._stack = AsyncExitStack()
-        self.engine: Engine = self.run(self._stack.enter_async_context(start_engine(base, numbers, media)))
+        self.engine: Engine = self.run(self._stack.enter_async_context(start_engine(base, settings, media)))
 
     def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout=280)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save
 from transformers import Qwen3VLForConditionalGeneration
 
 from adapters.base import locate
-from tests.engine.traffic import PROMPT, Scored
+from tests.engine.traffic import Scored
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
@@ -43,7 +43,7 @@ class ScaledAdapter:
     def logprobs(self, scored: Scored) -> torch.Tensor:
         """What the revision that is named should have answered [C]; revision 0 is the base."""
         revision, completion = scored.revision, scored.completion
-        ids_1T = torch.tensor([[*PROMPT, *completion]])
+        ids_1T = torch.tensor([[*scored.prompt, *completion]])
         with self._lock:
             for name, parameter in self._peft.named_parameters():
                 if name in self._B:

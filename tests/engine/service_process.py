@@ -93,8 +93,16 @@ class ServiceProcess:
 
     @property
     def engine_core(self) -> psutil.Process:
-        (core,) = [process for process in self.family if process.name() == "VLLM::EngineCore"]
+        (core,) = self.engine_cores
         return core
+
+    @property
+    def engine_cores(self) -> list[psutil.Process]:
+        """In the order of their numbers."""
+        return sorted(
+            (process for process in self.family if process.name().startswith("VLLM::EngineCore")),
+            key=psutil.Process.name,
+        )
 
     @property
     def memory_mib(self) -> int:

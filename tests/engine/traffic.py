@@ -20,6 +20,7 @@ class Scored:
     revision: int
     completion: tuple[int, ...]
     logprobs: tuple[float, ...]
+    prompt: tuple[int, ...] = tuple(PROMPT)
 
 
 @dataclass(slots=True)

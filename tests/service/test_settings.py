@@ -53,6 +53,7 @@ def test_a_variable_set_to_nothing_is_not_set():
         ({}, {}, {"max_lora_rank": 1024}, "recipe: max_lora_rank: input should be less than or equal to 512"),
         ({"max_waiting": "-1"}, {"COEVO_MAX_LORAS": "1"}, {}, "--max-waiting: .*; COEVO_MAX_LORAS: "),
         ({}, {"COEVO_API_KEY": "open sesame"}, {}, "COEVO_API_KEY: take visible ASCII"),
+        ({"data_parallel": "0"}, {}, {}, "--data-parallel: input should be greater than or equal to 1"),
     ],
 )
 def test_a_wrong_value_is_told_in_one_line_with_its_origin(flags, environ, recipe, says):

@@ -31,7 +31,8 @@ from trainer.recipe.serving import service_numbers
 class RatedEngine:
     """What the routes ask of an engine, without a model."""
 
-    dead = False
+    dead = None
+    silent = ""
     version = "rated"
     openai = None
     image_pixels = (1024, 16384)
@@ -82,7 +83,7 @@ class RatedEngine:
         return list(prompt), list(await asyncio.gather(*map(completion, range(n))))
 
     async def score(
-        self, prompt, media: EngineMedia, completion, adapter, *, top_k=0, token_ids=None, cached=True
+        self, prompt, media: EngineMedia, completion, adapter, *, top_k=0, token_ids=None, cached=True, core=None
     ) -> EngineScores:
         await self._work((len(prompt) + len(completion)) / READ_RATE)
         count = len(completion)

@@ -63,7 +63,7 @@ async def coordinate(recipe: Recipe, url: str, folder: Path) -> bool:
     """Whether the run is finished; else it was told to stop."""
     service = from_environment(os.environ)
     run = run_id(recipe)
-    async with AsyncClient(**service, engine_s=limits(recipe).patience_s) as client:
+    async with AsyncClient(**service, **limits(recipe).of_client) as client:
         # A task of its own, so that a signal ends it where it waits and this function still closes what is open.
         task = asyncio.create_task(Coordinator(run, recipe, Queue(url), client).coordinate())
         for number in (signal.SIGTERM, signal.SIGINT):

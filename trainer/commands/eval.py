@@ -101,7 +101,7 @@ async def _measure(
     service: ServiceAddress,
 ) -> tuple[list[ExamResult], list[ExamAnswer]]:
     digest = await asyncio.to_thread(base_digest, locate(recipe.base.name))
-    async with AsyncClient(**service, base=digest, engine_s=limits(recipe).patience_s) as client:
+    async with AsyncClient(**service, base=digest, **limits(recipe).of_client) as client:
         # Pinned: a branch that learns meanwhile is measured as it is now, in all exams alike.
         models = await pinned(client, names)
         # In a thread: a data set may take a minute to open, and the client looks after its connections meanwhile.

@@ -97,7 +97,7 @@ class Examiner:
         only: Mapping[str, Collection[str]] | None = None,
     ) -> list[ExamAnswer]:
         key = from_environment(os.environ)["api_key"]
-        async with AsyncClient(url, api_key=key, engine_s=limits(self.recipe).patience_s) as client:
+        async with AsyncClient(url, api_key=key, **limits(self.recipe).of_client) as client:
             # A task beside this one, which looks at the stop flag: signals set a flag and interrupt nothing.
             work = asyncio.create_task(
                 examine(

@@ -11,13 +11,15 @@ Left out: memory of the card (`trainer.doctor.memory`), and the steps of a plan 
 
 import math
 from dataclasses import dataclass
+from typing import TypedDict
 
 from clients.calls import prompts_together
 from service.settings import Settings
 from trainer.recipe import Recipe
 
 MAX_IN_FLIGHT = 64
-"""Calls that one worker has under way at the engine: twice what fills one of 256 sequences with groups of 8."""
+"""Calls that one worker has under way at each core of the engine: twice what fills one of 256 sequences with groups of
+8."""
 READ_RATE = 5
 """Tokens that are read in the time of one that is sampled: prompts, and completions that are scored. A card reads ten
 times as fast or more; with less there is something to spare."""
@@ -38,6 +40,13 @@ _DEFAULTS = Settings()
 MIB, GIB = 2**20, 2**30
 
 
+class ClientLimits(TypedDict):
+    """Arguments of a client of the service."""
+
+    engine_s: float
+    max_in_flight: int
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     sampled: int
@@ -46,6 +55,8 @@ class Limits:
     """Tokens that the largest call is counted with: of one prompt's samples, or of its scores by two models."""
     call_s: float
     """The engine's time for it, if it had nothing else to do."""
+    in_flight: int
+    """Calls that one worker has under way."""
     calls: int
     """Calls under way, of all workers."""
     admitted_requests: int
@@ -63,12 +74,17 @@ class Limits:
     scores_bytes: int
     media_bytes: int
 
+    @property
+    def of_client(self) -> ClientLimits:
+        return {"engine_s": self.patience_s, "max_in_flight": self.in_flight}
+
 
 def limits(recipe: Recipe) -> Limits:
     rollout, engine, branches = recipe.rollout, recipe.engine, len(recipe.branches)
     prompt, completion = rollout.max_prompt_tokens, rollout.max_completion_tokens
     (_, opd_group), group = rollout.opd_batch, rollout.group_size
     rate = recipe.budget.tokens_per_s
+    seats = engine.max_num_seqs * engine.data_parallel
 
     # One call samples a group; of short ones several, as the client sends them together.
     together = prompts_together(group, completion)
@@ -79,12 +95,13 @@ def limits(recipe: Recipe) -> Limits:
     call_s = max(sampled + together * prompt / READ_RATE, scored / READ_RATE) / rate
 
     workers = branches  # at most: a worker has one branch at least
-    calls = workers * MAX_IN_FLIGHT
+    in_flight = MAX_IN_FLIGHT * engine.data_parallel
+    calls = workers * in_flight
     # Twice what fills the engine, so that the next are there when some end.
-    filling = math.ceil(2 * engine.max_num_seqs / (together * group))
+    filling = math.ceil(2 * seats / (together * group))
     admitted_tokens = max(_DEFAULTS.max_tokens, filling * (together * prompt + sampled), 2 * scored)
     # What is admitted before it goes first; then it shares the engine with as many sequences as there is room for.
-    share_s = min(engine.max_num_seqs, calls * together * group) * completion / rate
+    share_s = min(seats, calls * together * group) * completion / rate
     request_s = max(_DEFAULTS.request_timeout_s, min(admitted_tokens / rate, calls * call_s) + share_s)
     # All others come first.
     wait_s = max(_DEFAULTS.max_wait_s, calls * call_s)
@@ -97,6 +114,7 @@ def limits(recipe: Recipe) -> Limits:
         sampled=sampled,
         call_tokens=call_tokens,
         call_s=call_s,
+        in_flight=in_flight,
         calls=calls,
         admitted_requests=max(_DEFAULTS.max_requests, filling),
         admitted_tokens=admitted_tokens,
@@ -153,11 +171,12 @@ def limit_lines(recipe: Recipe) -> list[str]:
             _time(derived.call_s),
             f"at budget.tokens_per_s = {recipe.budget.tokens_per_s:g}, the engine's whole time",
         ),
-        ("calls under way", f"{derived.calls}", f"{MAX_IN_FLIGHT} of each worker, a worker for each branch"),
+        ("calls under way", f"{derived.calls}", f"{derived.in_flight} of each worker, a worker for each branch"),
         (
             "admitted",
             f"{derived.admitted_tokens:,} tokens",
-            f"twice what fills engine.max_num_seqs = {engine.max_num_seqs}",
+            f"twice what fills engine.max_num_seqs = {engine.max_num_seqs}"
+            + (f" in each of {engine.data_parallel} cores" if engine.data_parallel > 1 else ""),
         ),
         ("", f"{derived.admitted_requests} requests", ""),
         ("waiting", f"{derived.waiting} requests", "twice the calls under way; one more is answered 429"),

@@ -68,6 +68,13 @@ def test_longer_completions_and_slower_engines_take_longer() -> None:
     assert ahead.batch_bytes == 2 * usual.batch_bytes
 
 
+def test_an_engine_of_four_cores_is_kept_as_full_as_one() -> None:
+    paper = Path("recipes/paper-copd3.toml")
+    single, spread = limits(load(paper)), limits(load(paper, ["engine.data_parallel=4"]))
+    assert (spread.in_flight, spread.calls) == (4 * single.in_flight, 4 * single.calls)
+    assert spread.admitted_tokens > 3 * single.admitted_tokens
+
+
 @pytest.mark.parametrize("name", ["paper-copd3", "gpu-1x24g-2b"])
 def test_the_page_of_operations_has_the_current_limits(name: str) -> None:
     table = "\n".join(limit_lines(load(Path(f"recipes/{name}.toml"))))

@@ -1,0 +1,101 @@
+"""The cores of the engine: with data parallel several, each with the base, all adapters and a prefix cache of its own.
+
+vLLM's client speaks to all of them. What it says of an adapter has reached every core when the call returns, so a
+publish is still one. A prompt goes to the core that its tokens and media name: a group's completions, their scores and
+their pictures meet one cache, whoever asks and after every start.
+
+Left out: a balance by load. It would tear apart what shares a prompt, to save what a few dozen prompts spread unevenly.
+"""
+
+import asyncio
+import hashlib
+from array import array
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Any
+
+
+class EngineDiedError(Exception):
+    """The request is lost; the service is about to be started again."""
+
+
+def fail_given_up(client: Any) -> None:
+    """Requests of `client` that a core gives up end with `EngineDiedError`; under vLLM's own routes, with 503.
+
+    When a core dies, vLLM ends the others. They tell what they have sampled so far as if it were an answer.
+    """
+    from vllm.exceptions import GracefulHTTPError
+    from vllm.v1.engine import FinishReason
+    from vllm.v1.engine.async_llm import InputStreamError
+
+    class GivenUpError(EngineDiedError, GracefulHTTPError):
+        """To vLLM's own routes an error with a status."""
+
+        http_status = HTTPStatus.SERVICE_UNAVAILABLE
+
+        def __init__(self) -> None:
+            Exception.__init__(self, "the engine died")  # vLLM's class takes other arguments
+
+    processor = client.output_processor
+    process = processor.process_outputs
+
+    def checked(outputs: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
+        for output in outputs:
+            state = processor.request_states.get(output.request_id)
+            if output.finish_reason in (FinishReason.ABORT, FinishReason.ERROR) and state is not None:
+                state.queue.put(InputStreamError(GivenUpError()))  # what comes after an error is dropped
+        return process(outputs, *args, **kwargs)
+
+    processor.process_outputs = checked
+
+
+class Cores:
+    """All cores behind one client of vLLM's."""
+
+    def __init__(self, client: Any, count: int) -> None:
+        self._client = client
+        self.count = count
+        self._silent: set[int] = set()
+
+    def of(self, prompt: Sequence[int], media: Sequence[str]) -> int:
+        """The core of a prompt as it is before expansion. Python's own hash of a text differs from process to process.
+
+        The names of the media count: a data set may ask the same of every picture.
+        """
+        if self.count == 1:
+            return 0
+        key = array("q", prompt).tobytes() + "\0".join(media).encode()
+        return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest()) % self.count
+
+    async def ping(self) -> None:
+        """Answered by each between two of its steps, however many requests wait in it."""
+        cores = self._client.engine_core
+
+        async def ask(number: int, identity: bytes) -> None:
+            self._silent.add(number)
+            await cores._call_utility_async("is_sleeping", engine=identity)
+            self._silent.discard(number)
+
+        await asyncio.gather(*(ask(number, identity) for number, identity in enumerate(cores.core_engines)))
+
+    @property
+    def silent(self) -> str:
+        """Those that owe the answer to a ping, in words after "the engine"; empty with a single core."""
+        return self._words(sorted(self._silent))
+
+    @property
+    def dead(self) -> str | None:
+        """What has died, in words. vLLM ends all cores when one is dead, and says so only when that is done."""
+        manager = self._client.engine_core.resources.engine_manager
+        ended = manager.finished_procs()
+        if not self._client.errored and not ended:
+            return None
+        # The first to die; the rest were ended because of it.
+        names = [manager.failed_proc_name] if manager.failed_proc_name else [*ended]
+        return f"the engine is dead{self._words([int(name.rpartition('DP')[2]) for name in names if 'DP' in name])}"
+
+    def _words(self, numbers: Sequence[int]) -> str:
+        """By the numbers that the processes have in their names, from 0."""
+        if self.count == 1 or not numbers:
+            return ""
+        return f": core {', '.join(map(str, numbers))} of 0 to {self.count - 1}"
