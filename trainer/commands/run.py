@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="go on with what is there")
     add_unchecked(parser)
     parser.add_argument("--worker-each", action="store_true", help="a worker for each branch instead of one for all")
-    parser.add_argument("--on", choices=("here", "ray"), default="here", help="where its processes are [here]")
+    parser.add_argument("--on", choices=("here", "ray"), default="here", help="ray: on the nodes of a Ray cluster")
     parser.add_argument("--port", type=int, default=0, metavar="N", help="of the service [any free one]")
 
 
