@@ -28,11 +28,14 @@ function adapterCard(files, record, facts, run, folder, signal) {
       serve.disabled = false;
     }
   } }, "Serve it here");
-  return card("The merge as one adapter", record && `its branches stacked, rank ${record.branches.reduce((sum, branch) => sum + branch.rank, 0)}`,
+  const rank = record?.branches.reduce((sum, branch) => sum + branch.rank, 0);
+  const room = RANKS.find((size) => size >= rank); // a service has that of the branches otherwise
+  return card("The merge as one adapter", rank && `its branches stacked, rank ${rank}`,
     h("div", { class: "bar" }, !facts.is_read_only && serve, downloads), told, h("p", {}, "A service has it from its start by"),
-    copyable(`coevo serve ${folder}/recipe.json --store ${folder}/store --runs ${folder}/runs --extra merged=${folder}/merged-adapter`));
+    copyable(`coevo serve ${folder}/recipe.json --store ${folder}/store --runs ${folder}/runs --extra merged=${folder}/merged-adapter${room ? ` --max-lora-rank ${room}` : ""}`));
 }
 
+const RANKS = [8, 16, 32, 64, 128, 256, 320, 512]; // that vLLM can have as the largest
 const branchOf = (model) => model.split("@")[0];
 
 // Accuracies with their intervals on one axis, so that what overlaps is seen to overlap.

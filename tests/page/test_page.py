@@ -181,7 +181,8 @@ def test_the_merge_is_saved_as_one_adapter_and_its_command_said(page, demo: Path
         shown.get_by_role("button", name="Download adapter_config.json, 2 B").click()
     assert download.value.suggested_filename == "adapter_config.json"
     assert download.value.path().read_bytes() == b"{}"
-    assert f"--extra merged={demo}/merged-adapter" in shown.locator(".command").last.inner_text()
+    command = shown.locator(".command").last.inner_text()
+    assert f"--extra merged={demo}/merged-adapter --max-lora-rank 64" in command  # three of 16
     assert shown.get_by_role("button", name="Serve it here").count() == 0  # there is no engine
 
 
