@@ -44,6 +44,7 @@ class Rates:
 def is_system(result: Result) -> bool:
     """Whether it stands for its system, and so has a scale of its own: not a branch that is merged, nor an expert as it
     was when it taught."""
+    # Students of one teacher are read against it as it was, and a scale would change what is compared.
     is_single = result.system in SINGLE_BRANCH_SYSTEMS - ONE_TEACHER and "@" not in result.row
     return result.is_merge or is_single
 
@@ -55,6 +56,7 @@ def key_of(result: Result) -> str:
 
 def home_of(recipe: Recipe, result: Result) -> tuple[str, ...]:
     """The capabilities that a result is for."""
+    # Not by `capabilities` alone: a student that only listened has none, and a fork learnt its own before.
     if result.system == EXPERTS or result.is_merge:
         return result.capabilities
     names = tuple(recipe.capabilities)
@@ -99,6 +101,7 @@ def on_validation(recipe: Recipe) -> Recipe:
     """The recipe whose exams are the miniature's validation questions, answered in the way that decides."""
     plain = {name: config.model_copy(update={"held_out": None}) for name, config in recipe.capabilities.items()}
     primary = recipe.evaluation.answers.primary
+    # Others would cost as many answers again, and choose nothing. A recipe of before has the likeliest answer alone.
     answers = AnswersConfig(greedy=primary is None, primary=primary)
     changes: dict[str, object] = {"answers": answers, "sets": {}}
     if recipe.comparison is not None and recipe.comparison.validation is not None:
@@ -121,11 +124,13 @@ def system_accuracies(models: Mapping[str, ScaledModel], results: Sequence[Resul
     values: dict[str, list[float]] = {}
     for result in results:
         if key_of(result) in models:
+            # Each at its own best scale, as it will be reported.
             values.setdefault(result.system, []).append(max(models[key_of(result)].tried.values()))
     return {system: sum(of_system) / len(of_system) for system, of_system in values.items()}
 
 
 def chosen_rates(accuracies: Mapping[float, Mapping[str, float]]) -> dict[str, float]:
     """The learning rate of each system, from its accuracy at each; of equal ones the lowest."""
+    # -1: a system that one rate has no number of is never chosen at that rate.
     systems = dict.fromkeys(system for of_rate in accuracies.values() for system in of_rate)
     return {system: max(sorted(accuracies), key=lambda lr: accuracies[lr].get(system, -1.0)) for system in systems}

@@ -26,6 +26,7 @@ class Decoding:
 
 def ways_of(answers: AnswersConfig) -> tuple[Decoding, ...]:
     """All ways that a recipe asks for, the one that decides first."""
+    # Its temperature is part of the name: seeds are drawn by name, and 8 other samples must be others.
     ways: list[Decoding] = []
     if primary := answers.primary:
         name = f"avg@{primary.samples}{_TEMPERATURE}{primary.temperature:g}"
