@@ -33,6 +33,7 @@ def pictures(results: Results) -> dict[str, bytes]:
 
     matplotlib.use("Agg")  # the commands run where there is no display
     from matplotlib import pyplot
+    from matplotlib.rcsetup import cycler
 
     drawings: dict[str, tuple[bool, Callable[[Results, Any], None]]] = {
         "Means over the seeds": (bool(results.tables), _draw_means),
@@ -48,7 +49,7 @@ def pictures(results: Results) -> dict[str, bytes]:
     for title, (has_data, draw) in drawings.items():
         if has_data:
             # Lines that name no colour, and C0, C1, ..., take those of branches.
-            with pyplot.rc_context({"axes.prop_cycle": pyplot.cycler(color=palette.COLOURS)}):
+            with pyplot.rc_context({"axes.prop_cycle": cycler(color=palette.COLOURS)}):
                 figure = pyplot.figure(figsize=(12, 4), constrained_layout=True)
                 draw(results, figure)
                 file = io.BytesIO()
