@@ -89,12 +89,13 @@ def measure(recipe: Path, count: int, runs: Path) -> Figures:
     from trainer.recipe.file import load, run_id
 
     id = run_id(load(recipe))
+    service = list(_service_processes())  # before: one that has ended and is not waited for yet tells nothing
     coordinator = _start("clients.cli", "coordinate", str(recipe), f"--tracking={runs}")
     worker = _start("trainer.worker", "--branch=all", f"--run={id}", f"--name=k{count}")
     of_worker = of_service = 0
     while worker.poll() is None:  # its last look is before its end: a process that has ended has no memory
         of_worker = max(of_worker, _unshared(worker.pid))
-        of_service = max(of_service, sum(map(_unshared, _service_processes())))
+        of_service = max(of_service, sum(map(_unshared, service)))
         time.sleep(LOOK_S)
     assert worker.returncode == 0, f"the worker of {id} ended with {worker.returncode}"
     assert coordinator.wait() == 0
