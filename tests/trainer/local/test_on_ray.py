@@ -1,6 +1,7 @@
 """Real little processes on a real cluster of Ray, with nodes that are taken away and added: all on this machine."""
 
 import asyncio
+import re
 import signal
 import sys
 import time
@@ -85,7 +86,8 @@ def test_a_worker_of_a_lost_node_comes_back_on_the_next(
     wait_until(lambda: group.status(WORKER) == LOST)
     wait_until(lambda: not first.is_running())
     group.restart_dead()
-    assert "worker-all: lost with its actor: its node has died; starting it again\n" in capsys.readouterr().out
+    # Ray says in one of several ways why.
+    assert re.search(r"^worker-all: lost with its actor: .+; starting it again$", capsys.readouterr().out, re.MULTILINE)
     assert group.is_running(WORKER)  # it waits for room
     cluster.add_node(**ROOM)
     assert child_of(group, WORKER) != first
@@ -105,7 +107,7 @@ def test_a_child_dies_with_its_actor_and_another_is_started(group: ProcessGroup)
 def test_the_loss_of_an_address_lets_all_begin_again(cluster: Cluster, group: ProcessGroup, name: str) -> None:
     kill_actor_of(child_of(group, name))
     wait_until(lambda: not group.is_running(name))
-    with pytest.raises(LostError, match=f"{name}: lost with its actor: its worker process has died"):
+    with pytest.raises(LostError, match=f"{name}: lost with its actor: "):
         group.restart_dead()
 
 
