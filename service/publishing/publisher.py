@@ -28,7 +28,7 @@ from pydantic import JsonValue
 
 from adapters.errors import UserError
 from adapters.manifest import OPTIMISER, DamagedError, Manifest, adapter_digest, folder_digest, verify
-from adapters.names import BASE, Ref, check_branch, is_start, shown
+from adapters.names import BASE, Ref, check_branch, check_name, is_start, shown
 from adapters.store import Store, disk_full_as_user_error
 from adapters.validate import BOUNDS, BaseShape, InvalidAdapterError, WeightBounds, check_adapter, upload_limits
 from service.faults import fault
@@ -143,7 +143,8 @@ class Publisher:
 
     async def serve(self, name: str, folder: Path) -> str:
         """The digest of an adapter of no store, which has the name until the service ends. Twice is once."""
-        check_branch(name)
+        if check_name(name) == BASE:  # `merged` may be one, as with --extra
+            raise UserError(f"{BASE} is the base's name; take another one")
         try:
             await asyncio.to_thread(check_adapter, folder, self._base, self._max_rank, self._bounds)
         except InvalidAdapterError as error:

@@ -113,7 +113,7 @@ def test_a_merge_is_served_from_its_runs_folder(service: ServiceProcess, adapter
         shutil.copytree(adapter_folders["plain"], out / "merged-adapter")
         (out / "recipe.json").write_text("{}")
         taken = client.post(path, json={"name": "merged"})
-        assert (taken.status_code, taken.json()["type"]) == (409, "branch-exists")
+        assert (taken.status_code, taken.json()["type"]) == (409, "branch-exists"), taken.text
         digest = client.post(path, json={"name": "stacked"}).raise_for_status().json()["digest"]
         assert client.post(path, json={"name": "stacked"}).json() == {"name": "stacked", "digest": digest}
         body = {"sequences": [{"prompt": [1, 2], "completion": [3, 4]}]}

@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from clients.cli import main
-from service.engine.vllm import LORA_MODULES
+from service.engine.arguments import LORA_MODULES
 from service.media import encode_image
 from tests.engine.service_process import ServiceProcess
 from tests.engine.test_scores import random_ids
