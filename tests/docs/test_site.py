@@ -23,7 +23,7 @@ def build(root: Path) -> subprocess.CompletedProcess[str]:
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy, so that nothing is written beside the sources; links into them are followed there."""
     root = tmp_path_factory.mktemp("tree")
-    for folder in ("adapters", "bench", "docs", "recipes", "service", "trainer"):
+    for folder in ("adapters", "bench", "docs", "recipes", "service", "tests", "trainer"):
         shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
     for name in FILES:
         shutil.copy(ROOT / name, root)
