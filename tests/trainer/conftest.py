@@ -33,7 +33,7 @@ def noisy(policy: Any) -> Generator[Callable[..., str]]:
 
     names: list[str] = []
 
-    def make(seed: int = 0, **settings: int) -> str:
+    def make(seed: int = 0, **settings: Any) -> str:
         names.append(f"noisy{next(_numbers)}")
         add(policy, names[-1], seed, **settings)
         return names[-1]

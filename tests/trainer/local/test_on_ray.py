@@ -76,6 +76,7 @@ def take_node_of(cluster: Cluster, group: ProcessGroup, name: str) -> None:
     cluster.remove_node(node, allow_graceful=False)
 
 
+@pytest.mark.soak
 def test_a_worker_of_a_lost_node_comes_back_on_the_next(
     cluster: Cluster, group: ProcessGroup, capsys: pytest.CaptureFixture[str]
 ) -> None:

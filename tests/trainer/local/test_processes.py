@@ -1,8 +1,6 @@
 """Groups of real little processes: what is restarted, what ends a run, and in which order they stop."""
 
 import contextlib
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -113,7 +111,7 @@ def test_a_worker_that_cannot_start_says_why(group: ProcessGroup, tmp_path: Path
 
 def test_a_restart_is_told_with_its_reason(group: ProcessGroup, capsys: pytest.CaptureFixture[str]) -> None:
     group.start("worker-all", "-c", FOR_EVER)
-    os.kill(group._processes["worker-all"].popen.pid, signal.SIGKILL)
+    group._processes["worker-all"].popen.kill()
     end(group, "worker-all")
     group.restart_dead()
     hint = "as the kernel does when memory is full"
