@@ -31,7 +31,11 @@ class RewardBatch:
 
     @property
     def num_unfinished(self) -> int:
-        return self._num_items - len(self._scored)
+        return self._num_items - self.num_scored
+
+    @property
+    def num_scored(self) -> int:
+        return len(self._scored)
 
     def take(self) -> list[int]:
         """The next completions for an idle child: fewer as the queue runs out, second tries one by one."""

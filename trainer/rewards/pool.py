@@ -251,7 +251,11 @@ class RewardPool:
         for child in list(self._children):  # a copy: replacing changes the list
             if child.is_busy and now >= self._time_is_up(batch, child, deadline):
                 self._replace(child)
-                self._lose(batch, child, f"it was stopped after {now - child.since:.2g} s")
+                if child.is_loading and batch.num_scored:  # it loads well: there was too little time left for another
+                    batch.put_back(child.work)
+                    child.work = []
+                else:
+                    self._lose(batch, child, f"it was stopped after {now - child.since:.2g} s")
         self._replace_stuck_server()
 
     def _time_is_up(self, batch: RewardBatch, child: RewardProcess, deadline: float) -> float:

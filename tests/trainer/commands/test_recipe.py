@@ -35,7 +35,7 @@ def test_keys_are_text_of_80_columns(monkeypatch, capsys) -> None:
 def test_a_word_narrows_the_keys_to_those_that_have_it(capsys) -> None:
     assert main(["recipe", "keys", "Warm"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line for line in lines if not line.startswith(" ")] == ["optimiser.warmup_steps"]
+    assert [line for line in lines if not line.startswith(" ")] == ["optimiser.warmup_steps", "optimiser.on_fork"]
 
 
 def test_a_word_that_no_key_has_is_one_line_and_exit_code_2(capsys) -> None:
