@@ -1,13 +1,14 @@
-// Overlap of likeliest tokens and KL between every two branches, with a slider over the phase ends.
+// Shared probability, overlap of likeliest tokens and KL between every two branches, with a slider over the phase ends.
 
 import { dot } from "./chart.js";
 import { choice, empty, fill, h, select } from "./dom.js";
 
-const REACH = 0.9; // overlap below which a student is out of a teacher's reach; the service's alarms have the same
+const REACH = 0.97; // shared probability below which a student is out of a teacher's reach, as in the service's alarms
+const MEASURES = [["shared", "Shared"], ["overlap", "Overlap"], ["kl", "KL, nats"]];
 
 export function matrix(colours) {
   const node = h("div", {});
-  const state = { events: [], index: null, measure: "overlap", capability: "mean" };
+  const state = { events: [], index: null, measure: null, capability: "mean" };
   const grid = h("div", { class: "scroll", tabindex: 0 });
   const told = h("output", { for: "cycle" });
   const slider = h("input", { id: "cycle", type: "range", min: 0, step: 1, "aria-label": "Phase end" });
@@ -31,11 +32,11 @@ export function matrix(colours) {
       h("tbody", {}, names.map((name, a) => h("tr", {}, h("th", { scope: "row" }, dot(colours[name]), name), names.map((_, b) => {
         if (a === b) return h("td", { class: "same" }, "·");
         const number = value(event, a, b);
-        // Darker is farther apart in both measures: that is what one looks for.
+        // Darker is farther apart in every measure: that is what one looks for.
         const share = high > low ? (number - low) / (high - low) : 0;
-        const apart = state.measure === "overlap" ? 1 - share : share;
-        const isOut = state.measure === "overlap" && number < REACH && name !== "base" && names[b] !== "base";
-        return h("td", { class: isOut ? "cell out" : "cell", css: { "--apart": `${Math.round(apart * 55)}%` } }, state.measure === "overlap" ? number.toFixed(3) : number.toFixed(4), isOut && h("span", { class: "hidden" }, " out of reach"));
+        const apart = state.measure === "kl" ? share : 1 - share;
+        const isOut = state.measure === "shared" && number < REACH && name !== "base" && names[b] !== "base";
+        return h("td", { class: isOut ? "cell out" : "cell", css: { "--apart": `${Math.round(apart * 55)}%` } }, number.toFixed(state.measure === "kl" ? 4 : 3), isOut && h("span", { class: "hidden" }, " out of reach"));
       }))))));
   }
 
@@ -49,11 +50,14 @@ export function matrix(colours) {
       slider.max = String(events.length - 1);
       slider.value = String(state.index);
       const last = events.at(-1);
+      // Older runs have not measured what is shared.
+      const measures = MEASURES.filter(([key]) => events.every((event) => event[key]));
+      state.measure ??= measures[0][0];
       fill(node, h("div", { class: "bar" },
-        choice("Measure", [["overlap", "Overlap"], ["kl", "KL, nats"]], state.measure, (measure) => { state.measure = measure; draw(); }),
+        choice("Measure", measures, state.measure, (measure) => { state.measure = measure; draw(); }),
         select("Prompts of", [["mean", "all capabilities"], ...last.capabilities.map((name) => [name, name])], state.capability, (name) => { state.capability = name; draw(); })),
       grid, h("div", { class: "range wide" }, slider, told),
-      h("p", { class: "note" }, `Overlap: the share of the ${last.top_k} likeliest tokens that two models have in common. Below ${REACH} a student is out of its teacher's reach.`));
+      h("p", { class: "note" }, `Shared: the probability that two models have in common. Below ${REACH} a student is out of its teacher's reach. Overlap: how many of the ${last.top_k} likeliest tokens they have in common.`));
       draw();
     },
   };

@@ -69,10 +69,12 @@ class RunWriter:
     def overlap(self, step: int, value: float) -> None:
         names = [*(f"{branch}@{step}" for branch in self.branches), BASE]
         cells = [[[1.0 if a == b else value] * len(self.branches) for b in names] for a in names]
+        shared = [[[1.0 if a == b else 1 - (1 - value) / 3] * len(self.branches) for b in names] for a in names]
         kl = [[[0.0 if a == b else 1 - value] * len(self.branches) for b in names] for a in names]
         alarms = [] if value >= 0.9 else [f"text@{step} overlaps image@{step} by {value}"]
-        fields = {"branches": names, "capabilities": list(self.branches), "overlap": cells, "kl": kl, "alarms": alarms}
-        self.tell("overlap", 10.0 * step, system="", phase="opd", step=step, top_k=10, prompts=8, **fields)
+        fields = {"branches": names, "capabilities": list(self.branches), "alarms": alarms}
+        measures = {"shared": shared, "overlap": cells, "kl": kl}
+        self.tell("overlap", 10.0 * step, system="", phase="opd", step=step, top_k=10, prompts=8, **fields, **measures)
 
     def rollouts(self, branch: str, step: int, *, groups: int = 8, size: int = 8, tokens: int = 24) -> None:
         """A step's record: a native part with a picture in every prompt, and a teacher's part with its deltas."""

@@ -160,8 +160,10 @@ def test_two_runs_lie_over_each_other(page) -> None:
 def test_a_slider_goes_over_the_phase_ends(page) -> None:
     shown = page.show(RUN)
     cell = shown.locator(".matrix .cell").first
-    assert cell.text_content() == "0.850 out of reach"
+    assert cell.text_content() == "0.950 out of reach"
     shown.get_by_role("slider", name="Phase end").press("ArrowLeft")
+    assert cell.text_content() == "0.983"
+    shown.get_by_role("button", name="Overlap").click()
     assert cell.text_content() == "0.950"
     shown.get_by_role("button", name="KL, nats").click()
     assert cell.text_content() == "0.0500"
