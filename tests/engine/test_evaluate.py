@@ -19,7 +19,7 @@ from tests.engine.load import running
 from tests.engine.service_process import ServiceProcess
 from trainer.data.generated import prompts
 from trainer.evaluation.exams import decoder, examine, exams, pinned
-from trainer.evaluation.overlap import Overlaps, alarms, measure_overlap
+from trainer.evaluation.overlap import ALARM, Overlaps, alarms, measure_overlap
 from trainer.local.examiner import Examiner
 from trainer.local.processes import ProcessGroup
 from trainer.recipe.file import load
