@@ -91,7 +91,8 @@ def test_overlap_is_1_and_kl_0_where_two_branches_are_one_model(service) -> None
         assert value < 0.95
         assert kl > 0.05
         assert common is not None
-        assert 1 - (kl / 2) ** 0.5 - 0.05 < common < 0.95  # below: of the KL, which is sampled from few tokens
+        # Below: of the KL, which is sampled from few tokens. Above: such a pair is out of reach, and told.
+        assert 1 - (kl / 2) ** 0.5 - 0.05 < common < ALARM
     assert {line.split()[0] for line in alarms(measured)} >= {"zero@0"}
 
 
