@@ -62,7 +62,7 @@ _PROBLEMS: problems.ProblemTable = {
     ),
     DiskFullError: lambda error: ProblemError("disk-full", 507, str(error)),
     NotFiniteError: lambda error: ProblemError("not-finite", 503, str(error), retry_after_s=1),
-    EngineDiedError: lambda _: ProblemError("not-ready", 503, "the engine died", retry_after_s=5),
+    EngineDiedError: lambda _: ProblemError("not-ready", 503, "the engine gave it up; ask again", retry_after_s=5),
     TimeoutError: lambda _: ProblemError("busy", 503, "the engine took too long", retry_after_s=5),
 }
 

@@ -16,7 +16,7 @@ from typing import Any
 
 
 class EngineDiedError(Exception):
-    """The request is lost; the service is about to be started again."""
+    """The request is lost: the engine gave it up, or died and is about to be started again."""
 
 
 def fail_given_up(client: Any) -> None:
@@ -34,7 +34,7 @@ def fail_given_up(client: Any) -> None:
         http_status = HTTPStatus.SERVICE_UNAVAILABLE
 
         def __init__(self) -> None:
-            Exception.__init__(self, "the engine died")  # vLLM's class takes other arguments
+            Exception.__init__(self, "the engine gave the request up; ask again")  # vLLM's class takes other arguments
 
     processor = client.output_processor
     process = processor.process_outputs
