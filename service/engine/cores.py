@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
+from service.engine.outputs import fail_requests
+
 
 class EngineDiedError(Exception):
     """The request is lost: the engine gave it up, or died and is about to be started again."""
@@ -26,7 +28,6 @@ def fail_given_up(client: Any) -> None:
     """
     from vllm.exceptions import GracefulHTTPError
     from vllm.v1.engine import FinishReason
-    from vllm.v1.engine.async_llm import InputStreamError
 
     class GivenUpError(EngineDiedError, GracefulHTTPError):
         """To vLLM's own routes an error with a status."""
@@ -36,17 +37,8 @@ def fail_given_up(client: Any) -> None:
         def __init__(self) -> None:
             Exception.__init__(self, "the engine gave the request up; ask again")  # vLLM's class takes other arguments
 
-    processor = client.output_processor
-    process = processor.process_outputs
-
-    def checked(outputs: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
-        for output in outputs:
-            state = processor.request_states.get(output.request_id)
-            if output.finish_reason in (FinishReason.ABORT, FinishReason.ERROR) and state is not None:
-                state.queue.put(InputStreamError(GivenUpError()))  # what comes after an error is dropped
-        return process(outputs, *args, **kwargs)
-
-    processor.process_outputs = checked
+    given_up = (FinishReason.ABORT, FinishReason.ERROR)
+    fail_requests(client, lambda output: GivenUpError() if output.finish_reason in given_up else None)
 
 
 class Cores:
@@ -95,7 +87,7 @@ class Cores:
         return f"the engine is dead{self._words([int(name.rpartition('DP')[2]) for name in names if 'DP' in name])}"
 
     def _words(self, numbers: Sequence[int]) -> str:
-        """By the numbers that the processes have in their names, from 0."""
+        """Cores in words, by the numbers that their processes have in their names, from 0."""
         if self.count == 1 or not numbers:
             return ""
         return f": core {', '.join(map(str, numbers))} of 0 to {self.count - 1}"

@@ -75,10 +75,10 @@ def _add_rows(runner: Any, request: Any, hidden_states_TD: Tensor, width: int) -
         logits_RV = runner.model.compute_logits(hidden_states_TD[chunk.start - start : chunk.stop - start])
         columns = torch.tensor(request.prompt_token_ids[chunk.start + 1 : chunk.stop + 1])[:, None]
         token_ids = _arguments(request)[TOKEN_IDS]
-        if token_ids is not None:
-            requested_Rk = torch.tensor(token_ids[chunk.start - first_row : chunk.stop - first_row], dtype=torch.int64)
-            columns = torch.cat((columns, requested_Rk), dim=1)
         target = slice(chunk.start - first_row, chunk.stop - first_row)
+        if token_ids is not None:
+            requested_Rk = torch.tensor(token_ids[target], dtype=torch.int64)
+            columns = torch.cat((columns, requested_Rk), dim=1)
         ids_Rk, logprobs_Rk = _columns(logits_RV, columns, likeliest=0 if token_ids is not None else width)
         request.in_progress_prompt_logprobs_cpu.logprob_token_ids[target] = ids_Rk.to(torch.int32)
         request.in_progress_prompt_logprobs_cpu.logprobs[target] = logprobs_Rk

@@ -7,9 +7,10 @@ out. The other way is a step's shared product on CPU, see `cpu_lora`.
 A token that was sampled from NaN is token 0, and looks like an answer. So vLLM counts the NaNs of each row of logits.
 """
 
-from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
+
+from service.engine.outputs import fail_requests
 
 
 class NotFiniteError(Exception):
@@ -36,23 +37,10 @@ def zero_new_blocks() -> None:
 def fail_corrupted(client: Any) -> None:
     """Requests of `client` with NaN among their logits end with `NotFiniteError`; under vLLM's own routes, with 503."""
     from vllm.exceptions import GracefulHTTPError
-    from vllm.v1.engine.async_llm import InputStreamError
 
     class CorruptedError(NotFiniteError, GracefulHTTPError):
         """To vLLM's own routes an error with a status."""
 
         http_status = HTTPStatus.SERVICE_UNAVAILABLE
 
-    processor = client.output_processor
-    process = processor.process_outputs
-
-    def checked(outputs: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
-        for output in outputs:
-            state = processor.request_states.get(output.request_id)
-            if output.num_nans_in_logits and state is not None:
-                # The only error that vLLM passes on as it is and that ends its request in the engine as well. What
-                # comes for the request after it is dropped by the queue.
-                state.queue.put(InputStreamError(CorruptedError()))
-        return process(outputs, *args, **kwargs)
-
-    processor.process_outputs = checked
+    fail_requests(client, lambda output: CorruptedError() if output.num_nans_in_logits else None)

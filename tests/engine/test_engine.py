@@ -20,7 +20,7 @@ async def _answer(thread: EngineThread, number: int) -> tuple[int, ...]:
 
 
 def answers_together(thread: EngineThread, count: int) -> list[tuple[int, ...]]:
-    """Of prompts whose number is their seed, all at once."""
+    """Answers to prompts whose number is their seed, all at once."""
 
     async def together():
         return await asyncio.gather(*(_answer(thread, number) for number in range(count)))

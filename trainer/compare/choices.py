@@ -92,7 +92,7 @@ def write_candidates(
 
 
 def validation_exams(recipe: Recipe, results: Sequence[Result]) -> list[Exam]:
-    """Of all capabilities that any of the results is for."""
+    """Exams of all capabilities that any of the results is for."""
     names = {name for result in results for name in home_of(recipe, result)}
     return exams(on_validation(recipe), only=names, draw=results[0].seed)
 

@@ -108,9 +108,8 @@ def _draw_series(results: Results, figure: Any) -> None:
         panel.set_xlabel("step")
         panel.legend(fontsize=8)
         if field == "shared":
-            panel.axhline(
-                ALARM, color=palette.NEUTRAL, linewidth=0.8, linestyle=":"
-            )  # below it branches have drifted apart
+            # Below it branches have drifted apart.
+            panel.axhline(ALARM, color=palette.NEUTRAL, linewidth=0.8, linestyle=":")
 
 
 def _is_measured(results: Results, field: str) -> bool:

@@ -114,7 +114,7 @@ def gathered(recipe: Recipe, out: Path) -> Results:
 
 
 def _measured(recipe: Recipe, out: Path, answers: Sequence[ResultAnswers], rates: Rates | None) -> Measured:
-    """By the events; a folder that was kept has its answers alone, for events are a thousand times as large."""
+    """Measurements by the events; of a kept folder answers alone, for events are a thousand times as large."""
     runs = {out: (recipe, list(answers))}
     if rates:
         # Of each rate's run those that have it: another rate's experts may be trained there too.

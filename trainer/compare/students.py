@@ -52,7 +52,7 @@ class Student:
 
 
 def students(standings: Standings, events: Sequence[Event], segments: Sequence[Segment], way: str) -> list[Student]:
-    """Of the plan's segments, the students that were compared with their experts and examined."""
+    """Students of the plan's segments, those that were compared with their experts and examined."""
     likeness = {
         (student, teacher, capability): overlaps.at(student, teacher, capability)
         for _, overlaps in overlaps_of(events)

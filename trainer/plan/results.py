@@ -73,8 +73,8 @@ def lessons(segments: Iterable[Segment]) -> dict[str, Segment]:
 
 
 def _as_they_were(branches: Mapping[str, Segment], lesson_of: Mapping[str, Segment]) -> Iterator[Result]:
-    """Of these branches, the one teachers of students and the students: what a student gains is read against what both
-    knew when it began to listen. One that began as the base is none: the base is examined anyway."""
+    """Revisions of students and their teachers, as they were when a lesson began: what a student gains is read against
+    what both knew. One that began as the base is none: the base is examined anyway."""
     teachers = (teacher.ref for lesson in lesson_of.values() for teacher in lesson.steps[0].teachers)
     students = (Ref(name, lesson.first) for name, lesson in lesson_of.items() if lesson.first > 0)
     for ref in dict.fromkeys((*teachers, *students)):

@@ -10,7 +10,7 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import Qwen3VLProcessor
 
-from trainer.miniature.model import build_processor, with_marks
+from trainer.miniature.model import CHAT_TEMPLATE, build_processor, with_marks
 
 RENAMED = {
     "<gh_stars>": "<|vision_start|>",
@@ -21,16 +21,10 @@ RENAMED = {
 _SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 TEMPLATE = (
     # What it was trained with where a chat has no message of the system.
-    "{%- if messages[0].role != 'system' %}{{- '<|im_start|>system\\n" + _SYSTEM + "<|im_end|>\\n' }}{%- endif %}"
-    "{%- for message in messages %}{{- '<|im_start|>' + message.role + '\\n' }}"
-    "{%- if message.content is string %}{{- message.content }}"
-    "{%- else %}{%- for part in message.content %}"
-    "{%- if part.type == 'image' %}{{- '<|vision_start|><|image_pad|><|vision_end|>' }}"
-    "{%- elif part.type == 'video' %}{{- '<|vision_start|><|video_pad|><|vision_end|>' }}"
-    "{%- else %}{{- part.text }}{%- endif %}"
-    "{%- endfor %}{%- endif %}{{- '<|im_end|>\\n' }}"
-    "{%- endfor %}"
-    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+    "{%- if messages[0].role != 'system' %}{{- '<|im_start|>system\\n"
+    + _SYSTEM
+    + "<|im_end|>\\n' }}{%- endif %}"
+    + CHAT_TEMPLATE
 )
 
 

@@ -7,19 +7,14 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tests import text_bases
 from tests.trainer.update.packs import noisy, processor, prompt, random_rollout
 from tests.trainer.update.test_text_bases import rollouts
 from trainer.realbase.embed import MODULES, embed
 from trainer.update.packing import pack
 from trainer.update.policy import Policy, load_policy
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 320,
-    "hidden_size": 128,
-    "intermediate_size": 192,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
+SIZES: dict[str, Any] = text_bases.SIZES | {
     "head_dim": 64,
     "tie_word_embeddings": True,
     "rms_norm_eps": 1e-5,
@@ -31,7 +26,7 @@ SIZES: dict[str, Any] = {
 def pair(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Policy]:
     """The same random model by itself and embedded. Its queries are large, as those of trained models are."""
     torch.manual_seed(0)
-    llama: Any = LlamaForCausalLM(LlamaConfig(**SIZES, initializer_range=0.1))
+    llama: Any = LlamaForCausalLM(LlamaConfig(**SIZES))
     for layer in llama.model.layers:
         layer.self_attn.q_proj.weight.data *= 10
     root = tmp_path_factory.mktemp("pair")
