@@ -63,7 +63,8 @@ def formatter(*, is_json: bool) -> structlog.stdlib.ProcessorFormatter:
         else [_compact, structlog.dev.ConsoleRenderer(**_PLAIN, colors=sys.stderr.isatty() and not no_color)]
     )
     return structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=known, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendered]
+        foreign_pre_chain=known,
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _without_private, *rendered],
     )
 
 
@@ -86,6 +87,11 @@ def _is_json() -> bool:
 def _begin(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     event.update(_process_fields)
     return event
+
+
+def _without_private(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """Ray, which vLLM imports where it is installed, puts a field of its own on every record of the process."""
+    return {name: value for name, value in event.items() if not name.startswith("_")}
 
 
 def _ordered(_: WrappedLogger, __: str, event: EventDict) -> EventDict:

@@ -38,7 +38,11 @@ class ServiceProcess:
                 env=os.environ | self._environ,
                 start_new_session=True,
             )
-        self.url = self._wait_for_url()
+        try:
+            self.url = self._wait_for_url()
+        except BaseException:
+            self.stop()  # nobody else will: a fixture that was not made is not torn down
+            raise
 
     def _wait_for_url(self) -> str:
         self.wait_until(lambda: self.lives > 0)

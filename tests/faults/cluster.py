@@ -93,7 +93,12 @@ class Cluster:
         self.server.start()
         self.environ = {"COEVO_REDIS_URL": self.server.url, "TMPDIR": str(folder)} | environ
         self.store = folder / "store"
-        self.service = ServiceProcess(self.store, str(MINIATURE), f"--runs={folder / 'runs'}", *flags, **self.environ)
+        words = (str(MINIATURE), f"--runs={folder / 'runs'}", *flags)
+        try:
+            self.service = ServiceProcess(self.store, *words, **self.environ)
+        except BaseException:
+            self.server.stop()
+            raise
         self.queue = Queue(self.server.url)
         self.children: list[Child] = []
         self._heads: dict[str, int] = {}

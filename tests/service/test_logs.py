@@ -20,7 +20,7 @@ from service.logs import set_up
 set_up(run="small-1", worker="w")
 bind_contextvars(branch="text", step=3)
 log = logging.getLogger("worker")
-log.info("%s works", "w")
+log.info("%s works", "w", extra={"_ray_timestamp_ns": 1})  # as every record has it where Ray is imported
 try:
     {}["key"]
 except KeyError:
