@@ -41,8 +41,11 @@ from trainer.rewards.batch import RewardBatch
 
 HALF_THE_CORES = max(1, (cpu_count() or 2) // 2)
 """Children that leave room for an engine or a trainer."""
-_START_S = 30.0
-"""A fork takes milliseconds, the server's own start a second or two: what takes longer than this will never come."""
+_FORK_S = 30.0
+"""A fork takes milliseconds: what takes longer than this will never come."""
+_LOAD_S = 300.0
+"""The server's own start takes a second or two of a processor, which is minutes where others use all of them. One that
+is replaced too soon begins again, and never comes up."""
 _WARN_SHARE = 0.02
 """Share of unscorable completions above which a batch is worth a warning: a few are in every run."""
 
@@ -148,6 +151,8 @@ class RewardPool:
         self._lock = threading.Lock()
         self._keys = count()  # not process ids: those are known only when a child is up, and are used again
         self._server: ForkServer | None = None
+        self._up_since: float | None = None
+        """When the server's first child came up: then it was loaded."""
         self._children: list[RewardProcess] = []
         self._selector = selectors.DefaultSelector()
 
@@ -281,17 +286,18 @@ class RewardPool:
                 self._replace(child)
             else:
                 child.since = now  # each answer restarts the clock: the next completion begins with it
-                child.is_ready = child.is_ready or "ready" in message
+                if "ready" in message:
+                    child.is_ready, self._up_since = True, self._up_since or now
                 child.is_loading = child.is_loading and "loaded" not in message
         return [(child, message) for child, message in news if message is None or "ready" not in message]
 
     def _wait_for_a_child(self) -> RewardProcess:
-        deadline = time.monotonic() + 2 * _START_S
+        began = time.monotonic()
         self._listen(0)  # some may have died since the last batch
         while True:
             if ready := next((child for child in self._children if child.is_ready), None):
                 return ready
-            if time.monotonic() > deadline:
+            if time.monotonic() > began + 2 * (_FORK_S if self._up_since else _LOAD_S):
                 raise RuntimeError("the fork server of the rewards has started no child; its stderr says why")
             self._listen(1.0)
             self._replace_stuck_server()
@@ -322,7 +328,7 @@ class RewardPool:
             channel = self._server.fork(key, self._memory_mb)
         except OSError:  # killed, or stopped for so long that its socket is full
             self._server.kill()
-            self._server = ForkServer()
+            self._server, self._up_since = ForkServer(), None
             channel = self._server.fork(key, self._memory_mb)
         child = RewardProcess(key, channel, since=time.monotonic())
         self._children.append(child)
@@ -330,8 +336,9 @@ class RewardPool:
 
     def _replace_stuck_server(self) -> None:
         """Replaces a server that has not started a child for too long, and the children that it owes."""
-        late = [child for child in self._children if not child.is_ready and time.monotonic() > child.since + _START_S]
-        if late:
+        up, now = self._up_since, time.monotonic()
+        owed = [child for child in self._children if not child.is_ready]
+        if late := [child for child in owed if now > (max(child.since, up) + _FORK_S if up else child.since + _LOAD_S)]:
             assert self._server is not None
             self._server.kill()  # the first order that finds its socket closed starts the next server
             for child in late:

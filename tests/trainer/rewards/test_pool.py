@@ -273,6 +273,13 @@ def test_a_killed_fork_server_is_replaced_and_its_children_die_with_it(pool: Rew
     assert fork_server().pid != server.pid
 
 
+def test_a_fork_server_that_loads_slowly_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine whose processors others use: no server loads in the time that a fork may take."""
+    monkeypatch.setattr("trainer.rewards.pool._FORK_S", 0.2)
+    with RewardPool() as pool:
+        assert pool.score(items(1), FAULTY, DEADLINE_S) == scores(1)
+
+
 @pytest.mark.parametrize(
     ("source", "kind", "remedy"),
     [
