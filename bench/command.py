@@ -5,6 +5,7 @@ from pathlib import Path
 
 from adapters.errors import UserError
 from clients.parser import command_of
+from service.engine.arguments import LORA_MODULES
 
 NAMES = {
     "branches": "how a run's seconds, memory and publishes grow with 1 to 16 branches on one base",
@@ -41,3 +42,8 @@ def run(arguments: argparse.Namespace) -> int:
     if file and not file.parent.is_dir():  # before minutes are measured, and not after
         raise UserError(f"--json {file}: there is no folder {file.parent}; name a file in a folder that is there")
     return command_of(f"bench.{arguments.bench}").run(arguments)
+
+
+def add_modules(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--modules", nargs="+", default=LORA_MODULES, choices=LORA_MODULES, metavar="NAME",
+                        help="projections that adapters have, as lora.modules [all seven]")  # fmt: skip

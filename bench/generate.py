@@ -25,7 +25,8 @@ from pydantic import BaseModel
 
 from adapters.base import locate
 from bench.command import positive
-from bench.score import ENVIRONMENT, save_adapters
+from bench.score import ENVIRONMENT
+from bench.score_peers import save_adapters
 from bench.served import served
 from trainer.evaluation.exams import Exam, decoder, examine, exams
 from trainer.recipe import Recipe
@@ -49,7 +50,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     with tempfile.TemporaryDirectory(prefix="coevo-bench-") as name:
         folder = Path(name)
-        save_adapters(folder, ADAPTERS, STD)
+        save_adapters("miniature", [folder / f"a{number}" for number in range(ADAPTERS)], std=STD)
         seconds, peer_seconds = _measured(folder, arguments.questions, arguments.rounds)
     row = {"what": "generate", "unit": "s", "ours": statistics.median(seconds), "peer": "engine alone",
            "theirs": statistics.median(peer_seconds)}  # fmt: skip

@@ -2,21 +2,22 @@
 
 import inspect
 import json
-import shutil
+import random
 import statistics
 import time
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
+from transformers import AutoTokenizer
 
-from adapters.base import locate
+from bench.served import cpu_seconds
 from service.media import encode_image
 from trainer.data.generated import prompts
 from trainer.data.prompts import make_prompt
@@ -34,6 +35,24 @@ Seconds = dict[str, float]
 """The time of each part of one step."""
 
 
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What is asked of another base than the miniature: questions in words, the same of every such base."""
+
+    base: str
+    prompts: int
+    """In a step; each has `GROUP` completions."""
+    tokens: int
+    """Of each completion."""
+    modules: tuple[str, ...]
+    """Projections that the adapters have."""
+
+    @classmethod
+    def read(cls, text: str) -> "Case":
+        values = json.loads(text)
+        return cls(**values | {"modules": tuple(values["modules"])})
+
+
 def noise(count: int) -> list[Prompt]:
     """Pictures that nobody has seen."""
     rng = np.random.default_rng(0)
@@ -45,9 +64,30 @@ def questions(name: str, count: int) -> list[Prompt]:
     return list(prompts(name, label=name, split="train", size=count, seed=0).prompts)
 
 
-def completions(length: int) -> list[list[int]]:
-    """Random bytes, for all prompts of a step."""
-    return np.random.default_rng(1).integers(0, 256, (PROMPTS * GROUP, length)).tolist()
+def problems(count: int) -> list[Prompt]:
+    """Sums in words, as long as those of schools: about 70 tokens of English, and what the chat template adds."""
+    rng = random.Random(0)
+    return [make_prompt("problems", problem(rng), str(number)) for number in range(count)]
+
+
+def problem(rng: random.Random) -> str:
+    name = rng.choice(("Natalia", "Amara", "Lucia", "Mei", "Ingrid", "Fatima"))
+    picked, more, given, friends, pie = (rng.randint(*bounds) for bounds in ((20, 90),) * 2 + ((2, 9),) * 3)
+    return (
+        f"{name} picks {picked} apples in the morning and {more} more in the afternoon. She gives {given} of them to "
+        f"each of her {friends} friends, and bakes the rest into pies, with {pie} apples in a pie. How many whole pies "
+        "does she bake, and how many apples are left? Say how you get there."
+    )
+
+
+def completions(length: int, *, prompts: int = PROMPTS, ids: Sequence[int] = range(256)) -> list[list[int]]:
+    """Random tokens for all prompts of a step; the miniature's are bytes."""
+    return np.random.default_rng(1).choice(np.array(ids), (prompts * GROUP, length)).tolist()
+
+
+def plain_ids(tokenizer: Any) -> list[int]:
+    """Without marks: a mark of media stands for many tokens, and one that ends a turn ends an answer."""
+    return sorted(set(range(len(tokenizer))) - set(tokenizer.added_tokens_decoder))
 
 
 def checksum_bit(completion: str, answer: str) -> float:
@@ -55,16 +95,23 @@ def checksum_bit(completion: str, answer: str) -> float:
     return float(zlib.crc32((completion + answer).encode()) % 2)
 
 
-def endless(folder: Path) -> Path:
-    """The miniature with an end token that it never says: all completions are as long as they may be."""
-    shutil.copytree(locate("miniature"), folder)
-    _change(folder / "tokenizer_config.json", lambda config: config | {"eos_token": config["pad_token"]})
-    _change(folder / "generation_config.json", lambda config: config | {"eos_token_id": config["pad_token_id"]})
+def endless(folder: Path, base: Path) -> Path:
+    """The base with an end token that it never says: all completions are as long as they may be."""
+    folder.mkdir()
+    for path in base.iterdir():
+        (folder / path.name).symlink_to(path)  # weights of a real base are gigabytes
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    # The padding, or where that ends a turn as well, what stands for unknown text, which byte-level tokens never need.
+    end = tokenizer.pad_token if tokenizer.pad_token != tokenizer.eos_token else tokenizer.unk_token
+    _change(folder / "tokenizer_config.json", {"eos_token": end})
+    _change(folder / "generation_config.json", {"eos_token_id": tokenizer.convert_tokens_to_ids(end)})
     return folder
 
 
-def _change(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+def _change(path: Path, values: dict[str, Any]) -> None:
+    changed = json.loads(path.read_text()) | values
+    path.unlink()  # a link to the base's
+    path.write_text(json.dumps(changed))
 
 
 class Watch:
@@ -72,7 +119,7 @@ class Watch:
 
     def __init__(self) -> None:
         self._spans: dict[str, list[tuple[float, float]]] = defaultdict(list)
-        self._began, self._cpu = time.perf_counter(), _cpu()
+        self._began, self._cpu = time.perf_counter(), cpu_seconds()
 
     def on(self, owner: Any, attribute: str, name: str) -> None:
         function = getattr(owner, attribute)
@@ -101,7 +148,7 @@ class Watch:
 
     def start(self) -> None:
         self._spans.clear()
-        self._began, self._cpu = time.perf_counter(), _cpu()
+        self._began, self._cpu = time.perf_counter(), cpu_seconds()
 
     def stop(self) -> Seconds:
         """Since the start; `rest` is when nothing watched was going on."""
@@ -110,7 +157,7 @@ class Watch:
         return {name: _covered(spans) for name, spans in self._spans.items()} | {
             "whole": whole,
             "rest": whole - _covered(every),
-            "cpu": _cpu() - self._cpu,
+            "cpu": cpu_seconds() - self._cpu,
         }
 
 
@@ -120,13 +167,6 @@ def _covered(spans: Iterable[tuple[float, float]]) -> float:
         seconds += max(0.0, ended - max(began, done))
         done = max(done, ended)
     return seconds
-
-
-def _cpu() -> float:
-    """Seconds that this process and those below it have computed."""
-    here = psutil.Process()
-    times = [process.cpu_times() for process in (here, *here.children(recursive=True))]
-    return sum(process.user + process.system for process in times)
 
 
 def medians(rounds: Sequence[Mapping[str, float]]) -> dict[str, float]:

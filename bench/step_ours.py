@@ -1,10 +1,10 @@
-"""Our side of `coevo bench step`: `python -m bench.step_ours SECTION ROUNDS`. The last line of stdout is JSON."""
+"""Our side of `coevo bench step`: `python -m bench.step_ours SECTION ROUNDS [CASE]`. Its last line is JSON."""
 
 import asyncio
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,12 @@ from adapters.names import Ref
 from bench import step_lab as lab
 from bench.served import served
 from clients.client import AsyncClient
+from service.chats import for_template
 from trainer.data.prompts import PromptList
 from trainer.loop import StepContext, TrainingSet, train_step
-from trainer.parts import Completion, LossTerm, Rollout
+from trainer.parts import Completion, LossTerm, Prompt, Rollout
 from trainer.plan.steps import Step, Teacher
+from trainer.recipe import RolloutConfig
 from trainer.recipe.file import load
 from trainer.rewards import Rule
 from trainer.rewards.pool import RewardPool
@@ -33,36 +35,50 @@ from trainer.update.update import update
 RECIPE = load(Path("miniature"), [f"lora.rank={lab.RANK}", f"lora.alpha={lab.ALPHA}", f"optimiser.lr={lab.LR}"])
 SERVICE = ("--max-lora-rank=16", "--max-loras=12", "--max-num-seqs=192")
 """192: a branch with two teachers samples three batches of 64 at once."""
+MINIATURE = locate("miniature")
+PROBLEM_TOKENS = 192
+"""The most that a question in words has with any base's template."""
 Steps = Callable[[int], Iterator[Step]]
 """The steps of a round, which is counted from 1."""
 
 
 def measure_update(rounds: int) -> dict[str, Any]:
-    warm = _updates(64, rounds + 1)[1:]
-    return {"update_270_64": lab.medians(warm), "update_270_128": lab.medians(_updates(128, rounds))}
+    warm = _updates(MINIATURE, _noise(64), rounds + 1)[1:]
+    return {"update_270_64": lab.medians(warm), "update_270_128": lab.medians(_updates(MINIATURE, _noise(128), rounds))}
 
 
 def measure_memory(_: int) -> dict[str, Any]:
-    return {"memory_270_64": _updates(64, 1)[0]}
+    return {"memory_270_64": _updates(MINIATURE, _noise(64), 1)[0]}
 
 
 def measure_memory_16(_: int) -> dict[str, Any]:
-    return {"memory_270_64_by_16": _updates(64, 1)[0]}
+    return {"memory_270_64_by_16": _updates(MINIATURE, _noise(64), 1)[0]}
 
 
-def _updates(length: int, rounds: int) -> list[lab.Seconds]:
+def _noise(length: int) -> list[Rollout]:
     from transformers import Qwen3VLProcessor
 
-    processor: Any = Qwen3VLProcessor.from_pretrained(locate("miniature"))
+    processor: Any = Qwen3VLProcessor.from_pretrained(MINIATURE)
     rows = iter(lab.completions(length))
     rollouts: list[Rollout] = []
     for prompt in lab.noise(lab.PROMPTS):
         text = processor.apply_chat_template(list(prompt.messages), add_generation_prompt=True, tokenize=False)
         text = text.replace("<|image_pad|>", "<|image_pad|>" * 256)
-        completions = tuple(_completion(next(rows), 1.0 if number % 2 else -1.0) for number in range(lab.GROUP))
-        rollouts.append(Rollout(prompt, np.array(processor.tokenizer(text)["input_ids"]), completions))
-    policy = load_policy(locate("miniature"), dtype="float32")
-    policy.adapters.add("a", rank=lab.RANK, alpha=lab.ALPHA, seed=0)
+        rollouts.append(_rollout(prompt, processor.tokenizer(text)["input_ids"], rows))
+    return rollouts
+
+
+def _rollout(prompt: Prompt, ids: list[int], rows: Iterator[list[int]]) -> Rollout:
+    """With the group's next completions, half of them better than the rest."""
+    completions = tuple(_completion(next(rows), 1.0 if number % 2 else -1.0) for number in range(lab.GROUP))
+    return Rollout(prompt, np.array(ids), completions)
+
+
+def _updates(
+    base: Path, rollouts: list[Rollout], rounds: int, modules: Sequence[str] = RECIPE.lora.modules
+) -> list[lab.Seconds]:
+    policy = load_policy(base, dtype="float32")
+    policy.adapters.add("a", rank=lab.RANK, alpha=lab.ALPHA, seed=0, modules=modules)
     optimiser = Optimiser(policy.adapters.parameters("a"), lr=lab.LR)
     watch, times = lab.Watch(), list[lab.Seconds]()
     watch.on(optimiser, "step", "optimiser")
@@ -87,23 +103,61 @@ def measure_step(rounds: int) -> dict[str, Any]:
         yield Step("noise", number, capabilities=("noise",))
 
     with tempfile.TemporaryDirectory() as folder:
-        base = lab.endless(Path(folder) / "base")
+        base = lab.endless(Path(folder) / "base", MINIATURE)
         data = {
             "noise": TrainingSet(
                 PromptList(lab.noise(lab.PROMPTS * (rounds + 1))), Rule("bench.step_lab:checksum_bit"), 60.0
             )
         }
-        return _served({"step_270_64": steps}, data, base, lab.LONG, rounds)
+        amounts = RECIPE.rollout.model_copy(update={"max_completion_tokens": lab.LONG})
+        return _served({"step_270_64": steps}, data, base, amounts, rounds, max_model_len=352)
 
 
 def measure_questions(rounds: int) -> dict[str, Any]:
-    def alone(name: str, number: int) -> Iterator[Step]:
-        yield Step(f"{name}-alone", number, capabilities=(name,))
-
     data = {name: TrainingSet(PromptList(lab.questions(name, 500)), Rule("exact"), 60.0) for name in lab.BRANCHES}
     cases: dict[str, Steps] = {"step_text": partial(alone, "text"), "step_image": partial(alone, "image"),
                                "copd_step": together}  # fmt: skip
-    return _served(cases, data, locate("miniature"), lab.SHORT, rounds)
+    return _served(cases, data, MINIATURE, RECIPE.rollout, rounds)
+
+
+def measure_words_update(rounds: int, case: lab.Case) -> dict[str, Any]:
+    from transformers import AutoTokenizer
+
+    base = locate(case.base)
+    tokenizer: Any = AutoTokenizer.from_pretrained(base)
+    rows = iter(lab.completions(case.tokens, prompts=case.prompts, ids=lab.plain_ids(tokenizer)))
+    rollouts: list[Rollout] = []
+    for prompt in lab.problems(case.prompts):
+        ids = tokenizer.apply_chat_template(
+            for_template(prompt.messages), add_generation_prompt=True, return_dict=False
+        )
+        rollouts.append(_rollout(prompt, ids, rows))
+    first, *later = _updates(base, rollouts, rounds + 1, case.modules)
+    return {"words_update": lab.medians(later), "words_memory": first}
+
+
+def measure_words_step(rounds: int, case: lab.Case) -> dict[str, Any]:
+    return _words({"words_step": partial(alone, lab.BRANCHES[0])}, rounds, case)
+
+
+def measure_words_copd(rounds: int, case: lab.Case) -> dict[str, Any]:
+    return _words({"words_copd_step": together}, rounds, case)
+
+
+def _words(cases: Mapping[str, Steps], rounds: int, case: lab.Case) -> dict[str, Any]:
+    """Each branch has the same questions: who answers them, and who teaches whom, costs the same for all."""
+    problems = TrainingSet(PromptList(lab.problems(500)), Rule("bench.step_lab:checksum_bit"), 60.0)
+    amounts = RECIPE.rollout.model_copy(update={"prompts": case.prompts, "max_completion_tokens": case.tokens})
+    amounts = amounts.model_copy(update={"max_prompt_tokens": PROBLEM_TOKENS})
+    with tempfile.TemporaryDirectory() as folder:
+        base = lab.endless(Path(folder) / "base", locate(case.base))
+        length = PROBLEM_TOKENS + case.tokens + 1  # vLLM samples one more, even when it only scores
+        data = {name: problems for name in lab.BRANCHES}  # noqa: C420  # whose type would be of these names alone
+        return _served(cases, data, base, amounts, rounds, max_model_len=length, modules=case.modules)
+
+
+def alone(name: str, number: int) -> Iterator[Step]:
+    yield Step(f"{name}-alone", number, capabilities=(name,))
 
 
 def together(number: int) -> Iterator[Step]:
@@ -114,11 +168,17 @@ def together(number: int) -> Iterator[Step]:
 
 
 def _served(
-    cases: Mapping[str, Steps], data: Mapping[str, TrainingSet], base: Path, most: int, rounds: int
+    cases: Mapping[str, Steps],
+    data: Mapping[str, TrainingSet],
+    base: Path,
+    amounts: RolloutConfig,
+    rounds: int,
+    max_model_len: int = RECIPE.rollout.max_model_len,
+    modules: tuple[str, ...] = RECIPE.lora.modules,
 ) -> dict[str, Any]:
-    length = 352 if most == lab.LONG else RECIPE.rollout.max_model_len
-    with RewardPool(num_children=1) as pool, served(f"--base={base}", f"--max-model-len={length}", *SERVICE) as url:
-        return asyncio.run(_rounds(url, pool, cases, data, base, most, rounds))
+    flags = (f"--base={base}", f"--max-model-len={max_model_len}", *SERVICE)
+    with RewardPool(num_children=1) as pool, served(*flags) as url:
+        return asyncio.run(_rounds(url, pool, cases, data, base, amounts, rounds, modules))
 
 
 async def _rounds(
@@ -127,16 +187,17 @@ async def _rounds(
     cases: Mapping[str, Steps],
     data: Mapping[str, TrainingSet],
     base: Path,
-    most: int,
+    amounts: RolloutConfig,
     rounds: int,
+    modules: tuple[str, ...],
 ) -> dict[str, Any]:
     from transformers import AutoTokenizer
 
     decode = partial(AutoTokenizer.from_pretrained(base).decode, skip_special_tokens=True)
-    learner = Learner(load_policy(base, dtype="float32"), base=base_digest(base), seed=0, lora=RECIPE.lora,
+    lora = RECIPE.lora.model_copy(update={"modules": modules})
+    learner = Learner(load_policy(base, dtype="float32"), base=base_digest(base), seed=0, lora=lora,
                       loss=RECIPE.loss, optimiser=RECIPE.optimiser,
                       budget=RECIPE.budget.tokens_per_micro_batch)  # fmt: skip
-    amounts = RECIPE.rollout.model_copy(update={"max_completion_tokens": most})
     medians: dict[str, Any] = {}
     watch = _watch()
     async with AsyncClient(url, base=base_digest(base)) as client:
@@ -193,6 +254,15 @@ SECTIONS = {
     "step": measure_step,
     "questions": measure_questions,
 }
+WORDS: dict[str, Callable[[int, lab.Case], dict[str, Any]]] = {
+    "words_update": measure_words_update,
+    "words_step": measure_words_step,
+    "words_copd": measure_words_copd,
+}
 
 if __name__ == "__main__":
-    print(json.dumps(SECTIONS[sys.argv[1]](int(sys.argv[2]))))
+    section, count, *described = sys.argv[1:]
+    if described:
+        print(json.dumps(WORDS[section](int(count), lab.Case.read(described[0]))))
+    else:
+        print(json.dumps(SECTIONS[section](int(count))))
