@@ -83,13 +83,15 @@ def memory_rows(
 
 
 def dtype_rows(recipe: Recipe, cards: Sequence[Card]) -> Iterator[MachineFact]:
-    """A warning where the base's dtype is one that the processor computes many times slower than float32."""
+    """A warning where a dtype is one that the processor computes many times slower than float32."""
     cpuinfo = Path("/proc/cpuinfo")  # Linux alone has it; of other systems nothing is said
-    if cards or recipe.base.dtype != "bfloat16" or not cpuinfo.exists() or multiplies_bfloat16(cpuinfo.read_text()):
+    if cards or not cpuinfo.exists() or multiplies_bfloat16(cpuinfo.read_text()):
         return
     # 288 s for an update that takes 8 s in float32.
     finding = "bfloat16, which this processor computes thirty times slower than float32"
-    yield MachineFact("WARN", "base.dtype", finding, 'set base.dtype = "float32"')
+    for key, dtype in (("base.dtype", recipe.base.dtype), ("engine.dtype", recipe.engine.dtype)):
+        if dtype == "bfloat16":  # `base`, the engine's default, is told once
+            yield MachineFact("WARN", key, finding, f'set {key} = "float32"')
 
 
 def served_row(recipe: Recipe, shape: memory.Shape) -> MachineFact:

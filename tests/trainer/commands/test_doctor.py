@@ -202,6 +202,9 @@ def test_bfloat16_on_a_processor_without_it_is_told() -> None:
     said = doctor(str(RECIPES / "miniature.toml"), "--set", "base.dtype=bfloat16").stdout
     assert ('thirty times slower than float32 -> set base.dtype = "float32"' in said) == (not is_fast)
     assert "base.dtype" not in doctor(str(RECIPES / "miniature.toml")).stdout
+    said = doctor(str(RECIPES / "miniature.toml"), "--set", "engine.dtype=bfloat16").stdout
+    assert ('-> set engine.dtype = "float32"' in said) == (not is_fast)
+    assert "base.dtype" not in said
     planned = doctor(str(RECIPES / "miniature.toml"), "--set", "base.dtype=bfloat16", "--card-gib", "80").stdout
     assert "base.dtype" not in planned
 
