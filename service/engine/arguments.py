@@ -23,6 +23,7 @@ PROCESSING = {
     "images_kwargs": {"do_resize": False},
     "videos_kwargs": {"do_resize": False, "do_sample_frames": False, "cap_pixels_per_frame": False},
 }
+VOCABULARY_STEP = 64  # to a multiple of it vLLM fills up the embeddings
 SOCKET_FOLDER_LENGTH = 70  # the system takes 107 bytes, and vLLM names a socket with 36
 
 
@@ -47,9 +48,10 @@ def _check_parts(base: Path, settings: EngineNumbers) -> None:
     text = config.get("text_config", config)
     heads = text["num_attention_heads"]
     pairs = text.get("num_key_value_heads", heads)
-    if heads % count or (pairs % count and count % pairs):  # fewer pairs than parts are repeated
-        words = f"the base has {heads} heads and {pairs} of keys and values"
-        raise UserError(f"--tensor-parallel {count}: {words}; take a number that divides both")
+    tokens = -text["vocab_size"] // VOCABULARY_STEP * -VOCABULARY_STEP
+    if heads % count or tokens % count or (pairs % count and count % pairs):  # fewer pairs than parts are repeated
+        words = f"the base has {heads} heads, {pairs} of keys and values, and room for {tokens:,} tokens"
+        raise UserError(f"--tensor-parallel {count}: {words}; take a number that divides them")
     cores = settings.data_parallel
     if not on_cpu() and cores * count > torch.cuda.device_count():
         words = f"{cores} cores of {count} are more than the {torch.cuda.device_count()} cards here"
