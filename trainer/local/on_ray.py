@@ -51,6 +51,7 @@ class Keeper:
     def __init__(self, host: str | None) -> None:
         self._host = host
         self._child: subprocess.Popen[bytes] | None = None
+        self._signal: signal.Signals | None = None
 
     # A coroutine, so that `signal` is answered meanwhile. All of them run in one thread, which lives as long as the
     # actor does: the child is told of the end of the thread that started it.
@@ -64,11 +65,15 @@ class Keeper:
                 f"--on ray: node {host} does not see {log if folder.is_dir() else folder}; start from a folder, and "
                 "give one with --out, that all nodes share"
             )
+        if self._signal is not None:
+            return -self._signal
         os.chdir(folder)  # paths on the command line were given there
         self._child = launch_here("", words, {_HOST_VARIABLE: host, **environ}, log, death)
         return await asyncio.to_thread(self._child.wait)
 
     async def signal(self, number: signal.Signals) -> None:
+        """To the child, or instead of it: in an actor that has just come up Ray may begin with the later call."""
+        self._signal = number
         if self._child is not None:
             self._child.send_signal(number)
 

@@ -152,6 +152,19 @@ def test_a_node_that_does_not_see_the_folder_says_so(tmp_path: Path) -> None:
         asyncio.run(keep)
 
 
+def test_what_is_stopped_before_it_began_does_not_begin(tmp_path: Path) -> None:
+    log = tmp_path / "service.log"
+    log.touch()
+
+    async def stopped() -> int:
+        keeper = Keeper("127.0.0.1")
+        await keeper.signal(signal.SIGTERM)
+        return await keeper.keep(["-c", LIVING], {}, log, tmp_path, signal.SIGTERM)
+
+    assert asyncio.run(stopped()) == -signal.SIGTERM
+    assert log.read_text() == ""
+
+
 @pytest.mark.parametrize(
     ("address", "told"),
     [("ray://10.0.0.7:10001", "give HOST:PORT"), ("127.0.0.1:1", "no cluster that can be used")],
