@@ -28,6 +28,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from adapters.architectures import read_architecture
 from adapters.base import locate
 from bench.command import add_modules, positive
 from bench.score_peers import PEERS, Case, Medians, save_adapters
@@ -54,7 +55,7 @@ def measure(peer: str, case: Case) -> Medians:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    locate(arguments.base)  # a wrong name is told before minutes are measured
+    read_architecture(locate(arguments.base))  # a wrong name is told before minutes are measured
     with tempfile.TemporaryDirectory() as folder:
         case = Case(arguments.base, tuple(arguments.modules), folder, arguments.rounds)
         save_adapters(case.base, case.adapters, modules=case.modules, std=0.02)

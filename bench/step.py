@@ -49,6 +49,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from adapters.architectures import read_architecture
 from adapters.base import locate
 from bench.command import add_modules, positive
 
@@ -75,6 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
     case = None
     if arguments.base is not None:
         base = str(locate(arguments.base))
+        read_architecture(Path(base))  # one that cannot be trained is told before minutes are measured
         case = {"base": base, **{name: getattr(arguments, name) for name in ("prompts", "tokens", "modules")}}
     rows: list[dict[str, Any]] = []
     for section in arguments.sections or (SECTIONS if case is None else WORDS):
@@ -140,5 +142,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", type=positive, default=2, metavar="N", help="with --base, in a step [2]")
     parser.add_argument("--tokens", type=positive, default=64, metavar="N", help="with --base, of a completion [64]")
     add_modules(parser)
-    parser.add_argument("--sections", nargs="+", choices=(*SECTIONS, *WORDS), metavar="NAME", help=argparse.SUPPRESS)
+    parser.add_argument("--sections", nargs="+", choices=(*SECTIONS, *WORDS), metavar="NAME",
+                        help=f"parts of it: {', '.join((*SECTIONS, *WORDS))} [those of the base]")  # fmt: skip
     parser.add_argument("--threads", type=positive, default=1, metavar="N", help="of either trainer")

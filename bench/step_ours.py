@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers import AutoTokenizer
 
 import trainer.loop
 from adapters.base import locate
@@ -36,8 +37,6 @@ RECIPE = load(Path("miniature"), [f"lora.rank={lab.RANK}", f"lora.alpha={lab.ALP
 SERVICE = ("--max-lora-rank=16", "--max-loras=12", "--max-num-seqs=192")
 """192: a branch with two teachers samples three batches of 64 at once."""
 MINIATURE = locate("miniature")
-PROBLEM_TOKENS = 192
-"""The most that a question in words has with any base's template."""
 Steps = Callable[[int], Iterator[Step]]
 """The steps of a round, which is counted from 1."""
 
@@ -121,19 +120,17 @@ def measure_questions(rounds: int) -> dict[str, Any]:
 
 
 def measure_words_update(rounds: int, case: lab.Case) -> dict[str, Any]:
-    from transformers import AutoTokenizer
-
     base = locate(case.base)
-    tokenizer: Any = AutoTokenizer.from_pretrained(base)
+    tokenizer = AutoTokenizer.from_pretrained(base)
     rows = iter(lab.completions(case.tokens, prompts=case.prompts, ids=lab.plain_ids(tokenizer)))
-    rollouts: list[Rollout] = []
-    for prompt in lab.problems(case.prompts):
-        ids = tokenizer.apply_chat_template(
-            for_template(prompt.messages), add_generation_prompt=True, return_dict=False
-        )
-        rollouts.append(_rollout(prompt, ids, rows))
+    rollouts = [_rollout(prompt, _prompt_ids(tokenizer, prompt), rows) for prompt in lab.problems(case.prompts)]
     first, *later = _updates(base, rollouts, rounds + 1, case.modules)
     return {"words_update": lab.medians(later), "words_memory": first}
+
+
+def _prompt_ids(tokenizer: Any, prompt: Prompt) -> list[int]:
+    chat = for_template(prompt.messages)
+    return list(tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False))
 
 
 def measure_words_step(rounds: int, case: lab.Case) -> dict[str, Any]:
@@ -146,14 +143,18 @@ def measure_words_copd(rounds: int, case: lab.Case) -> dict[str, Any]:
 
 def _words(cases: Mapping[str, Steps], rounds: int, case: lab.Case) -> dict[str, Any]:
     """Each branch has the same questions: who answers them, and who teaches whom, costs the same for all."""
-    problems = TrainingSet(PromptList(lab.problems(500)), Rule("bench.step_lab:checksum_bit"), 60.0)
-    amounts = RECIPE.rollout.model_copy(update={"prompts": case.prompts, "max_completion_tokens": case.tokens})
-    amounts = amounts.model_copy(update={"max_prompt_tokens": PROBLEM_TOKENS})
+    problems = lab.problems(200)
+    data = TrainingSet(PromptList(problems), Rule("bench.step_lab:checksum_bit"), 60.0)
     with tempfile.TemporaryDirectory() as folder:
         base = lab.endless(Path(folder) / "base", locate(case.base))
-        length = PROBLEM_TOKENS + case.tokens + 1  # vLLM samples one more, even when it only scores
-        data = {name: problems for name in lab.BRANCHES}  # noqa: C420  # whose type would be of these names alone
-        return _served(cases, data, base, amounts, rounds, max_model_len=length, modules=case.modules)
+        tokenizer = AutoTokenizer.from_pretrained(base)
+        longest = max(len(_prompt_ids(tokenizer, prompt)) for prompt in problems)
+        amounts = RECIPE.rollout.model_copy(
+            update={"prompts": case.prompts, "max_prompt_tokens": longest, "max_completion_tokens": case.tokens}
+        )
+        of_branches = {name: data for name in lab.BRANCHES}  # noqa: C420  # its type would be of these names alone
+        length = longest + case.tokens + 1  # vLLM samples one more, even when it only scores
+        return _served(cases, of_branches, base, amounts, rounds, max_model_len=length, modules=case.modules)
 
 
 def alone(name: str, number: int) -> Iterator[Step]:
@@ -191,8 +192,6 @@ async def _rounds(
     rounds: int,
     modules: tuple[str, ...],
 ) -> dict[str, Any]:
-    from transformers import AutoTokenizer
-
     decode = partial(AutoTokenizer.from_pretrained(base).decode, skip_special_tokens=True)
     lora = RECIPE.lora.model_copy(update={"modules": modules})
     learner = Learner(load_policy(base, dtype="float32"), base=base_digest(base), seed=0, lora=lora,

@@ -13,6 +13,7 @@ import pytest
 
 from bench.command import NAMES
 from clients.cli import main
+from tests.text_bases import write_text_base
 
 # Arguments, and whole pieces of what is printed, in their order.
 RIGHT = {
@@ -40,7 +41,7 @@ WRONG = {
     "pipeline": ("--rounds 0", "--rounds: take 1 or more, not 0"),
     "queue": ("--most 0", "--most: take 1 or more, not 0"),
     "rewards": ("--children 0", "--children: take 1 or more, not 0"),
-    "score": ("--peer stok", "--peer stok: no such value; did you mean stock?"),
+    "score": ("--base {here}", "{here}: no config.json in this folder; name the folder of a Hugging Face checkpoint"),
     "step": ("--thread 0", "--threads: take 1 or more, not 0"),
 }
 
@@ -77,6 +78,20 @@ def test_a_bench_measures_what_it_says(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", RIGHT_IN_MINUTES)
 def test_a_bench_of_minutes_measures_what_it_says(name: str, tmp_path: Path) -> None:
     check_bench(name, *RIGHT_IN_MINUTES[name], tmp_path)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1600)
+@pytest.mark.parametrize(
+    ("name", "line", "pieces"),
+    [
+        ("score", "--rounds 1", ["score_stock: ", "of CPU ", "score_hf: ", "score_engine: ", "score_growth_4: "]),
+        ("step", "--rounds 1 --prompts 1 --tokens 8", ["words_update: ", "words_memory: ", "words_copd_step: "]),
+    ],
+)
+def test_a_bench_of_another_base_measures_the_same(name: str, line: str, pieces: list[str], tmp_path: Path) -> None:
+    base = write_text_base(tmp_path / "base", "llama")
+    check_bench(name, f"{line} --base={base} --modules v_proj down_proj", pieces, tmp_path)
 
 
 @pytest.mark.parametrize("name", WRONG)
