@@ -29,7 +29,7 @@ from adapters.validate import BOUNDS, BaseShape, InvalidAdapterError, WeightBoun
 from service.concurrency import gather_or_cancel
 from service.engine.arguments import CACHED_ADAPTERS
 from service.engine.finite import NotFiniteError
-from service.engine.vllm import Engine, EngineDiedError, EngineMedia, LoadedAdapter, start_engine
+from service.engine.vllm import URGENT, Engine, EngineDiedError, EngineMedia, LoadedAdapter, start_engine
 from service.faults import RESTARTS_VARIABLE
 from service.files import RunFiles
 from service.http import problems
@@ -171,7 +171,9 @@ async def canary(engine: Engine, handle: object) -> list[float]:
     assert handle is None or isinstance(handle, LoadedAdapter)
     try:
         scores, *_ = await gather_or_cancel(
-            engine.score(CANARY_PROMPT, EngineMedia(), CANARY_COMPLETION, handle, cached=False, core=core)
+            engine.score(
+                CANARY_PROMPT, EngineMedia(), CANARY_COMPLETION, handle, cached=False, core=core, priority=URGENT
+            )
             for core in range(engine.settings.data_parallel)
         )
     except NotFiniteError:

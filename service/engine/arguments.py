@@ -98,6 +98,7 @@ def _arguments(base: Path, dtype: Dtype, settings: EngineNumbers, media: MediaNu
         # vLLM bounds the media tokens of a prompt by it as well, and a prompt may be all media.
         "max-num-batched-tokens": max(settings.max_num_batched_tokens, settings.max_model_len),
         "block-size": settings.block_size,
+        "scheduling-policy": "priority",  # then in the order of arrival; what goes first is in `vllm.URGENT`
         "max-loras": settings.max_loras,
         "max-cpu-loras": max(settings.max_loras, CACHED_ADAPTERS),
         "max-lora-rank": settings.max_lora_rank,

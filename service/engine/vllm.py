@@ -42,6 +42,8 @@ from service.settings import EngineNumbers, MediaNumbers
 
 # Added to the logit of a banned token. vLLM takes biases of -100 to 100 only; e**-100 is never sampled.
 BAN = -100.0
+URGENT = -1
+"""The priority of what a publish waits for; everything else has 0. It would wait for all scores that came before it."""
 FIRST_ADAPTER_NUMBER = 100_000  # vLLM's own counter starts at 1, and one number must never mean two adapters
 
 
@@ -224,9 +226,10 @@ class Engine:
         token_ids: Sequence[Sequence[int]] | None = None,
         cached: bool = True,
         core: int | None = None,
+        priority: int = 0,
     ) -> EngineScores:
         """Log-probabilities of `completion` after `prompt`; `cached=False` never reads the prefix cache. `core` is
-        asked instead of the prompt's own."""
+        asked instead of the prompt's own. A lower `priority` goes first."""
         rendered = await self._render([*prompt, *completion], media)
         rendered["cache_salt"] = "scores"  # what was sampled is in the cache to its end, and would be met too far
         prompt_tokens = len(rendered["prompt_token_ids"]) - len(completion)
@@ -234,10 +237,10 @@ class Engine:
         core = self._cores.of(prompt, media.names) if core is None else core
         # The row of a token comes from the position before it, so the first row needs position prompt_tokens - 1.
         params = partial(_scoring_params, prompt_tokens - 1, top_k, token_ids)
-        output = await self._run(rendered, params(skip_cache=not cached), adapter, core)
+        output = await self._run(rendered, params(skip_cache=not cached), adapter, core, priority)
         rescored = cached and (output.num_cached_tokens or 0) > prompt_tokens - 1
         if rescored:
-            output = await self._run(rendered, params(skip_cache=True), adapter, core)
+            output = await self._run(rendered, params(skip_cache=True), adapter, core, priority)
         assert output.prompt_token_ids[prompt_tokens:] == list(completion), "expansion moved into the completion"
         rows = _last_rows(output.prompt_logprobs, len(completion))
         logprobs_C = _logprobs(rows)
@@ -270,12 +273,16 @@ class Engine:
             raise UserError(message)
         return rendered
 
-    async def _run(self, rendered: Any, params: Any, adapter: LoadedAdapter | None, core: int) -> Any:
+    async def _run(
+        self, rendered: Any, params: Any, adapter: LoadedAdapter | None, core: int, priority: int = 0
+    ) -> Any:
         """The finished output; cancelling the caller aborts the request."""
         request = _lora_request(adapter) if adapter else None
         name = f"coevo-{next(self._requests)}"
         try:
-            answer = self._client.generate(rendered, params, name, lora_request=request, data_parallel_rank=core)
+            answer = self._client.generate(
+                rendered, params, name, lora_request=request, priority=priority, data_parallel_rank=core
+            )
             outputs = [output async for output in answer]
         except Exception:
             if self.dead:
