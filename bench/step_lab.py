@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import AutoTokenizer
 
 from bench.served import cpu_seconds
 from service.media import encode_image
@@ -97,6 +96,8 @@ def checksum_bit(completion: str, answer: str) -> float:
 
 def endless(folder: Path, base: Path) -> Path:
     """The base with an end token that it never says: all completions are as long as they may be."""
+    from transformers import AutoTokenizer  # not at the top: a reward is loaded from here, within its time
+
     folder.mkdir()
     for path in base.iterdir():
         (folder / path.name).symlink_to(path)  # weights of a real base are gigabytes
