@@ -1,13 +1,15 @@
-"""The real one: what SmolLM2 says by itself and embedded, and the digits that it reads."""
+"""The real one: what SmolLM2 says by itself and embedded, by transformers and through the service; and what it sees."""
 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
 from clients.cli import main
+from tests.engine.service_process import ServiceProcess
 from trainer.realbase.sight import share_read
 from trainer.realbase.source import read_source
 
@@ -68,6 +70,24 @@ def test_by_itself_it_is_a_base_too(plain: Path, expected: tuple[torch.Tensor, t
     ids_RT, logprobs_RT = expected
     model = AutoModelForCausalLM.from_pretrained(plain, dtype=torch.float32).eval()
     assert torch.equal(chosen(model, ids_RT[:1]), logprobs_RT[:1])
+
+
+@pytest.mark.parametrize("name", ["embedded", "plain"])
+def test_the_service_says_the_same(
+    name: str, expected: tuple[torch.Tensor, torch.Tensor], request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    ids_RT, logprobs_RT = expected
+    flags = [f"--base={request.getfixturevalue(name)}", "--dtype=float32", "--kv-cache-gib=1"]
+    service = ServiceProcess(tmp_path / "store", *flags)
+    try:
+        sequences = [{"prompt": row[:1], "completion": row[1:]} for row in ids_RT.tolist()]
+        with service.client() as http:
+            answer = http.post("/logprobs?adapter=base", json={"sequences": sequences}, timeout=900)
+        assert answer.status_code == 200, answer.text
+        rows = [row["logprobs"] for row in answer.json()["adapters"][0]["sequences"]]
+    finally:
+        service.stop()
+    assert_equal_to_rounding(torch.tensor(np.array(rows)), logprobs_RT)
 
 
 def test_it_reads_digits_that_it_never_saw(embedded: Path) -> None:
