@@ -42,7 +42,7 @@ def cluster() -> Iterator[Cluster]:
 
 def test_a_run_outlives_the_nodes_of_its_worker_and_its_service(cluster: Cluster, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    sets = [word for change in SMALL for word in ("--set", change)]
+    sets = [word for change in (*SMALL, "method.cycles=1") for word in ("--set", change)]
     run = subprocess.Popen(
         [sys.executable, "-m", "clients.cli", "run", "recipes/miniature.toml", *sets, f"--out={out}", "--on=ray"],
         stdout=subprocess.PIPE,
@@ -59,15 +59,18 @@ def test_a_run_outlives_the_nodes_of_its_worker_and_its_service(cluster: Cluster
                 return
         raise AssertionError("".join(said))
 
-    wait_for(lambda line: line.startswith("text@1 of 6"))
-    worker = exchange_node_of(cluster, "trainer.worker")
-    wait_for(lambda line: line.startswith("worker-all: lost with its actor: "))
-    wait_for(lambda line: " of 6: reward" in line)
-    assert not worker.is_running()
-    service = exchange_node_of(cluster, "serve")
-    wait_for(lambda line: line.startswith("service: lost with its actor: ") and "all processes begin again" in line)
-    assert not service.is_running()
-    rest, _ = run.communicate(timeout=900)
+    try:
+        wait_for(lambda line: line.startswith("text@1 of 3"))
+        worker = exchange_node_of(cluster, "trainer.worker")
+        wait_for(lambda line: line.startswith("worker-all: lost with its actor: "))
+        wait_for(lambda line: " of 3: reward" in line)
+        assert not worker.is_running()
+        service = exchange_node_of(cluster, "serve")
+        wait_for(lambda line: line.startswith("service: lost with its actor: ") and "all processes begin again" in line)
+        assert not service.is_running()
+        rest, _ = run.communicate()
+    finally:
+        run.kill()  # its processes end with it
     assert run.returncode == 0, "".join(said) + rest
     assert "is finished" in rest
     recipe = load(out / "recipe.json")
