@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     settings = _settings(arguments)  # a wrong value is told before anything starts
     logs.set_up()
     command = [sys.executable, "-m", "service.command", *_as_flags(arguments)]
-    if settings.port != 0:
+    if settings.port != 0 or settings.engine.data_parallel_start > 0:
         return supervise(command)
     # A free port is chosen here, so that a service that is started again is found where it was. The socket never
     # listens, so the service can; but it keeps the port from whoever asks for any, as the engine does while it starts.
@@ -76,7 +76,7 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         settings = _settings(parser.parse_args(words))
         logs.set_up()
-        return asyncio.run(_serve(settings))
+        return asyncio.run(_serve(settings)) if settings.engine.data_parallel_start == 0 else _serve_cores(settings)
     except UserError as error:
         print(f"coevo serve: {error}", file=sys.stderr)
         return 2
@@ -92,6 +92,12 @@ async def _serve(settings: Settings) -> int:
     # The port first and the engine last: a port that is taken is told before the engine loads.
     with _listen(settings.host, settings.port, settings.send_timeout_s) as listener:
         print(f"coevo serve: loading {settings.base} ...", flush=True)
+        engine = settings.engine
+        if (local := engine.data_parallel_local or engine.data_parallel) < engine.data_parallel:
+            address, port = engine.data_parallel_address, engine.data_parallel_port
+            _listen(address, port, settings.send_timeout_s, "--data-parallel-port").close()  # vLLM says it later
+            last = engine.data_parallel - 1
+            print(f"coevo serve: cores {local} to {last} are to come to {address}:{port}", flush=True)
         async with open_state(settings) as state:
             app = build_app(state)
             logs.set_up()  # again, as vLLM and transformers are here now
@@ -121,7 +127,24 @@ async def _serve(settings: Settings) -> int:
     return 0
 
 
-def _listen(host: str, port: int, send_timeout_s: float) -> socket.socket:
+def _serve_cores(settings: Settings) -> int:
+    """A host of engine cores alone. Whatever ends them, the parent starts them again, for the service's next life."""
+    from adapters.base import locate
+    from service.engine.vllm import serve_cores
+    from service.health import PING_EVERY_S
+
+    engine = settings.engine
+    assert engine.data_parallel_local is not None
+    last = engine.data_parallel_start + engine.data_parallel_local - 1
+    numbers = f"{engine.data_parallel_start} to {last} of 0 to {engine.data_parallel - 1}"
+    there = f"{engine.data_parallel_address}:{engine.data_parallel_port}"
+    print(f"coevo serve: cores {numbers} for the service at {there}", flush=True)
+    tell_ready()  # at once: while a core waits for the service it does what it should
+    serve_cores(locate(settings.base), engine, settings.media, settings.frozen_s + PING_EVERY_S)
+    return ENGINE_DIED
+
+
+def _listen(host: str, port: int, send_timeout_s: float, flag: str = "--port") -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = socket.create_server((host, port), family=family, backlog=2048)
@@ -134,7 +157,7 @@ def _listen(host: str, port: int, send_timeout_s: float) -> socket.socket:
         return listener
     except OSError as error:
         raise UserError(
-            f"--port {port}: cannot listen on {host} ({os.strerror(error.errno or 0)}); choose another"
+            f"{flag} {port}: cannot listen on {host} ({os.strerror(error.errno or 0)}); choose another"
         ) from None
 
 

@@ -58,6 +58,14 @@ class EngineNumbers(_Frozen):
     """The most likeliest tokens that a request may ask for."""
     data_parallel: int = Field(default=1, ge=1)
     """Engine cores on cards of their own, each with the base and all adapters; prompts are spread over them."""
+    data_parallel_local: int | None = Field(default=None, ge=1)
+    """Engine cores on this host; left out, all of them."""
+    data_parallel_start: int = Field(default=0, ge=0)
+    """This host's first engine core. Above 0 it has no service: its cores work for that of data_parallel_address."""
+    data_parallel_address: str = ""
+    """Address of the host of core 0, where the service is; only with cores on several hosts."""
+    data_parallel_port: int = Field(default=13345, ge=1, le=65535)
+    """Port there to which the other hosts' cores come. It asks for no key: let nobody else reach it."""
     tensor_parallel: int = Field(default=1, ge=1)
     """Cards that hold one engine core together."""
     tool_parser: Literal["hermes"] | None = None
@@ -183,7 +191,7 @@ def read(flags: Mapping[str, Any], environ: Mapping[str, str], recipe: Mapping[s
         for section, model in SECTIONS.items()
     }
     try:
-        return Settings(**given, **cast(Any, sections))
+        settings = Settings(**given, **cast(Any, sections))
     except ValidationError as error:
         # Without the input, which may be a secret.
         lines: list[str] = []
@@ -192,6 +200,30 @@ def read(flags: Mapping[str, Any], environ: Mapping[str, str], recipe: Mapping[s
             message = item["msg"].removeprefix("Value error, ")
             lines.append(f"{origins[name]}: {message[:1].lower()}{message[1:]}")
         raise SettingsError("; ".join(lines)) from None
+    _check_hosts(settings)
+    return settings
+
+
+def _check_hosts(settings: Settings) -> None:
+    """Engine cores on several hosts, which know each other by these settings alone."""
+    engine = settings.engine
+    first, local, total = engine.data_parallel_start, engine.data_parallel_local, engine.data_parallel
+    if local is None:
+        if first > 0:
+            raise SettingsError(f"--data-parallel-start {first}: say with --data-parallel-local how many are here")
+        return
+    if first + local > total:
+        last = first + local - 1
+        raise SettingsError(f"--data-parallel-local {local}: cores {first} to {last} of 0 to {total - 1}; lower it")
+    if local == total:
+        return
+    if not engine.data_parallel_address:
+        raise SettingsError("--data-parallel-address: set it to the address of core 0's host, on all hosts")
+    if first == 0 and settings.adapter_cache.is_relative_to("/dev/shm"):
+        raise SettingsError(
+            f"--adapter-cache {settings.adapter_cache}: it is this host's alone, and cores on others read adapters "
+            "there too; name a folder that all hosts share"
+        )
 
 
 def _fields() -> Iterator[tuple[str, FieldInfo]]:

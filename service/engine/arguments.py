@@ -52,10 +52,10 @@ def _check_parts(base: Path, settings: EngineNumbers) -> None:
     if heads % count or tokens % count or (pairs % count and count % pairs):  # fewer pairs than parts are repeated
         words = f"the base has {heads} heads, {pairs} of keys and values, and room for {tokens:,} tokens"
         raise UserError(f"--tensor-parallel {count}: {words}; take a number that divides them")
-    cores = settings.data_parallel
+    cores = settings.data_parallel_local or settings.data_parallel
     if not on_cpu() and cores * count > torch.cuda.device_count():
         words = f"{cores} cores of {count} are more than the {torch.cuda.device_count()} cards here"
-        raise UserError(f"--data-parallel, --tensor-parallel: {words}; lower them")
+        raise UserError(f"--data-parallel, --tensor-parallel: {words}; lower them, or use other hosts too")
 
 
 def on_cpu() -> bool:
@@ -110,6 +110,14 @@ def _arguments(base: Path, dtype: Dtype, settings: EngineNumbers, media: MediaNu
         "mm-processor-kwargs": json.dumps(_processing(media)),
         "seed": 0,
     }
+    if settings.data_parallel_local not in (None, settings.data_parallel):
+        arguments |= {
+            "data-parallel-size-local": settings.data_parallel_local,
+            "data-parallel-address": settings.data_parallel_address,
+            "data-parallel-rpc-port": settings.data_parallel_port,
+        }
+        if settings.data_parallel_start > 0:
+            arguments["data-parallel-start-rank"] = settings.data_parallel_start
     flags = ["--enable-lora", "--enable-prefix-caching", "--disable-log-stats", "--disable-uvicorn-access-log"]
     if settings.tensor_parallel > 1:
         flags.append("--mm-encoder-tp-mode=data")  # whole on each card: it is small, and its heads need not divide

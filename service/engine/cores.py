@@ -12,6 +12,7 @@ import hashlib
 from array import array
 from collections.abc import Sequence
 from http import HTTPStatus
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from service.engine.outputs import fail_requests
@@ -39,6 +40,26 @@ def fail_given_up(client: Any) -> None:
 
     given_up = (FinishReason.ABORT, FinishReason.ERROR)
     fail_requests(client, lambda output: GivenUpError() if output.finish_reason in given_up else None)
+
+
+def wait_for_coordinator() -> None:
+    """vLLM's client waits for the process that coordinates the cores as long as that lives.
+
+    It would give up after 120 s, in which such a process has not imported vLLM where others use the processors.
+    """
+    from vllm.v1.engine.coordinator import DPCoordinator
+
+    coordinator: Any = DPCoordinator
+
+    def addresses(self: Any, pipe: Connection) -> Any:
+        with pipe:
+            wait([pipe, self.proc.sentinel])
+            try:
+                return pipe.recv()
+            except EOFError:
+                raise RuntimeError("vLLM's coordinator of cores ended in its start") from None
+
+    coordinator._wait_for_zmq_addrs = addresses
 
 
 class Cores:

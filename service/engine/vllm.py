@@ -34,8 +34,9 @@ from adapters.errors import UserError
 from service import logs
 from service.chats import for_template
 from service.engine.arguments import on_cpu, prepare
-from service.engine.cores import Cores, EngineDiedError, fail_given_up
+from service.engine.cores import Cores, EngineDiedError, fail_given_up, wait_for_coordinator
 from service.engine.finite import NotFiniteError, fail_corrupted, zero_new_blocks
+from service.engine.headless import end_when_silent, run_cores
 from service.media import Video
 from service.publishing.registry import AdapterLoadError, Dtype
 from service.settings import EngineNumbers, MediaNumbers
@@ -384,6 +385,7 @@ def _sampled(completion: Any) -> Sampled:
 async def start_engine(base: Path, settings: EngineNumbers, media: MediaNumbers) -> AsyncGenerator[Engine]:
     """The engine, in processes of its own that end with the block."""
     args, dtype = prepare(base, settings, media)
+    wait_for_coordinator()
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
     from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client
     from vllm.entrypoints.launchers.app import build_app
@@ -402,6 +404,12 @@ async def start_engine(base: Path, settings: EngineNumbers, media: MediaNumbers)
             engine.drop()
 
 
+def serve_cores(base: Path, settings: EngineNumbers, media: MediaNumbers, silent_s: float) -> None:
+    """Cores for the service of another host, until one of them ends or hears nothing for so long."""
+    args, _ = prepare(base, settings, media)
+    run_cores(args, silent_s)
+
+
 # ---- in vLLM's processes ----
 
 
@@ -411,6 +419,7 @@ def prepare_process() -> None:
     from vllm.platforms import current_platform
 
     zero_new_blocks()
+    end_when_silent()
     if not current_platform.is_cpu():
         return
     platform: Any = type(current_platform)

@@ -18,7 +18,7 @@ from tests.engine.service_process import ServiceProcess
 from tests.engine.test_service_faults import TOLERANCE
 from tests.engine.traffic import Notes, Scored, crowd, scoring, until_answered
 
-pytestmark = [pytest.mark.engine, pytest.mark.soak, pytest.mark.timeout(1100)]
+pytestmark = [pytest.mark.engine, pytest.mark.soak, pytest.mark.timeout(2300)]
 
 FROZEN_S = 8.0
 

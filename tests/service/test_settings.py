@@ -54,6 +54,16 @@ def test_a_variable_set_to_nothing_is_not_set():
         ({"max_waiting": "-1"}, {"COEVO_MAX_LORAS": "1"}, {}, "--max-waiting: .*; COEVO_MAX_LORAS: "),
         ({}, {"COEVO_API_KEY": "open sesame"}, {}, "COEVO_API_KEY: take visible ASCII"),
         ({"data_parallel": "0"}, {}, {}, "--data-parallel: input should be greater than or equal to 1"),
+        # Cores on several hosts.
+        ({"data_parallel_start": "1"}, {}, {"data_parallel": 2}, "--data-parallel-start 1: say with --data-parallel-l"),
+        ({"data_parallel_start": "1", "data_parallel_local": "2"}, {}, {"data_parallel": 2}, "cores 1 to 2 of 0 to 1"),
+        ({"data_parallel_local": "1"}, {}, {"data_parallel": 2}, "--data-parallel-address: set it to the address of"),
+        (
+            {"data_parallel_local": "1", "data_parallel_address": "10.0.0.1"},
+            {},
+            {"data_parallel": 2},
+            "--adapter-cache /dev/shm: it is this host's alone, .* name a folder that all hosts share",
+        ),
     ],
 )
 def test_a_wrong_value_is_told_in_one_line_with_its_origin(flags, environ, recipe, says):
@@ -61,6 +71,14 @@ def test_a_wrong_value_is_told_in_one_line_with_its_origin(flags, environ, recip
         read(flags, environ, recipe)
     assert "\n" not in str(caught.value)
     assert "sesame" not in str(caught.value)
+
+
+def test_cores_on_two_hosts_take_an_address_and_a_shared_folder():
+    flags = {"data_parallel_local": "1", "data_parallel_address": "10.0.0.1"}
+    first = read(flags | {"adapter_cache": "/shared/cache"}, {}, {"data_parallel": 2})
+    assert (first.engine.data_parallel_start, first.engine.data_parallel_local) == (0, 1)
+    second = read(flags | {"data_parallel_start": "1"}, {}, {"data_parallel": 2})
+    assert second.engine.data_parallel_start == 1
 
 
 def test_settings_do_not_change():
