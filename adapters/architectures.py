@@ -5,11 +5,14 @@ They differ in where these layers lie, and in whether there is a vision tower be
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 from adapters.errors import UserError
+
+ADAPTER_MODULES = "coevo_adapter_modules"
+"""The key of a config.json that names the projections that adapters of this base may have; without it, all seven."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +21,8 @@ class Architecture:
     language: str
     """The module of the language model, with its dot: what the names of its weights begin with."""
     has_vision: bool
+    adapter_modules: tuple[str, ...] | None = None
+    """The projections that adapters may have; None: all seven."""
 
     @property
     def layers(self) -> str:
@@ -41,7 +46,8 @@ def architecture_of(config: dict[str, Any]) -> Architecture:
     # A pack's attention has no window (trainer/update/attention.py), so such a base would be another model there.
     if config.get("use_sliding_window"):
         raise UserError("use_sliding_window: its layers see a part of their context; take a base that sees all of it")
-    return ARCHITECTURES[model_type]
+    architecture, modules = ARCHITECTURES[model_type], config.get(ADAPTER_MODULES)
+    return architecture if modules is None else replace(architecture, adapter_modules=tuple(modules))
 
 
 def read_architecture(folder: Path) -> Architecture:

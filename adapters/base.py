@@ -6,13 +6,16 @@ from pathlib import Path
 from adapters.errors import UserError
 
 BASES = "coevo.bases"
-"""The entry points of installed packages that bring a base: its name, and the variable with its folder."""
+"""The entry points of installed packages that bring a base: its name, and the variable with its folder. One that is
+built on the machine may not be there yet."""
 
 
 def locate(name: str) -> Path:
-    """The folder of a base: `miniature`, a folder with a `config.json`, or a hub name that was downloaded before."""
+    """The folder of a base: `miniature`, `real`, a folder with a `config.json`, or a hub name that was downloaded."""
     for base in entry_points(group=BASES, name=name):
-        return base.load()
+        if not (built := base.load()).exists():
+            raise UserError(f"{name}: not built yet; `coevo base build {name}` makes it")
+        return built
     folder = Path(name)
     if (folder / "config.json").is_file():
         return folder.resolve()

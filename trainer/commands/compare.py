@@ -23,9 +23,10 @@ from pathlib import Path
 
 from adapters.errors import UserError
 from service.concurrency import Stopped
+from trainer.commands.base import make_at_first_use
 from trainer.commands.check import add_unchecked, check, is_refused
 from trainer.local.train import check_folder, settings_of
-from trainer.recipe import ComparisonConfig, Recipe
+from trainer.recipe import ComparisonConfig, MiniatureData, Recipe
 from trainer.recipe.arguments import add_recipe_arguments
 from trainer.recipe.file import load
 
@@ -52,6 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     out = arguments.out or Path("out") / f"compare-{recipe.name}"
     if arguments.source is None:
         check_folder(out, recipe, resume=arguments.resume)  # seeds and systems are no part of what it compares
+        make_at_first_use(recipe.base.name)
         print("checking the recipe, its data and this machine", flush=True)
         if is_refused("compare", arguments, check(recipe, out)):
             return 2
@@ -101,8 +103,8 @@ def of_comparison(recipe: Recipe, seeds: int | None) -> Recipe:
             f"rollout.prompts: {recipe.rollout.prompts} are fewer than the {len(recipe.capabilities)} capabilities of "
             "mixed RLVR; take one for each at least"
         )
-    # Only the miniature has a split beside the one that is reported on, so that a scale is not chosen by the test.
-    rest = [name for name, capability in recipe.capabilities.items() if capability.data.type != "miniature"]
+    # Only generated questions have a split beside the one that is reported on: the test must not choose a scale.
+    rest = [name for name, config in recipe.capabilities.items() if not isinstance(config.data, MiniatureData)]
     if config.scales and rest:
         raise UserError(f"comparison.scales: {', '.join(rest)} has no validation questions; set merge.scale instead")
     changes = {} if seeds is None else {"seeds": seeds}

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from adapters.errors import UserError
 from adapters.names import MERGED
 from service.concurrency import Stopped
+from trainer.commands.base import make_at_first_use
 from trainer.commands.check import add_unchecked, check, is_refused
 from trainer.local.examiner import ADAPTER
 from trainer.local.launching import Launch, launch_here
@@ -60,6 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     out = arguments.out or Path("out") / recipe.name
     check_folder(out, recipe, resume=arguments.resume)
     if not is_trained(out, recipe):
+        make_at_first_use(recipe.base.name)
         print("checking the recipe, its data and this machine", flush=True)
         facts = check(recipe, out)
         if arguments.on == "ray" and is_joined():  # other machines have the memory

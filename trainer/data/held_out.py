@@ -54,7 +54,7 @@ def held_out_data(capability: CapabilityConfig) -> Data | None:
     data = capability.data
     if capability.held_out is None and isinstance(data, MiniatureData):
         split = "test" if data.split == "validation" else "validation"  # never the one that is trained on
-        return MiniatureData(type="miniature", name=data.name, size=_PLENTY, level=data.level, split=split)
+        return MiniatureData(type=data.type, name=data.name, size=_PLENTY, level=data.level, split=split)
     if capability.held_out is None and isinstance(data, ReasoningGymData):
         split = "train" if data.split == "validation" else "validation"
         return data.model_copy(update={"size": _PLENTY, "seed": None, "split": split})

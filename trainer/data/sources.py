@@ -2,7 +2,7 @@
 
 from service.media import Limits
 from trainer.data import datasets, reasoning
-from trainer.data.generated import prompts as miniature_prompts
+from trainer.data.generated import prompts as generated_prompts
 from trainer.data.prompts import Prompts
 from trainer.recipe import Data, MiniatureData, ReasoningGymData
 
@@ -10,8 +10,14 @@ from trainer.recipe import Data, MiniatureData, ReasoningGymData
 def open_prompts(capability: str, data: Data, *, seed: int, limits: Limits) -> Prompts:
     """The prompts of a capability; `seed` decides which questions are made up."""
     if isinstance(data, MiniatureData):
-        return miniature_prompts(
-            data.name, label=capability, split=data.split, size=data.size, seed=seed, level=data.level
+        return generated_prompts(
+            data.name,
+            label=capability,
+            split=data.split,
+            size=data.size,
+            seed=seed,
+            level=data.level,
+            kind=data.type,
         )
     if isinstance(data, ReasoningGymData):
         return reasoning.prompts(data, label=capability, seed=seed, limits=limits)

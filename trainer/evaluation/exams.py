@@ -29,14 +29,14 @@ from clients.client import AsyncClient
 from service.concurrency import gather_or_cancel
 from service.media import Limits
 from trainer.data.base import base_of
+from trainer.data.generated import generated
 from trainer.data.held_out import SEED, held_out_data, held_out_prompts, open_benchmark
 from trainer.data.lengths import fit
 from trainer.data.prompts import Prompts
 from trainer.evaluation.intervals import Interval, average, interval
 from trainer.evaluation.ways import KINDS, Decoding, kind_of, ways_of
 from trainer.miniature.blind import best_constant, best_guess
-from trainer.miniature.capabilities import capability as miniature_capability
-from trainer.miniature.question import questions as miniature_questions
+from trainer.miniature.question import questions
 from trainer.parts import Rollout
 from trainer.recipe import AnswersConfig, Data, MiniatureData, Recipe, RewardConfig
 from trainer.rewards import Rule
@@ -169,10 +169,10 @@ def answer_rule(reward: RewardConfig) -> Rule:
 
 
 def blind_level(data: MiniatureData, count: int, draw: int = 0) -> float:
-    """The accuracy on the miniature's first `count` questions of the best answer that looks at nothing."""
-    capability = miniature_capability(data.name)
-    measured = list(itertools.islice(miniature_questions(capability, data.split, SEED + draw, data.level), count))
-    known = list(itertools.islice(miniature_questions(capability, "train", SEED, data.level), _FITTED_TO))
+    """The accuracy on the first `count` generated questions of the best answer that looks at nothing."""
+    capability = generated(data.name, data.type)
+    measured = list(itertools.islice(questions(capability, data.split, SEED + draw, data.level), count))
+    known = list(itertools.islice(questions(capability, "train", SEED, data.level), _FITTED_TO))
     return max(best_constant(known, measured), best_guess(known, measured))
 
 

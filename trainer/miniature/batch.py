@@ -2,7 +2,8 @@
 
 All prompts of one capability and level have the same tokens but for the question, so the processor runs once for
 each of them and the rest is splicing; pixels are cut into patches for the whole batch at once. Both are equal to what
-the processor makes of each question alone (the tests compare them).
+the processor makes of each question alone (the tests compare them). Questions in words differ in length: the shorter
+ones are padded on the left, so that all of them end together.
 
 Axes: B questions, T tokens of the prompt, C tokens of the completion, F frames, N patches, D values of a patch.
 """
@@ -23,9 +24,11 @@ from trainer.miniature.question import Frames, Media, Question
 
 @dataclass(frozen=True, slots=True)
 class PromptBatch:
-    """Prompts of equal length, as the model takes them."""
+    """Prompts that end together, as the model takes them."""
 
     ids_BT: Tensor
+    mask_BT: Tensor | None
+    """Which tokens are no padding; None: all of them."""
     positions_3BT: Tensor
     pixels: dict[str, Tensor]
     """`pixel_values` and its grid under the names of the model's arguments; empty for text."""
@@ -36,7 +39,7 @@ class Prompter:
 
     def __init__(self, model: Qwen3VLForConditionalGeneration, processor: Qwen3VLProcessor) -> None:
         config: Any = model.config
-        self._pads = (config.image_token_id, config.video_token_id)
+        self._media_tokens = (config.image_token_id, config.video_token_id)
         self._rope: Any = model.model.get_rope_index
         self._processor = processor
         self._around = cache(self._tokens_around)
@@ -47,14 +50,24 @@ class Prompter:
         # The shape belongs to the key: it decides how many media tokens stand before the question.
         head_T, tail_T = self._around(media, frames[0].shape)
         bodies: list[list[int]] = self._processor.tokenizer([question.text for question in questions])["input_ids"]
-        ids_BT = torch.tensor([head_T + body + tail_T for body in bodies])
+        longest = max(map(len, bodies))
+        shorter = [longest - len(body) for body in bodies]
+        pad = self._processor.tokenizer.pad_token_id
+        ids_BT = torch.tensor(
+            [[pad] * count + head_T + body + tail_T for count, body in zip(shorter, bodies, strict=True)]
+        )
         pixels = patches(media, frames)
-        # Positions follow from where media stand and how large they are, which is the same in every row.
+        # Positions follow from where media stand and how large they are, which is the same in every row: a shorter one
+        # has the first of the longest one's, after its padding.
         grid = {name: values[:1] for name, values in pixels.items() if name.endswith("grid_thw")}
-        image_pad, video_pad = self._pads
-        kinds_1T = (ids_BT[:1] == image_pad).int() + 2 * (ids_BT[:1] == video_pad).int()  # 0 text, 1 image, 2 video
-        positions_31T, _ = self._rope(ids_BT[:1], kinds_1T, **grid)
-        return PromptBatch(ids_BT, positions_31T.expand(3, len(questions), -1), pixels)
+        image_token, video_token = self._media_tokens
+        ids_1T = ids_BT[shorter.index(0)][None]
+        kinds_1T = (ids_1T == image_token).int() + 2 * (ids_1T == video_token).int()  # 0 text, 1 image, 2 video
+        positions_31T, _ = self._rope(ids_1T, kinds_1T, **grid)
+        if not any(shorter):
+            return PromptBatch(ids_BT, None, positions_31T.expand(3, len(questions), -1), pixels)
+        at_BT = torch.arange(ids_BT.shape[1]) - torch.tensor(shorter)[:, None]
+        return PromptBatch(ids_BT, (at_BT >= 0).long(), positions_31T[:, 0, at_BT.clamp(min=0)], pixels)
 
     def _tokens_around(self, media: Media, shape: tuple[int, ...]) -> tuple[list[int], list[int]]:
         """The tokens before and after the question, from the processor's own output."""

@@ -71,6 +71,11 @@ class Training:
     """Share of the learning rate that is left at the end."""
     seed: int = 0
 
+    def rate(self, step: int) -> float:
+        """The share of the learning rate that a step has."""
+        # lr(t) = lr * min(1, (t + 1) / warmup) * (1 - (1 - last_lr) * t / steps)
+        return min(1.0, (step + 1) / self.warmup) * (1 - (1 - self.last_lr) * step / self.steps)
+
 
 def build(
     capabilities: Sequence[MiniatureCapability], habits: Habits, training: Training, tell: Callable[[int, int], None]
@@ -81,11 +86,7 @@ def build(
     model = Qwen3VLForConditionalGeneration(build_config(tokenizer)).train()
     prompter = Prompter(model, processor)
     optimiser = torch.optim.AdamW(model.parameters(), lr=training.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-    # lr(t) = lr * min(1, (t + 1) / warmup) * (1 - (1 - last_lr) * t / steps)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser,
-        lambda step: min(1.0, (step + 1) / training.warmup) * (1 - (1 - training.last_lr) * step / training.steps),
-    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, training.rate)
     # The only stream of styles and slips: drawn from in the order of the questions, it decides the weights.
     rng = random.Random(training.seed)
     sources = [
@@ -94,9 +95,7 @@ def build(
         for capability in capabilities
     ]
     for step, (capability, source) in zip(range(training.steps), itertools.cycle(sources), strict=False):
-        done = step / training.steps
-        stage = SKILL if done < training.skill else STYLE if done < training.skill + training.style else habits
-        stage = replace(stage, conflict=habits.conflict)
+        stage = stage_at(step, training, habits)
         batch = list(itertools.islice(source, BATCH[capability.media]))
         derivations = [write(question, stage, rng) for question in batch]
         loss = completion_loss(model, prompter(batch), completion_ids(processor, derivations))
@@ -107,6 +106,13 @@ def build(
         schedule.step()
         tell(step + 1, training.steps)
     return model.eval(), processor
+
+
+def stage_at(step: int, training: Training, habits: Habits) -> Habits:
+    """The habits that a step teaches; `habits` are those of the last stage."""
+    done = step / training.steps
+    stage = SKILL if done < training.skill else STYLE if done < training.skill + training.style else habits
+    return replace(stage, conflict=habits.conflict)
 
 
 def write(question: Question, habits: Habits, rng: random.Random) -> str:
@@ -132,11 +138,13 @@ def completion_loss(model: Qwen3VLForConditionalGeneration, prompt: PromptBatch,
     B, C = completion_BC.shape
     text_config: Any = model.config.text_config
     after_3BC = prompt.positions_3BT[:, :, -1:] + 1 + torch.arange(C).expand(3, B, -1)
+    mask = {} if prompt.mask_BT is None else {"attention_mask": functional.pad(prompt.mask_BT, (0, C), value=1)}
     logits_BCV = model(
         input_ids=torch.cat([prompt.ids_BT, completion_BC], dim=1),
         position_ids=torch.cat([prompt.positions_3BT, after_3BC], dim=2),
         logits_to_keep=C + 1,  # the prompt's last token predicts the first of the completion
         use_cache=False,
+        **mask,
         **prompt.pixels,
     ).logits[:, :-1]
     return functional.cross_entropy(

@@ -15,8 +15,6 @@ from trainer.miniature.question import LEVELS, MiniatureCapability, Question, Sp
 from trainer.miniature.sample import sample
 from trainer.rewards.mathematics import math_reward
 
-BATCH = 128
-"""Questions that are answered together; the samples of a batch have one stream of chance, so it changes answers."""
 KNOWN = 2000
 """Training questions that the blind levels are fitted to: some hundreds for each count."""
 SEED = 20
@@ -97,9 +95,13 @@ def judge(
 ) -> list[list[bool]]:
     """The n verdicts on each question."""
     prompter, marks = Prompter(model, processor), list[list[bool]]()
-    for start in range(0, len(unseen), BATCH):
-        batch = unseen[start : start + BATCH]
-        texts = sample(model, processor, prompter(batch), n=n, temperature=temperature, seed=SEED + start)
+    together = unseen[0].capability.together
+    for start in range(0, len(unseen), together):
+        batch = unseen[start : start + together]
+        most = batch[0].capability.max_tokens
+        texts = sample(
+            model, processor, prompter(batch), n=n, temperature=temperature, seed=SEED + start, max_tokens=most
+        )
         for row, question in enumerate(batch):
             completions = texts[row * n : (row + 1) * n]
             marks.append([math_reward(text, question.answer) == 1.0 for text in completions])

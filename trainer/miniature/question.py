@@ -44,6 +44,48 @@ class Scene:
     """The items that are written down before counting; empty where there is nothing to look at."""
     render: Callable[[], Frames]
     """Draws the pixels, the same at every call."""
+    split: Split | None = None
+    """The split of what there is to see, where that decides alone; None: the whole question decides."""
+    tell: Callable[[int], str] = str
+    """Writes how a count is found, where the form has words for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Worked steps to an answer, slips included."""
+
+    style: Style
+    count: int
+    steps: tuple[tuple[int, str, int, int], ...]
+    """The number before, the sign, the operand, and the number that comes of them."""
+
+    @property
+    def answer(self) -> int:
+        return self.steps[-1][-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """The way questions and their work are written."""
+
+    ask: Callable[["Question"], str]
+    write: Callable[["Question", Work], str]
+
+
+def _ask_tersely(question: "Question") -> str:
+    (sign, _), *more = question.steps
+    return f"{question.start}{sign}{question.scene.phrase}" + "".join(f"{s}{n}" for s, n in more) + "?"
+
+
+def _write_tersely(question: "Question", work: Work) -> str:
+    scene, connector = question.scene, CONNECTOR[work.style]
+    seen = f"{''.join(scene.items)};" if scene.items else ""
+    steps = "".join(f"{sign}{operand}{connector}{value}" for _, sign, operand, value in work.steps)
+    finding = f"{scene.phrase}{connector}{work.count};"
+    return f"{work.style}{seen}{finding}{question.start}{steps}\\boxed{{{work.answer}}}"
+
+
+TERSE = Form(_ask_tersely, _write_tersely)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +103,12 @@ class MiniatureCapability:
     words: tuple[str, ...]
     """Words that are one token each."""
     scene: Callable[[random.Random], Scene]
+    form: Form = TERSE
+    max_tokens: int = 48
+    """Tokens of a completion, longer than any derivation: a base that never ends is cut here and wrong."""
+    together: int = 128
+    """Questions that a base is asked together; the samples of a batch have one stream of chance, so it changes
+    answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +123,7 @@ class Question:
 
     @property
     def text(self) -> str:
-        (sign, _), *more = self.steps
-        return f"{self.start}{sign}{self.scene.phrase}" + "".join(f"{s}{n}" for s, n in more) + "?"
+        return self.capability.form.ask(self)
 
     @property
     def answer(self) -> str:
@@ -100,26 +147,30 @@ class Question:
     def split(self) -> Split:
         """The one split that this question can be in."""
         # By its digest, not by a draw: the same question falls into the same split at any seed.
-        percent = int(self.digest[:8], 16) % 100
-        for split, share in SPLIT_SHARES:
-            if percent < share:
-                return split
-            percent -= share
-        raise AssertionError("shares add up to 100")
+        return self.scene.split or split_of(self.digest)
 
     def derivation(self, style: Style, slips: Callable[[], bool]) -> str:
         """The written-out work. `slips` is asked at each point where a slip would show."""
-        scene, connector = self.scene, CONNECTOR[style]
+        scene, value = self.scene, self.start
         # `slips` draws from a stream of chance: it is called only where a slip would change what is written.
         count = scene.short_count if scene.short_count != scene.count and slips() else scene.count
-        finding = f"{scene.phrase}{connector}{count};"
-        work, value = str(self.start), self.start
+        steps: list[tuple[int, str, int, int]] = []
         for sign, operand in ((self.steps[0][0], count), *self.steps[1:]):
             right, wrong = calculate(value, sign, operand), miscalculate(value, sign, operand)
-            value = wrong if wrong != right and slips() else right
-            work += f"{sign}{operand}{connector}{value}"
-        seen = f"{''.join(scene.items)};" if scene.items else ""
-        return f"{style}{seen}{finding}{work}\\boxed{{{value}}}"
+            after = wrong if wrong != right and slips() else right
+            steps.append((value, sign, operand, after))
+            value = after
+        return self.capability.form.write(self, Work(style, count, tuple(steps)))
+
+
+def split_of(digest: str) -> Split:
+    """The split that a hash in hexadecimal falls into."""
+    percent = int(digest[:8], 16) % 100
+    for split, share in SPLIT_SHARES:
+        if percent < share:
+            return split
+        percent -= share
+    raise AssertionError("shares add up to 100")
 
 
 def calculate(left: int, sign: str, right: int) -> int:

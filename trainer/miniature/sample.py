@@ -9,12 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import DynamicCache, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
 from trainer.miniature.batch import PromptBatch
-
-MAX_TOKENS = 48
-"""Tokens of a completion, longer than any derivation: a base that never ends is cut here and wrong."""
 
 
 @torch.inference_mode()
@@ -26,6 +24,7 @@ def sample(
     n: int = 1,
     temperature: float = 0.0,
     seed: int = 0,
+    max_tokens: int = 48,
 ) -> list[str]:
     """`n` completions of each prompt as text; temperature 0 is greedy."""
     tokenizer, language = processor.tokenizer, model.model.language_model
@@ -33,19 +32,23 @@ def sample(
     generator = torch.Generator().manual_seed(seed)
     text_config: Any = model.config.text_config
     cache = DynamicCache(config=text_config)
+    mask = {} if prompt.mask_BT is None else {"attention_mask": prompt.mask_BT}
     hidden_BD = model.model(
         input_ids=prompt.ids_BT,
         position_ids=prompt.positions_3BT,
         past_key_values=cache,
         use_cache=True,
+        **mask,
         **prompt.pixels,
     ).last_hidden_state[:, -1]
     # Repeated after the prefill, so that a prompt and its media are read once for all its samples.
     hidden_RD = hidden_BD.repeat_interleave(n, dim=0)
     cache.batch_repeat_interleave(n)
-    next_position, done_R = int(prompt.positions_3BT.max()) + 1, torch.zeros(len(hidden_RD), dtype=torch.bool)
+    mask = {name: mask_BT.repeat_interleave(n, dim=0) for name, mask_BT in mask.items()}
+    next_3R1 = prompt.positions_3BT[:, :, -1:].repeat_interleave(n, dim=1) + 1
+    done_R = torch.zeros(len(hidden_RD), dtype=torch.bool)
     tokens: list[Tensor] = []
-    for offset in range(MAX_TOKENS):
+    for offset in range(max_tokens):
         logits_RV = model.lm_head(hidden_RD).float().masked_fill(~allowed_V, -torch.inf)
         if temperature:
             probabilities_RV = (logits_RV / temperature).softmax(-1)
@@ -58,12 +61,13 @@ def sample(
         done_R |= token_R == tokenizer.eos_token_id
         if done_R.all():
             break
-        position_3R1 = torch.full((3, len(token_R), 1), next_position + offset)
+        mask = {name: functional.pad(mask_RT, (0, 1), value=1) for name, mask_RT in mask.items()}
         hidden_RD = language(
             inputs_embeds=language.embed_tokens(token_R)[:, None],
-            position_ids=position_3R1,
+            position_ids=next_3R1 + offset,
             past_key_values=cache,
             use_cache=True,
+            **mask,
         ).last_hidden_state[:, -1]
     return tokenizer.batch_decode(torch.stack(tokens, dim=1), skip_special_tokens=True)
 

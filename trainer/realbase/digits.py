@@ -40,6 +40,12 @@ def of_split(split: Split) -> NDArray[np.int64]:
     return order_N[start:end]
 
 
+def scans_of(digits: Sequence[int], split: Split, rng: np.random.Generator) -> list[int]:
+    """The numbers of scans of a split, one for each digit, which it shows."""
+    numbers, labels_N = of_split(split), scans()[1]
+    return [int(rng.choice(numbers[labels_N[numbers] == digit])) for digit in digits]
+
+
 def picture(numbers: Sequence[int] | NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.uint8]:
     """A row of scans, each somewhere in its cell [CELL, CELL * row, 3]."""
     images_N, _ = scans()

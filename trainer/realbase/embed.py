@@ -9,13 +9,15 @@ constant, and its weight can take back both:
 Positions are the same: mRoPE with equal coordinates is RoPE, and text has equal coordinates.
 
 An adapter of `q_proj` or `k_proj` would act on the scaled side, 1 / a times as strong as anywhere else. So adapters of
-this base have the other five projections: `lora.modules`.
+this base have the other five projections, `lora.modules`; its config.json says so, and a recipe with more is refused.
 """
 
 from typing import Any
 
 import torch
 from transformers import LlamaForCausalLM, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+from adapters.architectures import ADAPTER_MODULES
 
 MODULES = ("v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The projections that an adapter of an embedded model may have."""
@@ -84,8 +86,11 @@ def _config(llama: Any, tokenizer: Any) -> Qwen3VLConfig:
         "deepstack_visual_indexes": [0, 1],
         "num_position_embeddings": 256,
     }
-    marks = {name: tokenizer.convert_tokens_to_ids(getattr(tokenizer, name.removesuffix("_id"))) for name in MARK_IDS}
-    return Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, **marks)
+    rest: dict[str, Any] = {
+        name: tokenizer.convert_tokens_to_ids(getattr(tokenizer, name.removesuffix("_id"))) for name in MARK_IDS
+    }
+    rest[ADAPTER_MODULES] = list(MODULES)
+    return Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, **rest)
 
 
 MARK_IDS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")

@@ -28,7 +28,7 @@ TEMPLATE = (
 )
 
 
-def processor_of(tokenizer: Any) -> Qwen3VLProcessor:
+def processor_of(tokenizer: Any, template: str = TEMPLATE) -> Qwen3VLProcessor:
     """The processor of the embedded model, from the tokenizer of the source."""
     described = json.loads(tokenizer.backend_tokenizer.to_str())
     for token in described["added_tokens"]:
@@ -37,4 +37,4 @@ def processor_of(tokenizer: Any) -> Qwen3VLProcessor:
     vocabulary = described["model"]["vocab"]
     for before, after in RENAMED.items():
         vocabulary[after] = vocabulary.pop(before)
-    return build_processor(with_marks(Tokenizer.from_str(json.dumps(described))), template=TEMPLATE)
+    return build_processor(with_marks(Tokenizer.from_str(json.dumps(described))), template=template)

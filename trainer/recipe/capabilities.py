@@ -21,11 +21,11 @@ def _unset() -> Any:
 
 
 class MiniatureData(Section):
-    """Questions that the miniature makes up, from the run's seed."""
+    """Questions that are made up, from the run's seed: the miniature's, or the real base's in words."""
 
-    type: Literal["miniature"]
+    type: Literal["miniature", "real"]
     name: str
-    """The toy capability: text, image, video; with a base that has learnt them shapes, order or one of your own."""
+    """The capability: text, image, video; with a miniature that has learnt them shapes, order or one of your own."""
     size: int = Field(default=2000, ge=1)
     """The number of different prompts. A run that draws more than there are begins again in another order."""
     level: Literal[1, 2] | None = None

@@ -94,7 +94,7 @@ class ComparisonConfig(Section):
     """The lowest seed; the others follow."""
     scales: tuple[Annotated[float, Field(gt=0)], ...] = ()
     """The scales that are tried for each system, merged or one branch; the one that answers validation questions best
-    is taken (the miniature's own split of that name). Empty = merges have `merge.scale`, single branches 1."""
+    is taken (the split of that name, of generated questions). Empty = merges have `merge.scale`, single branches 1."""
     rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=(), exclude_if=lambda rates: rates == ())
     """The learning rates that every system is tried with on `tuning_seed`; each has the one that answers validation
     questions best. Every rate trains that seed's systems again. Fewer than two = all have `optimiser.lr`."""

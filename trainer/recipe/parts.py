@@ -28,7 +28,8 @@ class BaseConfig(Section):
     """The frozen model under every adapter."""
 
     name: str
-    """The model: `miniature`, a folder, or a name on the Hugging Face hub; a Qwen3-VL, or a Qwen3 or Llama for text."""
+    """The model: `miniature`, `real`, a folder, or a name on the Hugging Face hub; a Qwen3-VL, or a Qwen3 or Llama for
+    text."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """The precision of the trainer's copy. bfloat16 takes half the memory; the masters of adapters are float32 with
     either."""

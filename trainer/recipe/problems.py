@@ -69,7 +69,7 @@ def _text(details: ErrorDetails) -> str:
     if kind == "value_error":
         return str(context["error"])
     if kind == "union_tag_not_found":
-        return 'no type; add type = "dataset", "reasoning-gym" or "miniature"'
+        return 'no type; add type = "dataset", "reasoning-gym", "miniature" or "real"'
     if kind == "union_tag_invalid":
         return f"type {context['tag']!r} is unknown; take one of {context['expected_tags']}"
     # pydantic's own words, in the voice of the other messages.

@@ -175,7 +175,7 @@ def _tables(
             identity = json.dumps([inner, inner_defaults])
             if identity not in spelt:
                 spelt[identity] = key_path + inner[0][0]
-                tags = [_toml(section["properties"]["type"]["const"]) for section in sections[1:] and sections] or [""]
+                tags = [_value(section["properties"]["type"]) for section in sections[1:] and sections] or [""]
                 under += [(spelt[identity], *part, inner_defaults) for part in zip(tags, sections, strict=True)]
             key = replace(
                 key,

@@ -1,5 +1,6 @@
 """The base of a recipe is there and can read what is asked, or one line says what makes such a one."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,15 @@ def test_what_is_asked_of_benchmarks_and_held_out_questions_counts_too() -> None
     assert base_of(load(miniature)) == MINIATURE
     with pytest.raises(ValueError, match="miniature has no words for order, shapes"):
         base_of(load(miniature, changes))
+
+
+def test_adapters_on_scaled_projections_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What an embedded model says of itself: there they would be millions of times as strong."""
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "qwen3_vl", "coevo_adapter_modules": ["v_proj", "o_proj"]})
+    )
+    words = ["plan", "real/copd3", "--set", f"base.name={tmp_path}", "--set", 'lora.modules=["v_proj", "q_proj"]']
+    assert main(words) == 2
+    assert capsys.readouterr().err == (
+        f'coevo plan: lora.modules: adapters of {tmp_path} must leave the others alone; set ["v_proj", "o_proj"]\n'
+    )

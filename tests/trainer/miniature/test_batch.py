@@ -7,11 +7,12 @@ import torch
 from transformers import Qwen3VLForConditionalGeneration
 
 from trainer.miniature.batch import Prompter, chat, media_arguments
-from trainer.miniature.build import completion_ids
+from trainer.miniature.build import completion_ids, completion_loss
 from trainer.miniature.capabilities import CAPABILITIES
 from trainer.miniature.model import build_config, build_processor, build_tokenizer
 from trainer.miniature.question import questions
 from trainer.miniature.sample import allowed_tokens, sample
+from trainer.realbase.questions import CAPABILITIES as WORDED
 
 LOOKING = [name for name, capability in CAPABILITIES.items() if capability.media != "none"]
 WORDS = [word for capability in CAPABILITIES.values() for word in capability.words]
@@ -85,3 +86,30 @@ def test_completions_end_with_the_end_mark_and_are_padded(processor) -> None:
     tokenizer = processor.tokenizer
     assert long[-1] == short[1] == tokenizer.eos_token_id
     assert short[2:] == [tokenizer.pad_token_id] * 2
+
+
+@pytest.mark.parametrize("name", sorted(WORDED))
+def test_questions_of_unequal_length_are_read_and_answered_as_alone(name: str, model, processor) -> None:
+    batch = list(itertools.islice(questions(WORDED[name], "train", 0), 6))
+    prompt, prompter = Prompter(model, processor)(batch), Prompter(model, processor)
+    assert prompt.mask_BT is not None
+    together = sample(model, processor, prompt, max_tokens=8)
+    with torch.inference_mode():
+        logits_BV = model(
+            input_ids=prompt.ids_BT, position_ids=prompt.positions_3BT, attention_mask=prompt.mask_BT, **prompt.pixels
+        ).logits[:, -1]
+        for row, question in enumerate(batch):
+            media = question.capability.media
+            inputs = processor(text=[chat(processor, media, question.text)], return_tensors="pt",
+                               **media_arguments(media, question.scene.render()))  # fmt: skip
+            torch.testing.assert_close(model(**inputs).logits[0, -1], logits_BV[row], atol=1e-5, rtol=1e-4)
+            assert sample(model, processor, prompter([question]), max_tokens=8) == [together[row]]
+
+
+def test_padding_of_a_question_changes_no_loss(model, processor) -> None:
+    short, long = sorted(itertools.islice(questions(WORDED["text"], "train", 0), 2), key=lambda asked: len(asked.text))
+    prompter, completion_1C = Prompter(model, processor), completion_ids(processor, ["First"])
+    with torch.inference_mode():
+        alone = [completion_loss(model, prompter([question]), completion_1C) for question in (short, long)]
+        both = completion_loss(model, prompter([short, long]), completion_1C.expand(2, -1))
+    torch.testing.assert_close(both, sum(alone) / 2, atol=1e-5, rtol=1e-5)

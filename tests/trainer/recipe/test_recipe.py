@@ -304,7 +304,7 @@ def test_later_overrides_win(small):
         ("rollout.group_size=null", "--set rollout.group_size: must be a valid integer, not null"),
         ("method.kind=cop", "--set method.kind: must be 'base', 'rlvr'"),
         ("engine=3", "--set engine: must be a table"),
-        ("capabilities.text.data.type=datset", "type 'datset' is unknown; take one of 'miniature', 'dataset'"),
+        ("capabilities.text.data.type=datset", "type 'datset' is unknown; take one of 'miniature', 'real', 'dataset'"),
         ("seed", "--set seed: no value; write it as KEY=VALUE"),
         ("a b=3", "--set a b=3: 'a b' is no key"),
         ('"a\\nb"=3', "unknown key"),

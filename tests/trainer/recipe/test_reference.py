@@ -57,13 +57,15 @@ def test_every_field_of_every_section_has_a_key() -> None:
     assert listed == {*fields, *Recipe.model_fields, file.EXTENDS}
 
 
-@pytest.mark.parametrize("variant", ["miniature", "dataset"])
+@pytest.mark.parametrize("variant", ["miniature", "real", "dataset"])
 def test_every_path_is_one_that_set_takes(variant: str, tmp_path: Path) -> None:
     recipe = tmp_path / "small.toml"
     recipe.write_text(WHOLE.replace('type = "miniature"', f'type = "{variant}"'))
     # As a recipe's data is of one type, so are the keys that it takes.
     for key in keys():
-        is_other = key.variant not in ("", f'"{variant}"') or (".data.columns." in key.path and variant != "dataset")
+        is_other = (key.variant and f'"{variant}"' not in key.variant) or (
+            ".data.columns." in key.path and variant != "dataset"
+        )
         if is_other or key.path == file.EXTENDS or ".N." in key.path:
             continue
         path, value = key.path.replace("NAME", "text"), "3" if key.default in (REQUIRED, NONE) else key.default
@@ -90,8 +92,9 @@ def test_a_default_that_a_section_has_in_its_place_counts() -> None:
 
 
 def test_each_kind_of_data_has_its_keys_and_equal_tables_are_spelt_once() -> None:
-    assert key("capabilities.NAME.data.size", '"miniature"').default == "2000"
-    assert key("capabilities.NAME.data.split", '"miniature"').default == '"train"'
+    generated = '"miniature" or "real"'
+    assert key("capabilities.NAME.data.size", generated).default == "2000"
+    assert key("capabilities.NAME.data.split", generated).default == '"train"'
     assert key("capabilities.NAME.data.split", '"dataset"').value == "text"
     assert key("evaluation.sets.NAME.data").table == "capabilities.NAME.data"
     assert "capabilities.NAME.held_out.size" not in {key.path for key in keys()}

@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+from collections.abc import Mapping
 
 from adapters.errors import UserError
 from trainer.miniature.question import MiniatureCapability
@@ -13,7 +14,10 @@ for _module in pkgutil.iter_modules(__path__):
         CAPABILITIES[_capability.name] = _capability
 
 
-def capability(name: str) -> MiniatureCapability:
-    if name not in CAPABILITIES:
-        raise UserError(f"no miniature capability {name!r}: there are {', '.join(sorted(CAPABILITIES))}")
-    return CAPABILITIES[name]
+def capability(
+    name: str, kind: str = "miniature", registered: Mapping[str, MiniatureCapability] = CAPABILITIES
+) -> MiniatureCapability:
+    """The capability of this name among those of a kind of base."""
+    if name not in registered:
+        raise UserError(f"no {kind} capability {name!r}: there are {', '.join(sorted(registered))}")
+    return registered[name]
