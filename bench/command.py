@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from adapters.architectures import read_architecture
 from adapters.errors import UserError
 from clients.parser import command_of
 from service.engine.arguments import LORA_MODULES
@@ -45,5 +46,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def add_modules(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--modules", nargs="+", default=LORA_MODULES, choices=LORA_MODULES, metavar="NAME",
-                        help="projections that adapters have, as lora.modules [all seven]")  # fmt: skip
+    parser.add_argument("--modules", nargs="+", choices=LORA_MODULES, metavar="NAME",
+                        help="projections that adapters have, as lora.modules [all that the base allows]")  # fmt: skip
+
+
+def modules_of(arguments: argparse.Namespace, base: Path) -> tuple[str, ...]:
+    """Those named, or all of the base's. A base that cannot be trained is told here, before minutes are measured."""
+    architecture = read_architecture(base)
+    return tuple(arguments.modules or architecture.adapter_modules or LORA_MODULES)

@@ -28,9 +28,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from adapters.architectures import read_architecture
 from adapters.base import locate
-from bench.command import add_modules, positive
+from bench.command import add_modules, modules_of, positive
 from bench.score_peers import PEERS, Case, Medians, save_adapters
 
 ENVIRONMENT = {
@@ -55,9 +54,9 @@ def measure(peer: str, case: Case) -> Medians:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    read_architecture(locate(arguments.base))  # a wrong name is told before minutes are measured
+    modules = modules_of(arguments, locate(arguments.base))
     with tempfile.TemporaryDirectory() as folder:
-        case = Case(arguments.base, tuple(arguments.modules), folder, arguments.rounds)
+        case = Case(arguments.base, modules, folder, arguments.rounds)
         save_adapters(case.base, case.adapters, modules=case.modules, std=0.02)
         medians: Medians = {}
         for peer in PEERS:

@@ -49,9 +49,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from adapters.architectures import read_architecture
 from adapters.base import locate
-from bench.command import add_modules, positive
+from bench.command import add_modules, modules_of, positive
 
 PEERS = ("ours", "trl")
 SECTIONS = ("update", "memory", "memory_16", "step", "questions")
@@ -75,9 +74,9 @@ PARTS = ("generate", "reward", "score", "prepare", "update", "optimiser", "publi
 def run(arguments: argparse.Namespace) -> int:
     case = None
     if arguments.base is not None:
-        base = str(locate(arguments.base))
-        read_architecture(Path(base))  # one that cannot be trained is told before minutes are measured
-        case = {"base": base, **{name: getattr(arguments, name) for name in ("prompts", "tokens", "modules")}}
+        base = locate(arguments.base)
+        case = {"base": str(base), "modules": modules_of(arguments, base)}
+        case |= {"prompts": arguments.prompts, "tokens": arguments.tokens}
     rows: list[dict[str, Any]] = []
     for section in arguments.sections or (SECTIONS if case is None else WORDS):
         # In turn, and not first all of one peer: what else the machine does then slows both alike.
