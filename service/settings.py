@@ -151,7 +151,8 @@ class Settings(_Frozen):
     allowed_hosts: str = ""
     """Names it may be asked by, `NAME,NAME`; without a key and on this machine alone, the default is this machine's."""
     frozen_s: float = Field(default=30.0, gt=0, allow_inf_nan=False)
-    """How long nothing may come out of an engine that was asked, before it is started again."""
+    """How long nothing may come out of an engine that was asked, before it is started again. On a CPU it may compute:
+    then a step takes longer."""
     api_key: Annotated[SecretStr, AfterValidator(_check_key)] | None = None
     """Asked for on every route but /healthz."""
     redis_url: SecretStr | None = None

@@ -15,6 +15,8 @@ from http import HTTPStatus
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+import psutil
+
 from service.engine.outputs import fail_requests
 
 
@@ -97,6 +99,13 @@ class Cores:
         return self._words(sorted(self._silent))
 
     @property
+    def computed_s(self) -> float:
+        """Seconds of the processor that the core took which owes an answer: of several the least, of one on another
+        host none."""
+        processes = self._client.engine_core.resources.engine_manager.processes
+        return min((_cpu_seconds(processes[n].pid) if n < len(processes) else 0.0 for n in self._silent), default=0.0)
+
+    @property
     def dead(self) -> str | None:
         """What has died, in words. vLLM ends all cores when one is dead, and says so only when that is done."""
         manager = self._client.engine_core.resources.engine_manager
@@ -112,3 +121,13 @@ class Cores:
         if self.count == 1 or not numbers:
             return ""
         return f": core {', '.join(map(str, numbers))} of 0 to {self.count - 1}"
+
+
+def _cpu_seconds(pid: int) -> float:
+    """Of a process and all below it; none of one that is gone."""
+    try:
+        process = psutil.Process(pid)
+        times = [member.cpu_times() for member in (process, *process.children(recursive=True))]
+    except psutil.NoSuchProcess:
+        return 0.0
+    return sum(each.user + each.system for each in times)

@@ -308,6 +308,12 @@ class Engine:
         return self._cores.silent
 
     @property
+    def computed_s(self) -> float:
+        """Seconds of the processor that the core took which owes the answer to a ping. On a GPU it says nothing: there
+        a core that waits for ever may compute all the while."""
+        return self._cores.computed_s if on_cpu() else 0.0
+
+    @property
     def dead(self) -> str | None:
         """What has died, in words."""
         return self._cores.dead

@@ -4,11 +4,14 @@ import asyncio
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from service.engine.cores import Cores
+from service.health import watch
 
 
 def test_prompts_are_spread_evenly_over_the_cores() -> None:
@@ -32,9 +35,11 @@ def test_a_prompt_has_the_same_core_in_every_process() -> None:
 class Client:
     """What is read of vLLM's client: pings that some cores never answer, and processes that have ended."""
 
-    def __init__(self, *, answering: int, cores: int, ended: dict[str, int], failed: str | None) -> None:
+    def __init__(
+        self, *, answering: int, cores: int, ended: dict[str, int], failed: str | None, processes: Sequence[Any] = ()
+    ) -> None:
         self.errored = False
-        manager = SimpleNamespace(failed_proc_name=failed, finished_procs=lambda: ended)
+        manager = SimpleNamespace(failed_proc_name=failed, finished_procs=lambda: ended, processes=processes)
         identities = [number.to_bytes(2, "little") for number in range(cores)]
 
         async def call(method: str, engine: bytes) -> bool:
@@ -75,3 +80,27 @@ def test_cores_that_owe_an_answer_are_named(cores: int, answering: int, words: s
 )
 def test_the_core_that_died_first_is_named(cores: int, ended: dict, failed: str | None, words: str) -> None:
     assert Cores(Client(answering=cores, cores=cores, ended=ended, failed=failed), cores).dead == words
+
+
+@pytest.mark.parametrize(
+    ("code", "is_frozen"), [(["import time; time.sleep(60)"], True), (["while True: pass"], False),
+                            (["while True: pass", "import time; time.sleep(60)"], True)]
+)  # fmt: skip
+def test_a_core_that_is_silent_and_computes_is_not_frozen(code: list[str], is_frozen: bool) -> None:
+    """Of two cores one is enough."""
+    processes = [subprocess.Popen([sys.executable, "-c", words]) for words in code]
+    client = Client(answering=0, cores=len(code), ended={}, failed=None, processes=processes)
+
+    async def verdict() -> str:
+        try:
+            async with asyncio.timeout(10):
+                return await watch(cast(Any, Cores(client, len(code))), 2.0)
+        except TimeoutError:
+            return "it works"
+
+    try:
+        assert ("frozen" in asyncio.run(verdict())) == is_frozen
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
