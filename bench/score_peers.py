@@ -85,9 +85,7 @@ def save_adapters(base: str, folders: Sequence[Path], *, modules: Sequence[str] 
     import torch
     from peft import LoraConfig, get_peft_model
 
-    # By a pattern: a vision tower has layers of the same names.
-    pattern = rf"(?!.*visual).*\.({'|'.join(modules)})"
-    config = LoraConfig(r=16, lora_alpha=32, target_modules=pattern, init_lora_weights=False)
+    config = LoraConfig(r=16, lora_alpha=32, target_modules=list(modules), init_lora_weights=False)
     peft = get_peft_model(load_model(base).float(), config)
     for number, folder in enumerate(folders):
         torch.manual_seed(number)
