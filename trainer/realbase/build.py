@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from transformers import Qwen3VLForConditionalGeneration, Qwen3VLProcessor
+from transformers.utils.logging import disable_progress_bar
 
 from adapters.errors import UserError
 from adapters.merge import appearing
@@ -50,6 +51,7 @@ def build_seeing(folder: Path, training: SightTraining, tell: Tell, template: st
 def build_real(folder: Path, settings: RealSettings, show: Callable[[str], AbstractContextManager[Tell]]) -> None:
     """The real base in `folder`. What is done lies beside it until it is whole, and a build that was stopped goes on
     from there. `show` shows how far some work is."""
+    disable_progress_bar()  # one of a single file; `show` has those that a person waits for
     draft = folder.with_name(f"{folder.name}.draft")
     draft.mkdir(parents=True, exist_ok=True)
     with _alone(draft):

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 
 from trainer.realbase.package import FILE, VERSION
 
-BUILD = 1
+BUILD = 2
 """The version of the questions and of the code that decide the weights: raised with them, so that a base of before is
 not taken for a new one."""
 

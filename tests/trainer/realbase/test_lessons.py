@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen3VLForConditionalGen
 from tests.trainer.realbase.test_embed import SIZES
 from tests.trainer.update.packs import processor
 from trainer.miniature.build import Habits, Training
-from trainer.realbase.embed import MODULES, embed
+from trainer.realbase.embed import MODULES, SCALE, embed
 from trainer.realbase.lessons import Lessons, teach
 from trainer.realbase.questions import CAPABILITIES
 
@@ -50,11 +50,20 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Weights:
     return taught(tmp_path_factory.mktemp("straight") / "lessons.pt")
 
 
-def test_only_projections_that_adapters_may_have_learn(straight: Weights) -> None:
+def test_projections_learn_and_nothing_else(straight: Weights) -> None:
     before = new_model().state_dict()
     moved = {name for name, weight in straight.items() if not torch.equal(weight, before[name])}
-    layers = {name for name in before if "language_model.layers" in name and name.split(".")[-2] in MODULES}
-    assert moved == layers
+    assert moved == {name for name in before if "language_model.layers" in name and "_proj." in name}
+
+
+def test_scaled_projections_move_as_far_as_the_others_in_their_own_measure(straight: Weights) -> None:
+    before = new_model().state_dict()
+    for name in before:
+        if "language_model.layers" in name and "_proj." in name:
+            scale = 1.0 if name.split(".")[-2] in MODULES else SCALE
+            furthest = (straight[name] - before[name]).abs().max() / scale
+            # Each of the first steps of Adam is about lr long, and the learning rate falls.
+            assert 0.5e-3 < furthest < STEPS * 1e-3
 
 
 def test_a_stage_that_was_stopped_makes_the_same_weights(straight: Weights, tmp_path: Path) -> None:
