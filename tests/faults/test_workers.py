@@ -239,11 +239,10 @@ def test_the_processes_of_a_torchrun_work_and_end_as_one(cluster: Cluster, tmp_p
 def test_a_process_of_a_torchrun_that_hangs_costs_one_attempt(cluster: Cluster, tmp_path: Path) -> None:
     """Rank 0 waits for it in the sum of the gradients, and its heartbeat goes on."""
     recipe, branch, coordinator = solo(cluster, tmp_path, "hung")
-    # What hangs hears no SIGTERM; torchrun would wait for it for 30 s.
-    launch = ("torch.distributed.run", "--nproc-per-node=2", "--standalone", "--shutdown-timeout=2")
-    words = (*launch, "-m", "trainer.worker", "--branch", branch, "--name", "hung", "--hung=20")
+    launch = ("torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "trainer.worker")
     environ = cluster.environ | {"COEVO_SERVICE_URL": cluster.service.url}
-    first = Child(tmp_path / "first.log", *words, nursery=None, **environ)
+    words = (*launch, "--branch", branch, "--name", "hung")
+    first = Child(tmp_path / "first.log", *words, "--hung=20", nursery=None, **environ)
     cluster.children.append(first)
     cluster.wait_for_head(branch, 1)
     (second_rank,) = [
@@ -257,7 +256,9 @@ def test_a_process_of_a_torchrun_that_hangs_costs_one_attempt(cluster: Cluster, 
     (failed,) = events_of(cluster, recipe, "failed")
     assert "its update made no progress for" in failed["error"]
     assert not failed["dead"]
-    finish(cluster, recipe, coordinator, cluster.worker(branch, name="second"))
+    second = Child(tmp_path / "second.log", *words, nursery=None, **environ)
+    cluster.children.append(second)
+    finish(cluster, recipe, coordinator, second)
 
 
 def test_a_run_goes_on_whatever_happens_to_the_queue_server(cluster: Cluster, tmp_path: Path) -> None:
