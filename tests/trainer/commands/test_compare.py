@@ -9,6 +9,7 @@ import pytest
 from clients.cli import main
 
 RESULTS = Path("bench/results/compare")
+PRIMARY = Path("bench/results/compare-primary")
 
 COMPARE = "recipes/miniature/compare.toml"
 
@@ -73,7 +74,15 @@ def test_a_folder_without_answers_is_told(tmp_path: Path, capsys: pytest.Capture
 
 
 @pytest.mark.reference
-def test_the_tables_in_the_docs_are_those_of_the_committed_answers(tmp_path: Path):
-    assert main(["compare", COMPARE, "--from", str(RESULTS), "--out", str(tmp_path)]) == 0
-    page = Path("docs/results-tables.md").read_text()
-    assert page.endswith((tmp_path / "tables.md").read_text())
+@pytest.mark.parametrize(
+    ("recipe", "results", "page"),
+    [
+        (COMPARE, RESULTS, "docs/results-tables.md"),
+        ("recipes/miniature/compare-primary.toml", PRIMARY, "docs/results-primary.md"),
+    ],
+)
+def test_the_tables_in_the_docs_are_those_of_the_committed_answers(
+    recipe: str, results: Path, page: str, tmp_path: Path
+):
+    assert main(["compare", recipe, "--from", str(results), "--out", str(tmp_path)]) == 0
+    assert Path(page).read_text().endswith((tmp_path / "tables.md").read_text())
