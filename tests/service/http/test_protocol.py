@@ -16,7 +16,10 @@ LIMIT = 1000
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
     async def app(scope, receive, send) -> None:
-        body = (await receive())["body"]
+        body, more = b"", True
+        while more:  # to its end: what is not read when the connection closes resets it
+            message = await receive()
+            body, more = body + message["body"], message["more_body"]
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
         await send({"type": "http.response.body", "body": body})
 

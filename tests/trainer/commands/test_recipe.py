@@ -29,7 +29,7 @@ def test_keys_are_text_of_80_columns(monkeypatch, capsys) -> None:
         "    integer ≥ 1; default 32",
         "    The prompts in a step. More make its gradient less noisy and the step",
     ]
-    assert 'capabilities.NAME.data.size  with type = "miniature"' in lines
+    assert 'capabilities.NAME.data.size  with type = "miniature" or "real"' in lines
 
 
 def test_a_word_narrows_the_keys_to_those_that_have_it(capsys) -> None:
