@@ -89,7 +89,9 @@ def test_a_dead_or_frozen_core_is_named_and_both_come_back(tmp_path: Path, adapt
             print(f"{how.name}: {len(scored)} scores, {notes.statuses}, {notes.broken} cut off, {reasons}")
             assert service.lives == lives + 1
             assert words in service.log
-            assert any(words in reason for reason in reasons)
+            # A service whose core is dead ends within a second, in which it may be asked or not.
+            assert all(words in reason for reason in reasons)
+            assert reasons or how is signal.SIGKILL
             assert notes.broken + notes.statuses.get(503, 0) > 0
             assert set(notes.statuses) <= {200, 503}, [answer.text for answer in notes.refused]
             check(scored, adapter, revision)
