@@ -236,6 +236,7 @@ def test_the_processes_of_a_torchrun_work_and_end_as_one(cluster: Cluster, tmp_p
     finish(cluster, recipe, coordinator, second)
 
 
+@pytest.mark.soak  # a hang is waited out: two minutes
 def test_a_process_of_a_torchrun_that_hangs_costs_one_attempt(cluster: Cluster, tmp_path: Path) -> None:
     """Rank 0 waits for it in the sum of the gradients, and its heartbeat goes on."""
     recipe, branch, coordinator = solo(cluster, tmp_path, "hung")
