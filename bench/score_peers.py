@@ -17,8 +17,9 @@ from PIL import Image
 
 from adapters.architectures import read_architecture
 from adapters.base import locate
-from bench.served import cpu_seconds, served
+from bench.served import served
 from service.engine.arguments import LORA_MODULES, dtype_of
+from service.processes import cpu_seconds
 
 GROUP, COMPLETION, ADAPTERS = 8, 64, 3
 SIDE = 16 * 32  # 256 cells
@@ -109,7 +110,7 @@ class Watch:
         self._cpu.append(cpu_seconds() - cpu)
 
     def medians(self) -> tuple[float, float]:
-        """Of the rounds after the first, which warms up."""
+        """Medians of the rounds after the first, which warms up."""
         return statistics.median(self._wall[1:]), statistics.median(self._cpu[1:])
 
 

@@ -1,4 +1,4 @@
-"""The real service for a bench: started, waited for, ended with the block; and what this process and it computed."""
+"""The real service for a bench: started, waited for, ended with the block."""
 
 import os
 import re
@@ -9,8 +9,6 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-
-import psutil
 
 _PATIENCE_S = 600.0  # a base of several gigabytes loads and compiles for minutes
 
@@ -39,10 +37,3 @@ def _address(log: Path, process: subprocess.Popen[bytes]) -> str:
             break
         time.sleep(0.1)
     raise TimeoutError(f"the service did not start:\n{log.read_text()[-2000:]}")
-
-
-def cpu_seconds() -> float:
-    """Seconds that this process and those below it have computed."""
-    here = psutil.Process()
-    times = [process.cpu_times() for process in (here, *here.children(recursive=True))]
-    return sum(process.user + process.system for process in times)

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from bench.served import cpu_seconds
 from service.media import encode_image
+from service.processes import cpu_seconds
 from trainer.data.generated import prompts
 from trainer.data.prompts import make_prompt
 from trainer.parts import Prompt

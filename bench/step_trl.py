@@ -189,7 +189,7 @@ def _give(completions: list[list[int]]) -> Change:
 
 
 def _given(steps: Sequence[lab.Seconds]) -> list[lab.Seconds]:
-    """Of steps whose completions are given `whole` is the update."""
+    """Steps whose completions are given: their `whole` is the update."""
     return [step | {"whole": step["update"]} for step in steps]
 
 

@@ -137,8 +137,8 @@ def _serve_cores(settings: Settings) -> int:
     assert engine.data_parallel_local is not None
     last = engine.data_parallel_start + engine.data_parallel_local - 1
     numbers = f"{engine.data_parallel_start} to {last} of 0 to {engine.data_parallel - 1}"
-    there = f"{engine.data_parallel_address}:{engine.data_parallel_port}"
-    print(f"coevo serve: cores {numbers} for the service at {there}", flush=True)
+    address = f"{engine.data_parallel_address}:{engine.data_parallel_port}"
+    print(f"coevo serve: cores {numbers} for the service at {address}", flush=True)
     tell_ready()  # at once: while a core waits for the service it does what it should
     serve_cores(locate(settings.base), engine, settings.media, settings.frozen_s + PING_EVERY_S)
     return ENGINE_DIED

@@ -34,8 +34,8 @@ async def watch(engine: Engine, frozen_s: float) -> str:
             await asyncio.sleep(WATCH_S)
             if (dead := engine.dead) is not None:
                 return dead
-            if engine.computed_s > computed_s + COMPUTING * frozen_s:
-                alive, computed_s = time.monotonic(), engine.computed_s
+            if (now_s := engine.computed_s) > computed_s + COMPUTING * frozen_s:
+                alive, computed_s = time.monotonic(), now_s
             if not ping.done() and time.monotonic() - alive > frozen_s:
                 return f"the engine is frozen{engine.silent}: it has done nothing for {frozen_s:g} s"
         if ping.exception() is not None:

@@ -8,6 +8,8 @@ import signal
 import sys
 from collections.abc import Sequence
 
+import psutil
+
 READY_VARIABLE = "COEVO_READY_FD"
 """The descriptor on which a child tells its parent that it is ready; not set where nobody listens."""
 
@@ -32,3 +34,13 @@ def tell_ready() -> None:
     if descriptor := os.environ.pop(READY_VARIABLE, None):
         with os.fdopen(int(descriptor), "wb", buffering=0) as pipe:
             pipe.write(b"\n")
+
+
+def cpu_seconds(pid: int | None = None) -> float:
+    """Seconds that a process and all below it have computed, this one by default; none of one that is gone."""
+    try:
+        process = psutil.Process(pid)
+        times = [member.cpu_times() for member in (process, *process.children(recursive=True))]
+    except psutil.NoSuchProcess:
+        return 0.0
+    return sum(each.user + each.system for each in times)

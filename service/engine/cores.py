@@ -15,9 +15,8 @@ from http import HTTPStatus
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-import psutil
-
 from service.engine.outputs import fail_requests
+from service.processes import cpu_seconds
 
 
 class EngineDiedError(Exception):
@@ -103,7 +102,7 @@ class Cores:
         """Seconds of the processor that the core took which owes an answer: of several the least, of one on another
         host none."""
         processes = self._client.engine_core.resources.engine_manager.processes
-        return min((_cpu_seconds(processes[n].pid) if n < len(processes) else 0.0 for n in self._silent), default=0.0)
+        return min((cpu_seconds(processes[n].pid) if n < len(processes) else 0.0 for n in self._silent), default=0.0)
 
     @property
     def dead(self) -> str | None:
@@ -121,13 +120,3 @@ class Cores:
         if self.count == 1 or not numbers:
             return ""
         return f": core {', '.join(map(str, numbers))} of 0 to {self.count - 1}"
-
-
-def _cpu_seconds(pid: int) -> float:
-    """Of a process and all below it; none of one that is gone."""
-    try:
-        process = psutil.Process(pid)
-        times = [member.cpu_times() for member in (process, *process.children(recursive=True))]
-    except psutil.NoSuchProcess:
-        return 0.0
-    return sum(each.user + each.system for each in times)

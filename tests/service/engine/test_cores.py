@@ -87,7 +87,7 @@ def test_the_core_that_died_first_is_named(cores: int, ended: dict, failed: str 
                             (["while True: pass", "import time; time.sleep(60)"], True)]
 )  # fmt: skip
 def test_a_core_that_is_silent_and_computes_is_not_frozen(code: list[str], is_frozen: bool) -> None:
-    """Of two cores one is enough."""
+    """A service of two cores is frozen when one is."""
     processes = [subprocess.Popen([sys.executable, "-c", words]) for words in code]
     client = Client(answering=0, cores=len(code), ended={}, failed=None, processes=processes)
 

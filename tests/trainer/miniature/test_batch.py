@@ -107,7 +107,8 @@ def test_questions_of_unequal_length_are_read_and_answered_as_alone(name: str, m
 
 
 def test_padding_of_a_question_changes_no_loss(model, processor) -> None:
-    short, long = sorted(itertools.islice(questions(WORDED["text"], "train", 0), 2), key=lambda asked: len(asked.text))
+    drawn = itertools.islice(questions(WORDED["text"], "train", 0), 2)
+    short, long = sorted(drawn, key=lambda question: len(question.text))
     prompter, completion_1C = Prompter(model, processor), completion_ids(processor, ["First"])
     with torch.inference_mode():
         alone = [completion_loss(model, prompter([question]), completion_1C) for question in (short, long)]
