@@ -17,8 +17,9 @@ from PIL import Image
 
 from adapters.architectures import read_architecture
 from adapters.base import locate
+from adapters.precision import dtype_here
 from bench.served import served
-from service.engine.arguments import LORA_MODULES, dtype_of
+from service.engine.arguments import LORA_MODULES
 from service.processes import cpu_seconds
 
 GROUP, COMPLETION, ADAPTERS = 8, 64, 3
@@ -78,7 +79,7 @@ def load_model(base: str) -> Any:
 
     has_vision = read_architecture(locate(base)).has_vision
     model_class: Any = Qwen3VLForConditionalGeneration if has_vision else AutoModelForCausalLM
-    return model_class.from_pretrained(locate(base), dtype=getattr(torch, dtype_of("auto")))
+    return model_class.from_pretrained(locate(base), dtype=getattr(torch, dtype_here("auto")))
 
 
 def save_adapters(base: str, folders: Sequence[Path], *, modules: Sequence[str] = LORA_MODULES, std: float) -> None:
@@ -122,7 +123,7 @@ def run_stock(case: Case) -> Medians:
     from vllm.lora.request import LoRARequest
 
     llm = LLM(str(locate(case.base)), max_model_len=LENGTH, max_lora_rank=16, max_loras=ADAPTERS, enable_lora=True,
-              lora_target_modules=list(LORA_MODULES), enforce_eager=True, dtype=dtype_of("auto"))  # fmt: skip
+              lora_target_modules=list(LORA_MODULES), enforce_eager=True, dtype=dtype_here("auto"))  # fmt: skip
     tokenizer: Any = llm.get_tokenizer()
     requests = [LoRARequest(f"a{n}", n + 1, str(folder)) for n, folder in enumerate(case.adapters[:ADAPTERS])]
     watch = Watch()

@@ -7,11 +7,11 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from adapters.errors import UserError
+from adapters.precision import Dtype, dtype_here
 from service.engine.finite import COUNT_NANS
-from service.publishing.registry import Dtype
 from service.settings import EngineNumbers, MediaNumbers
 
 LORA_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -35,7 +35,7 @@ def prepare(base: Path, settings: EngineNumbers, media: MediaNumbers) -> tuple[A
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     _check_parts(base, settings)
-    dtype = dtype_of(settings.dtype)
+    dtype = dtype_here(settings.dtype)
     return make_arg_parser(FlexibleArgumentParser()).parse_args(_arguments(base, dtype, settings, media)), dtype
 
 
@@ -62,16 +62,6 @@ def on_cpu() -> bool:
     import torch
 
     return not torch.cuda.is_available()
-
-
-def dtype_of(setting: Literal["auto"] | Dtype) -> Dtype:
-    """Auto: a processor without instructions for bfloat16 multiplies it many times slower than float32."""
-    import torch
-
-    if setting != "auto":
-        return setting
-    mkldnn: Any = torch.ops.mkldnn
-    return "bfloat16" if not on_cpu() or mkldnn._is_mkldnn_bf16_supported() else "float32"
 
 
 def _environment(kv_cache_gib: float) -> dict[str, str]:

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from adapters.errors import UserError
+from adapters.precision import Dtype
 from service import logs
 from service.chats import for_template
 from service.engine.arguments import on_cpu, prepare
@@ -38,7 +39,7 @@ from service.engine.cores import Cores, EngineDiedError, fail_given_up, wait_for
 from service.engine.finite import NotFiniteError, fail_corrupted, zero_new_blocks
 from service.engine.headless import end_when_silent, run_cores
 from service.media import Video
-from service.publishing.registry import AdapterLoadError, Dtype
+from service.publishing.registry import AdapterLoadError
 from service.settings import EngineNumbers, MediaNumbers
 
 # Added to the logit of a banned token. vLLM takes biases of -100 to 100 only; e**-100 is never sampled.

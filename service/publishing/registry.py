@@ -25,10 +25,9 @@ from typing import Any, Literal, Protocol
 from adapters.errors import UserError
 from adapters.manifest import FileEntry, Manifest, verify
 from adapters.names import BASE, Ref
+from adapters.precision import Dtype
 from adapters.store import Store, disk_full_as_user_error
 from adapters.tensor_files import served_copy
-
-Dtype = Literal["bfloat16", "float32"]
 
 # The folders that a registry makes in its cache, and nothing else that may lie there.
 _CACHED = re.compile(r"[a-z][a-z0-9_-]{0,47}@[0-9]{1,9}(~[0-9]+)?(\.tmp)?")

@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--price {arguments.price:g}: of an hour of which card? name it with --card")
     if arguments.price is not None and not 0 < arguments.price < float("inf"):
         raise UserError(f"--price {arguments.price:g}: take what an hour costs, more than 0")
-    if arguments.card is not None and recipe.base.dtype != "bfloat16":
+    if arguments.card is not None and recipe.base.dtype == "float32":
         raise UserError(f"--card {arguments.card}: knows the rates of bfloat16; add --set base.dtype=bfloat16")
     spread = spread_from(arguments, recipe)
     plan = make_plan(recipe)

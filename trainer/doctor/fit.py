@@ -11,7 +11,7 @@ from pathlib import Path
 from adapters.errors import UserError
 from trainer.doctor import lowering, memory
 from trainer.doctor.cards import ONE_CARD, Spread
-from trainer.doctor.machine import Card, MachineFact, Status, free_bytes, gib, multiplies_bfloat16
+from trainer.doctor.machine import CPUINFO, Card, MachineFact, Status, free_bytes, gib, has_fast_bfloat16
 from trainer.recipe import Recipe
 
 
@@ -33,7 +33,7 @@ def parts_of(
     engine, rollout = recipe.engine, recipe.rollout
     service = memory.service_parts(
         shape,
-        element=_element(recipe.base.dtype if engine.dtype == "base" else engine.dtype),
+        element=_element(recipe.base.dtype if engine.dtype == "base" else engine.dtype, on_gpu=on_gpu),
         slots=engine.max_loras,
         slot_rank=recipe.max_lora_rank,
         kv_cache_gib=engine.kv_cache_gib,
@@ -44,7 +44,7 @@ def parts_of(
     )
     worker = memory.worker_parts(
         shape,
-        element=_element(recipe.base.dtype),
+        element=_element(recipe.base.dtype, on_gpu=on_gpu),
         rank=recipe.lora.rank,
         branches=-(-len(recipe.branches) // spread.workers),
         tokens=recipe.budget.tokens_per_micro_batch,
@@ -84,8 +84,7 @@ def memory_rows(
 
 def dtype_rows(recipe: Recipe, cards: Sequence[Card]) -> Iterator[MachineFact]:
     """A warning where a dtype is one that the processor computes many times slower than float32."""
-    cpuinfo = Path("/proc/cpuinfo")  # Linux alone has it; of other systems nothing is said
-    if cards or not cpuinfo.exists() or multiplies_bfloat16(cpuinfo.read_text()):
+    if cards or not CPUINFO.exists() or has_fast_bfloat16():
         return
     # 288 s for an update that takes 8 s in float32.
     finding = "bfloat16, which this processor computes thirty times slower than float32"
@@ -139,7 +138,7 @@ def _knobs(recipe: Recipe, shape: memory.Shape) -> tuple[tuple[lowering.Knob, ..
     engine, rollout, budget = recipe.engine, recipe.rollout, recipe.budget
     service = lowering.service_knobs(
         shape,
-        element=_element(recipe.base.dtype if engine.dtype == "base" else engine.dtype),
+        element=_element(recipe.base.dtype if engine.dtype == "base" else engine.dtype, on_gpu=True),
         kv_cache_gib=engine.kv_cache_gib,
         slots=engine.max_loras,
         branches=len(recipe.branches),
@@ -149,7 +148,7 @@ def _knobs(recipe: Recipe, shape: memory.Shape) -> tuple[tuple[lowering.Knob, ..
     )
     worker = lowering.worker_knobs(
         shape,
-        element=_element(recipe.base.dtype),
+        element=_element(recipe.base.dtype, on_gpu=True),
         tokens=budget.tokens_per_micro_batch,
         rank=recipe.lora.rank,
         branches=len(recipe.branches),
@@ -159,5 +158,8 @@ def _knobs(recipe: Recipe, shape: memory.Shape) -> tuple[tuple[lowering.Knob, ..
     return service, worker
 
 
-def _element(dtype: str) -> int:
+def _element(dtype: str, *, on_gpu: bool) -> int:
+    """Bytes of a weight; auto as `dtype_here` takes it, without torch."""
+    if dtype == "auto":
+        return 2 if on_gpu or has_fast_bfloat16() else 4
     return {"bfloat16": 2, "float32": 4}[dtype]

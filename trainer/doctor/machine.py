@@ -23,6 +23,7 @@ from trainer.doctor.memory import GIB
 from trainer.queue import server as queue_server
 from trainer.queue.client import redacted
 
+CPUINFO = Path("/proc/cpuinfo")
 OLDEST_SERVER = (6, 2)
 """The oldest queue server that is known to work."""
 _ENOUGH_MEMORY_GIB = 4.0
@@ -179,6 +180,11 @@ def found_cards() -> list[Card]:
     done = subprocess.run(query, capture_output=True, text=True, check=False)
     fields = [line.rsplit(",", 1) for line in done.stdout.splitlines() if done.returncode == 0]
     return [Card(name.strip(), int(mebibytes) * 2**20) for name, mebibytes in fields]
+
+
+def has_fast_bfloat16() -> bool:
+    """Whether this machine's processor is known to have it: Linux alone describes it."""
+    return CPUINFO.exists() and multiplies_bfloat16(CPUINFO.read_text())
 
 
 def multiplies_bfloat16(cpuinfo: str) -> bool:

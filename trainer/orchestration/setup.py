@@ -8,6 +8,7 @@ import torch
 from transformers import AutoTokenizer
 
 from adapters.names import BASE
+from adapters.precision import dtype_here
 from clients.client import AsyncClient
 from service.media import Limits
 from trainer.data.held_out import training_prompts
@@ -63,7 +64,7 @@ def make_context(
 def make_learner(recipe: Recipe, base: Path, digest: str, device: str | None, ranks: Ranks) -> Learner:
     policy = load_policy(
         base,
-        dtype=recipe.base.dtype,
+        dtype=dtype_here(recipe.base.dtype),
         device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
         pixels=pixels_of(recipe.media),
         shard=recipe.worker.shard,

@@ -79,6 +79,8 @@ def run_id(recipe: Recipe) -> str:
     free = ("budget", "worker", "rollouts", "tracking")
     changes: dict[str, object] = {name: type(getattr(recipe, name))() for name in free}
     changes["engine"] = recipe.engine.model_copy(update={"data_parallel": 1, "tensor_parallel": 1})
+    if recipe.base.dtype == "auto":  # bfloat16 on cards: a run that said so goes on without saying it
+        changes["base"] = recipe.base.model_copy(update={"dtype": "bfloat16"})
     plain = recipe.model_copy(update=changes)
     if plain.comparison is not None:
         plain = plain.model_copy(update={"comparison": ComparisonConfig()})

@@ -30,9 +30,9 @@ class BaseConfig(Section):
     name: str
     """The model: `miniature`, `real`, a folder, or a name on the Hugging Face hub; a Qwen3-VL, or a Qwen3 or Llama for
     text."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """The precision of the trainer's copy. bfloat16 takes half the memory; the masters of adapters are float32 with
-    either."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """The precision of the trainer's copy. auto is bfloat16 on cards, and on a processor that has instructions for it.
+    bfloat16 takes half the memory; the masters of adapters are float32 with either."""
 
 
 class LoraConfig(Section):

@@ -11,13 +11,14 @@ of a position.
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
 from adapters.architectures import architecture_of, read_architecture
+from adapters.precision import Dtype
 from service.media import Pixels
 from trainer.update import attention
 from trainer.update.logprobs import Logprobs, chosen_logprobs
@@ -115,7 +116,7 @@ class Policy:
 def load_policy(
     base: Path,
     *,
-    dtype: Literal["float32", "bfloat16"],
+    dtype: Dtype,
     device: str | torch.device = "cpu",
     pixels: Pixels | None = None,
     shard: bool = False,

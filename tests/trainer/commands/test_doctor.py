@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import redis
 
+from adapters.precision import dtype_here
 from trainer.commands.doctor import shape_of_base
-from trainer.doctor.fit import fit_row
+from trainer.doctor.fit import fit_row, parts_of
 from trainer.doctor.lowering import Knob
 from trainer.doctor.machine import Card, machine_rows, multiplies_bfloat16
 from trainer.doctor.memory import GIB, KNOWN_SHAPES
@@ -207,6 +208,16 @@ def test_bfloat16_on_a_processor_without_it_is_told() -> None:
     assert "base.dtype" not in said
     planned = doctor(str(RECIPES / "miniature.toml"), "--set", "base.dtype=bfloat16", "--card-gib", "80").stdout
     assert "base.dtype" not in planned
+    assert "bfloat16" not in doctor(str(RECIPES / "miniature.toml"), "--set", "base.dtype=auto").stdout
+
+
+def test_auto_is_counted_as_it_is_taken() -> None:
+    auto, fast = load(RECIPES / "miniature.toml", ["base.dtype=auto"]), dtype_here("auto")
+    same = load(RECIPES / "miniature.toml", [f"base.dtype={fast}"])
+    half = load(RECIPES / "miniature.toml", ["base.dtype=bfloat16"])
+    shape = shape_of_base(auto)
+    assert parts_of(auto, shape, on_gpu=False) == parts_of(same, shape, on_gpu=False)
+    assert parts_of(auto, shape, on_gpu=True) == parts_of(half, shape, on_gpu=True)
 
 
 def test_each_card_of_eight_is_looked_at_with_its_part_of_the_base():
