@@ -33,7 +33,8 @@ from trainer.update.optim import Optimiser
 from trainer.update.policy import load_policy
 from trainer.update.update import update
 
-RECIPE = load(Path("miniature"), [f"lora.rank={lab.RANK}", f"lora.alpha={lab.ALPHA}", f"optimiser.lr={lab.LR}"])
+GROUPS = f"rollout.opd_group_size={lab.GROUP}"  # as many for a teacher as for the rewards: so many TRL is asked for
+RECIPE = load(Path("miniature"), [f"lora.rank={lab.RANK}", f"lora.alpha={lab.ALPHA}", f"optimiser.lr={lab.LR}", GROUPS])
 SERVICE = ("--max-lora-rank=16", "--max-loras=12", "--max-num-seqs=192")
 """192: a branch with two teachers samples three batches of 64 at once."""
 MINIATURE = locate("miniature")
