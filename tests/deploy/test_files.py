@@ -68,7 +68,7 @@ def test_the_overlay_builds_valid_objects_of_its_namespace_and_registry() -> Non
 
 
 def test_bash_and_shellcheck_read_the_script_of_slurm() -> None:
-    for words in (["bash", "-n"], [sys.executable.replace("python", "shellcheck"), "--severity=style"]):
+    for words in (["bash", "-n"], [str(Path(sys.executable).with_name("shellcheck")), "--severity=style"]):
         done = subprocess.run([*words, SLURM], capture_output=True, text=True, check=False)
         assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
