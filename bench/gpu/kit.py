@@ -35,6 +35,7 @@ import numpy as np
 
 from adapters.base import locate
 from adapters.errors import UserError
+from adapters.precision import dtype_here
 from bench.branches import steps_of
 from bench.command import positive
 from bench.gpu.page import page
@@ -191,7 +192,7 @@ def make_adapter(kit: Kit) -> tuple[Any, Path]:
     from trainer.update.policy import load_policy
 
     recipe, folder = load(kit.recipe), kit.folder / "adapter"
-    policy = load_policy(kit.base, dtype=recipe.base.dtype, device=kit.device)
+    policy = load_policy(kit.base, dtype=dtype_here(recipe.base.dtype), device=kit.device)
     policy.adapters.add(BRANCH, rank=recipe.lora.rank, alpha=recipe.lora.rank, seed=0)
     with torch.no_grad():
         for key, parameter in policy.adapters.parameters(BRANCH).items():
