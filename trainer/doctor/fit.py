@@ -33,7 +33,7 @@ def parts_of(
     engine, rollout = recipe.engine, recipe.rollout
     service = memory.service_parts(
         shape,
-        element=_element(recipe.base.dtype if engine.dtype == "base" else engine.dtype, on_gpu=on_gpu),
+        element=_element(recipe.served_dtype, on_gpu=on_gpu),
         slots=engine.max_loras,
         slot_rank=recipe.max_lora_rank,
         kv_cache_gib=engine.kv_cache_gib,
@@ -138,7 +138,7 @@ def _knobs(recipe: Recipe, shape: memory.Shape) -> tuple[tuple[lowering.Knob, ..
     engine, rollout, budget = recipe.engine, recipe.rollout, recipe.budget
     service = lowering.service_knobs(
         shape,
-        element=_element(recipe.base.dtype if engine.dtype == "base" else engine.dtype, on_gpu=True),
+        element=_element(recipe.served_dtype, on_gpu=True),
         kv_cache_gib=engine.kv_cache_gib,
         slots=engine.max_loras,
         branches=len(recipe.branches),

@@ -9,7 +9,7 @@ the worker, because they do not change what is computed); LoRA dropout (always 0
 rank-stabilised scaling (set `lora.alpha`) and targets beside `TARGET_MODULES` (the engine serves no others rightly).
 """
 
-from typing import Any, Self, cast
+from typing import Any, Literal, Self, cast
 
 from pydantic import Field, model_validator
 
@@ -116,6 +116,11 @@ class Recipe(Section):
     def max_lora_rank(self) -> int:
         """The rank that the engine makes room for: it knows a few sizes only."""
         return engine_rank(self.lora.rank)
+
+    @property
+    def served_dtype(self) -> Literal["auto", "bfloat16", "float32"]:
+        """The precision of the engine's copy: that of the trainer's where the engine has none of its own."""
+        return self.base.dtype if self.engine.dtype == "base" else self.engine.dtype
 
     @property
     def data(self) -> dict[str, Data]:

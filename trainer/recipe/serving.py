@@ -15,7 +15,7 @@ def service_numbers(recipe: Recipe) -> dict[str, object]:
     engine, media, derived = recipe.engine, recipe.media, limits(recipe)
     return {
         "base": recipe.base.name,
-        "dtype": recipe.base.dtype if engine.dtype == "base" else engine.dtype,
+        "dtype": recipe.served_dtype,
         "max_model_len": recipe.rollout.max_model_len,
         "max_lora_rank": recipe.max_lora_rank,
         "max_loras": engine.max_loras,
