@@ -63,6 +63,9 @@ def test_a_seed_is_trained_examined_and_reported(tmp_path: Path):
     assert "data:image/png" in (out / "report.html").read_text()
     assert (out / "tables.md").read_text().count("\n| CoPD |") == 6  # of two tables, in three ways
     assert {answers.way for answers in read_answers(out / "answers" / "seed-0.jsonl")} == set(KINDS)
+    items = [json.loads(line) for line in (out / "items" / "seed-0.jsonl").read_text().splitlines()]
+    assert {"base", "s0-copd2-merged"} < {item["model"] for item in items}
+    assert all(item["text"] for item in items)
 
     again = small(out, "static_v2t", "copd2")
     assert again.returncode == 2

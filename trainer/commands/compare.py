@@ -5,6 +5,7 @@ several seeds into one plan, which keeps a machine busier; the first of them is 
 What is there is not made again: after Ctrl-C, or with more `--seeds` or `comparison.systems`, go on with `--resume`.
 
     DIR/answers/seed-0.jsonl   the reward of every result for every question: what all tables are made of
+    DIR/items/seed-0.jsonl     every answer in full, to read
     DIR/comparison.json        tables, verdicts, costs, dynamics
     DIR/report.html            the same to read, with pictures, in one file
     DIR/tables.md              its tables for a document

@@ -117,10 +117,20 @@ def examine_seed(
         items = ask(recipe, folder, processes, seed_exams, models)
     # The answers come last and in one rename: where they are, nothing else of these results is missing.
     _merges_of(out, seed).write_bytes(_MERGES.dump_json(read_merges(out, seed) | scaled, indent=1) + b"\n")
+    write_items(out / "items" / target.name, items)
     draft = target.with_suffix(".draft")
     after = answers_of(items, seed_exams, seed, results)
     draft.write_text("".join(json.dumps(asdict(answers)) + "\n" for answers in [*before, *after]))
     draft.replace(target)
+
+
+def write_items(path: Path, items: Sequence[ExamAnswer]) -> None:
+    """Adds answers in full to the file, in place of what it has of the same models."""
+    path.parent.mkdir(exist_ok=True)
+    models = {item.model for item in items}
+    lines = path.read_text().splitlines() if path.exists() else []
+    kept = [line for line in lines if json.loads(line)["model"] not in models]
+    path.write_text("".join(f"{line}\n" for line in [*kept, *(json.dumps(item.to_json()) for item in items)]))
 
 
 def scale_systems(

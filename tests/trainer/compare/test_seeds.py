@@ -1,13 +1,15 @@
-"""The groups of a comparison's seeds, and their blind level. The whole of it: tests/e2e/test_compare.py."""
+"""The groups of a comparison's seeds, their blind level, and the file of a seed's answers. The whole of it: tests/e2e/test_compare.py."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from trainer.compare.answers import write_items
 from trainer.compare.choices import Rates
 from trainer.compare.rates import systems_by_rate
 from trainer.compare.seeds import Part, blind_levels, groups, unanswered
-from trainer.evaluation.exams import exams
+from trainer.evaluation.exams import ExamAnswer, exams
 from trainer.recipe.file import load
 
 
@@ -51,3 +53,15 @@ def test_a_result_is_examined_at_its_systems_rate_alone(tmp_path: Path):
         "merge3",
         "mixed3",
     }
+
+
+def test_answers_in_full_stand_once_for_each_model(tmp_path: Path):
+    def items(model: str, text: str) -> list[ExamAnswer]:
+        return [ExamAnswer(model, "text", "greedy", number, "q", 0, text, 1.0, None, 3, False) for number in range(2)]
+
+    path = tmp_path / "items" / "seed-0.jsonl"
+    write_items(path, items("base", "a"))
+    write_items(path, items("merged", "b"))
+    write_items(path, items("merged", "c"))  # an exam that was stopped before its rewards were written is taken anew
+    texts = [(line["model"], line["text"]) for line in map(json.loads, path.read_text().splitlines())]
+    assert texts == [("base", "a"), ("base", "a"), ("merged", "c"), ("merged", "c")]
