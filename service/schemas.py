@@ -10,8 +10,9 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 SAFETENSORS = "application/vnd.safetensors"
 
 # Publisher and engine both score these when a revision is published, to see that they mean the same model. Ids and not
-# a text, so that it needs no tokenizer; every vocabulary has these.
-CANARY_PROMPT, CANARY_COMPLETION = tuple(range(8)), tuple(range(8, 24))
+# a text, so that it needs no tokenizer; every vocabulary has these. In most they are the signs of ASCII in order, which
+# a language model expects: of a text that it finds absurd, bfloat16 rounds the log-probabilities by a nat and more.
+CANARY_PROMPT, CANARY_COMPLETION = tuple(range(32, 40)), tuple(range(40, 56))
 
 Base64 = Annotated[str, Field(description="the bytes of a file, base64; or sha256:HEX of one that was PUT to /media")]
 TokenId = Annotated[int, Field(ge=0)]

@@ -15,7 +15,8 @@ from adapters.manifest import Manifest
 from adapters.names import Ref
 from adapters.store import StoredBranch
 
-MAX_CANARY_DIFFERENCE = 0.1  # in nats a token, on average
+MAX_CANARY_DIFFERENCE = 0.25
+"""In nats a token, on average. Engine and trainer of a pretrained model differ by 0.08 in bfloat16 alone."""
 META_BYTES = 2**16  # the most of any text field of an upload; these are held in memory, files are not
 
 Kind = Literal[

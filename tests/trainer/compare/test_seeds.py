@@ -1,4 +1,7 @@
-"""The groups of a comparison's seeds, their blind level, and the file of a seed's answers. The whole of it: tests/e2e/test_compare.py."""
+"""The groups of a comparison's seeds, their blind level, and the file of a seed's answers.
+
+The whole of it: tests/e2e/test_compare.py.
+"""
 
 import json
 from pathlib import Path

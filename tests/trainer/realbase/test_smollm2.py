@@ -9,6 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
 from clients.cli import main
+from service.publishing.decisions import MAX_CANARY_DIFFERENCE
+from service.schemas import CANARY_COMPLETION, CANARY_PROMPT
 from tests.engine.service_process import ServiceProcess
 from trainer.realbase.sight import share_read
 from trainer.realbase.source import read_source
@@ -88,6 +90,17 @@ def test_the_service_says_the_same(
     finally:
         service.stop()
     assert_equal_to_rounding(torch.tensor(np.array(rows)), logprobs_RT)
+
+
+@torch.inference_mode()
+def test_the_canary_is_no_text_that_bfloat16_garbles(embedded: Path) -> None:
+    """Where engine and trainer compute in bfloat16, a publish must not take rounding for another model."""
+    ids_1T = torch.tensor([[*CANARY_PROMPT, *CANARY_COMPLETION]])
+    model = Qwen3VLForConditionalGeneration.from_pretrained(embedded, dtype=torch.float32).eval()
+    exact, rounded = chosen(model, ids_1T), chosen(model.bfloat16(), ids_1T)
+    difference = (rounded - exact)[0, -len(CANARY_COMPLETION) :].abs().mean()
+    print(f"canary in bfloat16: {difference:.2g}")
+    assert difference < MAX_CANARY_DIFFERENCE / 2
 
 
 def test_it_reads_digits_that_it_never_saw(embedded: Path) -> None:
