@@ -14,6 +14,7 @@ from rich.table import Table
 from adapters.architectures import read_architecture
 from adapters.base import locate
 from adapters.errors import UserError
+from adapters.precision import dtype_here
 from trainer.miniature.question import LEVELS
 from trainer.miniature.words import without_words
 from trainer.realbase.cache import BASE, REAL, cached
@@ -198,8 +199,10 @@ def _check(arguments: argparse.Namespace) -> int:
     if missing := without_words(folder, arguments.capabilities if kind == "miniature" else ()):
         raise UserError(f"--base {arguments.base} has no words for {', '.join(missing)}; take one built with them")
     torch.set_num_threads(THREADS)
+    # The real base as a run computes it here; a miniature is as fast in float32.
+    dtype = dtype_here("auto") if kind == "real" else "float32"
     # transformers and not vLLM: no engine is needed to see what a base can do.
-    model = Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    model = Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=dtype).eval()
     processor = Qwen3VLProcessor.from_pretrained(folder)
     table = Table(
         title=f"{arguments.base}: {questions} {arguments.split} questions a level, accuracy in %",

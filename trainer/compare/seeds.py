@@ -4,7 +4,7 @@ Where systems have learning rates of their own (`rates`), a group is several run
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -16,7 +16,7 @@ from trainer.compare.rates import at_rate, folder_of, read_rates, systems_by_rat
 from trainer.compare.results import Measured, Results, measured_by, measured_in, results_of
 from trainer.compare.standings import Standings
 from trainer.data.held_out import held_out_data
-from trainer.evaluation.exams import exams
+from trainer.evaluation.exams import blind_level
 from trainer.local.train import events_of, is_trained, run_processes, train
 from trainer.plan.comparison import of_seeds
 from trainer.plan.make import make_plan
@@ -139,12 +139,13 @@ def _measured(recipe: Recipe, out: Path, answers: Sequence[ResultAnswers], rates
     )
 
 
-def blind_levels(recipe: Recipe, seeds: Iterable[int]) -> dict[str, float]:
-    """The blind level of the miniature's exams: the mean over the seeds, which have questions of their own."""
-    names = [name for name, config in recipe.capabilities.items() if isinstance(held_out_data(config), MiniatureData)]
-    levels: dict[str, list[float]] = {}
-    for seed in seeds:
-        for exam in exams(recipe, only=names, draw=seed):
-            assert exam.blind is not None
-            levels.setdefault(exam.name, []).append(exam.blind)
-    return {name: fmean(by_seed) for name, by_seed in levels.items()}
+def blind_levels(recipe: Recipe, seeds: Collection[int]) -> dict[str, float]:
+    """The blind level of the exams of generated questions: the mean over the seeds, which have others each. It comes
+    from the questions alone: tables are also made where the base is not."""
+    levels: dict[str, float] = {}
+    for name, capability in recipe.capabilities.items():
+        data = held_out_data(capability)
+        if isinstance(data, MiniatureData):
+            count = min(recipe.evaluation.questions, data.size)
+            levels[name] = fmean(blind_level(data, count, seed) for seed in seeds)
+    return levels
