@@ -3,6 +3,7 @@
 A child can tell its parent that it does its work now, which is more than that it lives.
 """
 
+import ctypes
 import os
 import signal
 import sys
@@ -12,6 +13,11 @@ import psutil
 
 READY_VARIABLE = "COEVO_READY_FD"
 """The descriptor on which a child tells its parent that it is ready; not set where nobody listens."""
+
+ARENAS_VARIABLE, ARENAS = "MALLOC_ARENA_MAX", 2
+"""How many pieces of memory glibc keeps for all threads. By default each thread has one of its own, which stays as
+large as it ever was: gigabytes for every thread that has run an update."""
+_M_ARENA_MAX = -8  # of malloc.h
 
 # Run by a fresh interpreter that then becomes the child: a thread-safe way to set what dies with whom.
 _DIE_WITH_PARENT = """
@@ -34,6 +40,14 @@ def tell_ready() -> None:
     if descriptor := os.environ.pop(READY_VARIABLE, None):
         with os.fdopen(int(descriptor), "wb", buffering=0) as pipe:
             pipe.write(b"\n")
+
+
+def share_arenas() -> None:
+    """The same in a process that runs already, before it has threads."""
+    if sys.platform == "linux" and ARENAS_VARIABLE not in os.environ:
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none, and needs none
+        if mallopt:
+            mallopt(_M_ARENA_MAX, ARENAS)
 
 
 def cpu_seconds(pid: int | None = None) -> float:

@@ -22,12 +22,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from service.faults import RESTARTS_VARIABLE
-from service.processes import READY_VARIABLE, die_with_parent
+from service.processes import ARENAS, ARENAS_VARIABLE, READY_VARIABLE, die_with_parent
 
 ENGINE_DIED = 70  # EX_SOFTWARE of sysexits.h
-
-# Threads parse bodies. By default each has memory of its own in glibc, which stays as large as the largest body in it.
-ARENAS = {"MALLOC_ARENA_MAX": "2"}
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +121,7 @@ class _Supervisor:
             child = self._child = await asyncio.create_subprocess_exec(
                 *die_with_parent(self._command),
                 env={
-                    **ARENAS,
+                    ARENAS_VARIABLE: str(ARENAS),  # threads parse bodies
                     **os.environ,
                     RESTARTS_VARIABLE: str(self._budget.spent()),
                     READY_VARIABLE: str(tell_ready),

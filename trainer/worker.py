@@ -29,6 +29,7 @@ from clients.client import AsyncClient, from_environment
 from clients.parser import Parser
 from service import logs
 from service.concurrency import Stopped, cancelled_by
+from service.processes import share_arenas
 from trainer.data.base import base_of
 from trainer.loop import gather_batch
 from trainer.orchestration.deadline import in_time
@@ -54,6 +55,7 @@ log = logging.getLogger("worker")
 
 def main(words: Sequence[str] | None = None) -> int:
     arguments = parse(words)
+    share_arenas()
     return status_of("worker", lambda: advance(arguments))
 
 
