@@ -18,7 +18,7 @@ CHAPTERS = {
     "What do I do with my own?": ["your-data.md", "recipe.md", "merge.md", "data.md"],
     "How does it work?": ["method.md", "update.md", "service.md", "evaluation.md"],
     "How do I run it for long?": ["running.md", "page.md", "operations.md", "containers.md", "gpu.md"],
-    "Does it work?": ["results.md", "results-primary.md", "results-tables.md", "miniature.md"],
+    "Does it work?": ["results.md", "results-primary.md", "results-tables.md", "results-real.md", "miniature.md"],
     "What changed?": ["CHANGELOG.md", "CONTRIBUTING.md"],
 }
 """The navigation, by what a reader asks. A page that is in none of them stands under `More`."""

@@ -10,6 +10,7 @@ from clients.cli import main
 
 RESULTS = Path("bench/results/compare")
 PRIMARY = Path("bench/results/compare-primary")
+REAL = Path("bench/results/compare-real")
 
 COMPARE = "recipes/miniature/compare.toml"
 
@@ -79,6 +80,7 @@ def test_a_folder_without_answers_is_told(tmp_path: Path, capsys: pytest.Capture
     [
         (COMPARE, RESULTS, "docs/results-tables.md"),
         ("recipes/miniature/compare-primary.toml", PRIMARY, "docs/results-primary.md"),
+        ("recipes/real/compare.toml", REAL, "docs/results-real.md"),
     ],
 )
 def test_the_tables_in_the_docs_are_those_of_the_committed_answers(
