@@ -43,11 +43,9 @@ def tell_ready() -> None:
 
 
 def share_arenas() -> None:
-    """The same in a process that runs already, before it has threads."""
+    """Arenas of a process that runs already, for the threads that it will have."""
     if sys.platform == "linux" and ARENAS_VARIABLE not in os.environ:
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none, and needs none
-        if mallopt:
-            mallopt(_M_ARENA_MAX, ARENAS)
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, ARENAS)
 
 
 def cpu_seconds(pid: int | None = None) -> float:

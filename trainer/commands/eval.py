@@ -20,7 +20,17 @@ from adapters.errors import UserError
 from adapters.manifest import base_digest
 from adapters.names import BASE, MERGED, Ref
 from clients.client import AsyncClient, ServiceAddress, ServiceError, from_environment
-from trainer.evaluation.exams import ExamAnswer, ExamResult, decoder, exam_results, examine, exams, mean_results, pinned
+from trainer.evaluation.exams import (
+    ExamAnswer,
+    ExamResult,
+    as_lines,
+    decoder,
+    exam_results,
+    examine,
+    exams,
+    mean_results,
+    pinned,
+)
 from trainer.local.examiner import ADAPTER, flags_of, stacked_rank
 from trainer.local.processes import SERVICE, ProcessGroup
 from trainer.recipe import Recipe
@@ -70,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         arguments.json.write_text(json.dumps(as_json(recipe, results, means), indent=1, allow_nan=False) + "\n")
     if arguments.items:
-        arguments.items.write_text("".join(json.dumps(item.to_json()) + "\n" for item in items))
+        arguments.items.write_text(as_lines(items))
     if sys.stdout.isatty():
         show(recipe.name, results, means)
     else:

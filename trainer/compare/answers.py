@@ -35,7 +35,7 @@ from trainer.compare.choices import (
     validation_exams,
     write_candidates,
 )
-from trainer.evaluation.exams import Exam, ExamAnswer, decoder, exam_results, exams, question_means
+from trainer.evaluation.exams import Exam, ExamAnswer, as_lines, decoder, exam_results, exams, question_means
 from trainer.evaluation.ways import kind_of
 from trainer.local.examiner import Examiner, stacked_rank
 from trainer.local.processes import ProcessGroup
@@ -128,9 +128,11 @@ def write_items(path: Path, items: Sequence[ExamAnswer]) -> None:
     """Adds answers in full to the file, in place of what it has of the same models."""
     path.parent.mkdir(exist_ok=True)
     models = {item.model for item in items}
-    lines = path.read_text().splitlines() if path.exists() else []
-    kept = [line for line in lines if json.loads(line)["model"] not in models]
-    path.write_text("".join(f"{line}\n" for line in [*kept, *(json.dumps(item.to_json()) for item in items)]))
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    of_other_models = [line for line in lines if json.loads(line)["model"] not in models]
+    draft = path.with_suffix(".draft")
+    draft.write_text("".join(of_other_models) + as_lines(items))
+    draft.replace(path)
 
 
 def scale_systems(

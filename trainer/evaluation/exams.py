@@ -11,6 +11,7 @@ Axes: Q questions.
 
 import asyncio
 import itertools
+import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -109,6 +110,11 @@ class ExamResult:
     cut_off: float
     tokens: float
     """The mean length of an answer."""
+
+
+def as_lines(items: Iterable[ExamAnswer]) -> str:
+    """Answers in full, a line of JSON for each: a file of them."""
+    return "".join(json.dumps(item.to_json()) + "\n" for item in items)
 
 
 # ---- what is asked ----

@@ -18,7 +18,7 @@ from adapters.merge import MergePlan, fold, make_merge_plan, write_adapter
 from adapters.merge_inputs import MergeBase, open_base, open_revision
 from adapters.merge_record import Record, write_card
 from adapters.names import BASE, MERGED, Ref
-from trainer.evaluation.exams import ExamResult, MeanResult, decoder, exam_results, exams, mean_results
+from trainer.evaluation.exams import ExamResult, MeanResult, as_lines, decoder, exam_results, exams, mean_results
 from trainer.local.examiner import ADAPTER, Examiner, stacked_rank
 from trainer.local.processes import ProcessGroup
 from trainer.plan.make import make_plan
@@ -71,7 +71,7 @@ def finish(recipe: Recipe, out: Path, processes: ProcessGroup) -> Outcome:
     outcome = Outcome(results, mean_results(results))
     if record is not None:
         write_card(out / MERGED, record, card_scores(results))
-    (out / "items.jsonl").write_text("".join(json.dumps(item.to_json()) + "\n" for item in items))
+    (out / "items.jsonl").write_text(as_lines(items))
     # The table last, and whole by a rename: it says that all else is there.
     draft = out / ".results.json"
     draft.write_text(json.dumps(as_json(recipe, results, outcome.means), indent=1, allow_nan=False) + "\n")
