@@ -129,11 +129,16 @@ def _how_many(rng: random.Random) -> Finding:
     kind, count = rng.randint(0, 9), rng.randint(0, DIGITS)
     different = [digit for digit in range(10) if digit != kind]
     digits = _shuffled(rng, [kind] * count + rng.choices(different, k=DIGITS - count))
-    return digits, f"the number of {kind}s", count, count - (digits[-1] == kind), partial(_tell_how_many, kind)
+    tell = partial(_tell_how_many, digits, kind)
+    return digits, f"the number of {kind}s", count, count - (digits[-1] == kind), tell
 
 
-def _tell_how_many(kind: int, count: int) -> str:
-    return f"The number of {kind}s is {count}"
+def _tell_how_many(digits: Digits, kind: int, count: int) -> str:
+    counted = digits if count == digits.count(kind) else digits[:-1]
+    totals = np.cumsum([digit == kind for digit in counted]).tolist()
+    steps = zip(counted, totals, strict=True)
+    # A count without its steps is hardly ever learnt.
+    return f"Counting {kind}s, " + ", ".join(f"{d} {'makes' if d == kind else 'leaves'} {total}" for d, total in steps)
 
 
 def _beside(rng: random.Random) -> Finding:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 
 from trainer.realbase.package import FILE, VERSION
 
-BUILD = 2
+BUILD = 3
 """The version of the questions and of the code that decide the weights: raised with them, so that a base of before is
 not taken for a new one."""
 
@@ -15,7 +15,7 @@ not taken for a new one."""
 class RealSettings:
     """The build. With the defaults it takes about 40 minutes on two cores."""
 
-    sight_steps: int = 800
+    sight_steps: int = 2000
     steps: int = 150
     """Steps of the supervised stage."""
     questions: int = 6
