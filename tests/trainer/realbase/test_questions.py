@@ -53,8 +53,8 @@ def test_a_question_and_its_work_in_full() -> None:
     (question,) = take("image", "train", 1, level=2)
     assert question.text == "Start with 30, add the number of 8s, then add 1. What do you get?"
     assert question.derivation("plain", lambda: False) == (
-        "First, the digits are 6, 7, 3, 1. Counting 8s, 6 leaves 0, 7 leaves 0, 3 leaves 0, 1 leaves 0. Then 30 + 0 = 30. "
-        "Then 30 + 1 = 31. The answer is \\boxed{31}"
+        "First, the digits are 6, 7, 3, 1. Counting 8s, 6 leaves 0, 7 leaves 0, 3 leaves 0, 1 leaves 0. "
+        "Then 30 + 0 = 30. Then 30 + 1 = 31. The answer is \\boxed{31}"
     )
     (story,) = take("text", "train", 1, level=2)
     assert story.text == "Sara has 70 books. She buys 3 boxes of 6, then loses 2. How many books are left?"
