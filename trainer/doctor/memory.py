@@ -20,7 +20,9 @@ SPARE = GIB
 _MASTER, _MOMENTS, _GRADIENT = 4, 8, 4
 """Bytes of a parameter that is trained, all in float32; moments are Adam's two."""
 _CHUNK = 1024
-"""Tokens whose log-probabilities are made at once, in the engine and in the trainer."""
+"""Tokens whose log-probabilities are made at once, in the engine and in a trainer on a GPU."""
+_CPU_CHUNK = 128
+"""The same in a trainer on CPU."""
 # Seen: what a process takes beside everything that is counted here.
 _ENGINE_ON_GPU = 2_500_000_000  # CUDA context and graphs
 _WORKER_ON_GPU = 600_000_000  # CUDA context
@@ -254,7 +256,7 @@ def worker_parts(
     layers = shape.layers * shape.layer_parameters
     base = shape.parameters if shards == 1 else shape.parameters - layers + -(-layers // shards)
     gathered = 0 if shards == 1 else 2 * shape.layer_parameters
-    log_probs = 2 * _CHUNK * shape.vocabulary * 4  # logits in float32, and their gradients
+    log_probs = 2 * (_CHUNK if on_gpu else _CPU_CHUNK) * shape.vocabulary * 4  # logits in float32, and their gradients
     runtime = _WORKER_ON_GPU if on_gpu else _WORKER_ON_CPU
     return (
         MemoryPart("worker", "base copy", (base + gathered) * element, f"{(base + gathered) / 1e9:.3g} G parameters"),

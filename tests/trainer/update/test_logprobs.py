@@ -14,7 +14,7 @@ ROWS = 16
 
 @pytest.fixture
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logprobs, "_CHUNK", ROWS)
+    monkeypatch.setitem(logprobs._CHUNK, "cpu", ROWS)
 
 
 def case(rows: int, columns: int, *, vocabulary: int = 50, size: int = 12) -> tuple[Tensor, Tensor, Tensor]:
