@@ -85,21 +85,22 @@ def test_a_prompt_in_pieces_has_the_rows_of_its_completion(
 ) -> None:
     monkeypatch.setattr(cpu_scores, "ROWS_AT_ONCE", at_once)
     ids = torch.randint(VOCABULARY, (12,), generator=seeded(2)).tolist()
-    hidden = torch.randn(12, HIDDEN, generator=seeded(3))
+    hidden = {"likeliest": torch.randn(12, HIDDEN, generator=seeded(3))}
+    hidden["ids"] = torch.randn(12, HIDDEN, generator=seeded(6))  # a mistaken row would be seen
     requested = torch.randint(VOCABULARY, (5, 4), generator=seeded(4)).tolist()
     runner = Runner(
         {"likeliest": request(ids, score_args(6, None)), "ids": request(ids, score_args(6, requested))},
         {"likeliest": 3, "ids": 4},
     )
     answers: dict[str, Any] = {}
-    for part in hidden.split(pieces):
+    for likeliest, by_id in zip(hidden["likeliest"].split(pieces), hidden["ids"].split(pieces), strict=True):
         assert not answers
-        answers = runner.step({"likeliest": part, "ids": part})
-    # Row i predicts token i + 1: rows 6 to 10 are those of the last five tokens.
-    logprobs_RV = (hidden[6:11] @ runner.head_HV).log_softmax(-1)
+        answers = runner.step({"likeliest": likeliest, "ids": by_id})
     tokens = torch.tensor(ids[7:])[:, None]
-    likeliest = logprobs_RV.topk(3)
-    for name, columns in (("likeliest", likeliest.indices), ("ids", torch.tensor(requested))):
+    for name in hidden:
+        # Row i predicts token i + 1: rows 6 to 10 are those of the last five tokens.
+        logprobs_RV = (hidden[name][6:11] @ runner.head_HV).log_softmax(-1)
+        columns = logprobs_RV.topk(3).indices if name == "likeliest" else torch.tensor(requested)
         expected = torch.cat((tokens, columns), dim=1)
         assert answers[name].logprob_token_ids.tolist() == expected.tolist()
         torch.testing.assert_close(answers[name].logprobs, logprobs_RV.gather(1, expected), atol=1e-5, rtol=0)

@@ -26,9 +26,9 @@ async def chunks(path, size=1000):
         yield data[start : start + size]
 
 
-def make_publisher(store, loader, cache, *, canary=canary, fence=None):
-    registry = Registry(store, loader, cache, dtype="float32", capacity=4)
-    return registry, Publisher(store, registry, SHAPE, max_rank=8, canary=canary, fence=fence)
+def make_publisher(store, loader, cache, *, dtype="float32", canary=canary, fence=None):
+    registry = Registry(store, loader, cache, dtype=dtype, capacity=4)
+    return registry, Publisher(store, registry, SHAPE, max_rank=8, dtype=dtype, canary=canary, fence=fence)
 
 
 async def publish(publisher, folder, upload):

@@ -245,16 +245,17 @@ async def test_an_upload_that_breaks_off_leaves_nothing(publisher, store, adapte
 
 
 @pytest.mark.parametrize(
-    ("engine", "publishers", "says"),
+    ("dtype", "engine", "publishers", "says"),
     [
-        ([-1.0, -2.0], [-1.0, -2.6], "differ from meta.canary by 0.3 on average"),
-        ([-1.0, -2.0], [-1.0], "has 1 numbers, the canary has 2 tokens"),
-        ([-1.0, float("nan")], [-1.0, -2.0], "not finite"),
-        ([-1.0, float("-inf")], None, "not finite"),
+        ("float32", [-1.0, -2.0], [-1.0, -2.3], "differ from meta.canary by 0.15 on average, at most 0.1 "),
+        ("bfloat16", [-1.0, -2.0], [-1.0, -2.6], "differ from meta.canary by 0.3 on average, at most 0.25 "),
+        ("float32", [-1.0, -2.0], [-1.0], "has 1 numbers, the canary has 2 tokens"),
+        ("float32", [-1.0, float("nan")], [-1.0, -2.0], "not finite"),
+        ("bfloat16", [-1.0, float("-inf")], None, "not finite"),
     ],
 )
 async def test_an_adapter_whose_numbers_are_other_is_refused_and_not_kept(
-    store, loader, adapter, second_adapter, tmp_path, engine, publishers, says
+    store, loader, adapter, second_adapter, tmp_path, dtype, engine, publishers, says
 ):
     answers = [engine, [-1.0, -2.0]]
 
@@ -262,7 +263,7 @@ async def test_an_adapter_whose_numbers_are_other_is_refused_and_not_kept(
         assert handle in loader.loaded
         return answers.pop(0)
 
-    registry, publisher = make_publisher(store, loader, tmp_path / "cache", canary=canary)
+    registry, publisher = make_publisher(store, loader, tmp_path / "cache", dtype=dtype, canary=canary)
     meta = {} if publishers is None else {"canary": publishers}
     error = await refusal(publisher, adapter, replace(FIRST, meta=meta))
     assert error.kind == "canary"
