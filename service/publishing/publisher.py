@@ -106,7 +106,7 @@ class Publisher:
         self._registry = registry
         self._base = base
         self._max_rank = max_rank
-        self._dtype = dtype
+        self._dtype: Dtype = dtype
         self._bounds = bounds
         self._canary = canary
         self._fence = fence or LocalFence(store)
