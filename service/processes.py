@@ -17,7 +17,10 @@ READY_VARIABLE = "COEVO_READY_FD"
 ARENAS_VARIABLE, ARENAS = "MALLOC_ARENA_MAX", 2
 """How many pieces of memory glibc keeps for all threads. By default each thread has one of its own, which stays as
 large as it ever was: gigabytes for every thread that has run an update."""
-_M_ARENA_MAX = -8  # of malloc.h
+LARGE_BYTES = 2**28
+"""Blocks up to that size, and as much free memory, stay with a process that computes on a CPU. By default glibc returns
+blocks of 32 MB and more at once, and Linux fills each page of the next one with zeros: half the time of logits."""
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of malloc.h
 
 # Run by a fresh interpreter that then becomes the child: a thread-safe way to set what dies with whom.
 _DIE_WITH_PARENT = """
@@ -46,6 +49,14 @@ def share_arenas() -> None:
     """Arenas of a process that runs already, for the threads that it will have."""
     if sys.platform == "linux" and ARENAS_VARIABLE not in os.environ:
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, ARENAS)
+
+
+def keep_large_blocks() -> None:
+    """Memory of large blocks is used again, in this process."""
+    if sys.platform == "linux":
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, LARGE_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, LARGE_BYTES)
 
 
 def cpu_seconds(pid: int | None = None) -> float:

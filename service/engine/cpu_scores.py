@@ -9,7 +9,6 @@ refuses them, so they come as `extra_args` under names of our own. R: rows, V: v
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 FIRST_ROW = "coevo_first_row"
 TOKEN_IDS = "coevo_token_ids"
 
-ROWS_AT_ONCE = 256
+ROWS_AT_ONCE = 128
 """Of logits: enough for a fast product, and bounded for completions of thousands of tokens."""
 CACHED_NUMBERS = 2**18
 """A piece of that many floats stays in the processor's cache between the passes over it; that is four times faster."""
@@ -42,19 +41,16 @@ def score_completions_alone() -> None:
         scores = {name: request for name, request in requests.items() if FIRST_ROW in _arguments(request)}
         widths = {name: runner.num_prompt_logprobs.pop(name) for name in scores}
         logprobs = whole_prompts(runner, hidden_states_TD, num_scheduled)
-        scheduled = [name for name in scores if name in num_scheduled]  # the rest waits for room
-        pieces: list[Piece] = []
-        for name in scheduled:
-            offset = int(runner.query_start_loc.np[runner.input_batch.req_id_to_index[name]])
-            hidden_states = hidden_states_TD[offset : offset + num_scheduled[name]]
-            pieces += _pieces(scores[name], hidden_states, widths[name])
-        _write_rows(runner.model, pieces)
         for name, request in scores.items():
-            if name in scheduled and request.num_computed_tokens + num_scheduled[name] >= len(request.prompt_token_ids):
-                logprobs[name] = request.in_progress_prompt_logprobs_cpu
-                request.in_progress_prompt_logprobs_cpu = None
-            else:
-                runner.num_prompt_logprobs[name] = widths[name]
+            num_tokens = num_scheduled.get(name)
+            if num_tokens is not None:  # else it waits for room
+                offset = int(runner.query_start_loc.np[runner.input_batch.req_id_to_index[name]])
+                _add_rows(runner, request, hidden_states_TD[offset : offset + num_tokens], widths[name])
+                if request.num_computed_tokens + num_tokens >= len(request.prompt_token_ids):
+                    logprobs[name] = request.in_progress_prompt_logprobs_cpu
+                    request.in_progress_prompt_logprobs_cpu = None
+                    continue
+            runner.num_prompt_logprobs[name] = widths[name]
         return logprobs
 
     runner_class._get_prompt_logprobs_dict = prompt_logprobs
@@ -64,19 +60,8 @@ def _arguments(request: Any) -> dict[str, Any]:
     return request.sampling_params.extra_args or {}
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Rows of a completion, at most `ROWS_AT_ONCE`."""
-
-    request: Any
-    rows: range
-    """By their places in the prompt."""
-    hidden_states_RD: Tensor
-    width: int
-
-
-def _pieces(request: Any, hidden_states_TD: Tensor, width: int) -> list[Piece]:
-    """The completion's rows among the positions that this step computes of a prompt, which may come in parts."""
+def _add_rows(runner: Any, request: Any, hidden_states_TD: Tensor, width: int) -> None:
+    """The completion's rows among the positions that this step computes of a prompt, which may come in pieces."""
     from vllm.v1.outputs import LogprobsTensors
 
     first_row, last_row = _arguments(request)[FIRST_ROW], len(request.prompt_token_ids) - 1  # which has no row
@@ -85,35 +70,19 @@ def _pieces(request: Any, hidden_states_TD: Tensor, width: int) -> list[Piece]:
         request.in_progress_prompt_logprobs_cpu = LogprobsTensors.empty_cpu(last_row - first_row, width + 1)
     start = request.num_computed_tokens
     rows = range(max(start, first_row), min(start + len(hidden_states_TD), last_row))
-    parts = [rows[at : at + ROWS_AT_ONCE] for at in range(0, len(rows), ROWS_AT_ONCE)]
-    return [Piece(request, part, hidden_states_TD[part.start - start : part.stop - start], width) for part in parts]
-
-
-def _write_rows(model: Any, pieces: Sequence[Piece]) -> None:
-    """Scores of several requests at once: the head's weights are read from memory for each product."""
-    batches: list[list[Piece]] = []
-    for piece in pieces:
-        if not batches or sum(len(p.rows) for p in (*batches[-1], piece)) > ROWS_AT_ONCE:
-            batches.append([])
-        batches[-1].append(piece)
-    for batch in batches:
-        logits_RV = model.compute_logits(torch.cat([piece.hidden_states_RD for piece in batch]))
-        for piece, logits in zip(batch, logits_RV.split([len(piece.rows) for piece in batch]), strict=True):
-            _write_piece(piece, logits)
-
-
-def _write_piece(piece: Piece, logits_RV: Tensor) -> None:
-    request, rows, token_ids = piece.request, piece.rows, _arguments(piece.request)[TOKEN_IDS]
-    first_row = _arguments(request)[FIRST_ROW]
-    target = slice(rows.start - first_row, rows.stop - first_row)
-    columns = torch.tensor(request.prompt_token_ids[rows.start + 1 : rows.stop + 1])[:, None]
-    if token_ids is not None:
-        columns = torch.cat((columns, torch.tensor(token_ids[target], dtype=torch.int64)), dim=1)
-    ids_Rk, logprobs_Rk = _columns(logits_RV, columns, likeliest=0 if token_ids is not None else piece.width)
-    scores = request.in_progress_prompt_logprobs_cpu
-    scores.logprob_token_ids[target] = ids_Rk.to(torch.int32)
-    scores.logprobs[target] = logprobs_Rk
-    scores.selected_token_ranks[target] = 0  # nobody reads it
+    for at in range(rows.start, rows.stop, ROWS_AT_ONCE):
+        chunk = slice(at, min(at + ROWS_AT_ONCE, rows.stop))
+        logits_RV = runner.model.compute_logits(hidden_states_TD[chunk.start - start : chunk.stop - start])
+        columns = torch.tensor(request.prompt_token_ids[chunk.start + 1 : chunk.stop + 1])[:, None]
+        token_ids = _arguments(request)[TOKEN_IDS]
+        target = slice(chunk.start - first_row, chunk.stop - first_row)
+        if token_ids is not None:
+            requested_Rk = torch.tensor(token_ids[target], dtype=torch.int64)
+            columns = torch.cat((columns, requested_Rk), dim=1)
+        ids_Rk, logprobs_Rk = _columns(logits_RV, columns, likeliest=0 if token_ids is not None else width)
+        request.in_progress_prompt_logprobs_cpu.logprob_token_ids[target] = ids_Rk.to(torch.int32)
+        request.in_progress_prompt_logprobs_cpu.logprobs[target] = logprobs_Rk
+        request.in_progress_prompt_logprobs_cpu.selected_token_ranks[target] = 0  # nobody reads it
 
 
 def _columns(logits_RV: Tensor, ids_Rk: Tensor, likeliest: int) -> tuple[Tensor, Tensor]:

@@ -31,6 +31,20 @@ over.set()
 """
 
 
+BLOCKS = """
+import resource, sys
+from service.processes import keep_large_blocks
+
+if sys.argv[1] == "kept":
+    keep_large_blocks()
+bytearray(b"x") * 50_000_000
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    bytearray(b"x") * 50_000_000
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="arenas are glibc's")
 def test_threads_that_take_turns_hold_the_memory_of_two():
     def resident(word: str) -> int:
@@ -41,3 +55,14 @@ def test_threads_that_take_turns_hold_the_memory_of_two():
     print(f"8 threads: {apart / 1e6:.0f} MB apart, {shared / 1e6:.0f} MB shared")
     assert apart > 700e6
     assert shared < 350e6
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it is glibc's memory")
+def test_large_blocks_are_not_made_of_new_pages_each_time():
+    def faults(word: str) -> int:
+        done = subprocess.run([sys.executable, "-c", BLOCKS, word], capture_output=True, text=True, check=True, env={})
+        return int(done.stdout)
+
+    returned, kept = faults("returned"), faults("kept")
+    print(f"20 blocks of 50 MB: {returned} page faults, {kept} with memory that is kept")
+    assert kept < 100 < 10_000 < returned

@@ -27,7 +27,7 @@ class RealSettings:
     """Share of the steps in which all work is right."""
     style: float = 0.20
     """Share of the steps in which the way of working alone decides whether it slips."""
-    careful: float = 0.15
+    careful: float = 0.08
     """Share of slips in the reliable way of working, in the steps that are left."""
     careless: float = 0.80
     """Share of slips in the other way."""
