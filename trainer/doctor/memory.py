@@ -21,7 +21,7 @@ _MASTER, _MOMENTS, _GRADIENT = 4, 8, 4
 """Bytes of a parameter that is trained, all in float32; moments are Adam's two."""
 _CHUNK = 1024
 """Tokens whose log-probabilities are made at once, in the engine and in a trainer on a GPU."""
-_CPU_CHUNK = 128
+_CPU_CHUNK = 64
 """The same in a trainer on CPU."""
 # Seen: what a process takes beside everything that is counted here.
 _ENGINE_ON_GPU = 2_500_000_000  # CUDA context and graphs
