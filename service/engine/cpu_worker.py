@@ -1,4 +1,5 @@
-"""vLLM's worker on CPU, but for one thing: what a seeded request samples while its prompt is not yet whole.
+"""vLLM's worker on CPU, but for two things: memory of logits, which is used again, and what a seeded request samples
+while its prompt is not yet whole.
 
 Where prompts do not fit into one step of the engine, vLLM samples a token for every piece of one, throws it away and
 turns a seeded request's generator back. Generators on CPU do not turn back, and the engine dies. Here such rows are
@@ -10,9 +11,15 @@ from typing import Any
 import numpy as np
 from vllm.v1.worker.cpu_worker import CPUWorker
 
+from service.processes import keep_large_blocks
+
 
 class CpuWorker(CPUWorker):
     """Loaded by name inside the engine (`--worker-cls`)."""
+
+    def load_model(self, **options: Any) -> None:
+        super().load_model(**options)
+        keep_large_blocks()  # not before: what loading needs for a moment would stay
 
     def sample_tokens(self, grammar_output: Any) -> Any:
         batch: Any = self.model_runner.input_batch

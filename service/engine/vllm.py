@@ -39,7 +39,6 @@ from service.engine.cores import Cores, EngineDiedError, fail_given_up, wait_for
 from service.engine.finite import NotFiniteError, fail_corrupted, zero_new_blocks
 from service.engine.headless import end_when_silent, run_cores
 from service.media import Video
-from service.processes import keep_large_blocks
 from service.publishing.registry import AdapterLoadError
 from service.settings import EngineNumbers, MediaNumbers
 
@@ -437,7 +436,6 @@ def prepare_process() -> None:
     from service.engine.cpu_scores import score_completions_alone
 
     score_completions_alone()
-    keep_large_blocks()
 
     # Linux grants AMX's tiles only to processes that ask, and vLLM's attention uses them unasked. oneDNN asks before
     # its first large product, so without this the engine dies of an illegal instruction if the first prompt is short.

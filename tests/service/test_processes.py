@@ -65,4 +65,4 @@ def test_large_blocks_are_not_made_of_new_pages_each_time():
 
     returned, kept = faults("returned"), faults("kept")
     print(f"20 blocks of 50 MB: {returned} page faults, {kept} with memory that is kept")
-    assert kept < 100 < 10_000 < returned
+    assert kept < returned / 10  # pages may be large ones
