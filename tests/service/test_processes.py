@@ -45,13 +45,15 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+def printed(program: str, word: str) -> int:
+    """The number that a program prints in a process of its own."""
+    done = subprocess.run([sys.executable, "-c", program, word], capture_output=True, text=True, check=True, env={})
+    return int(done.stdout)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="arenas are glibc's")
 def test_threads_that_take_turns_hold_the_memory_of_two():
-    def resident(word: str) -> int:
-        done = subprocess.run([sys.executable, "-c", THREADS, word], capture_output=True, text=True, check=True, env={})
-        return int(done.stdout)
-
-    apart, shared = resident("apart"), resident("shared")
+    apart, shared = printed(THREADS, "apart"), printed(THREADS, "shared")
     print(f"8 threads: {apart / 1e6:.0f} MB apart, {shared / 1e6:.0f} MB shared")
     assert apart > 700e6
     assert shared < 350e6
@@ -59,10 +61,6 @@ def test_threads_that_take_turns_hold_the_memory_of_two():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it is glibc's memory")
 def test_large_blocks_are_not_made_of_new_pages_each_time():
-    def faults(word: str) -> int:
-        done = subprocess.run([sys.executable, "-c", BLOCKS, word], capture_output=True, text=True, check=True, env={})
-        return int(done.stdout)
-
-    returned, kept = faults("returned"), faults("kept")
+    returned, kept = printed(BLOCKS, "returned"), printed(BLOCKS, "kept")
     print(f"20 blocks of 50 MB: {returned} page faults, {kept} with memory that is kept")
     assert kept < returned / 10  # pages may be large ones
