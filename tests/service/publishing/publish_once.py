@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from adapters.names import Ref
+from adapters.precision import Dtype
 from adapters.store import Store
 from service.publishing.decisions import Upload
 from service.publishing.publisher import Publisher
@@ -26,7 +27,7 @@ async def chunks(path, size=1000):
         yield data[start : start + size]
 
 
-def make_publisher(store, loader, cache, *, dtype="float32", canary=canary, fence=None):
+def make_publisher(store, loader, cache, *, dtype: Dtype = "float32", canary=canary, fence=None):
     registry = Registry(store, loader, cache, dtype=dtype, capacity=4)
     return registry, Publisher(store, registry, SHAPE, max_rank=8, dtype=dtype, canary=canary, fence=fence)
 
