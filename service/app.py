@@ -130,9 +130,7 @@ async def open_state(settings: Settings) -> AsyncGenerator[ServiceState]:
             engine=engine,
             store=store,
             registry=registry,
-            publisher=Publisher(
-                store, registry, shape, max_rank=max_rank, dtype=engine.dtype, canary=check, fence=fence, bounds=bounds
-            ),
+            publisher=Publisher(store, registry, shape, max_rank=max_rank, canary=check, fence=fence, bounds=bounds),
             fence=fence,
             runs=run_files,
             scorer=Scorer(engine, metrics, settings.scores_bytes),

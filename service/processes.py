@@ -19,7 +19,8 @@ ARENAS_VARIABLE, ARENAS = "MALLOC_ARENA_MAX", 2
 large as it ever was: gigabytes for every thread that has run an update."""
 LARGE_BYTES = 2**28
 """Blocks up to that size, and as much free memory, stay with a process that computes on a CPU. By default glibc returns
-blocks of 32 MB and more at once, and Linux fills each page of the next one with zeros: half the time of logits."""
+blocks of 32 MB and more at once, and Linux fills each page of the next one with zeros: half the time of logits in
+bfloat16."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of malloc.h
 
 # Run by a fresh interpreter that then becomes the child: a thread-safe way to set what dies with whom.

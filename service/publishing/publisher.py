@@ -29,7 +29,6 @@ from pydantic import JsonValue
 from adapters.errors import UserError
 from adapters.manifest import OPTIMISER, DamagedError, Manifest, adapter_digest, folder_digest, verify
 from adapters.names import BASE, Ref, check_branch, check_name, is_start, shown
-from adapters.precision import Dtype
 from adapters.store import Store, disk_full_as_user_error
 from adapters.validate import BOUNDS, BaseShape, InvalidAdapterError, WeightBounds, check_adapter, upload_limits
 from service.faults import fault
@@ -97,7 +96,6 @@ class Publisher:
         base: BaseShape,
         *,
         max_rank: int,
-        dtype: Dtype,
         canary: Canary,
         fence: Fence | None = None,
         bounds: WeightBounds = BOUNDS,
@@ -106,7 +104,6 @@ class Publisher:
         self._registry = registry
         self._base = base
         self._max_rank = max_rank
-        self._dtype: Dtype = dtype
         self._bounds = bounds
         self._canary = canary
         self._fence = fence or LocalFence(store)
@@ -225,7 +222,7 @@ class Publisher:
         try:
             async with self._registry.trial(manifest.ref, manifest.digest, stage.folder) as served:
                 difference = canary_difference(
-                    await self._canary(served.handle), manifest.meta.get("canary"), self._dtype
+                    await self._canary(served.handle), manifest.meta.get("canary"), self._registry.dtype
                 )
                 fault("after-load")
                 with disk_full_as_user_error("the store"):

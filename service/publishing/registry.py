@@ -104,7 +104,7 @@ class Registry:
         self._store = store
         self._loader = loader
         self._cache = cache
-        self._dtype: Dtype = dtype
+        self.dtype: Dtype = dtype
         self._capacity = capacity
         self._entries: OrderedDict[Ref, _Entry] = OrderedDict()  # the entry asked for longest ago is first
         self._leaving: dict[str, asyncio.Task[None]] = {}
@@ -223,7 +223,7 @@ class Registry:
         def copy() -> None:
             verify(source, files)
             with disk_full_as_user_error("the adapter cache"):
-                served_copy(source, folder, self._dtype)
+                served_copy(source, folder, self.dtype)
 
         if name in self._leaving:  # its folder would be deleted under the new copy
             await self._leaving[name]

@@ -29,7 +29,7 @@ async def chunks(path, size=1000):
 
 def make_publisher(store, loader, cache, *, dtype: Dtype = "float32", canary=canary, fence=None):
     registry = Registry(store, loader, cache, dtype=dtype, capacity=4)
-    return registry, Publisher(store, registry, SHAPE, max_rank=8, dtype=dtype, canary=canary, fence=fence)
+    return registry, Publisher(store, registry, SHAPE, max_rank=8, canary=canary, fence=fence)
 
 
 async def publish(publisher, folder, upload):
